@@ -1,0 +1,111 @@
+package netnstest
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// envHold tells a re-executed test binary what connections to hold.
+const envHold = "NETNSTEST_HOLD"
+
+// A Holding is a number of connections that a child process keeps open.
+type Holding struct {
+	Client Client
+	Count  int
+
+	// What is one higher in each next connection.
+	NextSourcePort, NextDestinationPort bool
+}
+
+// HoldInChild opens connections in a child process, which keeps them until the test
+// ends, for tests that need more descriptors than one process may have. The
+// package's TestMain must call Main.
+func HoldInChild(tb testing.TB, holdings ...Holding) {
+	tb.Helper()
+	spec, err := json.Marshal(holdings)
+	if err != nil {
+		tb.Fatalf("describe connections: %v", err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), envHold+"="+string(spec))
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		tb.Fatalf("pipe to child: %v", err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		tb.Fatalf("pipe from child: %v", err)
+	}
+	if err := cmd.Start(); err != nil {
+		tb.Fatalf("start child: %v", err)
+	}
+	tb.Cleanup(func() {
+		stdin.Close()
+		if err := cmd.Wait(); err != nil {
+			tb.Errorf("child that holds connections: %v", err)
+		}
+	})
+	if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
+		tb.Fatalf("child did not open its connections: %v", err)
+	}
+}
+
+// holdMain is the child process. It returns the exit code.
+func holdMain(spec string) int {
+	var holdings []Holding
+	err := json.Unmarshal([]byte(spec), &holdings)
+	if err == nil {
+		err = raiseOpenFiles()
+	}
+	for _, h := range holdings {
+		if err == nil {
+			err = h.open()
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "netnstest: hold connections:", err)
+		return 1
+	}
+
+	fmt.Println("ready")
+	// Until the parent closes its end, or dies. The connections are in repair mode
+	// still: the end of this process leaves nothing of them.
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+// open opens the connections and forgets their descriptors.
+func (h Holding) open() error {
+	c := h.Client
+	for n := range h.Count {
+		if _, err := c.Connect(); err != nil {
+			return fmt.Errorf("connection %d from %v to %v: %w", n, c.Source, c.Destination, err)
+		}
+		if h.NextSourcePort {
+			c.Source = netip.AddrPortFrom(c.Source.Addr(), c.Source.Port()+1)
+		}
+		if h.NextDestinationPort {
+			c.Destination = netip.AddrPortFrom(c.Destination.Addr(), c.Destination.Port()+1)
+		}
+	}
+	return nil
+}
+
+// raiseOpenFiles allows this process as many descriptors as it may have.
+func raiseOpenFiles() error {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return err
+	}
+	lim.Cur = lim.Max
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &lim)
+}

@@ -1,0 +1,104 @@
+package netnstest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// envUserNS marks the re-executed test binary.
+const envUserNS = "NETNSTEST_USERNS"
+
+// Main is the TestMain of a package whose tests call New. Where the user is not
+// root it runs the tests in a new user namespace, in which they are.
+func Main(m *testing.M) {
+	if spec := os.Getenv(envHold); spec != "" {
+		os.Exit(holdMain(spec))
+	}
+	if os.Geteuid() == 0 || os.Getenv(envUserNS) != "" {
+		os.Exit(m.Run())
+	}
+
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), envUserNS+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		os.Exit(0)
+	case errors.As(err, &exit):
+		os.Exit(exit.ExitCode())
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOSPC):
+		// No user namespaces here: New tells each test.
+		os.Exit(m.Run())
+	default:
+		fmt.Fprintln(os.Stderr, "netnstest: start the tests in a user namespace:", err)
+		os.Exit(1)
+	}
+}
+
+// New puts the calling test, and what it starts by exec, into a new network
+// namespace that is gone when the test ends. Goroutines that the test starts stay
+// outside; sockets that it opens are inside, whoever uses them later.
+//
+// Inside, all of 127.0.0.0/8, ::1, 198.51.100.0/24, 203.0.113.0/24 and
+// 2001:db8::/64 is local: a listener can have any of these addresses. 192.0.2.0/24
+// swallows every packet. The test is skipped where the kernel forbids namespaces, but
+// never under CI.
+func New(tb testing.TB) {
+	tb.Helper()
+	// Never unlocked: the runtime ends the thread together with the goroutine,
+	// and the namespace goes with its last thread.
+	runtime.LockOSThread()
+
+	err := unix.Unshare(unix.CLONE_NEWNET)
+	if errors.Is(err, unix.EPERM) && os.Getenv("CI") == "" {
+		tb.Skip("the kernel forbids this user a network namespace (CLONE_NEWNET: EPERM)")
+	}
+	if err != nil {
+		tb.Fatalf("new network namespace: %v", err)
+	}
+
+	IP(tb,
+		"link set lo up",
+		"addr add 198.51.100.1/24 dev lo",
+		"addr add 203.0.113.1/24 dev lo",
+		"addr add 2001:db8::1/128 dev lo nodad",
+		"addr add 2001:db8::2/128 dev lo nodad",
+		"route add local 2001:db8::/64 dev lo",
+		"route add 192.0.2.0/24 dev lo",
+	)
+	Sysctl(tb, "ipv6/ip_nonlocal_bind", "1")
+}
+
+// IP runs commands of ip(8) in the test's namespace.
+func IP(tb testing.TB, commands ...string) {
+	tb.Helper()
+	cmd := exec.Command("ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(strings.Join(commands, "\n"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		tb.Fatalf("ip -batch %q: %v: %s", commands, err, out)
+	}
+}
+
+// Sysctl sets a file under /proc/sys/net of the test's namespace.
+func Sysctl(tb testing.TB, name, value string) {
+	tb.Helper()
+	if err := os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0); err != nil {
+		tb.Fatalf("set sysctl: %v", err)
+	}
+}

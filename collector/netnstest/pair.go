@@ -1,0 +1,40 @@
+package netnstest
+
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Pair makes a real connection to a listener of this test and returns both ends. The
+// caller closes them.
+func Pair(tb testing.TB, c Client, listener int) (client, server int) {
+	tb.Helper()
+	client, err := c.Dial()
+	if err != nil {
+		tb.Fatalf("connect to %v: %v", c.Destination, err)
+	}
+	server, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	if err != nil {
+		tb.Fatalf("accept from %v: %v", c.Destination, err)
+	}
+	return client, server
+}
+
+// TimeWait makes n connections that the client closes first, so that its ends are in
+// TIME_WAIT.
+func TimeWait(tb testing.TB, c Client, listener, n int) {
+	tb.Helper()
+	for range n {
+		client, server := Pair(tb, c, listener)
+		Hangup(client)
+		Hangup(server)
+	}
+}
+
+// Hangup ends a connection now. A close alone would wait for copies of the descriptor
+// that a concurrent fork holds until its exec.
+func Hangup(fd int) {
+	_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+	_ = unix.Close(fd)
+}
