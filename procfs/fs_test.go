@@ -1,0 +1,247 @@
+package procfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/collector/netnstest"
+)
+
+func TestMain(m *testing.M) { netnstest.Main(m) }
+
+// mount makes a proc file system of these files.
+func mount(t *testing.T, files map[string]string) FS {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return NewFS(dir)
+}
+
+// readers are all that an FS reads, with the file that it is in.
+var readers = []struct {
+	file string
+	read func(FS) (any, error)
+}{
+	{"sys/net/ipv4/ip_local_port_range", func(fs FS) (any, error) { return fs.IPLocalPortRange() }},
+	{"sys/net/ipv4/ip_local_reserved_ports", func(fs FS) (any, error) { return fs.IPLocalReservedPorts() }},
+	{"sys/net/ipv4/tcp_tw_reuse", func(fs FS) (any, error) { return fs.TCPTWReuse() }},
+	{"sys/net/ipv4/tcp_tw_reuse_delay", func(fs FS) (any, error) {
+		delay, ok, err := fs.TCPTWReuseDelay()
+		if !ok {
+			return nil, err
+		}
+		return delay, err
+	}},
+	{"sys/net/ipv4/tcp_timestamps", func(fs FS) (any, error) { return fs.TCPTimestamps() }},
+	{"sys/net/ipv4/tcp_fin_timeout", func(fs FS) (any, error) { return fs.TCPFinTimeout() }},
+	{"sys/net/ipv4/tcp_max_tw_buckets", func(fs FS) (any, error) { return fs.TCPMaxTWBuckets() }},
+	{"thread-self/net/sockstat", func(fs FS) (any, error) { return fs.TimeWaitSockets() }},
+	{"thread-self/net/netstat", func(fs FS) (any, error) { return fs.TimeWaitOverflows() }},
+}
+
+// TestMalformed content is an error that names the file and shows the content.
+func TestMalformed(t *testing.T) {
+	contents := map[string][]string{
+		"sys/net/ipv4/ip_local_port_range": {
+			"", "\n", "32768", "32768 60999 1", "a b", "-1 60999", "32768 65536", "60999 32768", "32768.0 60999", "0x8000 60999",
+		},
+		"sys/net/ipv4/ip_local_reserved_ports": {
+			",", "1,", "1,,2", "a", "1-", "-1", "2-1", "1-2-3", "65536", "1 2", "1\n2", "1-65536",
+		},
+		"sys/net/ipv4/tcp_tw_reuse":       {"", "a", "-1", "1 2", "4294967296", "1e3"},
+		"sys/net/ipv4/tcp_tw_reuse_delay": {"", "a", "-1", "99999999999999999999"},
+		"sys/net/ipv4/tcp_timestamps":     {"", "yes"},
+		"sys/net/ipv4/tcp_fin_timeout":    {"", "60s"},
+		"sys/net/ipv4/tcp_max_tw_buckets": {"", "-5"},
+		"thread-self/net/sockstat": {
+			"", "TCP:", "TCP: inuse 4 orphan 0", "TCP: inuse 4 tw", "TCP: tw -1", "TCP: tw x", "UDP: tw 3", "sockets: used 9\n",
+			"TCP6: inuse 4 tw 5",
+		},
+		"thread-self/net/netstat": {
+			"", "TcpExt:", "TcpExt: TCPTimeWaitOverflow", "TcpExt: A B\nTcpExt: 1 2", "TcpExt: A TCPTimeWaitOverflow\nTcpExt: 1",
+			"TcpExt: TCPTimeWaitOverflow\nTcpExt: x", "TcpExt: TCPTimeWaitOverflow\nTcpExt: -1", "IpExt: TCPTimeWaitOverflow\nIpExt: 1",
+		},
+	}
+	for _, r := range readers {
+		if len(contents[r.file]) == 0 {
+			t.Errorf("%s: no malformed content to try", r.file)
+		}
+		for _, content := range contents[r.file] {
+			t.Run(fmt.Sprintf("%s/%q", filepath.Base(r.file), content), func(t *testing.T) {
+				got, err := r.read(mount(t, map[string]string{r.file: content}))
+				if err == nil {
+					t.Fatalf("got %v, want an error", got)
+				}
+				if !strings.Contains(err.Error(), r.file) || !strings.Contains(err.Error(), fmt.Sprintf("%q", content)) {
+					t.Errorf("%q does not name file and content", err)
+				}
+			})
+		}
+	}
+}
+
+// TestUnreadable files are errors, but for the one that older kernels do not have.
+func TestUnreadable(t *testing.T) {
+	for _, r := range readers {
+		t.Run(filepath.Base(r.file), func(t *testing.T) {
+			got, err := r.read(mount(t, nil))
+			if r.file == "sys/net/ipv4/tcp_tw_reuse_delay" {
+				if got != nil || err != nil {
+					t.Errorf("absent: got %v, %v, want neither value nor error", got, err)
+				}
+			} else if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), r.file) {
+				t.Errorf("absent: got %v, want %v that names the file", err, fs.ErrNotExist)
+			}
+
+			if _, err := r.read(mount(t, map[string]string{r.file + "/is-a-directory": ""})); err == nil {
+				t.Error("a directory: want an error")
+			}
+			long := strings.Repeat("1,", maxPortList)
+			if got, err := r.read(mount(t, map[string]string{r.file: long})); err == nil {
+				t.Errorf("%d bytes: got %v, want an error", len(long), got)
+			} else if len(err.Error()) > 1000 {
+				t.Errorf("%d bytes: the error has %d", len(long), len(err.Error()))
+			}
+		})
+	}
+}
+
+func TestRead(t *testing.T) {
+	const sockstat = "sockets: used 290\nTCP: inuse 4 orphan 0 tw 27 alloc 7 mem 1\nUDP: inuse 1 mem 0\n"
+	const netstat = "TcpExt: SyncookiesSent TCPTimeWaitOverflow PAWSActive\nTcpExt: 1 18446744073709551615 3\n" +
+		"IpExt: InNoRoutes InTruncatedPkts\nIpExt: 0 0\n"
+	tests := []struct {
+		file, content string
+		want          any
+	}{
+		{"sys/net/ipv4/ip_local_port_range", "32768\t60999\n", PortRange{32768, 60999}},
+		{"sys/net/ipv4/ip_local_port_range", "1024 1024", PortRange{1024, 1024}},
+		{"sys/net/ipv4/ip_local_reserved_ports", "\n", []PortRange(nil)},
+		{"sys/net/ipv4/ip_local_reserved_ports", "", []PortRange(nil)},
+		{"sys/net/ipv4/ip_local_reserved_ports", "8080,9000-9010,65535\n", []PortRange{{8080, 8080}, {9000, 9010}, {65535, 65535}}},
+		{"sys/net/ipv4/tcp_tw_reuse", "2\n", 2},
+		{"sys/net/ipv4/tcp_tw_reuse_delay", "1500\n", 1500 * time.Millisecond},
+		{"sys/net/ipv4/tcp_timestamps", "0\n", 0},
+		{"sys/net/ipv4/tcp_fin_timeout", "60\n", time.Minute},
+		{"sys/net/ipv4/tcp_max_tw_buckets", "131072\n", 131072},
+		{"thread-self/net/sockstat", sockstat, 27},
+		{"thread-self/net/netstat", netstat, uint64(1<<64 - 1)},
+	}
+	for _, tt := range tests {
+		t.Run(fmt.Sprintf("%s/%q", filepath.Base(tt.file), tt.content), func(t *testing.T) {
+			for _, r := range readers {
+				if r.file != tt.file {
+					continue
+				}
+				got, err := r.read(mount(t, map[string]string{tt.file: tt.content}))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(tt.want, got); diff != "" {
+					t.Errorf("(-want +got):\n%s", diff)
+				}
+			}
+		})
+	}
+}
+
+// TestKernel reads what was set in a namespace, and not what the host has.
+func TestKernel(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "41000 41999")
+	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
+	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "0")
+	netnstest.Sysctl(t, "ipv4/tcp_fin_timeout", "17")
+	netnstest.Sysctl(t, "ipv4/tcp_max_tw_buckets", "4711")
+	want := map[string]any{
+		"sys/net/ipv4/ip_local_port_range": PortRange{41000, 41999},
+		"sys/net/ipv4/tcp_tw_reuse":        1,
+		"sys/net/ipv4/tcp_timestamps":      0,
+		"sys/net/ipv4/tcp_fin_timeout":     17 * time.Second,
+		"sys/net/ipv4/tcp_max_tw_buckets":  4711,
+		"thread-self/net/sockstat":         0,
+		"thread-self/net/netstat":          uint64(0),
+	}
+	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay"); err == nil {
+		netnstest.Sysctl(t, "ipv4/tcp_tw_reuse_delay", "250")
+		want["sys/net/ipv4/tcp_tw_reuse_delay"] = 250 * time.Millisecond
+	}
+	for _, r := range readers {
+		got, err := r.read(NewFS("/proc"))
+		if err != nil {
+			t.Error(err)
+		}
+		if want, ok := want[r.file]; ok {
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", r.file, diff)
+			}
+		}
+	}
+}
+
+// TestKernelReservedPorts reads lists whole that are longer than what others read at
+// once.
+func TestKernelReservedPorts(t *testing.T) {
+	netnstest.New(t)
+	for _, step := range []int{50, 2} { // some 7 KiB, and the longest that there is
+		var list []string
+		var want []PortRange
+		for port := 1; port < 65536; port += step {
+			list = append(list, fmt.Sprint(port))
+			want = append(want, PortRange{uint16(port), uint16(port)})
+		}
+		content := strings.Join(list, ",")
+		if len(content) < 4096 {
+			t.Fatalf("%d bytes prove nothing", len(content))
+		}
+		netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", content)
+
+		got, err := NewFS("/proc").IPLocalReservedPorts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	}
+}
+
+// FuzzParse feeds all parsers with what no kernel says.
+func FuzzParse(f *testing.F) {
+	f.Add("32768\t60999\n")
+	f.Add("8080,9000-9010\n")
+	f.Add("TCP: inuse 4 orphan 0 tw 27\n")
+	f.Add("TcpExt: TCPTimeWaitOverflow\nTcpExt: 5\n")
+	f.Fuzz(func(t *testing.T, content string) {
+		if r, ok := parseLocalPortRange(content); ok && r.Size() < 1 {
+			t.Errorf("range %v", r)
+		}
+		if ranges, ok := parseReservedPorts(content); ok {
+			for _, r := range ranges {
+				if r.Size() < 1 {
+					t.Errorf("reserved %v", r)
+				}
+			}
+		}
+		if tw, ok := parseSockstat(content, "TCP:", "tw"); ok && tw < 0 {
+			t.Errorf("tw %d", tw)
+		}
+		parseNetstat(content, "TcpExt:", "TCPTimeWaitOverflow")
+	})
+}

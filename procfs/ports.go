@@ -1,0 +1,100 @@
+package procfs
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Sizes that no sysctl reaches.
+const (
+	maxNumbers  = 64        // of a file with one or two numbers
+	maxPortList = 256 << 10 // of a list of ports: every second one makes 187 KiB
+)
+
+// A PortRange is the ports from Low to High, both included.
+type PortRange struct {
+	Low, High uint16
+}
+
+// Size returns the number of ports, at least 1.
+func (r PortRange) Size() int { return int(r.High) - int(r.Low) + 1 }
+
+// Contains reports whether port is in the range.
+func (r PortRange) Contains(port uint16) bool { return r.Low <= port && port <= r.High }
+
+// String returns the range as ip_local_reserved_ports writes it.
+func (r PortRange) String() string { return fmt.Sprintf("%d-%d", r.Low, r.High) }
+
+// IPLocalPortRange returns the ports that the kernel chooses from, for IPv4 and
+// IPv6: sysctl net.ipv4.ip_local_port_range.
+func (fs FS) IPLocalPortRange() (PortRange, error) {
+	path := fs.sysctl("ip_local_port_range")
+	content, err := readSysctl(path, maxNumbers)
+	if err != nil {
+		return PortRange{}, err
+	}
+	r, ok := parseLocalPortRange(content)
+	if !ok {
+		return PortRange{}, malformed(path, content)
+	}
+	return r, nil
+}
+
+// IPLocalReservedPorts returns the ports that the kernel never chooses, in its
+// order and whether they lie in the local port range or not: sysctl
+// net.ipv4.ip_local_reserved_ports. It is empty on most hosts.
+func (fs FS) IPLocalReservedPorts() ([]PortRange, error) {
+	path := fs.sysctl("ip_local_reserved_ports")
+	content, err := readSysctl(path, maxPortList)
+	if err != nil {
+		return nil, err
+	}
+	ranges, ok := parseReservedPorts(content)
+	if !ok {
+		return nil, malformed(path, content)
+	}
+	return ranges, nil
+}
+
+// parseLocalPortRange reads "32768	60999".
+func parseLocalPortRange(content string) (PortRange, bool) {
+	fields := strings.Fields(content)
+	if len(fields) != 2 {
+		return PortRange{}, false
+	}
+	return parsePortRange(fields[0], fields[1])
+}
+
+// parseReservedPorts reads "8080,9000-9010".
+func parseReservedPorts(content string) ([]PortRange, bool) {
+	content = strings.TrimSpace(content)
+	if content == "" {
+		return nil, true
+	}
+	var ranges []PortRange
+	for item := range strings.SplitSeq(content, ",") {
+		low, high, ok := strings.Cut(item, "-")
+		if !ok {
+			high = low
+		}
+		r, ok := parsePortRange(low, high)
+		if !ok {
+			return nil, false
+		}
+		ranges = append(ranges, r)
+	}
+	return ranges, true
+}
+
+func parsePortRange(low, high string) (PortRange, bool) {
+	l, err := strconv.ParseUint(low, 10, 16)
+	if err != nil {
+		return PortRange{}, false
+	}
+	h, err := strconv.ParseUint(high, 10, 16)
+	if err != nil || h < l {
+		return PortRange{}, false
+	}
+	return PortRange{Low: uint16(l), High: uint16(h)}, true
+}
