@@ -1,0 +1,358 @@
+package sockdiag
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
+)
+
+// fakeConn is a Conn to a kernel that answers as told.
+func fakeConn(t *testing.T, answer func(sockdiagtest.Request) [][]byte) *Conn {
+	t.Helper()
+	uc, err := sockdiagtest.Dial(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := NewConn(uc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// collectSockets gathers all sockets of a dump.
+func collectSockets(dump func(low, high uint16, each func(Socket)) error) ([]Socket, error) {
+	var sockets []Socket
+	err := dump(0, 65535, func(s Socket) { sockets = append(sockets, s) })
+	return sockets, err
+}
+
+// sortSockets makes the order of a dump, which means nothing, irrelevant.
+var sortSockets = cmpopts.SortSlices(func(a, b Socket) bool { return fmt.Sprint(a) < fmt.Sprint(b) })
+
+// TestConnFallsBack to one dump for each family where the kernel refuses one for both.
+func TestConnFallsBack(t *testing.T) {
+	for _, errno := range []unix.Errno{unix.EOPNOTSUPP, unix.EINVAL} {
+		t.Run(errno.Error(), func(t *testing.T) {
+			asked := make(chan string, 10)
+			c := fakeConn(t, func(r sockdiagtest.Request) [][]byte {
+				asked <- fmt.Sprintf("%d/%d", r.Type, r.Body[0])
+				switch {
+				case r.Type == 18:
+					return [][]byte{r.Error(errno)}
+				case r.Body[0] == unix.AF_INET:
+					return [][]byte{r.Socket(1, v4Local, v4Remote, 0), r.Done(0)}
+				default:
+					return [][]byte{r.Socket(6, v6Local, v6Remote, 0), r.Done(0)}
+				}
+			})
+			want := []Socket{{State: TimeWait, Local: v6Local, Remote: v6Remote}, {State: Established, Local: v4Local, Remote: v4Remote}}
+			for range 2 {
+				got, err := collectSockets(c.Sockets)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(want, got, compareAddrs, sortSockets); diff != "" {
+					t.Errorf("sockets (-want +got):\n%s", diff)
+				}
+			}
+			for _, want := range []string{"18/0", "20/2", "20/10", "20/2", "20/10"} {
+				if got := <-asked; got != want {
+					t.Errorf("request type/family: got %s, want %s", got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestConnErrors(t *testing.T) {
+	reply := func(answers ...func(sockdiagtest.Request) []byte) func(sockdiagtest.Request) [][]byte {
+		return func(r sockdiagtest.Request) [][]byte {
+			var datagrams [][]byte
+			for _, a := range answers {
+				datagrams = append(datagrams, a(r))
+			}
+			return datagrams
+		}
+	}
+	row := func(r sockdiagtest.Request) []byte { return r.Socket(6, v4Local, v4Remote, 0) }
+	tests := []struct {
+		name   string
+		answer func(sockdiagtest.Request) [][]byte
+		want   error
+		text   string
+	}{
+		{"nothing", reply(), os.ErrDeadlineExceeded, "receive answer"},
+		{"rows without an end", reply(row, row), os.ErrDeadlineExceeded, "receive answer"},
+		{"half a message", reply(func(r sockdiagtest.Request) []byte { return row(r)[:40] }), ErrMalformed, "88 bytes, 40 are there"},
+		{"datagram beyond the buffer", reply(func(r sockdiagtest.Request) []byte {
+			return slices.Repeat(row(r), bufferSize/88+1)
+		}), ErrMalformed, "datagram of 65560 bytes, truncated to 65536"},
+		{"no tcp_diag", reply(func(r sockdiagtest.Request) []byte { return r.Done(unix.ENOENT) }), ErrUnsupported, "modprobe tcp_diag"},
+		{"no tcp_diag after rows", reply(row, func(r sockdiagtest.Request) []byte { return r.Done(unix.ENOENT) }), ErrUnsupported, "modprobe tcp_diag"},
+		{"no inet_diag", func(r sockdiagtest.Request) [][]byte {
+			if r.Type == 18 {
+				return [][]byte{r.Error(unix.EOPNOTSUPP)}
+			}
+			return [][]byte{r.Error(unix.ENOENT)}
+		}, ErrUnsupported, "modprobe inet_diag"},
+		{"no tcp_diag for IPv6", func(r sockdiagtest.Request) [][]byte {
+			switch {
+			case r.Type == 18:
+				return [][]byte{r.Error(unix.EINVAL)}
+			case r.Body[0] == unix.AF_INET:
+				return [][]byte{r.Done(0)}
+			default:
+				return [][]byte{r.Done(unix.ENOENT)}
+			}
+		}, ErrUnsupported, "modprobe tcp_diag"},
+		{"refusal after rows", reply(row, func(r sockdiagtest.Request) []byte { return r.Error(unix.EINVAL) }), unix.EINVAL, "refused"},
+		{"forbidden", reply(func(r sockdiagtest.Request) []byte { return r.Error(unix.EPERM) }), os.ErrPermission, "security policy"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := fakeConn(t, tt.answer)
+			if err := c.SetDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			_, err := collectSockets(c.Sockets)
+			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want %v that says %q", err, tt.want, tt.text)
+			}
+			if !strings.HasPrefix(err.Error(), "sockdiag: dump tcp sockets: ") {
+				t.Errorf("%q does not say what was tried", err)
+			}
+		})
+	}
+}
+
+// TestConnWithoutIPv6 takes a kernel without IPv6 for what it is.
+func TestConnWithoutIPv6(t *testing.T) {
+	c := fakeConn(t, func(r sockdiagtest.Request) [][]byte {
+		switch {
+		case r.Type == 18:
+			return [][]byte{r.Error(unix.EOPNOTSUPP)}
+		case r.Body[0] == unix.AF_INET:
+			return [][]byte{r.Socket(1, v4Local, v4Remote, 0), r.Done(0)}
+		default:
+			return [][]byte{r.Error(unix.ENOENT)}
+		}
+	})
+	got, err := collectSockets(c.Sockets)
+	if err != nil || len(got) != 1 {
+		t.Errorf("got %v, %v, want one socket", got, err)
+	}
+}
+
+// TestDatagramErrors are those that only a netlink socket can have.
+func TestDatagramErrors(t *testing.T) {
+	c := &Conn{buf: make([]byte, 100)}
+	tests := []struct {
+		name string
+		n    int
+		from unix.Sockaddr
+		text string
+	}{
+		{"foreign sender", 20, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: 4711}, "port 4711"},
+		{"empty", 0, &unix.SockaddrNetlink{}, "empty"},
+		{"truncated", 101, &unix.SockaddrNetlink{}, "101 bytes, truncated to 100"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := c.datagram(tt.n, tt.from)
+			if !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want %v that says %q", err, ErrMalformed, tt.text)
+			}
+		})
+	}
+	if b, err := c.datagram(100, &unix.SockaddrNetlink{}); err != nil || len(b) != 100 {
+		t.Errorf("whole datagram: got %d bytes, %v", len(b), err)
+	}
+}
+
+func TestDialErrors(t *testing.T) {
+	tests := []struct {
+		errno unix.Errno
+		want  error
+		text  string
+	}{
+		{unix.EPROTONOSUPPORT, ErrUnsupported, "gVisor"},
+		{unix.EAFNOSUPPORT, ErrUnsupported, "gVisor"},
+		{unix.EPERM, os.ErrPermission, "RestrictAddressFamilies"},
+		{unix.EMFILE, unix.EMFILE, "too many open files"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.errno.Error(), func(t *testing.T) {
+			err := dialError(os.NewSyscallError("socket", tt.errno))
+			if !errors.Is(err, tt.want) || !errors.Is(err, tt.errno) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want %v that says %q", err, tt.want, tt.text)
+			}
+		})
+	}
+}
+
+// dial opens a Conn to the test's namespace.
+func dial(t *testing.T) *Conn {
+	t.Helper()
+	c, err := Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestConnKernel dumps known sockets by either type of request.
+func TestConnKernel(t *testing.T) {
+	netnstest.New(t)
+	var sockets, listeners []Socket
+	for _, s := range []struct {
+		mapped              bool
+		source, destination string
+	}{
+		{false, "198.51.100.1:50000", "192.0.2.1:443"},
+		{true, "198.51.100.1:50001", "192.0.2.2:443"},
+		{false, "[2001:db8::1]:50002", "[2001:db8::9]:443"},
+		{false, "127.0.0.1:49999", "127.0.0.1:1"},
+	} {
+		c := netnstest.Client{
+			Bind: netnstest.BindFirst, Mapped: s.mapped,
+			Source: netip.MustParseAddrPort(s.source), Destination: netip.MustParseAddrPort(s.destination),
+		}
+		c.Hold(t, 1)
+		sockets = append(sockets, Socket{State: Established, Local: c.Source, Remote: c.Destination})
+	}
+	for _, l := range []struct {
+		addr, remote string
+		v6only       bool
+	}{
+		{"127.0.0.1:50010", "0.0.0.0:0", false},
+		{"[::]:50011", "[::]:0", false},
+		{"[::]:50012", "[::]:0", true},
+	} {
+		netnstest.Listen(t, l.addr, l.v6only)
+		listeners = append(listeners, Socket{
+			State: Listen, V6Only: l.v6only,
+			Local: netip.MustParseAddrPort(l.addr), Remote: netip.MustParseAddrPort(l.remote),
+		})
+	}
+
+	for _, byFamily := range []bool{false, true} {
+		c := dial(t)
+		c.byFamily = byFamily
+		check := func(dump func(uint16, uint16, func(Socket)) error, low, high uint16, want []Socket) {
+			t.Helper()
+			var got []Socket
+			if err := dump(low, high, func(s Socket) { got = append(got, s) }); err != nil {
+				t.Errorf("dump %d-%d, by family %v: %v", low, high, byFamily, err)
+			}
+			if diff := cmp.Diff(want, got, compareAddrs, sortSockets); diff != "" {
+				t.Errorf("dump %d-%d, by family %v (-want +got):\n%s", low, high, byFamily, diff)
+			}
+		}
+		check(c.Sockets, 0, 65535, sockets)
+		check(c.Sockets, 50000, 50002, sockets[:3])
+		check(c.Sockets, 50001, 50001, sockets[1:2])
+		check(c.Sockets, 50003, 65535, nil)
+		check(c.Sockets, 1, 49999, sockets[3:])
+		check(c.Listeners, 0, 65535, listeners)
+		check(c.Listeners, 50011, 50012, listeners[1:])
+		if c.byFamily != byFamily {
+			t.Error("this kernel refused TCPDIAG_GETSOCK")
+		}
+	}
+}
+
+// TestConnKernelTimeWait reads how long TIME_WAIT still lasts.
+func TestConnKernelTimeWait(t *testing.T) {
+	netnstest.New(t)
+	listener := netnstest.Listen(t, "198.51.100.7:80", false)
+	netnstest.TimeWait(t, netnstest.Client{Destination: netip.MustParseAddrPort("198.51.100.7:80")}, listener, 1)
+
+	got, err := collectSockets(dial(t).Sockets)
+	if err != nil || len(got) != 1 {
+		t.Fatalf("got %v, %v, want one socket", got, err)
+	}
+	if s := got[0]; s.State != TimeWait || s.Expires <= 50*time.Second || s.Expires > 60*time.Second {
+		t.Errorf("got %+v, want time_wait that expires in 60 s", s)
+	}
+}
+
+// TestConnKernelLinkLocal tells apart two connections between the same link-local
+// addresses on two interfaces.
+func TestConnKernelLinkLocal(t *testing.T) {
+	netnstest.New(t)
+	var want []Socket
+	for _, name := range []string{"a", "b"} {
+		netnstest.IP(t,
+			fmt.Sprintf("link add %s0 type veth peer name %s1", name, name),
+			fmt.Sprintf("link set %s0 up", name),
+			fmt.Sprintf("link set %s1 up", name),
+			fmt.Sprintf("addr add fe80::1/64 dev %s0 nodad", name),
+		)
+		// The host's own interfaces are not those of the namespace.
+		index, err := os.ReadFile("/proc/thread-self/net/dev_mcast")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ifindex uint32
+		for line := range strings.Lines(string(index)) {
+			var dev string
+			var n uint32
+			if _, err := fmt.Sscan(line, &n, &dev); err == nil && dev == name+"0" {
+				ifindex = n
+			}
+		}
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1); err != nil {
+			t.Fatal(err)
+		}
+		fe80 := func(port uint16, last byte) netip.AddrPort {
+			return netip.AddrPortFrom(netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: last}), port)
+		}
+		local, remote := fe80(40000, 1), fe80(443, 2)
+		if err := unix.Bind(fd, &unix.SockaddrInet6{Port: 40000, Addr: local.Addr().As16(), ZoneId: ifindex}); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Connect(fd, &unix.SockaddrInet6{Port: 443, Addr: remote.Addr().As16(), ZoneId: ifindex}); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, Socket{State: Established, Local: local, Remote: remote, Interface: ifindex})
+	}
+
+	got, err := collectSockets(dial(t).Sockets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, compareAddrs, sortSockets); diff != "" {
+		t.Errorf("sockets (-want +got):\n%s", diff)
+	}
+}
+
+// TestConnKernelDeadline is honoured by the real socket too.
+func TestConnKernelDeadline(t *testing.T) {
+	c := dial(t)
+	if err := c.SetDeadline(time.Now().Add(-time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := collectSockets(c.Sockets); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %v, want %v", err, os.ErrDeadlineExceeded)
+	}
+}

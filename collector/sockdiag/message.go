@@ -1,0 +1,181 @@
+package sockdiag
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	sizeofMsg   = 72 // struct inet_diag_msg
+	sizeofErrno = 4  // the int that leads NLMSG_ERROR and NLMSG_DONE
+
+	// flagDumpInterrupted is NLM_F_DUMP_INTR of linux/netlink.h.
+	flagDumpInterrupted netlink.HeaderFlags = 0x10
+
+	attrV6Only = 11 // INET_DIAG_SKV6ONLY
+)
+
+// A reply folds the datagrams that answer one request.
+type reply struct {
+	typ  netlink.HeaderType // of the request, and so of every row
+	seq  uint32             // of the request
+	each func(Socket)
+	rows int
+}
+
+// datagram handles the messages in b. It reports whether the answer is complete:
+// done is set by NLMSG_DONE only.
+func (r *reply) datagram(b []byte) (done bool, err error) {
+	for len(b) > 0 {
+		if len(b) < sizeofHeader {
+			return false, fmt.Errorf("%w: %d bytes where a message header of %d was due", ErrMalformed, len(b), sizeofHeader)
+		}
+
+		// struct nlmsghdr {
+		//	__u32 nlmsg_len;
+		//	__u16 nlmsg_type;
+		//	__u16 nlmsg_flags;
+		//	__u32 nlmsg_seq;
+		//	__u32 nlmsg_pid;
+		// };
+		var (
+			length = binary.NativeEndian.Uint32(b[0:4])
+			typ    = netlink.HeaderType(binary.NativeEndian.Uint16(b[4:6]))
+			flags  = netlink.HeaderFlags(binary.NativeEndian.Uint16(b[6:8]))
+			seq    = binary.NativeEndian.Uint32(b[8:12])
+		)
+		if length < sizeofHeader || uint64(length) > uint64(len(b)) {
+			return false, fmt.Errorf("%w: message says %d bytes, %d are there", ErrMalformed, length, len(b))
+		}
+		if seq != r.seq {
+			return false, fmt.Errorf("%w: sequence number %d, sent %d", ErrMalformed, seq, r.seq)
+		}
+		if flags&flagDumpInterrupted != 0 {
+			return false, fmt.Errorf("%w: the kernel's socket table changed during the dump", ErrInterrupted)
+		}
+
+		body := b[sizeofHeader:length]
+		switch typ {
+		case r.typ:
+			s, ok, err := parseSocket(body)
+			if err != nil {
+				return false, err
+			}
+			if ok {
+				r.rows++
+				r.each(s)
+			}
+		case netlink.Done:
+			errno, err := parseErrno(body)
+			if err != nil {
+				return false, err
+			}
+			if errno != 0 {
+				return false, doneError(errno)
+			}
+			return true, nil
+		case netlink.Error:
+			errno, err := parseErrno(body)
+			if err != nil {
+				return false, err
+			}
+			if errno == 0 {
+				return false, fmt.Errorf("%w: acknowledgement where sockets were due", ErrMalformed)
+			}
+			return false, requestError(errno)
+		case netlink.Overrun:
+			return false, fmt.Errorf("%w: the kernel lost messages", ErrInterrupted)
+		case netlink.Noop:
+		default:
+			return false, fmt.Errorf("%w: message of type %d", ErrMalformed, typ)
+		}
+
+		b = b[min(align(int(length)), len(b)):]
+	}
+	return false, nil
+}
+
+// align rounds n up to where the next message or attribute begins.
+//
+//	#define NLMSG_ALIGN(len) ( ((len)+NLMSG_ALIGNTO-1) & ~(NLMSG_ALIGNTO-1) )
+func align(n int) int { return (n + 3) &^ 3 }
+
+// parseErrno reads the negative errno that leads the body of NLMSG_ERROR and
+// NLMSG_DONE.
+func parseErrno(b []byte) (unix.Errno, error) {
+	if len(b) < sizeofErrno {
+		return 0, fmt.Errorf("%w: error code of %d bytes", ErrMalformed, len(b))
+	}
+	return unix.Errno(-int32(binary.NativeEndian.Uint32(b))), nil
+}
+
+// parseSocket reads a struct inet_diag_msg and the attributes behind it. It is
+// not ok, and no error either, for an address family that this package does not
+// know.
+func parseSocket(b []byte) (s Socket, ok bool, err error) {
+	// struct inet_diag_sockid {        struct inet_diag_msg {
+	//	__be16	idiag_sport;             	__u8	idiag_family;
+	//	__be16	idiag_dport;             	__u8	idiag_state;
+	//	__be32	idiag_src[4];            	__u8	idiag_timer;
+	//	__be32	idiag_dst[4];            	__u8	idiag_retrans;
+	//	__u32	idiag_if;                	struct inet_diag_sockid id;
+	//	__u32	idiag_cookie[2];         	__u32	idiag_expires;
+	// };                                	__u32	idiag_rqueue;
+	//                                   	__u32	idiag_wqueue;
+	//                                   	__u32	idiag_uid;
+	//                                   	__u32	idiag_inode;
+	//                                   };
+	if len(b) < sizeofMsg {
+		return Socket{}, false, fmt.Errorf("%w: socket of %d bytes, at least %d were due", ErrMalformed, len(b), sizeofMsg)
+	}
+
+	var local, remote netip.Addr
+	switch b[0] {
+	case unix.AF_INET:
+		local = netip.AddrFrom4([4]byte(b[8:12]))
+		remote = netip.AddrFrom4([4]byte(b[24:28]))
+	case unix.AF_INET6:
+		local = netip.AddrFrom16([16]byte(b[8:24])).Unmap()
+		remote = netip.AddrFrom16([16]byte(b[24:40])).Unmap()
+	default:
+		return Socket{}, false, nil
+	}
+
+	s = Socket{
+		State:     State(b[1]),
+		Local:     netip.AddrPortFrom(local, binary.BigEndian.Uint16(b[4:6])),
+		Remote:    netip.AddrPortFrom(remote, binary.BigEndian.Uint16(b[6:8])),
+		Interface: binary.NativeEndian.Uint32(b[40:44]),
+		Expires:   time.Duration(binary.NativeEndian.Uint32(b[52:56])) * time.Millisecond,
+	}
+	// Only a listener carries an attribute of use here, and there are few.
+	if s.State == Listen {
+		s.V6Only, err = parseV6Only(b[sizeofMsg:])
+	}
+	return s, err == nil, err
+}
+
+// parseV6Only looks for INET_DIAG_SKV6ONLY among the attributes in b. The kernel
+// adds it to each AF_INET6 listener, asked or not, since Linux 3.19; without it a
+// listener counts as dual-stack, which is what the default makes of it.
+func parseV6Only(b []byte) (bool, error) {
+	for len(b) > 0 {
+		if len(b) < sizeofAttr {
+			return false, fmt.Errorf("%w: %d bytes where an attribute was due", ErrMalformed, len(b))
+		}
+		length := int(binary.NativeEndian.Uint16(b[0:2]))
+		if length < sizeofAttr || length > len(b) {
+			return false, fmt.Errorf("%w: attribute says %d bytes, %d are there", ErrMalformed, length, len(b))
+		}
+		if binary.NativeEndian.Uint16(b[2:4]) == attrV6Only && length > sizeofAttr {
+			return b[sizeofAttr] != 0, nil
+		}
+		b = b[min(align(length), len(b)):]
+	}
+	return false, nil
+}

@@ -1,0 +1,203 @@
+package sockdiag
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
+)
+
+var (
+	compareAddrs = cmpopts.EquateComparable(netip.AddrPort{})
+
+	testRequest = sockdiagtest.Request{Type: uint16(typeGetSock), Sequence: 7}
+
+	v4Local  = netip.MustParseAddrPort("10.0.0.1:40000")
+	v4Remote = netip.MustParseAddrPort("10.0.0.2:443")
+	v6Local  = netip.MustParseAddrPort("[2001:db8::1]:40001")
+	v6Remote = netip.MustParseAddrPort("[2001:db8::2]:443")
+)
+
+// patch returns b with the bytes at offset replaced.
+func patch(b []byte, offset int, with ...byte) []byte {
+	b = slices.Clone(b)
+	copy(b[offset:], with)
+	return b
+}
+
+// native32 is n as the kernel writes it.
+func native32(n uint32) []byte { return concat(n) }
+
+func TestReplyErrors(t *testing.T) {
+	r := testRequest
+	row := r.Socket(uint8(TimeWait), v4Local, v4Remote, 1000)
+	listener := func(attrs ...byte) []byte {
+		body := append(r.Socket(uint8(Listen), v6Local, v6Remote, 0)[16:], attrs...)
+		return r.Message(r.Type, 0, body)
+	}
+	tests := []struct {
+		name     string
+		datagram []byte
+		want     error
+		text     string
+	}{
+		{"one byte", []byte{1}, ErrMalformed, "1 bytes where a message header"},
+		{"half a header", row[:15], ErrMalformed, "15 bytes where a message header"},
+		{"length 0", patch(row, 0, native32(0)...), ErrMalformed, "says 0 bytes"},
+		{"length less than header", patch(row, 0, native32(15)...), ErrMalformed, "says 15 bytes"},
+		{"length more than datagram", patch(row, 0, native32(89)...), ErrMalformed, "says 89 bytes, 88 are there"},
+		{"length near 4 GiB", patch(row, 0, native32(1<<32-1)...), ErrMalformed, "says 4294967295 bytes"},
+		{"half a row", row[:len(row)/2], ErrMalformed, "88 bytes, 44 are there"},
+		{"short row", r.Message(r.Type, 0, row[16:87]), ErrMalformed, "socket of 71 bytes, at least 72"},
+		{"row without body", r.Message(r.Type, 0, nil), ErrMalformed, "socket of 0 bytes"},
+		{"second message cut", append(slices.Clone(row), row[:20]...), ErrMalformed, "88 bytes, 20 are there"},
+		{"bytes left over", append(slices.Clone(row), 0, 0), ErrMalformed, "2 bytes where a message header"},
+		{"wrong sequence", patch(row, 8, native32(6)...), ErrMalformed, "sequence number 6, sent 7"},
+		{"unknown message", r.Message(99, 0, row[16:]), ErrMalformed, "type 99"},
+		{"row of another type", r.Message(20, 0, row[16:]), ErrMalformed, "type 20"},
+		{"error without code", r.Message(unix.NLMSG_ERROR, 0, nil), ErrMalformed, "error code of 0 bytes"},
+		{"done without code", r.Message(unix.NLMSG_DONE, 0, []byte{0, 0, 0}), ErrMalformed, "error code of 3 bytes"},
+		{"attribute cut", listener(5, 0), ErrMalformed, "2 bytes where an attribute"},
+		{"attribute length 0", listener(0, 0, 11, 0), ErrMalformed, "attribute says 0 bytes"},
+		{"attribute too long", listener(9, 0, 11, 0, 1), ErrMalformed, "attribute says 9 bytes, 5 are there"},
+		{"overrun", r.Message(unix.NLMSG_OVERRUN, 0, nil), ErrInterrupted, "lost messages"},
+		{"interrupted", r.Message(r.Type, 0x10, row[16:]), ErrInterrupted, "changed during the dump"},
+		{"interrupted done", r.Message(unix.NLMSG_DONE, 0x10, native32(0)), ErrInterrupted, "changed during the dump"},
+		{"no inet_diag", r.Error(unix.ENOENT), ErrUnsupported, "inet_diag is not loaded: modprobe inet_diag"},
+		{"no inet_diag by GETSOCK", r.Error(unix.EOPNOTSUPP), ErrUnsupported, "inet_diag is not loaded: modprobe inet_diag"},
+		{"no tcp_diag", r.Done(unix.ENOENT), ErrUnsupported, "tcp_diag is not loaded: modprobe tcp_diag"},
+		{"forbidden", r.Error(unix.EPERM), unix.EPERM, "security policy"},
+		{"refused", r.Error(unix.EINVAL), unix.EINVAL, "refused by the kernel"},
+		{"acknowledgement", r.Error(0), ErrMalformed, "acknowledgement"},
+		{"failed", r.Done(unix.ENOMEM), unix.ENOMEM, "failed in the kernel"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			reply := reply{typ: typeGetSock, seq: 7, each: func(Socket) {}}
+			done, err := reply.datagram(tt.datagram)
+			if done || !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, %v, want an error %v that says %q", done, err, tt.want, tt.text)
+			}
+		})
+	}
+}
+
+func TestReply(t *testing.T) {
+	r := testRequest
+	row := r.Socket(uint8(TimeWait), v4Local, v4Remote, 59990)
+	socket := Socket{State: TimeWait, Local: v4Local, Remote: v4Remote, Expires: 59990 * time.Millisecond}
+	mapped := netip.AddrPortFrom(netip.AddrFrom16(v4Local.Addr().As16()), v4Local.Port())
+	mappedRemote := netip.AddrPortFrom(netip.AddrFrom16(v4Remote.Addr().As16()), v4Remote.Port())
+	listener := func(attrs ...byte) []byte {
+		body := append(r.Socket(uint8(Listen), v6Local, v6Remote, 0)[16:], attrs...)
+		return r.Message(r.Type, 0, body)
+	}
+	shutdown := []byte{5, 0, 8, 0, 0, 0, 0, 0} // INET_DIAG_SHUTDOWN
+
+	tests := []struct {
+		name     string
+		datagram []byte
+		done     bool
+		want     []Socket
+	}{
+		{"nothing", nil, false, nil},
+		{"end", r.Done(0), true, nil},
+		{"noop", r.Message(unix.NLMSG_NOOP, 0, nil), false, nil},
+		{"unknown family", patch(row, 16, unix.AF_VSOCK), false, nil},
+		{"IPv4", row, false, []Socket{socket}},
+		{"row longer than ours", r.Message(r.Type, 0, append(slices.Clone(row[16:]), 9, 0, 77, 0, 1, 2, 3, 4, 5)), false, []Socket{socket}},
+		{"unknown state", patch(row, 17, 200), false, []Socket{{State: 200, Local: v4Local, Remote: v4Remote, Expires: socket.Expires}}},
+		{
+			"IPv6 with interface", patch(r.Socket(uint8(Established), v6Local, v6Remote, 0), 16+40, native32(3)...), false,
+			[]Socket{{State: Established, Local: v6Local, Remote: v6Remote, Interface: 3}},
+		},
+		{"mapped", r.Socket(uint8(TimeWait), mapped, mappedRemote, 59990), false, []Socket{socket}},
+		{"two and the end", slices.Concat(row, row, r.Done(0)), true, []Socket{socket, socket}},
+		{"listener", listener(), false, []Socket{{State: Listen, Local: v6Local, Remote: v6Remote}}},
+		{
+			"listener for both", listener(append(shutdown, 5, 0, 11, 0, 0, 0, 0, 0)...), false,
+			[]Socket{{State: Listen, Local: v6Local, Remote: v6Remote}},
+		},
+		{
+			"listener for IPv6 only", listener(append(shutdown, 5, 0, 11, 0, 1, 0, 0, 0)...), false,
+			[]Socket{{State: Listen, Local: v6Local, Remote: v6Remote, V6Only: true}},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []Socket
+			reply := reply{typ: typeGetSock, seq: 7, each: func(s Socket) { got = append(got, s) }}
+			done, err := reply.datagram(tt.datagram)
+			if done != tt.done || err != nil {
+				t.Errorf("got %v, %v, want %v", done, err, tt.done)
+			}
+			if diff := cmp.Diff(tt.want, got, compareAddrs); diff != "" {
+				t.Errorf("sockets (-want +got):\n%s", diff)
+			}
+			if reply.rows != len(tt.want) {
+				t.Errorf("rows: got %d, want %d", reply.rows, len(tt.want))
+			}
+		})
+	}
+}
+
+// TestReplyAllocates nothing for a socket.
+func TestReplyAllocates(t *testing.T) {
+	row := testRequest.Socket(uint8(TimeWait), v6Local, v6Remote, 1)
+	datagram := slices.Repeat(row, 100)
+	sockets := 0
+	reply := reply{typ: typeGetSock, seq: 7, each: func(Socket) { sockets++ }}
+	allocs := testing.AllocsPerRun(10, func() {
+		if _, err := reply.datagram(datagram); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if allocs != 0 || sockets != 1100 {
+		t.Errorf("%v allocations for %d sockets, want 0 for 1100", allocs, sockets)
+	}
+}
+
+func TestStateString(t *testing.T) {
+	want := "established syn_sent syn_recv fin_wait1 fin_wait2 time_wait close_wait last_ack closing listen unknown"
+	var got []string
+	for _, s := range append(PortHolding[:], Listen, 7) {
+		got = append(got, s.String())
+	}
+	if strings.Join(got, " ") != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// FuzzReply feeds the decoder with what no kernel says.
+func FuzzReply(f *testing.F) {
+	r := testRequest
+	row := r.Socket(uint8(TimeWait), v4Local, v4Remote, 1000)
+	f.Add([]byte{})
+	f.Add(row)
+	f.Add(slices.Concat(row, r.Socket(uint8(Listen), v6Local, v6Remote, 0), r.Done(0)))
+	f.Add(r.Error(unix.EINVAL))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		sockets := 0
+		reply := reply{typ: typeGetSock, seq: 7, each: func(s Socket) {
+			sockets++
+			if !s.Local.IsValid() || !s.Remote.IsValid() || s.Local.Addr().Is4In6() || s.Expires < 0 {
+				t.Errorf("impossible socket %+v", s)
+			}
+		}}
+		done, err := reply.datagram(b)
+		if done && err != nil {
+			t.Errorf("done with the error %v", err)
+		}
+		if sockets*(sizeofHeader+sizeofMsg) > len(b) {
+			t.Errorf("%d sockets out of %d bytes", sockets, len(b))
+		}
+	})
+}

@@ -1,0 +1,94 @@
+package sockdiag
+
+import (
+	"encoding/binary"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Constants of linux/inet_diag.h and linux/sock_diag.h.
+const (
+	typeGetSock  netlink.HeaderType = 18                       // TCPDIAG_GETSOCK
+	typeByFamily netlink.HeaderType = unix.SOCK_DIAG_BY_FAMILY // 20
+
+	attrReqBytecode = 1 // INET_DIAG_REQ_BYTECODE
+
+	opPortGE = 2 // INET_DIAG_BC_S_GE
+	opPortLE = 3 // INET_DIAG_BC_S_LE
+)
+
+// Sizes of the kernel's structures.
+const (
+	sizeofHeader   = 16 // struct nlmsghdr
+	sizeofSockID   = 48 // struct inet_diag_sockid
+	sizeofReq      = 60 // struct inet_diag_req, of TCPDIAG_GETSOCK
+	sizeofReqV2    = 56 // struct inet_diag_req_v2, of SOCK_DIAG_BY_FAMILY
+	sizeofAttr     = 4  // struct nlattr
+	sizeofOp       = 4  // struct inet_diag_bc_op
+	sizeofBytecode = 4 * sizeofOp
+)
+
+// A request asks for the sockets in states whose local port lies from low to
+// high, both included.
+type request struct {
+	states    uint32
+	low, high uint16
+}
+
+// getSock is the body of a TCPDIAG_GETSOCK request. It dumps both families in
+// one walk of the kernel's table.
+func (r request) getSock() []byte {
+	// struct inet_diag_req {
+	//	__u8	idiag_family;
+	//	__u8	idiag_src_len;
+	//	__u8	idiag_dst_len;
+	//	__u8	idiag_ext;
+	//	struct inet_diag_sockid id;
+	//	__u32	idiag_states;
+	//	__u32	idiag_dbs;
+	// };
+	b := make([]byte, sizeofReq, sizeofReq+sizeofAttr+sizeofBytecode)
+	binary.NativeEndian.PutUint32(b[4+sizeofSockID:], r.states)
+	return r.appendFilter(b)
+}
+
+// byFamily is the body of a SOCK_DIAG_BY_FAMILY request for AF_INET or AF_INET6.
+func (r request) byFamily(family uint8) []byte {
+	// struct inet_diag_req_v2 {
+	//	__u8	sdiag_family;
+	//	__u8	sdiag_protocol;
+	//	__u8	idiag_ext;
+	//	__u8	pad;
+	//	__u32	idiag_states;
+	//	struct inet_diag_sockid id;
+	// };
+	b := make([]byte, sizeofReqV2, sizeofReqV2+sizeofAttr+sizeofBytecode)
+	b[0] = family
+	b[1] = unix.IPPROTO_TCP
+	binary.NativeEndian.PutUint32(b[4:], r.states)
+	return r.appendFilter(b)
+}
+
+// appendFilter appends the attribute that keeps sockets of other ports in the
+// kernel: on a server, nearly all of them.
+//
+// A comparison is two operations; the second carries the port where an operation
+// has its "no" offset. "yes" and "no" are byte offsets from the operation. The
+// program accepts by ending exactly at its length and rejects by jumping 4 bytes
+// past it (inet_diag_bc_run).
+func (r request) appendFilter(b []byte) []byte {
+	b = binary.NativeEndian.AppendUint16(b, sizeofAttr+sizeofBytecode)
+	b = binary.NativeEndian.AppendUint16(b, attrReqBytecode)
+
+	b = appendOp(b, opPortGE, 2*sizeofOp, sizeofBytecode+4)
+	b = appendOp(b, 0, 0, r.low)
+	b = appendOp(b, opPortLE, 2*sizeofOp, sizeofBytecode-2*sizeofOp+4)
+	return appendOp(b, 0, 0, r.high)
+}
+
+// appendOp appends a struct inet_diag_bc_op.
+func appendOp(b []byte, code, yes uint8, no uint16) []byte {
+	b = append(b, code, yes)
+	return binary.NativeEndian.AppendUint16(b, no)
+}

@@ -1,0 +1,53 @@
+package sockdiag
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// concat joins bytes, and numbers in the kernel's own order.
+func concat(parts ...any) []byte {
+	var b []byte
+	for _, p := range parts {
+		switch p := p.(type) {
+		case int:
+			b = append(b, byte(p))
+		case uint16:
+			b = binary.NativeEndian.AppendUint16(b, p)
+		case uint32:
+			b = binary.NativeEndian.AppendUint32(b, p)
+		case []byte:
+			b = append(b, p...)
+		}
+	}
+	return b
+}
+
+func TestRequest(t *testing.T) {
+	req := request{states: TimeWait.bit() | Established.bit(), low: 32768, high: 60999}
+	filter := concat(
+		uint16(20), uint16(1), // struct nlattr: length, INET_DIAG_REQ_BYTECODE
+		2, 8, uint16(20), // S_GE: go on at the next comparison, or 4 past the end
+		0, 0, uint16(32768),
+		3, 8, uint16(12), // S_LE: end, or 4 past the end
+		0, 0, uint16(60999),
+	)
+	zeroes := make([]byte, 48)
+	tests := []struct {
+		name      string
+		got, want []byte
+	}{
+		{"getsock", req.getSock(), concat(0, 0, 0, 0, zeroes, uint32(1<<6|1<<1), uint32(0), filter)},
+		{"by family", req.byFamily(unix.AF_INET6), concat(10, 6, 0, 0, uint32(1<<6|1<<1), zeroes, filter)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, tt.got); diff != "" {
+				t.Errorf("request (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

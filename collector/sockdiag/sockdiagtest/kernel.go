@@ -1,0 +1,110 @@
+// Package sockdiagtest plays the kernel's side of sock_diag, for answers that the
+// real one does not give on demand.
+package sockdiagtest
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Request is what a Kernel was asked.
+type Request struct {
+	Type     uint16 // of the message: TCPDIAG_GETSOCK or SOCK_DIAG_BY_FAMILY
+	Sequence uint32
+	Body     []byte
+}
+
+// Dial connects to a kernel that answers each request with the datagrams that answer
+// returns, and stops when the connection is closed. An answer of no datagrams keeps the
+// caller waiting.
+func Dial(answer func(Request) [][]byte) (*net.UnixConn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("sockdiagtest: %w", err)
+	}
+	client, err := fileConn(fds[0])
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := fileConn(fds[1])
+	if err != nil {
+		return nil, err
+	}
+	go serve(kernel, answer)
+	return client, nil
+}
+
+// fileConn hands a descriptor to the runtime's poller.
+func fileConn(fd int) (*net.UnixConn, error) {
+	f := os.NewFile(uintptr(fd), "sockdiagtest")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("sockdiagtest: %w", err)
+	}
+	return c.(*net.UnixConn), nil
+}
+
+func serve(c *net.UnixConn, answer func(Request) [][]byte) {
+	defer c.Close()
+	b := make([]byte, 4096)
+	for {
+		n, err := c.Read(b)
+		if err != nil || n < 16 {
+			return
+		}
+		for _, datagram := range answer(Request{
+			Type:     binary.NativeEndian.Uint16(b[4:]),
+			Sequence: binary.NativeEndian.Uint32(b[8:]),
+			Body:     b[16:n],
+		}) {
+			if _, err := c.Write(datagram); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Message is a netlink message that answers r.
+func (r Request) Message(typ, flags uint16, body []byte) []byte {
+	b := binary.NativeEndian.AppendUint32(nil, uint32(16+len(body)))
+	b = binary.NativeEndian.AppendUint16(b, typ)
+	b = binary.NativeEndian.AppendUint16(b, flags)
+	b = binary.NativeEndian.AppendUint32(b, r.Sequence)
+	b = binary.NativeEndian.AppendUint32(b, 0)
+	b = append(b, body...)
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
+
+// Done is NLMSG_DONE with an errno, 0 for success.
+func (r Request) Done(errno unix.Errno) []byte {
+	return r.Message(unix.NLMSG_DONE, unix.NLM_F_MULTI, binary.NativeEndian.AppendUint32(nil, uint32(-int32(errno))))
+}
+
+// Error is NLMSG_ERROR with an errno.
+func (r Request) Error(errno unix.Errno) []byte {
+	return r.Message(unix.NLMSG_ERROR, 0, binary.NativeEndian.AppendUint32(nil, uint32(-int32(errno))))
+}
+
+// Socket is a row: struct inet_diag_msg without attributes.
+func (r Request) Socket(state uint8, local, remote netip.AddrPort, expires uint32) []byte {
+	b := make([]byte, 72)
+	b[0], b[1] = unix.AF_INET, state
+	if local.Addr().Is6() {
+		b[0] = unix.AF_INET6
+	}
+	binary.BigEndian.PutUint16(b[4:], local.Port())
+	binary.BigEndian.PutUint16(b[6:], remote.Port())
+	copy(b[8:], local.Addr().AsSlice())
+	copy(b[24:], remote.Addr().AsSlice())
+	binary.NativeEndian.PutUint32(b[52:], expires)
+	return r.Message(r.Type, unix.NLM_F_MULTI, b)
+}
