@@ -1,0 +1,9 @@
+// Package collector turns TCP sockets and kernel settings into ephemeral-port
+// numbers, one pool of ports per (source address, destination address,
+// destination port), and those into Prometheus metrics.
+//
+// The data flows one way: listeners and sockets of package sockdiag and settings
+// of package procfs are tallied (tally.go), judged by the rules of the kernel's
+// port search (rules.go), cut to a bounded size (report.go) and written out
+// (metrics.go). Nothing is remembered from one collection to the next.
+package collector

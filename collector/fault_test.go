@@ -1,0 +1,229 @@
+package collector
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
+	"ephemeral_port_exporter/procfs"
+)
+
+// fault is a way in which the kernel fails a collection.
+type fault struct {
+	name   string
+	answer func(sockdiagtest.Request) [][]byte
+	dial   error
+	want   error // of Report
+	text   string
+}
+
+var faults = []fault{
+	{name: "tcp_diag missing", want: sockdiag.ErrUnsupported, text: "modprobe tcp_diag", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{r.Done(unix.ENOENT)}
+	}},
+	{name: "tcp_diag gone after the listeners", want: sockdiag.ErrUnsupported, text: "modprobe tcp_diag", answer: func(r sockdiagtest.Request) [][]byte {
+		if r.Sequence == 1 {
+			return [][]byte{r.Done(0)}
+		}
+		return [][]byte{r.Done(unix.ENOENT)}
+	}},
+	{name: "no netlink", want: unix.EPROTONOSUPPORT, text: "protocol not supported", dial: os.NewSyscallError("socket", unix.EPROTONOSUPPORT)},
+	{name: "forbidden", want: os.ErrPermission, text: "not permitted", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{r.Error(unix.EPERM)}
+	}},
+	{name: "no buffers", want: unix.ENOBUFS, text: "no buffer space", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{r.Error(unix.ENOBUFS)}
+	}},
+	{name: "no answer", want: os.ErrDeadlineExceeded, text: "i/o timeout", answer: func(sockdiagtest.Request) [][]byte { return nil }},
+	{name: "rows without an end", want: os.ErrDeadlineExceeded, text: "i/o timeout", answer: func(r sockdiagtest.Request) [][]byte {
+		if r.Sequence == 1 {
+			return [][]byte{r.Done(0)}
+		}
+		return [][]byte{row(r)}
+	}},
+	{name: "half a message", want: sockdiag.ErrMalformed, text: "44 are there", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{row(r)[:44]}
+	}},
+	{name: "interrupted", want: sockdiag.ErrInterrupted, text: "interrupted", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{row(r), r.Message(unix.NLMSG_OVERRUN, 0, nil)}
+	}},
+}
+
+// row is one connection.
+func row(r sockdiagtest.Request) []byte {
+	return r.Socket(uint8(sockdiag.Established), netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("10.0.0.2:80"), 0)
+}
+
+// healthy answers with no listener and one connection.
+func healthy(r sockdiagtest.Request) [][]byte {
+	if r.Sequence == 1 {
+		return [][]byte{r.Done(0)}
+	}
+	return [][]byte{row(r), r.Done(0)}
+}
+
+// faultyCollector is a collector whose kernel fails in the way that *f says, nil for
+// not at all. It logs to the buffer.
+func faultyCollector(t *testing.T, f **fault) (*Collector, *bytes.Buffer) {
+	t.Helper()
+	var log bytes.Buffer
+	c := New(Config{
+		FS:             fixedProc(t),
+		Limits:         Limits{MinPorts: 1, Most: 10},
+		TimeWaitLength: time.Minute,
+		Timeout:        20 * time.Millisecond,
+		Logger:         slog.New(slog.NewTextHandler(&log, nil)),
+	})
+	c.dial = func() (*sockdiag.Conn, error) {
+		answer := healthy
+		if *f != nil {
+			if (*f).dial != nil {
+				return nil, (*f).dial
+			}
+			answer = (*f).answer
+		}
+		conn, err := sockdiagtest.Dial(answer)
+		if err != nil {
+			return nil, err
+		}
+		return sockdiag.NewConn(conn)
+	}
+	return c, &log
+}
+
+// fixedProc is a file system with the settings of a usual host.
+func fixedProc(t *testing.T) procfs.FS {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range map[string]string{
+		"sys/net/ipv4/ip_local_port_range":     "32768\t60999\n",
+		"sys/net/ipv4/ip_local_reserved_ports": "\n",
+		"sys/net/ipv4/tcp_tw_reuse":            "2\n",
+		"sys/net/ipv4/tcp_tw_reuse_delay":      "1000\n",
+		"sys/net/ipv4/tcp_timestamps":          "1\n",
+		"sys/net/ipv4/tcp_fin_timeout":         "60\n",
+		"sys/net/ipv4/tcp_max_tw_buckets":      "131072\n",
+		"thread-self/net/sockstat":             "TCP: inuse 1 orphan 0 tw 0 alloc 1 mem 0\n",
+		"thread-self/net/netstat":              "TcpExt: TCPTimeWaitOverflow\nTcpExt: 0\n",
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return procfs.NewFS(dir)
+}
+
+// TestFaults never read as numbers, are logged once with their cause, and are over at
+// the next scrape.
+func TestFaults(t *testing.T) {
+	var current *fault
+	c, log := faultyCollector(t, &current)
+	for i := range faults {
+		f := &faults[i]
+		t.Run(f.name, func(t *testing.T) {
+			current = f
+			if _, err := c.Report(); !errors.Is(err, f.want) {
+				t.Errorf("got %v, want %v", err, f.want)
+			}
+
+			log.Reset()
+			if got := samples(t, c); got != `ephemeral_port_collect_success{netns="self"} 0` {
+				t.Errorf("a failed collection sent:\n%s", got)
+			}
+			if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=ERROR") || !strings.Contains(got, f.text) {
+				t.Errorf("log: got %q, want one error that says %q", got, f.text)
+			}
+
+			current = nil
+			log.Reset()
+			if got := samples(t, c); !strings.Contains(got, `ephemeral_port_collect_success{netns="self"} 1`) ||
+				!strings.Contains(got, `destination_ip="10.0.0.2"`) {
+				t.Errorf("the collection after the fault sent:\n%s", got)
+			}
+			if log.Len() != 0 {
+				t.Errorf("log after the fault: %s", log)
+			}
+		})
+	}
+}
+
+// samples is an exposition without its comments.
+func samples(t *testing.T, c *Collector) string {
+	t.Helper()
+	var lines []string
+	for line := range strings.Lines(string(exposition(t, c))) {
+		if !strings.HasPrefix(line, "#") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// TestFaultsLeakNothing over 1000 scrapes, one in ten of which goes well.
+func TestFaultsLeakNothing(t *testing.T) {
+	var current *fault
+	c, _ := faultyCollector(t, &current)
+	c.cfg.Timeout = 2 * time.Millisecond
+	scrapes := func(n int) {
+		for i := range n {
+			current = nil
+			if i%10 != 0 {
+				current = &faults[i%10-1]
+			}
+			exposition(t, c)
+		}
+	}
+	scrapes(10)
+	before := inUse(t)
+	scrapes(1000)
+	// The kernel's side of a connection ends a moment after ours.
+	for range 100 {
+		if inUse(t) == before {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("before: %s, after: %s", before, inUse(t))
+}
+
+// inUse counts what a collection could leave behind.
+func inUse(t *testing.T) string {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%d descriptors, %d goroutines", len(fds), runtime.NumGoroutine())
+}
+
+// TestFaultsOfProc fail a collection too.
+func TestFaultsOfProc(t *testing.T) {
+	var none *fault
+	c, log := faultyCollector(t, &none)
+	c.cfg.FS = procfs.NewFS(t.TempDir())
+	if _, err := c.Report(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want %v", err, os.ErrNotExist)
+	}
+	if got := samples(t, c); got != `ephemeral_port_collect_success{netns="self"} 0` {
+		t.Errorf("a failed collection sent:\n%s", got)
+	}
+	if got := log.String(); !strings.Contains(got, "ip_local_port_range") {
+		t.Errorf("log: got %q, want the file's name", got)
+	}
+}

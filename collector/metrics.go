@@ -1,0 +1,195 @@
+package collector
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ephemeral_port_exporter/collector/sockdiag"
+)
+
+// descs are the metrics of one network namespace.
+type descs struct {
+	rangeLow, rangeHigh, reservedPorts, blockedPorts, capacityPorts, maxUtilization *prometheus.Desc
+
+	tcpTWReuse, tcpTimestamps, tcpTWReuseDelay, tcpFinTimeout                *prometheus.Desc
+	timeWaitLength, timeWaitSockets, timeWaitLimitSockets, timeWaitOverflows *prometheus.Desc
+
+	destinationPorts, destinationReusablePorts, destinationUtilization *prometheus.Desc
+	destinationCeiling, destinationCloses                              *prometheus.Desc
+
+	sourcePorts, sourceBindParityPorts, sourceUtilization *prometheus.Desc
+
+	unreportedDestinations, unreportedPorts *prometheus.Desc
+
+	collectSuccess, collectDuration, collectSockets *prometheus.Desc
+}
+
+// newDescs names and explains every metric.
+func newDescs() descs {
+	namespace := []string{"netns"}
+	destination := []string{"netns", "source_ip", "destination_ip", "destination_port"}
+	destinationState := []string{"netns", "source_ip", "destination_ip", "destination_port", "state"}
+	source := []string{"netns", "source_ip"}
+
+	return descs{
+		rangeLow: prometheus.NewDesc("ephemeral_port_range_low",
+			"Lowest port that the kernel chooses for outgoing connections, sysctl net.ipv4.ip_local_port_range.",
+			namespace, nil),
+		rangeHigh: prometheus.NewDesc("ephemeral_port_range_high",
+			"Highest port that the kernel chooses for outgoing connections, sysctl net.ipv4.ip_local_port_range.",
+			namespace, nil),
+		reservedPorts: prometheus.NewDesc("ephemeral_port_reserved_ports",
+			"Ports of the range that sysctl net.ipv4.ip_local_reserved_ports withholds.",
+			namespace, nil),
+		blockedPorts: prometheus.NewDesc("ephemeral_port_blocked_ports",
+			"Ports of the range that no outgoing connection gets because a listener has them, on whatever address.",
+			namespace, nil),
+		capacityPorts: prometheus.NewDesc("ephemeral_port_capacity_ports",
+			"Ports that each pair of source address and destination has for itself: the range less reserved and blocked ports.",
+			namespace, nil),
+		maxUtilization: prometheus.NewDesc("ephemeral_port_max_utilization_ratio",
+			"Utilization of the worst destination, also of one without a series of its own. 1 means that the next connect() to it fails.",
+			namespace, nil),
+
+		tcpTWReuse: prometheus.NewDesc("ephemeral_port_tcp_tw_reuse",
+			"Sysctl net.ipv4.tcp_tw_reuse: connect() takes over ports in TIME_WAIT never (0), always (1), on loopback (2).",
+			namespace, nil),
+		tcpTimestamps: prometheus.NewDesc("ephemeral_port_tcp_timestamps",
+			"Sysctl net.ipv4.tcp_timestamps. If 0, no port in TIME_WAIT is taken over whatever tcp_tw_reuse says.",
+			namespace, nil),
+		tcpTWReuseDelay: prometheus.NewDesc("ephemeral_port_tcp_tw_reuse_delay_seconds",
+			"Sysctl net.ipv4.tcp_tw_reuse_delay: time in TIME_WAIT after which a port may be taken over. Absent on kernels before 6.14, which wait 1 second.",
+			namespace, nil),
+		tcpFinTimeout: prometheus.NewDesc("ephemeral_port_tcp_fin_timeout_seconds",
+			"Sysctl net.ipv4.tcp_fin_timeout: time after which an orphaned socket leaves FIN_WAIT2. It does not shorten TIME_WAIT.",
+			namespace, nil),
+		timeWaitLength: prometheus.NewDesc("ephemeral_port_time_wait_length_seconds",
+			"Time that a closed connection spends in TIME_WAIT, TCP_TIMEWAIT_LEN of the kernel as told by --time-wait.length.",
+			namespace, nil),
+		timeWaitSockets: prometheus.NewDesc("ephemeral_port_time_wait_sockets",
+			"Sockets in TIME_WAIT, and orphans in FIN_WAIT2, on any port of the network namespace.",
+			namespace, nil),
+		timeWaitLimitSockets: prometheus.NewDesc("ephemeral_port_time_wait_limit_sockets",
+			"Sysctl net.ipv4.tcp_max_tw_buckets: number of TIME_WAIT sockets at which the kernel drops new ones at once.",
+			namespace, nil),
+		timeWaitOverflows: prometheus.NewDesc("ephemeral_port_time_wait_overflows_total",
+			"Connections that skipped TIME_WAIT because the limit was reached (TCPTimeWaitOverflow). While it rises, real ceilings are higher than those exported, and ports are reused unsafely early.",
+			namespace, nil),
+
+		destinationPorts: prometheus.NewDesc("ephemeral_port_destination_ports",
+			"Ports that outgoing connections to the destination hold, by TCP state.",
+			destinationState, nil),
+		destinationReusablePorts: prometheus.NewDesc("ephemeral_port_destination_reusable_ports",
+			"Ports in TIME_WAIT to the destination that connect() may take over now, see tcp_tw_reuse.",
+			destination, nil),
+		destinationUtilization: prometheus.NewDesc("ephemeral_port_destination_utilization_ratio",
+			"Ports held and not reusable, per capacity. 1 means that the next connect() to the destination fails with EADDRNOTAVAIL; above 0.5 each connect() takes much longer.",
+			destination, nil),
+		destinationCeiling: prometheus.NewDesc("ephemeral_port_destination_ceiling_requests_per_second",
+			"Rate of requests to the destination, with a new connection each that this host closes first, above which ports run out: capacity per time that a closed connection holds its port.",
+			destination, nil),
+		destinationCloses: prometheus.NewDesc("ephemeral_port_destination_closes_per_second",
+			"Rate at which this host lately was the first to close connections to the destination, from the ages of its TIME_WAIT sockets. Compare with the ceiling.",
+			destination, nil),
+
+		sourcePorts: prometheus.NewDesc("ephemeral_port_source_ports",
+			"Distinct ports of the range in use on the source address, to any destination.",
+			source, nil),
+		sourceBindParityPorts: prometheus.NewDesc("ephemeral_port_source_bind_parity_ports",
+			"Those of source_ports with the parity that bind(ip, 0) fills first. More than half means that clients here bind before they connect and that source utilization is the one to watch.",
+			source, nil),
+		sourceUtilization: prometheus.NewDesc("ephemeral_port_source_utilization_ratio",
+			"Ports in use on the source address per those that bind(ip, 0) can choose from. 1 means that the next bind(ip, 0) fails with EADDRINUSE; of no concern for clients that only connect().",
+			source, nil),
+
+		unreportedDestinations: prometheus.NewDesc("ephemeral_port_unreported_destinations",
+			"Destinations without series of their own, see --destination.min-ports and --destination.limit.",
+			namespace, nil),
+		unreportedPorts: prometheus.NewDesc("ephemeral_port_unreported_ports",
+			"Ports held by destinations without series of their own.",
+			namespace, nil),
+
+		collectSuccess: prometheus.NewDesc("ephemeral_port_collect_success",
+			"1 if this scrape could read the network namespace, else 0 and none of its other metrics is there.",
+			namespace, nil),
+		collectDuration: prometheus.NewDesc("ephemeral_port_collect_duration_seconds",
+			"Time that reading the network namespace took.",
+			namespace, nil),
+		collectSockets: prometheus.NewDesc("ephemeral_port_collect_sockets",
+			"Sockets with a local port in the range that the kernel listed.",
+			namespace, nil),
+	}
+}
+
+// describe sends all descriptions.
+func (d *descs) describe(ch chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{
+		d.rangeLow, d.rangeHigh, d.reservedPorts, d.blockedPorts, d.capacityPorts, d.maxUtilization,
+		d.tcpTWReuse, d.tcpTimestamps, d.tcpTWReuseDelay, d.tcpFinTimeout,
+		d.timeWaitLength, d.timeWaitSockets, d.timeWaitLimitSockets, d.timeWaitOverflows,
+		d.destinationPorts, d.destinationReusablePorts, d.destinationUtilization,
+		d.destinationCeiling, d.destinationCloses,
+		d.sourcePorts, d.sourceBindParityPorts, d.sourceUtilization,
+		d.unreportedDestinations, d.unreportedPorts,
+		d.collectSuccess, d.collectDuration, d.collectSockets,
+	} {
+		ch <- desc
+	}
+}
+
+// sendFailure sends that the namespace could not be read.
+func (d *descs) sendFailure(ch chan<- prometheus.Metric, netns string) {
+	ch <- prometheus.MustNewConstMetric(d.collectSuccess, prometheus.GaugeValue, 0, netns)
+}
+
+// send sends the report of a namespace.
+func (d *descs) send(ch chan<- prometheus.Metric, netns string, r Report) {
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, append([]string{netns}, labels...)...)
+	}
+
+	gauge(d.rangeLow, float64(r.Settings.PortRange.Low))
+	gauge(d.rangeHigh, float64(r.Settings.PortRange.High))
+	gauge(d.reservedPorts, float64(r.ReservedPorts))
+	gauge(d.blockedPorts, float64(r.BlockedPorts))
+	gauge(d.capacityPorts, float64(r.CapacityPorts))
+	gauge(d.maxUtilization, r.MaxUtilization)
+
+	gauge(d.tcpTWReuse, float64(r.Settings.TWReuse))
+	gauge(d.tcpTimestamps, float64(r.Settings.Timestamps))
+	if r.Settings.TWReuseDelay > 0 {
+		gauge(d.tcpTWReuseDelay, r.Settings.TWReuseDelay.Seconds())
+	}
+	gauge(d.tcpFinTimeout, r.Settings.FinTimeout.Seconds())
+	gauge(d.timeWaitLength, r.Settings.TimeWaitLength.Seconds())
+	gauge(d.timeWaitSockets, float64(r.TimeWaitSockets))
+	gauge(d.timeWaitLimitSockets, float64(r.Settings.TimeWaitLimit))
+	ch <- prometheus.MustNewConstMetric(d.timeWaitOverflows, prometheus.CounterValue, float64(r.TimeWaitOverflows), netns)
+
+	for _, dst := range r.Destinations {
+		sourceIP := dst.Source.String()
+		ip, port := dst.Address.Addr().String(), strconv.Itoa(int(dst.Address.Port()))
+		for i, state := range sockdiag.PortHolding {
+			gauge(d.destinationPorts, float64(dst.Ports[i]), sourceIP, ip, port, state.String())
+		}
+		gauge(d.destinationReusablePorts, float64(dst.Reusable), sourceIP, ip, port)
+		gauge(d.destinationUtilization, dst.Utilization, sourceIP, ip, port)
+		gauge(d.destinationCeiling, dst.Ceiling, sourceIP, ip, port)
+		gauge(d.destinationCloses, dst.CloseRate, sourceIP, ip, port)
+	}
+
+	for _, src := range r.Sources {
+		ip := src.Address.String()
+		gauge(d.sourcePorts, float64(src.Ports), ip)
+		gauge(d.sourceBindParityPorts, float64(src.BindParity), ip)
+		gauge(d.sourceUtilization, src.Utilization, ip)
+	}
+
+	gauge(d.unreportedDestinations, float64(r.UnreportedDestinations))
+	gauge(d.unreportedPorts, float64(r.UnreportedPorts))
+
+	gauge(d.collectSuccess, 1)
+	gauge(d.collectDuration, r.Duration.Seconds())
+	gauge(d.collectSockets, float64(r.Sockets))
+}

@@ -1,0 +1,573 @@
+package collector
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/procfs"
+)
+
+// The oracle: what a report calls free is what the kernel really grants.
+
+// newTestCollector returns a collector that reports everything.
+func newTestCollector() *Collector {
+	return New(Config{
+		FS:             procfs.NewFS("/proc"),
+		Limits:         Limits{MinPorts: 0, Most: 1 << 20},
+		TimeWaitLength: 60 * time.Second,
+		Timeout:        30 * time.Second,
+		Logger:         slog.New(slog.DiscardHandler),
+	})
+}
+
+// collect makes a report of the test's namespace.
+func collect(t *testing.T) Report {
+	t.Helper()
+	r, err := newTestCollector().Report()
+	if err != nil {
+		t.Fatalf("collect: %v", err)
+	}
+	return r
+}
+
+// freeTo returns how many more connections to a destination a report promises.
+func freeTo(r Report, source netip.Addr, destination netip.AddrPort) int {
+	for _, d := range r.Destinations {
+		if d.Source == source && d.Address == destination {
+			return r.CapacityPorts - (d.Held - d.Reusable)
+		}
+	}
+	return r.CapacityPorts
+}
+
+// utilizationOf returns the exported utilization of a destination, 0 if it has none.
+func utilizationOf(r Report, source netip.Addr, destination netip.AddrPort) float64 {
+	for _, d := range r.Destinations {
+		if d.Source == source && d.Address == destination {
+			return d.Utilization
+		}
+	}
+	return 0
+}
+
+// sourceOf returns what a report says of a source address that it must have.
+func sourceOf(t *testing.T, r Report, source netip.Addr) Source {
+	t.Helper()
+	for _, s := range r.Sources {
+		if s.Address == source {
+			return s
+		}
+	}
+	t.Fatalf("no source %v in the report: %+v", source, r.Sources)
+	return Source{}
+}
+
+// oracleClient is a client whose source address is known.
+type oracleClient struct {
+	netnstest.Client
+	source netip.Addr
+}
+
+func clientTo(source, destination string) oracleClient {
+	return oracleClient{netnstest.Client{Destination: netip.MustParseAddrPort(destination)}, netip.MustParseAddr(source)}
+}
+
+func (c oracleClient) mapped() oracleClient {
+	c.Mapped = true
+	return c
+}
+
+func (c oracleClient) bind(b netnstest.Bind) oracleClient {
+	c.Bind, c.Source = b, netip.AddrPortFrom(c.source, 0)
+	return c
+}
+
+// checkConnect compares the report's promise with what connect() grants, until it
+// fails. slack is the number of ports that the kernel may give less.
+func checkConnect(t *testing.T, c oracleClient, slack int) {
+	t.Helper()
+	before := collect(t)
+	free := freeTo(before, c.source, c.Destination)
+	granted, refusal := c.Fill(t, free+10)
+	if granted > free || granted < free-slack {
+		t.Errorf("the report says that %d ports are free, connect() granted %d", free, granted)
+	}
+	if !errors.Is(refusal, unix.EADDRNOTAVAIL) {
+		t.Errorf("connect() ended with %v, want EADDRNOTAVAIL", refusal)
+	}
+
+	after := collect(t)
+	if u := utilizationOf(after, c.source, c.Destination); granted == free && before.CapacityPorts > 0 && u != 1 {
+		t.Errorf("utilization is %v after connect() failed, want 1", u)
+	}
+	if after.MaxUtilization != 1 && granted == free {
+		t.Errorf("greatest utilization is %v after connect() failed, want 1", after.MaxUtilization)
+	}
+	if utilizationOf(before, c.source, c.Destination) == 1 && granted > 0 {
+		t.Errorf("utilization was 1, but connect() granted %d", granted)
+	}
+}
+
+// checkBind is checkConnect for clients that bind first. At least one must be there.
+func checkBind(t *testing.T, c oracleClient, slack int) {
+	t.Helper()
+	src := sourceOf(t, collect(t), c.source)
+	free := src.Capacity - src.Ports
+	granted, refusal := c.Fill(t, free+10)
+	if granted > free || granted < free-slack {
+		t.Errorf("the report says that %d ports are free, bind() granted %d", free, granted)
+	}
+	if !errors.Is(refusal, unix.EADDRINUSE) {
+		t.Errorf("bind() ended with %v, want EADDRINUSE", refusal)
+	}
+	if u := sourceOf(t, collect(t), c.source).Utilization; granted == free && u != 1 {
+		t.Errorf("source utilization is %v after bind() failed, want 1", u)
+	}
+}
+
+// TestOracleMatrix asks for each combination of range, reserved ports, listener and
+// client.
+func TestOracleMatrix(t *testing.T) {
+	ranges := []struct {
+		name, ports string
+		slack       int // an odd-sized range: one search sees one port fewer
+	}{
+		{"even", "40000 40019", 0},
+		{"odd", "40000 40020", 1},
+		{"one", "40004 40004", 0},
+	}
+	reserved := []struct{ name, ports string }{
+		{"none", ""},
+		{"inside", "40002,40010-40013"},
+		{"outside", "39000-39999,50000"},
+		{"across", "39990-40003,40019-40100"},
+	}
+	listeners := []struct {
+		name, addr string
+		v6only     bool
+	}{
+		{name: "none"},
+		{name: "other IPv4", addr: "127.0.9.9:40004"},
+		{name: "same IPv4", addr: "198.51.100.1:40004"},
+		{name: "wildcard IPv4", addr: "0.0.0.0:40004"},
+		{name: "other IPv6", addr: "[::1]:40004", v6only: true},
+		{name: "wildcard", addr: "[::]:40004"},
+		{name: "wildcard v6only", addr: "[::]:40004", v6only: true},
+		{name: "reserved", addr: "0.0.0.0:40002"},
+	}
+	v4 := clientTo("198.51.100.1", "198.51.100.7:80")
+	v6 := clientTo("2001:db8::1", "[2001:db8::7]:80")
+	clients := []struct {
+		name  string
+		c     oracleClient
+		check func(*testing.T, oracleClient, int)
+	}{
+		{"IPv4", v4, checkConnect},
+		{"IPv6", v6.bind(netnstest.BindNoPort), checkConnect},
+		{"mapped", v4.mapped(), checkConnect},
+		{"no port", v4.bind(netnstest.BindNoPort), checkConnect},
+		{"bind IPv4", v4.bind(netnstest.BindFirst), checkBind},
+		{"bind IPv6", v6.bind(netnstest.BindFirst), checkBind},
+		{"bind mapped", v4.mapped().bind(netnstest.BindFirst), checkBind},
+		{"bind reuseaddr", v4.bind(netnstest.BindReuseAddr), checkBind},
+	}
+
+	for _, rng := range ranges {
+		for _, res := range reserved {
+			for _, lis := range listeners {
+				for _, cli := range clients {
+					name := fmt.Sprintf("%s range/reserved %s/listener %s/%s", rng.name, res.name, lis.name, cli.name)
+					t.Run(name, func(t *testing.T) {
+						t.Parallel()
+						netnstest.New(t)
+						netnstest.Sysctl(t, "ipv4/ip_local_port_range", rng.ports)
+						netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", res.ports)
+						if lis.addr != "" {
+							netnstest.Listen(t, lis.addr, lis.v6only)
+						}
+						// A source is in the report only if it has a socket.
+						if granted, refusal := cli.c.Fill(t, 1); granted == 0 {
+							if r := collect(t); r.CapacityPorts != 0 || r.MaxUtilization != 1 {
+								t.Errorf("not one port was granted (%v), but capacity is %d and the greatest utilization %v", refusal, r.CapacityPorts, r.MaxUtilization)
+							}
+							return
+						}
+						cli.check(t, cli.c, rng.slack)
+					})
+				}
+			}
+		}
+	}
+}
+
+// TestOracleWideRange fills the widest range that there is.
+func TestOracleWideRange(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "1024 65535")
+	netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "1024-1100,8080,65500-65535")
+	netnstest.Listen(t, "0.0.0.0:9090", false)
+	c := clientTo("198.51.100.1", "198.51.100.7:80")
+
+	// Clients with a port of their own, for connect() itself would take a minute.
+	const first, last = 10000, 65000
+	for port := first; port < last; port += 11000 {
+		bound := c.bind(netnstest.BindFirst).Client
+		bound.Source = netip.AddrPortFrom(c.source, uint16(port))
+		netnstest.HoldInChild(t, netnstest.Holding{Client: bound, Count: 11000, NextSourcePort: true})
+	}
+
+	const held = last - first
+	wantFree := 65535 - 1024 + 1 - 77 - 1 - 36 - 1 - held
+	r := collect(t)
+	if got := freeTo(r, c.source, c.Destination); got != wantFree {
+		t.Fatalf("free: got %d, want %d", got, wantFree)
+	}
+	// Hold most of the rest too: each search is long now.
+	bound := c.bind(netnstest.BindFirst).Client
+	bound.Source = netip.AddrPortFrom(c.source, 1101)
+	netnstest.HoldInChild(t, netnstest.Holding{Client: bound, Count: 8000 - 1101, NextSourcePort: true})
+	checkConnect(t, c, 0)
+}
+
+// TestOraclePools tells connections that share ports from those that do not.
+func TestOraclePools(t *testing.T) {
+	base := clientTo("198.51.100.1", "198.51.100.7:80")
+	tests := []struct {
+		name   string
+		other  oracleClient
+		shared bool
+	}{
+		{"mapped and IPv4", base.mapped(), true},
+		{"named source address", base.bind(netnstest.BindNoPort), true},
+		{"second source address", clientTo("203.0.113.1", "198.51.100.7:80").bind(netnstest.BindNoPort), false},
+		{"second port", clientTo("198.51.100.1", "198.51.100.7:81"), false},
+		{"second address", clientTo("198.51.100.1", "198.51.100.8:80"), false},
+		{"IPv6", clientTo("2001:db8::1", "[2001:db8::7]:80").bind(netnstest.BindNoPort), false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40029")
+			base.Hold(t, 7)
+			tt.other.Hold(t, 5)
+
+			r := collect(t)
+			want := 30 - 7
+			if tt.shared {
+				want -= 5
+			}
+			if got := freeTo(r, base.source, base.Destination); got != want {
+				t.Errorf("free to the first destination: got %d, want %d", got, want)
+			}
+			checkConnect(t, base, 0)
+			if !tt.shared {
+				checkConnect(t, tt.other, 0)
+			}
+		})
+	}
+}
+
+// TestOracleBindParity tells clients that bind first from those that only connect.
+func TestOracleBindParity(t *testing.T) {
+	for _, low := range []int{40000, 40001} {
+		for _, tt := range []struct {
+			name string
+			bind netnstest.Bind
+			want int
+		}{
+			{"connect", netnstest.BindNoPort, 0},
+			{"bind", netnstest.BindFirst, 400},
+		} {
+			t.Run(fmt.Sprintf("low %d/%s", low, tt.name), func(t *testing.T) {
+				t.Parallel()
+				netnstest.New(t)
+				netnstest.Sysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("%d %d", low, low+999))
+				c := clientTo("198.51.100.1", "198.51.100.7:80").bind(tt.bind)
+				c.Hold(t, 400)
+				src := sourceOf(t, collect(t), c.source)
+				if src.Ports != 400 || src.BindParity != tt.want {
+					t.Errorf("ports %d, of bind parity %d, want 400 and %d", src.Ports, src.BindParity, tt.want)
+				}
+			})
+		}
+	}
+}
+
+// TestOracleBindFirstBlocksConnect holds the limit that the README names: ports that
+// other clients bound before they connected are lost to connect(), and a dump does
+// not tell them. The source's bind parity does.
+func TestOracleBindFirstBlocksConnect(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+	clientTo("198.51.100.1", "198.51.100.8:80").bind(netnstest.BindFirst).Hold(t, 30)
+
+	c := clientTo("198.51.100.1", "198.51.100.7:80")
+	r := collect(t)
+	granted, _ := c.Fill(t, 200)
+	if free := freeTo(r, c.source, c.Destination); granted != free-30 {
+		t.Errorf("connect() granted %d, want the %d that the report calls free less 30 bound ones", granted, free)
+	}
+	if got := sourceOf(t, r, c.source).BindParity; got != 30 {
+		t.Errorf("bind parity %d, want 30", got)
+	}
+}
+
+// TestOracleStates puts ten sockets into each state and counts them.
+func TestOracleStates(t *testing.T) {
+	const n = 10
+	dst := clientTo("198.51.100.1", "198.51.100.7:80")
+	hole := clientTo("198.51.100.1", "192.0.2.7:80") // swallows packets
+	leave := func(t *testing.T, fd int) { t.Cleanup(func() { unix.Close(fd) }) }
+
+	tests := []struct {
+		name  string
+		c     oracleClient
+		state sockdiag.State
+		make  func(t *testing.T, c netnstest.Client, listener int)
+	}{
+		{"established", dst, sockdiag.Established, func(t *testing.T, c netnstest.Client, listener int) {
+			client, server := netnstest.Pair(t, c, listener)
+			leave(t, client)
+			leave(t, server)
+		}},
+		{"syn_sent", hole, sockdiag.SynSent, func(t *testing.T, c netnstest.Client, _ int) {
+			fd, err := c.Dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			leave(t, fd)
+		}},
+		{"fin_wait1", hole, sockdiag.FinWait1, func(t *testing.T, c netnstest.Client, _ int) {
+			fd, err := c.Connect()
+			if err != nil {
+				t.Fatal(err)
+			}
+			leave(t, fd)
+			const repairOff = -1 // TCP_REPAIR_OFF_NO_WP
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, repairOff); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"fin_wait2", dst, sockdiag.FinWait2, func(t *testing.T, c netnstest.Client, listener int) {
+			client, server := netnstest.Pair(t, c, listener)
+			leave(t, client)
+			leave(t, server)
+			if err := unix.Shutdown(client, unix.SHUT_WR); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"fin_wait2 mini-socket", dst, sockdiag.FinWait2, func(t *testing.T, c netnstest.Client, listener int) {
+			client, server := netnstest.Pair(t, c, listener)
+			leave(t, server)
+			unix.Close(client)
+		}},
+		{"close_wait", dst, sockdiag.CloseWait, func(t *testing.T, c netnstest.Client, listener int) {
+			client, server := netnstest.Pair(t, c, listener)
+			leave(t, client)
+			netnstest.Hangup(server)
+		}},
+		{"time_wait", dst, sockdiag.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
+			netnstest.TimeWait(t, c, listener, 1)
+		}},
+		{"mapped time_wait", dst.mapped(), sockdiag.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
+			netnstest.TimeWait(t, c, listener, 1)
+		}},
+		{"IPv6 time_wait", clientTo("2001:db8::1", "[2001:db8::7]:80").bind(netnstest.BindNoPort), sockdiag.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
+			netnstest.TimeWait(t, c, listener, 1)
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40029")
+			// The reuse of FIN_WAIT2 mini-sockets would show.
+			netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
+			setReuseDelay(t, time.Minute)
+			listener := netnstest.Listen(t, "[::]:80", false)
+			for range n {
+				tt.make(t, tt.c.Client, listener)
+			}
+
+			var want [len(sockdiag.PortHolding)]int
+			want[slices.Index(sockdiag.PortHolding[:], tt.state)] = n
+			var d Destination
+			// The peer acknowledges a FIN after up to 200 ms (TCP_DELACK_MAX).
+			for deadline := time.Now().Add(5 * time.Second); d.Ports != want && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+				r := collect(t)
+				if len(r.Destinations) != 1 {
+					t.Fatalf("destinations: got %+v, want one", r.Destinations)
+				}
+				d = r.Destinations[0]
+			}
+			if diff := cmp.Diff(want, d.Ports); diff != "" {
+				t.Errorf("ports by state (-want +got):\n%s", diff)
+			}
+			if d.Held != n || d.Reusable != 0 {
+				t.Errorf("held %d, reusable %d, want %d and 0", d.Held, d.Reusable, n)
+			}
+			checkConnect(t, tt.c, 0)
+		})
+	}
+}
+
+// TestOracleInbound holds connections to a listener in the range, which are not of a
+// pool.
+func TestOracleInbound(t *testing.T) {
+	for _, listen := range []string{"198.51.100.7:40010", "0.0.0.0:40010", "[::]:40010"} {
+		t.Run(listen, func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40029")
+			listener := netnstest.Listen(t, listen, false)
+			out := clientTo("198.51.100.1", "198.51.100.7:40010")
+			for range 12 {
+				client, server := netnstest.Pair(t, out.Client, listener)
+				t.Cleanup(func() { unix.Close(client) })
+				t.Cleanup(func() { unix.Close(server) })
+			}
+
+			r := collect(t)
+			if len(r.Destinations) != 1 || r.Destinations[0].Address != out.Destination || r.Destinations[0].Held != 12 {
+				t.Errorf("destinations: got %+v, want %v with 12 ports", r.Destinations, out.Destination)
+			}
+			if len(r.Sources) != 1 || r.Sources[0].Address != out.source || r.Sources[0].Ports != 12 {
+				t.Errorf("sources: got %+v, want %v with 12 ports", r.Sources, out.source)
+			}
+			if r.BlockedPorts != 1 || r.CapacityPorts != 29 {
+				t.Errorf("blocked %d, capacity %d, want 1 and 29", r.BlockedPorts, r.CapacityPorts)
+			}
+			checkConnect(t, out, 0)
+		})
+	}
+}
+
+// setReuseDelay sets tcp_tw_reuse_delay, or leaves it at a second on kernels before
+// 6.14. It returns what is in force.
+func setReuseDelay(t *testing.T, delay time.Duration) time.Duration {
+	t.Helper()
+	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay"); err != nil {
+		return defaultReuseDelay
+	}
+	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse_delay", strconv.FormatInt(delay.Milliseconds(), 10))
+	return delay
+}
+
+// TestOracleReuse asks which ports in TIME_WAIT connect() takes over.
+func TestOracleReuse(t *testing.T) {
+	clients := []struct {
+		name     string
+		c        oracleClient
+		listen   string
+		loopback bool
+	}{
+		{"IPv4", clientTo("198.51.100.1", "198.51.100.7:80"), "198.51.100.7:80", false},
+		{"IPv6", clientTo("2001:db8::1", "[2001:db8::7]:80").bind(netnstest.BindNoPort), "[2001:db8::7]:80", false},
+		{"mapped", clientTo("198.51.100.1", "198.51.100.7:80").mapped(), "198.51.100.7:80", false},
+		{"loopback IPv4", clientTo("127.0.0.1", "127.0.0.9:80"), "127.0.0.9:80", true},
+		{"loopback IPv6", clientTo("::1", "[::1]:80"), "[::1]:80", true},
+		{"loopback mapped", clientTo("127.0.0.1", "127.0.0.9:80").mapped(), "127.0.0.9:80", true},
+		{"loopback destination only", clientTo("198.51.100.1", "127.0.0.9:80").bind(netnstest.BindNoPort), "127.0.0.9:80", true},
+	}
+	for _, reuse := range []int{0, 1, 2} {
+		for _, timestamps := range []int{0, 1} {
+			for _, older := range []bool{false, true} {
+				for _, cli := range clients {
+					name := fmt.Sprintf("tcp_tw_reuse %d/tcp_timestamps %d/older %v/%s", reuse, timestamps, older, cli.name)
+					t.Run(name, func(t *testing.T) {
+						t.Parallel()
+						netnstest.New(t)
+						netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40029")
+						netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", strconv.Itoa(reuse))
+						netnstest.Sysctl(t, "ipv4/tcp_timestamps", strconv.Itoa(timestamps))
+						setReuseDelay(t, time.Minute)
+						listener := netnstest.Listen(t, cli.listen, false)
+						netnstest.TimeWait(t, cli.c.Client, listener, 20)
+						if older {
+							// The kernel's clock has ticks of up to 10 ms.
+							time.Sleep(setReuseDelay(t, time.Millisecond) + 30*time.Millisecond)
+						}
+
+						want := 0
+						if older && timestamps != 0 && (reuse == 1 || reuse == 2 && cli.loopback) {
+							want = 20
+						}
+						r := collect(t)
+						if len(r.Destinations) != 1 || r.Destinations[0].Held != 20 || r.Destinations[0].Reusable != want {
+							t.Errorf("destinations: got %+v, want one with 20 ports, %d of them reusable", r.Destinations, want)
+						}
+						checkConnect(t, cli.c, 0)
+					})
+				}
+			}
+		}
+	}
+}
+
+// TestOracleCeiling drives connections below and above the exported ceiling.
+func TestOracleCeiling(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
+	setReuseDelay(t, time.Second)
+	c := clientTo("198.51.100.1", "198.51.100.7:80")
+	listener := netnstest.Listen(t, "198.51.100.7:80", false)
+	netnstest.TimeWait(t, c.Client, listener, 1)
+
+	ceiling := collect(t).Destinations[0].Ceiling
+	if ceiling != 100 {
+		t.Fatalf("ceiling: got %v, want 100 ports / 1 s", ceiling)
+	}
+
+	driven := ceiling * 0.9
+	if failures := drive(t, c.Client, listener, driven, 4*time.Second); failures != 0 {
+		t.Errorf("%d connections failed at %v per second", failures, driven)
+	}
+	if rate := collect(t).Destinations[0].CloseRate; rate < driven*0.9 || rate > driven*1.1 {
+		t.Errorf("close rate: got %v, want the %v that were driven", rate, driven)
+	}
+	driven = ceiling * 1.1
+	if failures := drive(t, c.Client, listener, driven, 4*time.Second); failures == 0 {
+		t.Errorf("no connection failed at %v per second", driven)
+	}
+}
+
+// drive makes connections that the client closes first at a steady rate. It returns
+// how many found no port.
+func drive(t *testing.T, c netnstest.Client, listener int, perSecond float64, duration time.Duration) (failures int) {
+	t.Helper()
+	start := time.Now()
+	for n := range int(perSecond * duration.Seconds()) {
+		time.Sleep(time.Until(start.Add(time.Duration(float64(n) / perSecond * float64(time.Second)))))
+		client, err := c.Dial()
+		if errors.Is(err, unix.EADDRNOTAVAIL) {
+			failures++
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, _, err := unix.Accept(listener)
+		if err != nil {
+			t.Fatal(err)
+		}
+		netnstest.Hangup(client)
+		netnstest.Hangup(server)
+	}
+	return failures
+}

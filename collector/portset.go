@@ -1,0 +1,66 @@
+package collector
+
+import (
+	"math/bits"
+	"slices"
+)
+
+// A portMap is a set of ports as one bit for each.
+type portMap [1 << 16 / 64]uint64
+
+func (m *portMap) has(port uint16) bool { return m[port/64]&(1<<(port%64)) != 0 }
+func (m *portMap) add(port uint16)      { m[port/64] |= 1 << (port % 64) }
+func (m *portMap) remove(port uint16)   { m[port/64] &^= 1 << (port % 64) }
+
+// size returns the number of ports.
+func (m *portMap) size() int {
+	n := 0
+	for _, word := range m {
+		n += bits.OnesCount64(word)
+	}
+	return n
+}
+
+// maxSparse is the number of ports that a portSet lists before it maps them: at
+// that size both take about the same memory for each port.
+const maxSparse = 128
+
+// A portSet is a set of ports that stays small while it has few, because a
+// transparent proxy has a source for every client.
+type portSet struct {
+	sparse []uint16 // sorted; unused once dense is there
+	dense  *portMap
+
+	parity [2]int // ports that are even, ports that are odd
+}
+
+// add puts a port into the set.
+func (s *portSet) add(port uint16) {
+	if s.dense != nil {
+		if s.dense.has(port) {
+			return
+		}
+		s.dense.add(port)
+	} else {
+		i, found := slices.BinarySearch(s.sparse, port)
+		if found {
+			return
+		}
+		s.sparse = slices.Insert(s.sparse, i, port)
+		if len(s.sparse) > maxSparse {
+			s.dense = new(portMap)
+			for _, p := range s.sparse {
+				s.dense.add(p)
+			}
+			s.sparse = nil
+		}
+	}
+
+	s.parity[port%2]++
+}
+
+// size returns the number of ports.
+func (s *portSet) size() int { return s.parity[0] + s.parity[1] }
+
+// withParity returns the number of ports that are odd or even as like is.
+func (s *portSet) withParity(like uint16) int { return s.parity[like%2] }
