@@ -14,27 +14,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// envUserNS marks the re-executed test binary.
-const envUserNS = "NETNSTEST_USERNS"
+// envInside marks the re-executed test binary.
+const envInside = "NETNSTEST_INSIDE"
 
-// Main is the TestMain of a package whose tests call New. Where the user is not
-// root it runs the tests in a new user namespace, in which they are.
+// Main is the TestMain of a package that uses this one. It runs the tests in a new
+// network namespace, set up as New does, and in a new user namespace where the user is
+// not root.
 func Main(m *testing.M) {
 	if spec := os.Getenv(envHold); spec != "" {
 		os.Exit(holdMain(spec))
 	}
-	if os.Geteuid() == 0 || os.Getenv(envUserNS) != "" {
+	switch os.Getenv(envInside) {
+	case "new":
+		if err := setUp(); err != nil {
+			fmt.Fprintln(os.Stderr, "netnstest:", err)
+			os.Exit(1)
+		}
+		os.Setenv(envInside, "ready") // for the workers that fuzzing starts
+		os.Exit(m.Run())
+	case "ready":
 		os.Exit(m.Run())
 	}
 
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), envUserNS+"=1")
+	cmd.Env = append(os.Environ(), envInside+"=new")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
+	// The signal comes when the parent's thread ends, not its process.
+	runtime.LockOSThread()
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
@@ -43,10 +55,10 @@ func Main(m *testing.M) {
 	case errors.As(err, &exit):
 		os.Exit(exit.ExitCode())
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOSPC):
-		// No user namespaces here: New tells each test.
+		// No namespaces here: New tells each test.
 		os.Exit(m.Run())
 	default:
-		fmt.Fprintln(os.Stderr, "netnstest: start the tests in a user namespace:", err)
+		fmt.Fprintln(os.Stderr, "netnstest: start the tests in a namespace:", err)
 		os.Exit(1)
 	}
 }
@@ -73,7 +85,14 @@ func New(tb testing.TB) {
 		tb.Fatalf("new network namespace: %v", err)
 	}
 
-	IP(tb,
+	if err := setUp(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// setUp gives a new namespace its addresses.
+func setUp() error {
+	if err := ip(
 		"link set lo up",
 		"addr add 198.51.100.1/24 dev lo",
 		"addr add 203.0.113.1/24 dev lo",
@@ -81,24 +100,40 @@ func New(tb testing.TB) {
 		"addr add 2001:db8::2/128 dev lo nodad",
 		"route add local 2001:db8::/64 dev lo",
 		"route add 192.0.2.0/24 dev lo",
-	)
-	Sysctl(tb, "ipv6/ip_nonlocal_bind", "1")
+	); err != nil {
+		return err
+	}
+	return sysctl("ipv6/ip_nonlocal_bind", "1")
 }
 
 // IP runs commands of ip(8) in the test's namespace.
 func IP(tb testing.TB, commands ...string) {
 	tb.Helper()
+	if err := ip(commands...); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func ip(commands ...string) error {
 	cmd := exec.Command("ip", "-batch", "-")
 	cmd.Stdin = strings.NewReader(strings.Join(commands, "\n"))
 	if out, err := cmd.CombinedOutput(); err != nil {
-		tb.Fatalf("ip -batch %q: %v: %s", commands, err, out)
+		return fmt.Errorf("ip -batch %q: %w: %s", commands, err, out)
 	}
+	return nil
 }
 
 // Sysctl sets a file under /proc/sys/net of the test's namespace.
 func Sysctl(tb testing.TB, name, value string) {
 	tb.Helper()
-	if err := os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0); err != nil {
-		tb.Fatalf("set sysctl: %v", err)
+	if err := sysctl(name, value); err != nil {
+		tb.Fatal(err)
 	}
+}
+
+func sysctl(name, value string) error {
+	if err := os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0); err != nil {
+		return fmt.Errorf("set sysctl: %w", err)
+	}
+	return nil
 }

@@ -32,8 +32,14 @@ type openSocket interface {
 type Conn struct {
 	sock openSocket
 	raw  syscall.RawConn
-	buf  []byte
 	seq  uint32
+
+	// One read of a datagram: the function is made once, for a dump has thousands.
+	read  func(fd uintptr) (done bool)
+	buf   []byte
+	n     int // length of the datagram, also of what did not fit into buf
+	from  unix.Sockaddr
+	errno error
 
 	// byFamily is set once the kernel refused TCPDIAG_GETSOCK.
 	byFamily bool
@@ -56,7 +62,12 @@ func NewConn(sock openSocket) (*Conn, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("sockdiag: get file descriptor: %w", err), sock.Close())
 	}
-	return &Conn{sock: sock, raw: raw, buf: make([]byte, bufferSize)}, nil
+	c := &Conn{sock: sock, raw: raw, buf: make([]byte, bufferSize)}
+	c.read = func(fd uintptr) bool {
+		c.n, c.from, c.errno = unix.Recvfrom(int(fd), c.buf, unix.MSG_TRUNC)
+		return !errors.Is(c.errno, unix.EAGAIN)
+	}
+	return c, nil
 }
 
 // Close closes the connection.
@@ -162,38 +173,23 @@ func (c *Conn) send(typ netlink.HeaderType, body []byte) error {
 
 // receive reads one datagram of the kernel's. It is valid until the next call.
 func (c *Conn) receive() ([]byte, error) {
-	var (
-		n     int
-		from  unix.Sockaddr
-		errno error
-	)
-	err := c.raw.Read(func(fd uintptr) bool {
-		// With MSG_TRUNC, n is the length of the datagram and not of what fit.
-		n, from, errno = unix.Recvfrom(int(fd), c.buf, unix.MSG_TRUNC)
-		return !errors.Is(errno, unix.EAGAIN)
-	})
-	if err != nil {
+	if err := c.raw.Read(c.read); err != nil {
 		return nil, err
 	}
-	if errors.Is(errno, unix.ENOBUFS) {
-		return nil, fmt.Errorf("%w: receive buffer overflow: %w", ErrInterrupted, errno)
+	if errors.Is(c.errno, unix.ENOBUFS) {
+		return nil, fmt.Errorf("%w: receive buffer overflow: %w", ErrInterrupted, c.errno)
 	}
-	if errno != nil {
-		return nil, errno
+	if c.errno != nil {
+		return nil, c.errno
 	}
-	return c.datagram(n, from)
-}
-
-// datagram checks what Recvfrom returned: a whole datagram, from the kernel.
-func (c *Conn) datagram(n int, from unix.Sockaddr) ([]byte, error) {
-	if sa, ok := from.(*unix.SockaddrNetlink); ok && sa.Pid != 0 {
+	if sa, ok := c.from.(*unix.SockaddrNetlink); ok && sa.Pid != 0 {
 		return nil, fmt.Errorf("%w: sent by port %d, which is not the kernel", ErrMalformed, sa.Pid)
 	}
-	if n == 0 {
+	if c.n == 0 {
 		return nil, fmt.Errorf("%w: empty datagram", ErrMalformed)
 	}
-	if n > len(c.buf) {
-		return nil, fmt.Errorf("%w: datagram of %d bytes, truncated to %d", ErrMalformed, n, len(c.buf))
+	if c.n > len(c.buf) {
+		return nil, fmt.Errorf("%w: datagram of %d bytes, truncated to %d", ErrMalformed, c.n, len(c.buf))
 	}
-	return c.buf[:n], nil
+	return c.buf[:c.n], nil
 }

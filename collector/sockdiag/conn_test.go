@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -157,29 +158,41 @@ func TestConnWithoutIPv6(t *testing.T) {
 	}
 }
 
-// TestDatagramErrors are those that only a netlink socket can have.
-func TestDatagramErrors(t *testing.T) {
-	c := &Conn{buf: make([]byte, 100)}
+// readResult is a raw connection that reads nothing, so that the result of the last
+// read stands.
+type readResult struct{ syscall.RawConn }
+
+func (readResult) Read(func(uintptr) bool) error { return nil }
+
+// TestReceiveErrors are those that no peer but a netlink socket can provoke.
+func TestReceiveErrors(t *testing.T) {
+	kernel := &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
 	tests := []struct {
-		name string
-		n    int
-		from unix.Sockaddr
-		text string
+		name  string
+		n     int
+		from  unix.Sockaddr
+		errno error
+		want  error
+		text  string
 	}{
-		{"foreign sender", 20, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: 4711}, "port 4711"},
-		{"empty", 0, &unix.SockaddrNetlink{}, "empty"},
-		{"truncated", 101, &unix.SockaddrNetlink{}, "101 bytes, truncated to 100"},
+		{"overflow", 0, nil, unix.ENOBUFS, ErrInterrupted, "no buffer space"},
+		{"refused", 0, nil, unix.EIO, unix.EIO, "input/output error"},
+		{"foreign sender", 20, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: 4711}, nil, ErrMalformed, "port 4711"},
+		{"empty", 0, kernel, nil, ErrMalformed, "empty"},
+		{"truncated", 101, kernel, nil, ErrMalformed, "101 bytes, truncated to 100"},
+		{"whole", 100, kernel, nil, nil, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := c.datagram(tt.n, tt.from)
-			if !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), tt.text) {
-				t.Errorf("got %v, want %v that says %q", err, ErrMalformed, tt.text)
+			c := &Conn{raw: readResult{}, buf: make([]byte, 100), n: tt.n, from: tt.from, errno: tt.errno}
+			b, err := c.receive()
+			if !errors.Is(err, tt.want) || err != nil && !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want %v that says %q", err, tt.want, tt.text)
+			}
+			if err == nil && len(b) != tt.n {
+				t.Errorf("got %d bytes, want %d", len(b), tt.n)
 			}
 		})
-	}
-	if b, err := c.datagram(100, &unix.SockaddrNetlink{}); err != nil || len(b) != 100 {
-		t.Errorf("whole datagram: got %d bytes, %v", len(b), err)
 	}
 }
 
