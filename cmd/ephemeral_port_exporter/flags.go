@@ -1,0 +1,154 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/prometheus/common/promslog"
+	promslogflag "github.com/prometheus/common/promslog/flag"
+	"github.com/prometheus/exporter-toolkit/web"
+	webflag "github.com/prometheus/exporter-toolkit/web/kingpinflag"
+)
+
+// defaultAddress has a port outside of the default ephemeral range, 32768-60999.
+const defaultAddress = ":10149"
+
+// flags are the command line.
+type flags struct {
+	web *web.FlagConfig
+	log *promslog.Config
+
+	telemetryPath          *string
+	disableExporterMetrics *bool
+	maxRequests            *int
+
+	procfs         *string
+	minPorts       *int
+	limit          *int
+	timeWaitLength *time.Duration
+	collectTimeout *time.Duration
+}
+
+// addFlags declares all flags.
+func addFlags(app *kingpin.Application) *flags {
+	f := &flags{
+		web: webflag.AddFlags(app, defaultAddress),
+		log: &promslog.Config{},
+
+		telemetryPath: app.Flag("web.telemetry-path",
+			"Path under which to expose metrics.").Default("/metrics").String(),
+		disableExporterMetrics: app.Flag("web.disable-exporter-metrics",
+			"Leave out metrics about the exporter itself (go_*, process_*, promhttp_*).").Bool(),
+		maxRequests: countFlag(app, "web.max-requests",
+			"Most scrapes served at once, further ones get status 503. All of them share one collection. 0 for no limit.", "40"),
+
+		procfs: app.Flag("path.procfs",
+			"Mount point of procfs.").Default("/proc").String(),
+		minPorts: countFlag(app, "destination.min-ports",
+			"Give a destination series of its own only if it holds at least this many ports.", "10"),
+		limit: countFlag(app, "destination.limit",
+			"Most destinations with series of their own, those that hold most ports first; likewise source addresses. The rest is summed up.", "256"),
+		timeWaitLength: durationFlag(app, "time-wait.length",
+			"Time that the kernel keeps a connection in TIME_WAIT. Compiled in (TCP_TIMEWAIT_LEN): change it only for a kernel that was built with another value, else reusable ports and close rates are wrong.", "60s"),
+		collectTimeout: durationFlag(app, "collect.timeout",
+			"Give up a collection after this time; keep it below the scrape timeout of Prometheus.", "5s"),
+	}
+	promslogflag.AddFlags(app, f.log)
+	return f
+}
+
+// A count is the value of a flag: a whole number, 0 or more.
+type count struct {
+	flag  string
+	value *int
+}
+
+func countFlag(app *kingpin.Application, flag, help, value string) *int {
+	c := count{flag: flag, value: new(int)}
+	app.Flag(flag, help).Default(value).SetValue(c)
+	return c.value
+}
+
+// Set implements kingpin.Value.
+func (c count) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 {
+		return fmt.Errorf("--%s=%s: must be a whole number, 0 or more", c.flag, s)
+	}
+	*c.value = n
+	return nil
+}
+
+// String implements kingpin.Value.
+func (c count) String() string { return strconv.Itoa(*c.value) }
+
+// A duration is the value of a flag: a time of more than 0.
+type duration struct {
+	flag  string
+	value *time.Duration
+}
+
+func durationFlag(app *kingpin.Application, flag, help, value string) *time.Duration {
+	d := duration{flag: flag, value: new(time.Duration)}
+	app.Flag(flag, help).Default(value).SetValue(d)
+	return d.value
+}
+
+// Set implements kingpin.Value.
+func (d duration) Set(s string) error {
+	t, err := time.ParseDuration(s)
+	if err != nil || t <= 0 {
+		return fmt.Errorf("--%s=%s: must be a time of more than 0, such as 500ms or 5s", d.flag, s)
+	}
+	*d.value = t
+	return nil
+}
+
+// String implements kingpin.Value.
+func (d duration) String() string { return d.value.String() }
+
+// validate returns the first value that makes no sense.
+func (f *flags) validate() error {
+	if !isFreePath(*f.telemetryPath) {
+		return fmt.Errorf("--web.telemetry-path=%s: must be a plain path such as /metrics, and not /, %s or %s", *f.telemetryPath, healthyPath, readyPath)
+	}
+	for _, address := range *f.web.WebListenAddresses {
+		if _, err := listenPort(address); err != nil {
+			return fmt.Errorf("--web.listen-address=%s: must be host:port, [host]:port or :port, with a port from 0 to 65535: %w", address, err)
+		}
+	}
+	return nil
+}
+
+// listenPorts returns the TCP ports that the exporter will listen on; none where
+// systemd has opened them.
+func (f *flags) listenPorts() []uint16 {
+	if *f.web.WebSystemdSocket {
+		return nil
+	}
+	var ports []uint16
+	for _, address := range *f.web.WebListenAddresses {
+		if port, err := listenPort(address); err == nil && port != 0 {
+			ports = append(ports, port)
+		}
+	}
+	return ports
+}
+
+// listenPort returns the TCP port of a listen address, 0 where the kernel chooses
+// or where it is a vsock address.
+func listenPort(address string) (uint16, error) {
+	if strings.HasPrefix(address, "vsock://") {
+		return 0, nil
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return uint16(n), err
+}

@@ -1,0 +1,382 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netnstest"
+)
+
+func TestMain(m *testing.M) { netnstest.Main(m) }
+
+// build makes the binary once. It lies where every user may run it.
+var build = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", name)
+	if err != nil {
+		return "", err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, name)
+	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+// command is the binary with these arguments.
+func command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return exec.CommandContext(ctx, path, args...)
+}
+
+// An exporter is the running binary.
+type exporter struct {
+	cmd *exec.Cmd
+	url string
+	log *logBuffer
+}
+
+// A logBuffer is written while the test reads it.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// start runs the binary until the test ends, and waits until it listens. The address
+// is that of the last "--web.listen-address".
+func start(t *testing.T, cmd *exec.Cmd, url string) *exporter {
+	t.Helper()
+	e := &exporter{cmd: cmd, url: url, log: &logBuffer{}}
+	cmd.Stdout, cmd.Stderr = e.log, e.log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if e.cmd.ProcessState == nil {
+			_ = e.cmd.Process.Kill()
+			_ = e.cmd.Wait()
+		}
+	})
+	for range 500 {
+		if strings.Contains(e.log.String(), `msg="TLS is`) {
+			return e
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("the exporter does not listen:\n%s", e.log)
+	return nil
+}
+
+// get returns status and body of a page.
+func (e *exporter) get(t *testing.T, path string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(e.url + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// sample returns the value behind a series' name and labels.
+func sample(t *testing.T, metrics, series string) float64 {
+	t.Helper()
+	_, rest, ok := strings.Cut(metrics, "\n"+series)
+	if !ok {
+		t.Fatalf("no %s in\n%s", series, metrics)
+	}
+	value, _, _ := strings.Cut(rest, "\n")
+	f, err := strconv.ParseFloat(value, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// stop sends SIGTERM and returns how the process ended.
+func (e *exporter) stop(t *testing.T) error {
+	t.Helper()
+	if err := e.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	return e.cmd.Wait()
+}
+
+// TestBadFlags end the program with what is allowed, and do not start it.
+func TestBadFlags(t *testing.T) {
+	tests := []struct{ flag, want string }{
+		{"--destination.limit=-1", "--destination.limit=-1: must be a whole number, 0 or more"},
+		{"--destination.limit=many", "--destination.limit=many: must be a whole number, 0 or more"},
+		{"--destination.min-ports=-5", "--destination.min-ports=-5: must be a whole number, 0 or more"},
+		{"--web.max-requests=1.5", "--web.max-requests=1.5: must be a whole number, 0 or more"},
+		{"--time-wait.length=0s", "--time-wait.length=0s: must be a time of more than 0"},
+		{"--time-wait.length=-60s", "--time-wait.length=-60s: must be a time of more than 0"},
+		{"--collect.timeout=0", "--collect.timeout=0: must be a time of more than 0"},
+		{"--collect.timeout=5", "--collect.timeout=5: must be a time of more than 0, such as 500ms or 5s"},
+		{"--web.listen-address=10149", "--web.listen-address=10149: must be host:port"},
+		{"--web.listen-address=:70000", "--web.listen-address=:70000: must be host:port"},
+		{"--web.listen-address=::1:10149", "--web.listen-address=::1:10149: must be host:port"},
+		{"--web.telemetry-path=metrics", "--web.telemetry-path=metrics: must be a plain path"},
+		{"--web.telemetry-path=/", "--web.telemetry-path=/: must be a plain path such as /metrics, and not /, "},
+		{"--web.telemetry-path=/-/ready", "must be a plain path"},
+		{"--web.telemetry-path=/{x", "must be a plain path"},
+		{"--web.telemetry-path=/metrics/", "must be a plain path"},
+		{"--no-such-flag", "unknown long flag '--no-such-flag'"},
+		{"--log.level=loud", "loud"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.flag, func(t *testing.T) {
+			out, err := command(t, tt.flag).CombinedOutput()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+				t.Errorf("ended with %v, want exit status 1", err)
+			}
+			if !strings.Contains(string(out), tt.want) || strings.Count(string(out), "\n") != 1 {
+				t.Errorf("said %q, want one line with %q", out, tt.want)
+			}
+		})
+	}
+}
+
+// TestStartFails with one clear sentence where nothing will ever be collected.
+func TestStartFails(t *testing.T) {
+	tests := []struct {
+		name  string
+		args  []string
+		errno unix.Errno // of socket(AF_NETLINK), by seccomp
+		want  []string
+	}{
+		{"no proc", []string{"--path.procfs=/nonexistent"}, 0, []string{
+			"--path.procfs=/nonexistent must be a mounted proc file system", "/nonexistent/sys/net/ipv4/ip_local_port_range", "no such file",
+		}},
+		{"no netlink", nil, unix.EPROTONOSUPPORT, []string{"NETLINK_SOCK_DIAG", "gVisor", "protocol not supported"}},
+		{"no address family", nil, unix.EAFNOSUPPORT, []string{"NETLINK_SOCK_DIAG", "address family not supported"}},
+		{"forbidden", nil, unix.EPERM, []string{"RestrictAddressFamilies", "operation not permitted"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cmd := command(t, append(tt.args, "--web.listen-address=127.0.0.1:1000")...)
+			if tt.errno != 0 {
+				denyNetlink(t, tt.errno)
+			}
+			out, err := cmd.CombinedOutput()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+				t.Errorf("ended with %v, want exit status 1:\n%s", err, out)
+			}
+			for _, want := range append(tt.want, "level=ERROR", "this host cannot be watched") {
+				if !strings.Contains(string(out), want) {
+					t.Errorf("did not say %q:\n%s", want, out)
+				}
+			}
+			if strings.Contains(string(out), "Listening") {
+				t.Errorf("listened all the same:\n%s", out)
+			}
+		})
+	}
+}
+
+// denyNetlink lets socket(AF_NETLINK) fail in this test's thread and in what it
+// starts.
+func denyNetlink(t *testing.T, errno unix.Errno) {
+	t.Helper()
+	runtime.LockOSThread() // never unlocked: the thread ends with the test
+	const (
+		loadWord = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+		jumpIf   = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+		ret      = unix.BPF_RET | unix.BPF_K
+	)
+	// struct seccomp_data { int nr; __u32 arch; __u64 instruction_pointer; __u64 args[6]; }
+	filter := []unix.SockFilter{
+		{Code: loadWord, K: 0},
+		{Code: jumpIf, K: unix.SYS_SOCKET, Jf: 3},
+		{Code: loadWord, K: 16},
+		{Code: jumpIf, K: unix.AF_NETLINK, Jf: 1},
+		{Code: ret, K: 0x00050000 | uint32(errno)}, // SECCOMP_RET_ERRNO
+		{Code: ret, K: 0x7fff0000},                 // SECCOMP_RET_ALLOW
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+	runtime.KeepAlive(&program)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRun is the exporter as its user meets it, without any privilege.
+func TestRun(t *testing.T) {
+	cmd := command(t, "--web.listen-address=127.0.0.1:10149", "--destination.min-ports=1")
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	}
+	e := start(t, cmd, "http://127.0.0.1:10149")
+
+	for _, want := range []string{
+		`msg="Starting ephemeral_port_exporter"`,
+		`msg="Watching ephemeral ports" range_low=32768 range_high=60999 capacity=28232`,
+		`msg="Listening on" address=127.0.0.1:10149`,
+	} {
+		if !strings.Contains(e.log.String(), want) {
+			t.Errorf("log does not say %s:\n%s", want, e.log)
+		}
+	}
+	if strings.Contains(e.log.String(), "level=WARN") {
+		t.Errorf("warning:\n%s", e.log)
+	}
+
+	// Connections that the client closes first, as curl does.
+	for range 30 {
+		conn, err := net.Dial("tcp", "127.0.0.1:10149")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+	const timeWait = `ephemeral_port_destination_ports{destination_ip="127.0.0.1",destination_port="10149",netns="self",source_ip="127.0.0.1",state="time_wait"} `
+	waiting := 0.
+	for deadline := time.Now().Add(5 * time.Second); waiting < 30 && time.Now().Before(deadline); {
+		_, metrics := e.get(t, "/metrics") // the server closes when it gets to it
+		waiting = sample(t, metrics, timeWait)
+	}
+	if waiting < 30 {
+		t.Errorf("%s%v, want the 30 connections", timeWait, waiting)
+	}
+
+	status, metrics := e.get(t, "/metrics")
+	if status != http.StatusOK {
+		t.Fatalf("/metrics: status %d", status)
+	}
+	for _, want := range []string{
+		`ephemeral_port_collect_success{netns="self"} 1`,
+		`ephemeral_port_capacity_ports{netns="self"} 28232`,
+		`ephemeral_port_exporter_build_info{`,
+		"go_goroutines ", "process_open_fds ", "promhttp_metric_handler_requests_total{",
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("/metrics does not have %s", want)
+		}
+	}
+
+	if status, body := e.get(t, "/"); status != http.StatusOK || !strings.Contains(body, "Ephemeral Port Exporter") ||
+		!strings.Contains(body, `href="/metrics"`) || !strings.Contains(body, "Version: ") || strings.Contains(body, "debug/pprof") {
+		t.Errorf("/: status %d, body:\n%s", status, body)
+	}
+	if status, body := e.get(t, "/-/ready"); status != http.StatusOK || body != "OK\n" {
+		t.Errorf("/-/ready: status %d, body %q", status, body)
+	}
+	for _, path := range []string{"/nonexistent", "/debug/pprof/"} {
+		if status, _ := e.get(t, path); status != http.StatusNotFound {
+			t.Errorf("%s: status %d, want 404", path, status)
+		}
+	}
+
+	if err := e.stop(t); err != nil {
+		t.Errorf("SIGTERM: %v, want exit status 0:\n%s", err, e.log)
+	}
+	if strings.Contains(e.log.String(), "level=ERROR") {
+		t.Errorf("log has errors:\n%s", e.log)
+	}
+}
+
+// TestListenPortInRange warns.
+func TestListenPortInRange(t *testing.T) {
+	e := start(t, command(t, "--web.listen-address=127.0.0.1:10150", "--web.listen-address=127.0.0.1:40000"), "http://127.0.0.1:40000")
+	if log := e.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "port=40000 range_low=32768 range_high=60999") {
+		t.Errorf("want one warning about port 40000:\n%s", log)
+	}
+}
+
+// TestListenPortTaken says which.
+func TestListenPortTaken(t *testing.T) {
+	netnstest.Listen(t, "127.0.0.1:10151", false)
+	out, err := command(t, "--web.listen-address=127.0.0.1:10151").CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "listen tcp 127.0.0.1:10151: bind: address already in use") {
+		t.Errorf("ended with %v:\n%s", err, out)
+	}
+}
+
+// TestPaths are for the user to choose, and the exporter's own metrics to leave out.
+func TestPaths(t *testing.T) {
+	e := start(t, command(t, "--web.listen-address=127.0.0.1:10152", "--web.telemetry-path=/ports", "--web.disable-exporter-metrics"), "http://127.0.0.1:10152")
+	status, metrics := e.get(t, "/ports")
+	if status != http.StatusOK {
+		t.Errorf("/ports: status %d", status)
+	}
+	for s := bufio.NewScanner(strings.NewReader(metrics)); s.Scan(); {
+		if line := s.Text(); !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "ephemeral_port_") {
+			t.Errorf("metric of the exporter itself: %s", line)
+		}
+	}
+	if status, _ := e.get(t, "/metrics"); status != http.StatusNotFound {
+		t.Errorf("/metrics: status %d, want 404", status)
+	}
+	if _, body := e.get(t, "/"); !strings.Contains(body, `href="/ports"`) {
+		t.Errorf("the landing page does not link to /ports:\n%s", body)
+	}
+}
+
+// TestBasicAuth needs the password that the file of --web.config.file asks for.
+func TestBasicAuth(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "web.yml")
+	const hash = "$2a$04$JxYPWr0djqEs5o6UGuZP3OggPDos30.vkpvW2mbiMc3wreLmtsWmK" // bcrypt of "secret"
+	if err := os.WriteFile(config, []byte("basic_auth_users:\n  prometheus: "+hash+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const address = "127.0.0.1:10153"
+	e := start(t, command(t, "--web.listen-address="+address, "--web.config.file="+config), "http://"+address)
+	if status, body := e.get(t, "/metrics"); status != http.StatusUnauthorized || strings.Contains(body, "ephemeral_port_") {
+		t.Errorf("without password: status %d, body %q", status, body)
+	}
+	e.url = "http://prometheus:secret@" + address
+	if status, body := e.get(t, "/metrics"); status != http.StatusOK || !strings.Contains(body, "ephemeral_port_collect_success") {
+		t.Errorf("with password: status %d, body %q", status, body)
+	}
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/version"
+	"github.com/prometheus/exporter-toolkit/web"
+)
+
+const (
+	healthyPath = "/-/healthy"
+	readyPath   = "/-/ready"
+)
+
+// isFreePath reports whether metrics can be served under p: it is a path, has no
+// meaning of its own to http.ServeMux, and is not in use.
+func isFreePath(p string) bool {
+	return strings.HasPrefix(p, "/") && path.Clean(p) == p && !strings.ContainsAny(p, "{}?# \t") &&
+		p != "/" && p != healthyPath && p != readyPath
+}
+
+// newServer returns a server that is ready to serve.
+func newServer(flags *flags, registry *prometheus.Registry, logger *slog.Logger) (*http.Server, error) {
+	landing, err := web.NewLandingPage(web.LandingConfig{
+		Name:        "Ephemeral Port Exporter",
+		Description: "Prometheus exporter for ephemeral-port exhaustion",
+		Version:     version.Info(),
+		Profiling:   "false",
+		Links: []web.LandingLinks{
+			{Address: *flags.telemetryPath, Text: "Metrics"},
+			{Address: healthyPath, Text: "Healthy", Description: "the process runs"},
+			{Address: readyPath, Text: "Ready", Description: "the process serves scrapes"},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make landing page: %w", err)
+	}
+
+	mux := http.NewServeMux()
+	mux.Handle("/", landing)
+	mux.Handle("GET "+*flags.telemetryPath, metricsHandler(flags, registry, logger))
+	mux.HandleFunc("GET "+healthyPath, ok)
+	mux.HandleFunc("GET "+readyPath, ok)
+
+	return &http.Server{
+		Handler:           mux,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		// From the request on: a scrape may wait for the collection before its own.
+		WriteTimeout: 2*(*flags.collectTimeout) + 30*time.Second,
+		IdleTimeout:  5 * time.Minute,
+	}, nil
+}
+
+// metricsHandler serves scrapes. Those that overlap share one collection.
+func metricsHandler(flags *flags, registry *prometheus.Registry, logger *slog.Logger) http.Handler {
+	opts := promhttp.HandlerOpts{
+		ErrorLog:            slog.NewLogLogger(logger.Handler(), slog.LevelError),
+		ErrorHandling:       promhttp.ContinueOnError,
+		MaxRequestsInFlight: *flags.maxRequests,
+		CoalesceGather:      true,
+	}
+	if *flags.disableExporterMetrics {
+		return promhttp.HandlerFor(registry, opts)
+	}
+	opts.Registry = registry
+	return promhttp.InstrumentMetricHandler(registry, promhttp.HandlerFor(registry, opts))
+}
+
+// ok answers a probe. It asks nothing of the kernel.
+func ok(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "OK\n") }

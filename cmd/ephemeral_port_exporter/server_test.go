@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ephemeral_port_exporter/collector"
+	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/procfs"
+)
+
+// parseFlags returns the flags of a command line.
+func parseFlags(t *testing.T, args ...string) *flags {
+	t.Helper()
+	app := kingpin.New(name, "")
+	f := addFlags(app)
+	if _, err := app.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// serveTest serves a collector's metrics.
+func serveTest(t *testing.T, c prometheus.Collector, args ...string) *httptest.Server {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(c)
+	server, err := newServer(parseFlags(t, args...), registry, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(server.Handler)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// scrapeAtOnce makes n scrapes at the same time and sends the status of each answer as
+// it comes. An answer of status 200 must have the text in it.
+func scrapeAtOnce(t *testing.T, url string, n int, text string) <-chan int {
+	t.Helper()
+	statuses := make(chan int, n)
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	for range n {
+		go func() {
+			resp, err := client.Get(url)
+			if err != nil {
+				t.Errorf("scrape: %v", err)
+				statuses <- 0
+				return
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Errorf("scrape: %v", err)
+			}
+			if resp.StatusCode == http.StatusOK && !bytes.Contains(body, []byte(text)) {
+				t.Errorf("scrape without %q:\n%s", text, body)
+			}
+			statuses <- resp.StatusCode
+		}()
+	}
+	return statuses
+}
+
+// checkStatuses receives n answers of one status.
+func checkStatuses(t *testing.T, statuses <-chan int, n, want int) {
+	t.Helper()
+	for range n {
+		if got := <-statuses; got != want {
+			t.Errorf("status %d, want %d", got, want)
+		}
+	}
+}
+
+// slowCollector takes until it is told to go on, and counts how often it is asked.
+type slowCollector struct {
+	goOn        chan struct{}
+	collections atomic.Int32
+}
+
+var slowDesc = prometheus.NewDesc("slow", "Slow.", nil, nil)
+
+func (c *slowCollector) Describe(ch chan<- *prometheus.Desc) { ch <- slowDesc }
+
+func (c *slowCollector) Collect(ch chan<- prometheus.Metric) {
+	c.collections.Add(1)
+	<-c.goOn
+	ch <- prometheus.MustNewConstMetric(slowDesc, prometheus.GaugeValue, 1)
+}
+
+// TestScrapesShareCollection has 60 scrapes wait for one collection: 40 get it, the
+// others are told to come later, and a probe is not kept waiting.
+func TestScrapesShareCollection(t *testing.T) {
+	c := &slowCollector{goOn: make(chan struct{})}
+	s := serveTest(t, c)
+	statuses := scrapeAtOnce(t, s.URL+"/metrics", 60, "slow 1")
+	checkStatuses(t, statuses, 20, http.StatusServiceUnavailable)
+
+	resp, err := http.Get(s.URL + healthyPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("%s: %s", healthyPath, resp.Status)
+	}
+
+	close(c.goOn)
+	checkStatuses(t, statuses, 40, http.StatusOK)
+	// A request that came in but had not joined yet makes one of its own.
+	if got := c.collections.Load(); got > 2 {
+		t.Errorf("%d collections for 40 scrapes", got)
+	}
+}
+
+// TestScrapesKeepMemoryFlat makes 40 scrapes at once, again and again, of a namespace
+// with thousands of sockets.
+func TestScrapesKeepMemoryFlat(t *testing.T) {
+	for i := range 50 {
+		netnstest.Client{
+			Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 443),
+		}.Hold(t, 100)
+	}
+	s := serveTest(t, collector.New(collector.Config{
+		FS:             procfs.NewFS("/proc"),
+		Limits:         collector.Limits{MinPorts: 10, Most: 256},
+		TimeWaitLength: time.Minute,
+		Timeout:        10 * time.Second,
+		Logger:         slog.New(slog.DiscardHandler),
+	}))
+	rounds := func(n int) (heap uint64, goroutines int) {
+		for range n {
+			statuses := scrapeAtOnce(t, s.URL+"/metrics", 40, `ephemeral_port_collect_success{netns="self"} 1`)
+			checkStatuses(t, statuses, 40, http.StatusOK)
+		}
+		s.CloseClientConnections()
+		http.DefaultClient.CloseIdleConnections()
+		for range 3 { // what pools keep survives two
+			runtime.GC()
+		}
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc, runtime.NumGoroutine()
+	}
+	before, goroutinesBefore := rounds(5)
+	after, goroutinesAfter := rounds(25)
+	if after > before+before/2 {
+		t.Errorf("live heap grew from %d to %d bytes", before, after)
+	}
+	if goroutinesAfter > goroutinesBefore+5 {
+		t.Errorf("goroutines grew from %d to %d", goroutinesBefore, goroutinesAfter)
+	}
+}
+
+// TestServerTimeouts are set, and leave a collection its time.
+func TestServerTimeouts(t *testing.T) {
+	f := parseFlags(t, "--collect.timeout=20s")
+	s, err := newServer(f, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.ReadTimeout <= 0 || s.ReadHeaderTimeout <= 0 || s.IdleTimeout <= 0 || s.WriteTimeout <= 2**f.collectTimeout {
+		t.Errorf("timeouts: read %v, header %v, write %v, idle %v", s.ReadTimeout, s.ReadHeaderTimeout, s.WriteTimeout, s.IdleTimeout)
+	}
+}
