@@ -15,7 +15,7 @@ import (
 	"ephemeral_port_exporter/collector/netnstest"
 )
 
-func TestMain(m *testing.M) { netnstest.Main(m) }
+func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
 
 // mount makes a proc file system of these files.
 func mount(t *testing.T, files map[string]string) FS {

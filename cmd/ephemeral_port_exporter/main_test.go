@@ -26,18 +26,21 @@ import (
 	"ephemeral_port_exporter/collector/netnstest"
 )
 
-func TestMain(m *testing.M) { netnstest.Main(m) }
+func TestMain(m *testing.M) {
+	code := netnstest.Main(m)
+	os.RemoveAll(buildDir())
+	os.Exit(code)
+}
 
-// build makes the binary once. It lies where every user may run it.
+// buildDir is where the binary of this process lies.
+func buildDir() string { return filepath.Join(os.TempDir(), fmt.Sprintf("%s-%d", name, os.Getpid())) }
+
+// build makes the binary once. Every user may run it.
 var build = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", name)
-	if err != nil {
+	if err := os.Mkdir(buildDir(), 0o755); err != nil {
 		return "", err
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, name)
+	path := filepath.Join(buildDir(), name)
 	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w: %s", err, out)

@@ -107,13 +107,15 @@ func TestScrapesShareCollection(t *testing.T) {
 	statuses := scrapeAtOnce(t, s.URL+"/metrics", 60, "slow 1")
 	checkStatuses(t, statuses, 20, http.StatusServiceUnavailable)
 
-	resp, err := http.Get(s.URL + healthyPath)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		t.Errorf("%s: %s", healthyPath, resp.Status)
+	for _, path := range []string{healthyPath, readyPath} {
+		resp, err := http.Get(s.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", path, resp.Status)
+		}
 	}
 
 	close(c.goOn)

@@ -1,6 +1,7 @@
 package netnstest
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -47,7 +48,7 @@ func (c Client) connect(repair bool) (fd int, err error) {
 		}
 	}
 	err = unix.Connect(fd, Sockaddr(c.Destination, c.Mapped))
-	if err != nil && err != unix.EINPROGRESS {
+	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		unix.Close(fd)
 		return -1, err
 	}

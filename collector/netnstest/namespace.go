@@ -17,23 +17,23 @@ import (
 // envInside marks the re-executed test binary.
 const envInside = "NETNSTEST_INSIDE"
 
-// Main is the TestMain of a package that uses this one. It runs the tests in a new
-// network namespace, set up as New does, and in a new user namespace where the user is
-// not root.
-func Main(m *testing.M) {
+// Main runs the tests of a package in a new network namespace, set up as New does, and
+// in a new user namespace where the user is not root. It returns the exit code for
+// TestMain.
+func Main(m *testing.M) int {
 	if spec := os.Getenv(envHold); spec != "" {
-		os.Exit(holdMain(spec))
+		return holdMain(spec)
 	}
 	switch os.Getenv(envInside) {
 	case "new":
 		if err := setUp(); err != nil {
 			fmt.Fprintln(os.Stderr, "netnstest:", err)
-			os.Exit(1)
+			return 1
 		}
 		os.Setenv(envInside, "ready") // for the workers that fuzzing starts
-		os.Exit(m.Run())
+		return m.Run()
 	case "ready":
-		os.Exit(m.Run())
+		return m.Run()
 	}
 
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -51,15 +51,15 @@ func Main(m *testing.M) {
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
-		os.Exit(0)
+		return 0
 	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
+		return exit.ExitCode()
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOSPC):
 		// No namespaces here: New tells each test.
-		os.Exit(m.Run())
+		return m.Run()
 	default:
 		fmt.Fprintln(os.Stderr, "netnstest: start the tests in a namespace:", err)
-		os.Exit(1)
+		return 1
 	}
 }
 

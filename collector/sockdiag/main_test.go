@@ -1,9 +1,10 @@
 package sockdiag
 
 import (
+	"os"
 	"testing"
 
 	"ephemeral_port_exporter/collector/netnstest"
 )
 
-func TestMain(m *testing.M) { netnstest.Main(m) }
+func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
