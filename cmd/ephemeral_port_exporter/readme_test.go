@@ -1,0 +1,97 @@
+package main
+
+import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/google/go-cmp/cmp"
+)
+
+// readme returns the cells of the tables of the README whose rows begin with a name.
+func readmeRows(t *testing.T, name string) [][]string {
+	t.Helper()
+	b, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows [][]string
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasPrefix(line, "| `"+name) {
+			continue
+		}
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		for i, c := range cells {
+			cells[i] = strings.ReplaceAll(strings.TrimSpace(c), "`", "")
+		}
+		rows = append(rows, cells)
+	}
+	return rows
+}
+
+// TestReadmeMetrics compares the table with what is exported: names, types, labels.
+func TestReadmeMetrics(t *testing.T) {
+	golden, err := os.ReadFile("../../collector/testdata/metrics.prom")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want, got []string
+	types := regexp.MustCompile(`(?m)^# TYPE (\S+) (\S+)$`)
+	label := regexp.MustCompile(`(\w+)="`)
+	for _, m := range types.FindAllStringSubmatch(string(golden), -1) {
+		_, sample, _ := strings.Cut(string(golden), "\n"+m[1]+"{")
+		sample, _, _ = strings.Cut(sample, "}")
+		var labels []string
+		for _, l := range label.FindAllStringSubmatch(sample, -1) {
+			if l[1] != "netns" {
+				labels = append(labels, l[1])
+			}
+		}
+		slices.Sort(labels)
+		want = append(want, strings.Join(append(m[1:], labels...), " "))
+	}
+	for _, row := range readmeRows(t, "ephemeral_port_") {
+		labels := strings.Fields(row[2])
+		slices.Sort(labels)
+		got = append(got, strings.Join(append(row[:2:2], labels...), " "))
+		if row[3] == "" {
+			t.Errorf("%s has no meaning", row[0])
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("metrics (-exported +README):\n%s", diff)
+	}
+}
+
+// TestReadmeFlags compares the table with the command line: names and defaults.
+func TestReadmeFlags(t *testing.T) {
+	app := kingpin.New(name, "").Version("")
+	addFlags(app)
+	var want, got []string
+	for _, f := range app.Model().Flags {
+		if f.Hidden {
+			continue
+		}
+		value := strings.Join(f.Default, " ")
+		if f.IsBoolFlag() && value == "" {
+			value = "false"
+		}
+		want = append(want, strings.TrimSpace("--"+f.Name+" "+value))
+	}
+	for _, row := range readmeRows(t, "--") {
+		got = append(got, strings.TrimSpace(row[0]+" "+row[1]))
+		if row[2] == "" {
+			t.Errorf("%s has no meaning", row[0])
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("flags (-program +README):\n%s", diff)
+	}
+}
