@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -77,7 +78,10 @@ func healthy(r sockdiagtest.Request) [][]byte {
 // not at all. It logs to the buffer.
 func faultyCollector(t *testing.T, f **fault) (*Collector, *bytes.Buffer) {
 	t.Helper()
-	var log bytes.Buffer
+	var (
+		log  bytes.Buffer
+		kept []*net.UnixConn // from the garbage collector, which would close them
+	)
 	c := New(Config{
 		FS:             fixedProc(t),
 		Limits:         Limits{MinPorts: 1, Most: 10},
@@ -97,6 +101,7 @@ func faultyCollector(t *testing.T, f **fault) (*Collector, *bytes.Buffer) {
 		if err != nil {
 			return nil, err
 		}
+		kept = append(kept, conn)
 		return sockdiag.NewConn(conn)
 	}
 	return c, &log
@@ -188,7 +193,9 @@ func TestFaultsLeakNothing(t *testing.T) {
 			exposition(t, c)
 		}
 	}
+	defer runtime.KeepAlive(c) // with the connections that it keeps
 	scrapes(10)
+	time.Sleep(50 * time.Millisecond)
 	fds, goroutines := inUse(t)
 	scrapes(1000)
 	// The kernel's side of a connection ends a moment after ours.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"os"
 	"slices"
@@ -100,6 +101,10 @@ func checkConnect(t *testing.T, c oracleClient, slack int) {
 	t.Helper()
 	before := collect(t)
 	free := freeTo(before, c.source, c.Destination)
+	used := float64(before.CapacityPorts-free) / float64(before.CapacityPorts)
+	if u := utilizationOf(before, c.source, c.Destination); math.Abs(u-used) > 1e-9 {
+		t.Errorf("utilization is %v with %d of %d ports free", u, free, before.CapacityPorts)
+	}
 	granted, refusal := c.Fill(t, free+10)
 	if granted > free || granted < free-slack {
 		t.Errorf("the report says that %d ports are free, connect() granted %d", free, granted)
