@@ -462,6 +462,19 @@ func TestOracleInbound(t *testing.T) {
 	}
 }
 
+// TestOracleWithoutIPv6 finds nothing wrong with a host that disabled it.
+func TestOracleWithoutIPv6(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv6/conf/all/disable_ipv6", "1")
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40029")
+	c := clientTo("198.51.100.1", "198.51.100.7:80")
+	c.Hold(t, 3)
+	if got := freeTo(collect(t), c.source, c.Destination); got != 27 {
+		t.Errorf("free: got %d, want 27", got)
+	}
+	checkConnect(t, c, 0)
+}
+
 // setReuseDelay sets tcp_tw_reuse_delay, or leaves it at a second on kernels before
 // 6.14. It returns what is in force.
 func setReuseDelay(t *testing.T, delay time.Duration) time.Duration {

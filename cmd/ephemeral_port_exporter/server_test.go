@@ -83,6 +83,29 @@ func checkStatuses(t *testing.T, statuses <-chan int, n, want int) {
 	}
 }
 
+// TestScrapeFailure is a scrape that works and says that the collection did not.
+func TestScrapeFailure(t *testing.T) {
+	s := serveTest(t, collector.New(collector.Config{
+		FS:             procfs.NewFS(t.TempDir()),
+		TimeWaitLength: time.Minute,
+		Timeout:        time.Second,
+		Logger:         slog.New(slog.DiscardHandler),
+	}), "--web.disable-exporter-metrics")
+	resp, err := http.Get(s.URL + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "# TYPE ephemeral_port_collect_success gauge\nephemeral_port_collect_success{netns=\"self\"} 0\n"
+	if _, samples, _ := bytes.Cut(body, []byte("\n")); resp.StatusCode != http.StatusOK || string(samples) != want {
+		t.Errorf("got %s\n%s\nwant 200 and only\n%s", resp.Status, body, want)
+	}
+}
+
 // slowCollector takes until it is told to go on, and counts how often it is asked.
 type slowCollector struct {
 	goOn        chan struct{}
