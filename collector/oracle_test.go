@@ -90,6 +90,11 @@ func (c oracleClient) mapped() oracleClient {
 	return c
 }
 
+func (c oracleClient) on(device string) oracleClient {
+	c.Device = device
+	return c
+}
+
 func (c oracleClient) bind(b netnstest.Bind) oracleClient {
 	c.Bind, c.Source = b, netip.AddrPortFrom(c.source, 0)
 	return c
@@ -501,6 +506,7 @@ func TestOracleReuse(t *testing.T) {
 		{"loopback IPv6", clientTo("::1", "[::1]:80"), "[::1]:80", true},
 		{"loopback mapped", clientTo("127.0.0.1", "127.0.0.9:80").mapped(), "127.0.0.9:80", true},
 		{"loopback destination only", clientTo("198.51.100.1", "127.0.0.9:80").bind(netnstest.BindNoPort), "127.0.0.9:80", true},
+		{"loopback device", clientTo("198.51.100.1", "198.51.100.7:80").on("lo"), "198.51.100.7:80", true},
 	}
 	for _, reuse := range []int{0, 1, 2} {
 		for _, timestamps := range []int{0, 1} {

@@ -128,6 +128,7 @@ func TestReportZones(t *testing.T) {
 		on(3, "[fe80::1]:40001", "[fe80::2]:80"),
 		on(2, "[2001:db8::1]:40000", "[2001:db8::2]:80"), // SO_BINDTODEVICE
 		on(0, "[2001:db8::1]:40001", "[2001:db8::2]:80"),
+		on(2, "[2001:db8::1]:40002", "[fe80::2]:80"),
 	).report(tenPorts, everything)
 	var got []string
 	for _, d := range r.Destinations {
@@ -137,12 +138,13 @@ func TestReportZones(t *testing.T) {
 		got = append(got, fmt.Sprintf("%v %d", s.Address, s.Ports))
 	}
 	want := []string{
-		"2001:db8::1 [2001:db8::2]:80 2", "fe80::1%3 [fe80::2%3]:80 2", "fe80::1%2 [fe80::2%2]:80 1",
-		"2001:db8::1 2", "fe80::1%3 2", "fe80::1%2 1",
+		"2001:db8::1 [2001:db8::2]:80 2", "fe80::1%3 [fe80::2%3]:80 2", "2001:db8::1 [fe80::2%2]:80 1", "fe80::1%2 [fe80::2%2]:80 1",
+		"2001:db8::1 3", "fe80::1%3 2", "fe80::1%2 1",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	exposition(t, reportCollector{newDescs(), &r}) // no series twice
 }
 
 // TestReportCloseRate counts over 10 s, or over the reuse delay where ports may be
@@ -152,7 +154,7 @@ func TestReportCloseRate(t *testing.T) {
 		reuse    int
 		want     float64
 		reusable int
-	}{{0, 0.4, 0}, {1, 2, 4}} {
+	}{{0, 0.3, 0}, {1, 1, 4}} {
 		s := tenPorts
 		s.TWReuse, s.Timestamps, s.TWReuseDelay = tt.reuse, 1, time.Second
 		var sockets []sockdiag.Socket

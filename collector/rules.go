@@ -8,6 +8,10 @@ import (
 )
 
 const (
+	// loopbackIndex is the index of the interface lo in every network namespace,
+	// LOOPBACK_IFINDEX of include/net/flow.h.
+	loopbackIndex = 1
+
 	// defaultReuseDelay is what kernels before 6.14 wait, where later ones have
 	// the sysctl tcp_tw_reuse_delay.
 	defaultReuseDelay = time.Second
@@ -23,8 +27,8 @@ type timeWaitRule struct {
 	delay    time.Duration // how old TIME_WAIT must be for it
 }
 
-// timeWaitRule returns the rule for destinations where the source or destination
-// address is loopback, or for the others. It follows tcp_twsk_unique in
+// timeWaitRule returns the rule for destinations of which the source address, the
+// destination address or the device bound to is loopback, or for the others. It follows tcp_twsk_unique in
 // net/ipv4/tcp_ipv4.c, except that the kernel looks at whether the old connection
 // used timestamps, which a dump does not tell, and not at the sysctl.
 func (s Settings) timeWaitRule(loopback bool) timeWaitRule {

@@ -92,11 +92,11 @@ func (t *tally) add(s sockdiag.Socket) {
 		return
 	}
 
-	key := pool{source: s.Local.Addr(), destination: s.Remote, zone: zone(s)}
+	key := pool{source: s.Local.Addr(), destination: s.Remote, zone: zone(s, s.Local.Addr(), s.Remote.Addr())}
 	c, ok := t.pools[key]
 	if !ok {
 		c = &poolCounts{
-			loopback: key.source.IsLoopback() || key.destination.Addr().IsLoopback(),
+			loopback: key.source.IsLoopback() || key.destination.Addr().IsLoopback() || s.Interface == loopbackIndex,
 			source:   t.source(s),
 		}
 		t.pools[key] = c
@@ -113,7 +113,7 @@ func (t *tally) add(s sockdiag.Socket) {
 		if rule.canReuse(age) {
 			c.reusable++
 		}
-		if age <= rule.closeWindow() {
+		if age < rule.closeWindow() {
 			c.closed++
 		}
 	}
@@ -132,7 +132,7 @@ func (t *tally) addBlocked(s sockdiag.Socket) {
 
 // source returns the port set of a socket's source address.
 func (t *tally) source(s sockdiag.Socket) *portSet {
-	key := sourceAddr{address: s.Local.Addr(), zone: zone(s)}
+	key := sourceAddr{address: s.Local.Addr(), zone: zone(s, s.Local.Addr())}
 	set, ok := t.sources[key]
 	if !ok {
 		set = new(portSet)
@@ -171,11 +171,13 @@ func deniesAny(listeners []sockdiag.Socket, source netip.Addr) bool {
 	return false
 }
 
-// zone returns the interface of a socket with a link-local address, the same of
-// which can be in use on several interfaces.
-func zone(s sockdiag.Socket) uint32 {
-	if s.Local.Addr().Is6() && (s.Local.Addr().IsLinkLocalUnicast() || s.Remote.Addr().IsLinkLocalUnicast()) {
-		return s.Interface
+// zone returns the interface of a socket if one of the addresses is link-local: the
+// same can be in use on several interfaces. Otherwise it returns 0.
+func zone(s sockdiag.Socket, addresses ...netip.Addr) uint32 {
+	for _, a := range addresses {
+		if a.Is6() && a.IsLinkLocalUnicast() {
+			return s.Interface
+		}
 	}
 	return 0
 }

@@ -1,7 +1,6 @@
 package procfs
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 )
@@ -22,9 +21,6 @@ func (r PortRange) Size() int { return int(r.High) - int(r.Low) + 1 }
 
 // Contains reports whether port is in the range.
 func (r PortRange) Contains(port uint16) bool { return r.Low <= port && port <= r.High }
-
-// String returns the range as ip_local_reserved_ports writes it.
-func (r PortRange) String() string { return fmt.Sprintf("%d-%d", r.Low, r.High) }
 
 // IPLocalPortRange returns the ports that the kernel chooses from, for IPv4 and
 // IPv6: sysctl net.ipv4.ip_local_port_range.

@@ -3,7 +3,6 @@ package procfs
 import (
 	"errors"
 	"io/fs"
-	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -42,7 +41,7 @@ func (fs FS) TCPMaxTWBuckets() (int, error) { return readInt(fs.sysctl("tcp_max_
 // isNotExist reports whether a file is absent.
 func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
-// readInt reads a file that holds one number, 0 or more.
+// readInt reads a file that holds one number.
 func readInt(path string) (int, error) {
 	content, err := readSysctl(path, maxNumbers)
 	if err != nil {
@@ -55,8 +54,8 @@ func readInt(path string) (int, error) {
 	return n, nil
 }
 
-// parseInt reads a number from 0 to the largest that a C int holds.
+// parseInt reads a C int. Some settings take negative values, whatever they mean.
 func parseInt(content string) (int, bool) {
-	n, err := strconv.Atoi(strings.TrimSpace(content))
-	return n, err == nil && n >= 0 && n <= math.MaxInt32
+	n, err := strconv.ParseInt(strings.TrimSpace(content), 10, 32)
+	return int(n), err == nil
 }

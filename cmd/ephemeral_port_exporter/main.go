@@ -81,12 +81,10 @@ func run(flags *flags, logger *slog.Logger) error {
 // had here. What may be better at the next scrape is no reason to stop.
 func firstCollection(c *collector.Collector, flags *flags, logger *slog.Logger) error {
 	r, err := c.Report()
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("this host cannot be watched, --path.procfs=%s must be a mounted proc file system: %w", *flags.procfs, err)
-	case errors.Is(err, sockdiag.ErrUnsupported), errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("this host cannot be watched: %w", err)
-	case err != nil:
+	if err := hopeless(err, *flags.procfs); err != nil {
+		return err
+	}
+	if err != nil {
 		logger.Error("First collection failed, the next scrape tries again", "err", err)
 		return nil
 	}
@@ -102,6 +100,20 @@ func firstCollection(c *collector.Collector, flags *flags, logger *slog.Logger) 
 		}
 	}
 	return nil
+}
+
+// hopeless explains an error that will be there at every collection. It returns nil for
+// any other.
+func hopeless(err error, procfs string) error {
+	switch {
+	// First, for these wrap ENOENT as absent files do.
+	case errors.Is(err, sockdiag.ErrUnsupported), errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("this host cannot be watched: %w", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("this host cannot be watched, --path.procfs=%s must be a mounted proc file system: %w", procfs, err)
+	default:
+		return nil
+	}
 }
 
 // serve runs the server until it fails or the process is told to end.

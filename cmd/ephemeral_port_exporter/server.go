@@ -6,13 +6,16 @@ import (
 	"log/slog"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/version"
 	"github.com/prometheus/exporter-toolkit/web"
+	"golang.org/x/sync/singleflight"
 )
 
 const (
@@ -63,17 +66,33 @@ func newServer(flags *flags, registry *prometheus.Registry, logger *slog.Logger)
 
 // metricsHandler serves scrapes. Those that overlap share one collection.
 func metricsHandler(flags *flags, registry *prometheus.Registry, logger *slog.Logger) http.Handler {
+	shared := &sharedGatherer{gatherer: registry}
 	opts := promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(logger.Handler(), slog.LevelError),
 		ErrorHandling:       promhttp.ContinueOnError,
 		MaxRequestsInFlight: *flags.maxRequests,
-		CoalesceGather:      true,
 	}
 	if *flags.disableExporterMetrics {
-		return promhttp.HandlerFor(registry, opts)
+		return promhttp.HandlerFor(shared, opts)
 	}
 	opts.Registry = registry
-	return promhttp.InstrumentMetricHandler(registry, promhttp.HandlerFor(registry, opts))
+	return promhttp.InstrumentMetricHandler(registry, promhttp.HandlerFor(shared, opts))
+}
+
+// A sharedGatherer gives the result of one collection to all that ask while it runs.
+//
+// CoalesceGather of promhttp would hand it out for longer, until the slowest client has
+// read its answer: one that stalls freezes the numbers for everybody.
+type sharedGatherer struct {
+	gatherer prometheus.Gatherer
+	flight   singleflight.Group
+}
+
+// Gather implements prometheus.Gatherer.
+func (g *sharedGatherer) Gather() ([]*dto.MetricFamily, error) {
+	families, err, _ := g.flight.Do("", func() (any, error) { return g.gatherer.Gather() })
+	// The slice is for the caller to reorder, what it points to is not.
+	return slices.Clone(families.([]*dto.MetricFamily)), err
 }
 
 // ok answers a probe. It asks nothing of the kernel.

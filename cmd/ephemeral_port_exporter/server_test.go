@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -65,7 +67,7 @@ func scrapeAtOnce(t *testing.T, url string, n int, text string) <-chan int {
 				t.Errorf("scrape: %v", err)
 			}
 			if resp.StatusCode == http.StatusOK && !bytes.Contains(body, []byte(text)) {
-				t.Errorf("scrape without %q:\n%s", text, body)
+				t.Errorf("scrape without %q:\n%.1000s", text, body)
 			}
 			statuses <- resp.StatusCode
 		}()
@@ -146,6 +148,42 @@ func TestScrapesShareCollection(t *testing.T) {
 	// A request that came in but had not joined yet makes one of its own.
 	if got := c.collections.Load(); got > 2 {
 		t.Errorf("%d collections for 40 scrapes", got)
+	}
+}
+
+// bigCollector sends megabytes, and how often it was asked.
+type bigCollector struct{ collections atomic.Int32 }
+
+var bigDesc = prometheus.NewDesc("big", "Big.", []string{"n"}, nil)
+
+func (c *bigCollector) Describe(ch chan<- *prometheus.Desc) { ch <- bigDesc }
+
+func (c *bigCollector) Collect(ch chan<- prometheus.Metric) {
+	n := float64(c.collections.Add(1))
+	for i := range 20_000 {
+		ch <- prometheus.MustNewConstMetric(bigDesc, prometheus.GaugeValue, n, fmt.Sprintf("%0200d", i))
+	}
+}
+
+// TestScrapeStalled has a client that asks and does not read the answer. The others
+// still get new numbers.
+func TestScrapeStalled(t *testing.T) {
+	c := &bigCollector{}
+	s := serveTest(t, c)
+	stalled, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stalled.Close()
+	if _, err := io.WriteString(stalled, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stalled.Read(make([]byte, 1)); err != nil { // the answer has begun
+		t.Fatal(err)
+	}
+	for want := range 3 {
+		text := fmt.Sprintf("} %d\n", want+2)
+		checkStatuses(t, scrapeAtOnce(t, s.URL+"/metrics", 1, text), 1, http.StatusOK)
 	}
 }
 

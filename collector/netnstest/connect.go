@@ -25,7 +25,8 @@ type Client struct {
 	Bind        Bind
 	Source      netip.AddrPort // what to bind to
 	Destination netip.AddrPort
-	Mapped      bool // IPv4 over an AF_INET6 socket
+	Mapped      bool   // IPv4 over an AF_INET6 socket
+	Device      string // SO_BINDTODEVICE, if not empty
 }
 
 // Connect opens a connection that is ESTABLISHED and has no peer: in TCP_REPAIR
@@ -64,6 +65,12 @@ func (c Client) bound() (fd int, err error) {
 	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return -1, err
+	}
+	if c.Device != "" {
+		if err := unix.BindToDevice(fd, c.Device); err != nil {
+			unix.Close(fd)
+			return -1, err
+		}
 	}
 	switch c.Bind {
 	case NoBind:
