@@ -90,6 +90,21 @@ func BenchmarkScrape(b *testing.B) {
 	b.ReportMetric(binaryRSS(b), "binary-RSS-MB")
 }
 
+// BenchmarkDestinations has 119400 connections, each to a destination of its own, and
+// tells the memory of the real binary.
+func BenchmarkDestinations(b *testing.B) {
+	netnstest.Sysctl(b, "ipv4/ip_local_port_range", "1024 65535")
+	for i := range 6 {
+		netnstest.HoldInChild(b, netnstest.Holding{
+			Client:              netnstest.Client{Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 10000)},
+			Count:               19900,
+			NextDestinationPort: true,
+		})
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(binaryRSS(b), "binary-RSS-MB")
+}
+
 // BenchmarkInbound has 20k inbound connections to one listener and 2k outbound ones. It
 // compares our dump with one that does not filter by port.
 func BenchmarkInbound(b *testing.B) {
