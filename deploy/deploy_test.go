@@ -1,0 +1,56 @@
+// Package deploy tests what lies in this folder on the programs that it is for.
+package deploy
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+
+	"go.yaml.in/yaml/v2"
+
+	"ephemeral_port_exporter/collector/netnstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
+
+// tool returns the path of a program of a Debian package. Without it the test is
+// skipped, but never under CI.
+func tool(t *testing.T, program, debianPackage string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		if os.Getenv("CI") == "" {
+			t.Skipf("no %s: install the package %s", program, debianPackage)
+		}
+		t.Fatal(err)
+	}
+	return path
+}
+
+// run runs a program that must succeed, and returns what it says.
+func run(t *testing.T, program string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(program, args...).CombinedOutput()
+	if err != nil {
+		t.Errorf("%s %q: %v\n%s", program, args, err, out)
+	}
+	return string(out)
+}
+
+// readFile returns a file of this folder.
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// unmarshal reads a YAML file of this folder.
+func unmarshal(t *testing.T, path string, into any) {
+	t.Helper()
+	if err := yaml.Unmarshal([]byte(readFile(t, path)), into); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}

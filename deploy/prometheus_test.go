@@ -1,0 +1,90 @@
+package deploy
+
+import (
+	"strings"
+	"testing"
+)
+
+// ruleGroups is the part of a rule file that the tests look at.
+type ruleGroups struct {
+	Groups []struct {
+		Name  string
+		Rules []struct {
+			Record, Alert, Expr, For string
+			Labels, Annotations      map[string]string
+		}
+	}
+}
+
+// TestPrometheusConfig is checked by Prometheus's own tool, rules included.
+func TestPrometheusConfig(t *testing.T) {
+	promtool := tool(t, "promtool", "prometheus")
+	run(t, promtool, "check", "config", "--lint=all", "--lint-fatal", "prometheus/prometheus.yml")
+	run(t, promtool, "check", "rules", "--lint=all", "--lint-fatal", "prometheus/rules.yml")
+}
+
+// TestRules has each alert fire, not fire just below, and resolve.
+func TestRules(t *testing.T) {
+	run(t, tool(t, "promtool", "prometheus"), "test", "rules", "prometheus/rules_test.yml")
+}
+
+// TestAlerts say what is needed at three in the morning, and have a chapter in the
+// runbook and a test.
+func TestAlerts(t *testing.T) {
+	var rules ruleGroups
+	unmarshal(t, "prometheus/rules.yml", &rules)
+	runbook := readFile(t, "runbook.md")
+	readme := readFile(t, "../README.md")
+	tests := readFile(t, "prometheus/rules_test.yml")
+	alerts := 0
+	for _, g := range rules.Groups {
+		for _, r := range g.Rules {
+			if r.Alert == "" {
+				if !strings.Contains(tests, r.Record) && !strings.HasPrefix(r.Record, "source:") {
+					t.Errorf("%s: no test in rules_test.yml", r.Record)
+				}
+				continue
+			}
+			alerts++
+			if r.For == "" {
+				t.Errorf("%s: no for", r.Alert)
+			}
+			switch r.Labels["severity"] {
+			case "critical", "warning", "info":
+			default:
+				t.Errorf("%s: severity %q", r.Alert, r.Labels["severity"])
+			}
+			text := r.Annotations["summary"] + r.Annotations["description"]
+			for _, want := range []string{"$labels.instance", "$labels.destination_ip", "$labels.destination_port", "$labels.source_ip", "$value"} {
+				needed := want == "$labels.instance" && !strings.Contains(r.Expr, "by (job)") ||
+					strings.HasPrefix(want, "$labels.dest") && strings.Contains(r.Expr, "destination_ports{") ||
+					want == "$value" && g.Name == "ephemeral_port_exhaustion"
+				if needed && !strings.Contains(text, want) {
+					t.Errorf("%s: neither summary nor description has %s", r.Alert, want)
+				}
+			}
+			anchor := "runbook.md#" + strings.ToLower(r.Alert)
+			if r.Annotations["runbook_url"] != anchor {
+				t.Errorf("%s: runbook_url %q, want %q", r.Alert, r.Annotations["runbook_url"], anchor)
+			}
+			if !strings.Contains(readme, "\n| `"+r.Alert+"` | "+r.Labels["severity"]+" | ") {
+				t.Errorf("%s: the README does not have it with its severity", r.Alert)
+			}
+			if !strings.Contains(runbook, "\n## "+r.Alert+"\n") {
+				t.Errorf("%s: no chapter in runbook.md", r.Alert)
+			}
+			if !strings.Contains(tests, "alertname: "+r.Alert+"\n") || !strings.Contains(tests, "alertname: "+r.Alert+", ") {
+				t.Errorf("%s: rules_test.yml does not have it fire and not fire", r.Alert)
+			}
+		}
+	}
+	if rows := strings.Count(readme, "\n| `Ephemeral"); alerts == 0 || rows != alerts {
+		t.Errorf("%d alerts in rules.yml, %d in the README", alerts, rows)
+	}
+	for line := range strings.Lines(runbook) {
+		name, ok := strings.CutPrefix(strings.TrimSpace(line), "## Ephemeral")
+		if ok && !strings.Contains(readFile(t, "prometheus/rules.yml"), "alert: Ephemeral"+name+"\n") {
+			t.Errorf("runbook.md has a chapter for Ephemeral%s, which is no alert", name)
+		}
+	}
+}
