@@ -1,0 +1,207 @@
+package deploy
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Tests wait seconds where operators wait minutes: faster divides the times in what is
+// shipped by 60, to whole seconds and at least one.
+const faster = 60
+
+// durations are the settings that shorten changes: "for" of a rule, and the times of an
+// Alertmanager route. Ranges inside of expressions stay.
+var durations = regexp.MustCompile(`(?m)^(\s+(?:for|group_wait|group_interval|repeat_interval): )(\w+)$`)
+
+// shorten returns a rule file or Alertmanager configuration with its waiting times
+// divided by faster, and nothing else changed.
+func shorten(t *testing.T, config string) string {
+	t.Helper()
+	return durations.ReplaceAllStringFunc(config, func(line string) string {
+		m := durations.FindStringSubmatch(line)
+		d, err := time.ParseDuration(m[2])
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		return fmt.Sprintf("%s%ds", m[1], max(int(d.Seconds())/faster, 1))
+	})
+}
+
+// TestShorten changes every waiting time and nothing else.
+func TestShorten(t *testing.T) {
+	const config = "a:\n  for: 5m\n  for: 30s\n  expr: x[5m]\n  group_wait: 10s\n  repeat_interval: 4h\nfor: 5m\n"
+	const want = "a:\n  for: 5s\n  for: 1s\n  expr: x[5m]\n  group_wait: 1s\n  repeat_interval: 240s\nfor: 5m\n"
+	if got := shorten(t, config); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	rules := readFile(t, "prometheus/rules.yml")
+	if got, want := len(durations.FindAllString(rules, -1)), strings.Count(rules, "- alert: "); got != want {
+		t.Errorf("%d waiting times in rules.yml for %d alerts", got, want)
+	}
+}
+
+// background runs a program until the test ends. What it said is shown if the test
+// fails.
+func background(t *testing.T, program string, args ...string) *exec.Cmd {
+	t.Helper()
+	var log bytes.Buffer
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(unix.SIGTERM)
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s:\n%s", program, log.Bytes())
+		}
+	})
+	return cmd
+}
+
+// eventually tries until there is no error, for at most a minute.
+func eventually(t *testing.T, what string, try func() error) {
+	t.Helper()
+	var err error
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if err = try(); err == nil {
+			return
+		}
+	}
+	t.Fatalf("%s: %v", what, err)
+}
+
+// getJSON reads an answer of an HTTP API.
+func getJSON(url string, into any) error {
+	resp, err := http.Get(url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	return json.NewDecoder(resp.Body).Decode(into)
+}
+
+// write makes a file for a program and returns its path.
+func write(t *testing.T, dir, name, content string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A webhook stands in for the receivers of alertmanager.yml and remembers what came.
+type webhook struct {
+	mu            sync.Mutex
+	notifications []notification
+}
+
+// A notification is one alert of one message of Alertmanager.
+type notification struct {
+	Receiver string
+	Status   string
+	Labels   map[string]string
+}
+
+func (n notification) String() string {
+	return fmt.Sprintf("%s: %s %s %s", n.Receiver, n.Labels["alertname"], n.Labels["destination_ip"], n.Status)
+}
+
+// ServeHTTP takes a message, see the webhook configuration of Alertmanager.
+func (w *webhook) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
+	var message struct {
+		Receiver string
+		Alerts   []notification
+	}
+	if json.NewDecoder(r.Body).Decode(&message) != nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range message.Alerts {
+		a.Receiver = message.Receiver
+		w.notifications = append(w.notifications, a)
+	}
+}
+
+// got returns all that came so far.
+func (w *webhook) got() []notification {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.notifications)
+}
+
+// wait waits for a notification, as String has it.
+func (w *webhook) wait(t *testing.T, want string) {
+	t.Helper()
+	eventually(t, "notification "+want, func() error {
+		for _, n := range w.got() {
+			if n.String() == want {
+				return nil
+			}
+		}
+		return fmt.Errorf("got %v", w.got())
+	})
+}
+
+// startAlertmanager runs Alertmanager on its usual port with the shipped configuration,
+// shortened, and all receivers replaced by one webhook.
+func startAlertmanager(t *testing.T) *webhook {
+	t.Helper()
+	program := tool(t, "prometheus-alertmanager", "prometheus-alertmanager")
+	w := &webhook{}
+	server := &http.Server{Addr: "127.0.0.1:5001", Handler: w}
+	go func() { _ = server.ListenAndServe() }()
+	t.Cleanup(func() { server.Close() })
+
+	config, _, _ := strings.Cut(shorten(t, readFile(t, "alertmanager/alertmanager.yml")), "\nreceivers:\n")
+	config += "\nreceivers:\n"
+	for _, name := range []string{"pager", "chat"} {
+		config += "  - {name: " + name + ", webhook_configs: [{url: 'http://127.0.0.1:5001/'}]}\n"
+	}
+	dir := t.TempDir()
+	background(t, program,
+		"--config.file="+write(t, dir, "alertmanager.yml", config), "--storage.path="+dir,
+		"--web.listen-address=127.0.0.1:9093", "--cluster.listen-address=")
+	eventually(t, "Alertmanager", func() error {
+		var status any
+		return getJSON("http://127.0.0.1:9093/api/v2/status", &status)
+	})
+	return w
+}
+
+// firing returns the alerts that Alertmanager has, and whether each is inhibited, by
+// alert name and destination.
+func firing(t *testing.T) map[string]bool {
+	t.Helper()
+	var alerts []struct {
+		Labels map[string]string
+		Status struct{ InhibitedBy []string }
+	}
+	if err := getJSON("http://127.0.0.1:9093/api/v2/alerts", &alerts); err != nil {
+		t.Fatal(err)
+	}
+	inhibited := map[string]bool{}
+	for _, a := range alerts {
+		inhibited[strings.TrimSpace(a.Labels["alertname"]+" "+a.Labels["destination_ip"])] = len(a.Status.InhibitedBy) > 0
+	}
+	return inhibited
+}
