@@ -1,0 +1,122 @@
+package deploy
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netnstest"
+)
+
+// startExporter builds and runs the real exporter on its usual port.
+func startExporter(t *testing.T) *exec.Cmd {
+	t.Helper()
+	return background(t, buildExporter(t), "--web.listen-address=127.0.0.1:10149")
+}
+
+// startPrometheus runs Prometheus on its usual port with the shipped configuration, once
+// a second and with the waiting times of the rules shortened.
+func startPrometheus(t *testing.T) {
+	t.Helper()
+	program := tool(t, "prometheus", "prometheus")
+	dir := t.TempDir()
+	write(t, dir, "rules.yml", shorten(t, readFile(t, "prometheus/rules.yml")))
+	config := strings.ReplaceAll(readFile(t, "prometheus/prometheus.yml"), "_interval: 15s", "_interval: 1s")
+	background(t, program,
+		"--config.file="+write(t, dir, "prometheus.yml", config), "--storage.tsdb.path="+filepath.Join(dir, "data"),
+		"--web.listen-address=127.0.0.1:9090")
+}
+
+// query asks Prometheus and returns the number of series in the answer.
+func query(expr string) (series int, err error) {
+	var answer struct {
+		Data struct{ Result []any }
+	}
+	err = getJSON("http://127.0.0.1:9090/api/v1/query?query="+url.QueryEscape(expr), &answer)
+	return len(answer.Data.Result), err
+}
+
+// waitFor waits until a query has an answer.
+func waitFor(t *testing.T, expr string) {
+	t.Helper()
+	eventually(t, expr, func() error {
+		n, err := query(expr)
+		if err == nil && n == 0 {
+			err = fmt.Errorf("no data")
+		}
+		return err
+	})
+}
+
+// TestEndToEnd exhausts one destination in front of the real exporter, Prometheus and
+// Alertmanager, and looks at what arrives.
+func TestEndToEnd(t *testing.T) {
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40199")
+	t.Cleanup(func() { netnstest.Sysctl(t, "ipv4/ip_local_port_range", "32768 60999") })
+	connect := func(destination string, n int) []int {
+		t.Helper()
+		c := netnstest.Client{Destination: netip.MustParseAddrPort(destination)}
+		var fds []int
+		for len(fds) < n {
+			fd, err := c.Connect()
+			if err != nil {
+				if !errors.Is(err, unix.EADDRNOTAVAIL) {
+					t.Fatal(err)
+				}
+				break
+			}
+			fds = append(fds, fd)
+		}
+		return fds
+	}
+	disconnect := func(fds []int) {
+		for _, fd := range fds {
+			netnstest.CloseRepaired(fd)
+		}
+	}
+
+	w := startAlertmanager(t)
+	exporter := startExporter(t)
+	const half, full = "192.0.2.2:443", "192.0.2.1:443"
+	defer disconnect(connect(half, 99))
+	startPrometheus(t)
+	waitFor(t, `ephemeral_port_destination_ports{destination_ip="192.0.2.2"} == 99`)
+
+	held := connect(full, 110)
+	w.wait(t, "chat: EphemeralPortsHalfUsed 192.0.2.1 firing")
+	held = append(held, connect(full, 1000)...)
+	if len(held) < 198 {
+		t.Errorf("connect() failed after %d ports, want 200", len(held))
+	}
+	w.wait(t, "pager: EphemeralPortsExhausted 192.0.2.1 firing")
+	eventually(t, "the exhausted alert mutes the others", func() error {
+		alerts := firing(t)
+		muted := alerts["EphemeralPortsHalfUsed 192.0.2.1"] && alerts["EphemeralPortsNearlyExhausted 192.0.2.1"]
+		if !muted || alerts["EphemeralPortsExhausted 192.0.2.1"] {
+			return fmt.Errorf("muted: %v", alerts)
+		}
+		return nil
+	})
+	t.Run("dashboards", testDashboardQueries)
+
+	disconnect(held)
+	w.wait(t, "pager: EphemeralPortsExhausted 192.0.2.1 resolved")
+
+	if err := exporter.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	w.wait(t, "pager: EphemeralPortExporterDown  firing")
+
+	for _, n := range w.got() {
+		if n.Labels["destination_ip"] == "192.0.2.2" {
+			t.Errorf("an alert about the destination with half of the traffic: %v", n)
+		}
+	}
+}
