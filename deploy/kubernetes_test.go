@@ -1,0 +1,17 @@
+package deploy
+
+import (
+	"os/exec"
+	"testing"
+)
+
+// TestKubernetes runs the tests of the nested module, which has the types of Kubernetes.
+func TestKubernetes(t *testing.T) {
+	// Its cache would not notice a change of files outside of that module.
+	cmd := exec.Command("go", "test", "-count=1", "./...")
+	cmd.Dir = "kubernetes"
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("go test in %s: %v\n%s", cmd.Dir, err, out)
+	}
+	checkFlags(t, "kubernetes/base/daemonset.yaml", readFile(t, "kubernetes/base/daemonset.yaml"))
+}
