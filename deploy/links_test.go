@@ -1,0 +1,45 @@
+package deploy
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestLinks of the README and the runbook lead to files and chapters that are there.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)]+)\)`)
+	heading := regexp.MustCompile(`(?m)^#+ (.+)$`)
+	for _, path := range []string{"../README.md", "runbook.md"} {
+		links := link.FindAllStringSubmatch(readFile(t, path), -1)
+		if len(links) == 0 {
+			t.Errorf("%s has no links", path)
+		}
+		for _, m := range links {
+			if strings.HasPrefix(m[1], "https://") {
+				continue
+			}
+			file, anchor, _ := strings.Cut(m[1], "#")
+			target := path
+			if file != "" {
+				target = filepath.Join(filepath.Dir(path), file)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s: %v", path, m[1], err)
+				continue
+			}
+			if anchor == "" {
+				continue
+			}
+			found := false
+			for _, h := range heading.FindAllStringSubmatch(readFile(t, target), -1) {
+				found = found || anchor == strings.ToLower(strings.ReplaceAll(h[1], " ", "-"))
+			}
+			if !found {
+				t.Errorf("%s links to %s: no such chapter", path, m[1])
+			}
+		}
+	}
+}
