@@ -17,16 +17,20 @@ import (
 // envInside marks the re-executed test binary.
 const envInside = "NETNSTEST_INSIDE"
 
-// Main runs the tests of a package in a new network namespace, set up as New does, and
-// in a new user namespace where the user is not root. It returns the exit code for
-// TestMain.
+// Main runs the tests of a package in a new network namespace, set up as New does, a new
+// mount namespace, and a new user namespace where the user is not root. It returns the
+// exit code for TestMain.
 func Main(m *testing.M) int {
 	if spec := os.Getenv(envHold); spec != "" {
 		return holdMain(spec)
 	}
 	switch os.Getenv(envInside) {
 	case "new":
-		if err := setUp(); err != nil {
+		err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		if err == nil {
+			err = setUp()
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, "netnstest:", err)
 			return 1
 		}
@@ -39,7 +43,7 @@ func Main(m *testing.M) int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), envInside+"=new")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	if os.Geteuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}

@@ -1,0 +1,183 @@
+package netns
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netnstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
+
+// here is the inode of the calling thread's namespace.
+func here(t *testing.T) uint64 {
+	t.Helper()
+	inode, err := Self("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inode
+}
+
+// mounted returns the only namespace of a folder.
+func mounted(t *testing.T, folder string) Namespace {
+	t.Helper()
+	namespaces, err := Mounted([]string{folder})
+	if err != nil || len(namespaces) != 1 {
+		t.Fatalf("got %v, %v, want one namespace", namespaces, err)
+	}
+	return namespaces[0]
+}
+
+// TestEnter is inside for the time of the call, and each namespace has its cookie.
+func TestEnter(t *testing.T) {
+	cookies := map[uint64]bool{}
+	for _, folder := range []string{t.TempDir(), t.TempDir()} {
+		netnstest.Mount(t, filepath.Join(folder, "ns"), nil)
+		ns := mounted(t, folder)
+		wanted := errors.New("the error of fn")
+		for range 2 {
+			var first uint64
+			err := Enter("/proc", ns, func(cookie uint64) error {
+				if here(t) != ns.Inode || cookie == 0 || first != 0 && cookie != first {
+					t.Errorf("in %d with cookie %d, want %d", here(t), cookie, ns.Inode)
+				}
+				first = cookie
+				cookies[cookie] = true
+				return wanted
+			})
+			if !errors.Is(err, wanted) {
+				t.Errorf("got %v, want %v", err, wanted)
+			}
+		}
+		if here(t) == ns.Inode {
+			t.Error("did not come back")
+		}
+	}
+	if len(cookies) != 2 {
+		t.Errorf("cookies %v, want one for each namespace", cookies)
+	}
+}
+
+// TestEnterGone is what becomes of a namespace that is removed after it was found, or
+// whose name was taken by something else.
+func TestEnterGone(t *testing.T) {
+	tests := []struct {
+		name    string
+		replace func(t *testing.T, path string)
+	}{
+		{"removed", func(*testing.T, string) {}},
+		{"plain file", func(t *testing.T, path string) {
+			if err := os.WriteFile(path, nil, 0o444); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"FIFO", func(t *testing.T, path string) {
+			if err := unix.Mkfifo(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"another namespace", func(t *testing.T, path string) {
+			// One more first, which gets the inode.
+			netnstest.Mount(t, path+"x", nil)
+			netnstest.Mount(t, path, nil)
+		}},
+		{"another kind", func(t *testing.T, path string) {
+			if err := os.WriteFile(path, nil, 0o444); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mount("/proc/self/ns/uts", path, "", unix.MS_BIND, ""); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			folder := t.TempDir()
+			path := filepath.Join(folder, "ns")
+			netnstest.Mount(t, path, nil)
+			ns := mounted(t, folder)
+			netnstest.Unmount(t, path)
+			tt.replace(t, path)
+			err := Enter("/proc", ns, func(uint64) error {
+				t.Error("entered it")
+				return nil
+			})
+			if !errors.Is(err, ErrGone) {
+				t.Errorf("got %v, want %v", err, ErrGone)
+			}
+		})
+	}
+}
+
+// TestEnterOtherKind refuses a namespace that never was one of the network.
+func TestEnterOtherKind(t *testing.T) {
+	path := "/proc/self/ns/uts"
+	inode, ok := stat(path)
+	if !ok {
+		t.Fatal("no namespace to try")
+	}
+	if err := Enter("/proc", Namespace{Inode: inode, path: path}, func(uint64) error { return nil }); !errors.Is(err, ErrGone) {
+		t.Errorf("got %v, want %v", err, ErrGone)
+	}
+}
+
+// TestEnterRemoved is still inside a namespace that is removed meanwhile.
+func TestEnterRemoved(t *testing.T) {
+	folder := t.TempDir()
+	path := filepath.Join(folder, "ns")
+	netnstest.Mount(t, path, nil)
+	ns := mounted(t, folder)
+	err := Enter("/proc", ns, func(uint64) error {
+		netnstest.Unmount(t, path)
+		if here(t) != ns.Inode {
+			t.Error("thrown out")
+		}
+		_, err := os.ReadFile("/proc/thread-self/net/sockstat")
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if namespaces, err := Mounted([]string{folder}); err != nil || len(namespaces) != 0 {
+		t.Errorf("got %v, %v after it was removed", namespaces, err)
+	}
+}
+
+// TestMountedUnreadable folders are errors that do not hide the others.
+func TestMountedUnreadable(t *testing.T) {
+	folder := t.TempDir()
+	netnstest.Mount(t, filepath.Join(folder, "ns"), nil)
+	if err := os.WriteFile(filepath.Join(folder, "plain"), nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	namespaces, err := Mounted([]string{"/nonexistent", file, folder})
+	if len(namespaces) != 1 || !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("got %v, %v, want one namespace and %v", namespaces, err, unix.ENOTDIR)
+	}
+}
+
+func TestMerge(t *testing.T) {
+	got := Merge(
+		[]Namespace{{Inode: 1, Name: "a"}, {Inode: 2, Name: "b"}, {Inode: 1, Name: "again"}},
+		[]Namespace{{Inode: 3, PID: 30}, {Inode: 1, PID: 10}, {Inode: 1, PID: 11}},
+	)
+	want := []Namespace{{Inode: 1, Name: "a", PID: 10}, {Inode: 2, Name: "b"}, {Inode: 3, PID: 30}}
+	if len(got) != len(want) {
+		t.Fatalf("got %+v, want %+v", got, want)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Errorf("got %+v, want %+v", got[i], want[i])
+		}
+	}
+}

@@ -1,0 +1,149 @@
+package netns
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Namespace is a network namespace that was there a moment ago.
+type Namespace struct {
+	// Inode is its number on nsfs, unique among the namespaces that exist at one time.
+	// The kernel gives it to another namespace at once.
+	Inode uint64
+
+	// Name is the base name of its mount, as it is: any bytes but "/" and NUL. Empty if
+	// it is not mounted in a folder that was looked at.
+	Name string
+
+	// PID is a process in it, the lowest of those that were looked at, 0 without any.
+	PID int
+
+	path string // to open it by
+}
+
+// Self returns the inode of the calling thread's namespace. proc is the mount point of
+// procfs.
+func Self(proc string) (uint64, error) {
+	path := selfPath(proc)
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("netns: stat %s: %w", path, err)
+	}
+	return st.Ino, nil
+}
+
+func selfPath(proc string) string { return filepath.Join(proc, "thread-self/ns/net") }
+
+// Mounted returns the namespaces that are mounted in folders, such as /run/netns. A folder
+// that does not exist has none. What is no network namespace is left out: plain files,
+// that CNI plugins leave behind, dangling links, other folders.
+func Mounted(folders []string) ([]Namespace, error) {
+	var (
+		namespaces []Namespace
+		errs       []error
+	)
+	for _, folder := range folders {
+		entries, err := os.ReadDir(folder)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("netns: %w", err))
+		}
+		for _, e := range entries {
+			path := filepath.Join(folder, e.Name())
+			inode, ok := stat(path)
+			if ok {
+				namespaces = append(namespaces, Namespace{Inode: inode, Name: e.Name(), path: path})
+			}
+		}
+	}
+	return namespaces, errors.Join(errs...)
+}
+
+// stat returns the inode of what may be a network namespace. It opens nothing: a folder
+// can have a FIFO or a device in it.
+func stat(path string) (inode uint64, ok bool) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
+		return 0, false
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, false
+	}
+	return st.Ino, true
+}
+
+// OfProcesses returns the namespaces of all processes that procfs at proc shows. It needs
+// CAP_SYS_PTRACE for those of other users. Processes that end meanwhile are left out;
+// those that the kernel does not let us look at are named in the error, which does not
+// affect the others.
+func OfProcesses(proc string) ([]Namespace, error) {
+	d, err := os.Open(proc)
+	if err != nil {
+		return nil, fmt.Errorf("netns: %w", err)
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("netns: list processes: %w", err)
+	}
+	var pids []int
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+
+	var (
+		namespaces []Namespace
+		forbidden  int
+		first      error
+	)
+	seen := map[uint64]bool{}
+	for _, pid := range pids {
+		path := filepath.Join(proc, strconv.Itoa(pid), "ns/net")
+		link, err := os.Readlink(path)
+		if errors.Is(err, fs.ErrPermission) {
+			forbidden++
+			first = cmp.Or(first, err)
+			continue
+		}
+		var inode uint64
+		if _, scanErr := fmt.Sscanf(link, "net:[%d]", &inode); err != nil || scanErr != nil || seen[inode] {
+			continue // it ended, or is a zombie
+		}
+		seen[inode] = true
+		namespaces = append(namespaces, Namespace{Inode: inode, PID: pid, path: path})
+	}
+	if forbidden > 0 {
+		return namespaces, fmt.Errorf("netns: %d processes that the kernel does not let us look at, the first: %w", forbidden, first)
+	}
+	return namespaces, nil
+}
+
+// Merge returns each namespace of a and b once. One that is in both has its name and path
+// from a and its process from b.
+func Merge(a, b []Namespace) []Namespace {
+	var merged []Namespace
+	at := map[uint64]int{}
+	for _, ns := range slices.Concat(a, b) {
+		i, ok := at[ns.Inode]
+		if !ok {
+			at[ns.Inode] = len(merged)
+			merged = append(merged, ns)
+			continue
+		}
+		if merged[i].PID == 0 {
+			merged[i].PID = ns.PID
+		}
+	}
+	return merged
+}
