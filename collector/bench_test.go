@@ -45,10 +45,7 @@ func BenchmarkScrape(b *testing.B) {
 	}
 
 	c := newTestCollector()
-	settings, err := readSettings(c.cfg.FS)
-	if err != nil {
-		b.Fatal(err)
-	}
+	settings := benchSettings(b, c)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(c)
 
@@ -123,10 +120,7 @@ func BenchmarkInbound(b *testing.B) {
 	}
 
 	c := newTestCollector()
-	settings, err := readSettings(c.cfg.FS)
-	if err != nil {
-		b.Fatal(err)
-	}
+	settings := benchSettings(b, c)
 	var filtered, unfiltered cost
 	for b.Loop() {
 		unfiltered.measure(b, func() int {
@@ -157,6 +151,21 @@ func BenchmarkInbound(b *testing.B) {
 	b.ReportMetric(unfiltered.cpu.Seconds()*1000/float64(unfiltered.runs), "unfiltered-cpu-ms/dump")
 	b.ReportMetric(filtered.cpu.Seconds()*1000/float64(filtered.runs), "filtered-cpu-ms/dump")
 	b.ReportMetric(filtered.cpu.Seconds()/unfiltered.cpu.Seconds(), "filtered/unfiltered")
+}
+
+// benchSettings are those of the namespace that the benchmarks run in.
+func benchSettings(b *testing.B, c *Collector) Settings {
+	b.Helper()
+	ns, err := c.fs.Namespace()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ns.Close()
+	settings, err := c.settings(ns)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return settings
 }
 
 // A cost sums up what several runs of one thing took.
@@ -295,4 +304,48 @@ func scrapeBinary(b *testing.B, url string) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	b.Fatal(err)
+}
+
+// BenchmarkNamespaces has 119400 connections in one namespace and 299 namespaces that are
+// idle, four of five with a few sockets. It tells what those cost beside the one.
+func BenchmarkNamespaces(b *testing.B) {
+	busy, idle := b.TempDir(), b.TempDir()
+	netnstest.Mount(b, filepath.Join(busy, "busy"), func() {
+		netnstest.Sysctl(b, "ipv4/ip_local_port_range", "1024 65535")
+		for i := range 6 {
+			netnstest.HoldInChild(b, netnstest.Holding{
+				Client: netnstest.Client{Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 443)},
+				Count:  19900,
+			})
+		}
+	})
+	const n = 299
+	for i := range n {
+		netnstest.Mount(b, filepath.Join(idle, fmt.Sprint(i)), func() {
+			netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:443")}.Hold(b, i%5)
+		})
+	}
+
+	one, all := newTestCollector(), newTestCollector()
+	one.cfg.Scope, one.cfg.NamespaceFolders = ScopeNamed, []string{busy}
+	all.cfg.Scope, all.cfg.NamespaceFolders = ScopeNamed, []string{busy, idle}
+	survey := func(c *Collector, namespaces int) func() int {
+		return func() int {
+			surveys := c.Survey()
+			if len(surveys) != namespaces+1 {
+				b.Fatalf("%d surveys, want %d", len(surveys), namespaces+1)
+			}
+			return len(surveys)
+		}
+	}
+	var alone, together cost
+	for b.Loop() {
+		alone.measure(b, survey(one, 1))
+		together.measure(b, survey(all, n+1))
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(alone.cpu.Seconds()*1000/float64(alone.runs), "one-cpu-ms/scrape")
+	b.ReportMetric(together.cpu.Seconds()*1000/float64(together.runs), "all-cpu-ms/scrape")
+	b.ReportMetric((together.cpu-alone.cpu).Seconds()*1e6/float64(alone.runs)/n, "cpu-us/idle-namespace")
+	b.ReportMetric(together.cpu.Seconds()/alone.cpu.Seconds(), "all/one")
 }

@@ -83,7 +83,7 @@ func faultyCollector(t *testing.T, f **fault) (*Collector, *bytes.Buffer) {
 		kept []*net.UnixConn // from the garbage collector, which would close them
 	)
 	c := New(Config{
-		FS:             fixedProc(t),
+		Proc:           fixedProc(t),
 		Limits:         Limits{MinPorts: 1, Most: 10},
 		TimeWaitLength: time.Minute,
 		Timeout:        20 * time.Millisecond,
@@ -107,8 +107,8 @@ func faultyCollector(t *testing.T, f **fault) (*Collector, *bytes.Buffer) {
 	return c, &log
 }
 
-// fixedProc is a file system with the settings of a usual host.
-func fixedProc(t *testing.T) procfs.FS {
+// fixedProc is a mount point with the settings of a usual host.
+func fixedProc(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range map[string]string{
@@ -130,7 +130,7 @@ func fixedProc(t *testing.T) procfs.FS {
 			t.Fatal(err)
 		}
 	}
-	return procfs.NewFS(dir)
+	return dir
 }
 
 // TestFaults never read as numbers, are logged once with their cause, and are over at
@@ -223,14 +223,14 @@ func inUse(t *testing.T) (fds, goroutines int) {
 func TestFaultsOfProc(t *testing.T) {
 	var none *fault
 	c, log := faultyCollector(t, &none)
-	c.cfg.FS = procfs.NewFS(t.TempDir())
+	c.fs = procfs.NewFS(t.TempDir())
 	if _, err := c.Report(); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v, want %v", err, os.ErrNotExist)
 	}
 	if got := samples(t, c); got != `ephemeral_port_collect_success{netns="self"} 0` {
 		t.Errorf("a failed collection sent:\n%s", got)
 	}
-	if got := log.String(); !strings.Contains(got, "ip_local_port_range") {
+	if got := log.String(); !strings.Contains(got, "sys/net/ipv4") {
 		t.Errorf("log: got %q, want the file's name", got)
 	}
 }

@@ -2,6 +2,7 @@ package collector
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -23,6 +24,8 @@ type descs struct {
 	unreportedDestinations, unreportedPorts *prometheus.Desc
 
 	collectSuccess, collectDuration, collectSockets *prometheus.Desc
+
+	netnsInfo, namespaces *prometheus.Desc
 }
 
 // newDescs names and explains every metric.
@@ -119,6 +122,13 @@ func newDescs() descs {
 		collectSockets: prometheus.NewDesc("ephemeral_port_collect_sockets",
 			"Sockets with a local port in the range that the kernel listed.",
 			namespace, nil),
+
+		netnsInfo: prometheus.NewDesc("ephemeral_port_netns_info",
+			"Always 1. Whose a network namespace is, by the cgroup of a process in it; empty where that is not known. Only with --namespaces.",
+			[]string{"netns", "inode", "pod_uid", "container_id", "command"}, nil),
+		namespaces: prometheus.NewDesc("ephemeral_port_namespaces",
+			"Network namespaces by outcome of this scrape: collected, idle (less than 1% of its capacity in sockets, which were not read), failed, deadline. Only with --namespaces.",
+			[]string{"outcome"}, nil),
 	}
 }
 
@@ -133,28 +143,53 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.sourcePorts, d.sourceBindParityPorts, d.sourceUtilization,
 		d.unreportedDestinations, d.unreportedPorts,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
+		d.netnsInfo, d.namespaces,
 	} {
 		ch <- desc
 	}
 }
 
-// sendFailure sends that the namespace could not be read.
-func (d *descs) sendFailure(ch chan<- prometheus.Metric, netns string) {
-	ch <- prometheus.MustNewConstMetric(d.collectSuccess, prometheus.GaugeValue, 0, netns)
+// sendOutcomes sends how many namespaces came to what.
+func (d *descs) sendOutcomes(ch chan<- prometheus.Metric, surveys []Survey) {
+	counts := map[Outcome]int{}
+	for _, s := range surveys {
+		counts[s.Outcome]++
+	}
+	for _, outcome := range []Outcome{Collected, Idle, Failed, Deadline} {
+		ch <- prometheus.MustNewConstMetric(d.namespaces, prometheus.GaugeValue, float64(counts[outcome]), string(outcome))
+	}
 }
 
-// send sends the report of a namespace.
-func (d *descs) send(ch chan<- prometheus.Metric, netns string, r Report) {
+// send sends what is known of a namespace.
+func (d *descs) send(ch chan<- prometheus.Metric, s Survey) {
+	if s.NetNS == "" {
+		return // failed without a name: it is among the outcomes only
+	}
+	if s.Inode != 0 {
+		ch <- prometheus.MustNewConstMetric(d.netnsInfo, prometheus.GaugeValue, 1,
+			s.NetNS, strconv.FormatUint(s.Inode, 10), s.Owner.PodUID, s.Owner.ContainerID, strings.ToValidUTF8(s.Owner.Command, "\uFFFD"))
+	}
+	if s.Err != nil {
+		ch <- prometheus.MustNewConstMetric(d.collectSuccess, prometheus.GaugeValue, 0, s.NetNS)
+		return
+	}
+	d.sendReport(ch, s.NetNS, s.Report)
+}
+
+// sendReport sends the numbers of a namespace.
+func (d *descs) sendReport(ch chan<- prometheus.Metric, netns string, r Report) {
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, append([]string{netns}, labels...)...)
 	}
+
+	gauge(d.collectSuccess, 1)
+	gauge(d.collectDuration, r.Duration.Seconds())
 
 	gauge(d.rangeLow, float64(r.Settings.PortRange.Low))
 	gauge(d.rangeHigh, float64(r.Settings.PortRange.High))
 	gauge(d.reservedPorts, float64(r.ReservedPorts))
 	gauge(d.blockedPorts, float64(r.BlockedPorts))
 	gauge(d.capacityPorts, float64(r.CapacityPorts))
-	gauge(d.maxUtilization, r.MaxUtilization)
 
 	gauge(d.tcpTWReuse, float64(r.Settings.TWReuse))
 	gauge(d.tcpTimestamps, float64(r.Settings.Timestamps))
@@ -167,6 +202,10 @@ func (d *descs) send(ch chan<- prometheus.Metric, netns string, r Report) {
 	gauge(d.timeWaitLimitSockets, float64(r.Settings.TimeWaitLimit))
 	ch <- prometheus.MustNewConstMetric(d.timeWaitOverflows, prometheus.CounterValue, float64(r.TimeWaitOverflows), netns)
 
+	if r.Partial {
+		return
+	}
+	gauge(d.maxUtilization, r.MaxUtilization)
 	for _, dst := range r.Destinations {
 		sourceIP := dst.Source.String()
 		ip, port := dst.Address.Addr().String(), strconv.Itoa(int(dst.Address.Port()))
@@ -188,8 +227,5 @@ func (d *descs) send(ch chan<- prometheus.Metric, netns string, r Report) {
 
 	gauge(d.unreportedDestinations, float64(r.UnreportedDestinations))
 	gauge(d.unreportedPorts, float64(r.UnreportedPorts))
-
-	gauge(d.collectSuccess, 1)
-	gauge(d.collectDuration, r.Duration.Seconds())
 	gauge(d.collectSockets, float64(r.Sockets))
 }

@@ -2,6 +2,7 @@ package collector
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"net/netip"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/prometheus/common/expfmt"
 
+	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/procfs"
 )
 
@@ -22,16 +24,24 @@ var updateGolden = flag.Bool("update-golden", false, "write testdata/metrics.pro
 type reportCollector struct {
 	descs  descs
 	report *Report
+	owner  netns.Owner // with it, as with --namespaces
 }
 
 func (c reportCollector) Describe(ch chan<- *prometheus.Desc) { c.descs.describe(ch) }
 
 func (c reportCollector) Collect(ch chan<- prometheus.Metric) {
 	if c.report == nil {
-		c.descs.sendFailure(ch, selfNetNS)
+		c.descs.send(ch, Survey{NetNS: selfNetNS, Err: errors.New("failed")})
 		return
 	}
-	c.descs.send(ch, selfNetNS, *c.report)
+	s := Survey{NetNS: selfNetNS, Outcome: Collected, Report: *c.report}
+	if c.owner != (netns.Owner{}) {
+		s.Inode, s.Owner = 4026531840, c.owner
+	}
+	c.descs.send(ch, s)
+	if s.Inode != 0 {
+		c.descs.sendOutcomes(ch, []Survey{s, {Outcome: Idle}, {Outcome: Idle}, {Outcome: Failed}})
+	}
 }
 
 // exposition is what /metrics says of a report.
@@ -80,7 +90,7 @@ func TestMetrics(t *testing.T) {
 		},
 		UnreportedDestinations: 3, UnreportedPorts: 9,
 		Sockets: 74, Duration: 2500 * time.Microsecond,
-	}})
+	}, netns.Owner{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: "9b1c7a0d", Command: "pause\xff\n"}})
 	const golden = "testdata/metrics.prom"
 	if *updateGolden {
 		if err := os.WriteFile(golden, got, 0o644); err != nil {
@@ -110,14 +120,14 @@ func TestMetricsFailure(t *testing.T) {
 # TYPE ephemeral_port_collect_success gauge
 ephemeral_port_collect_success{netns="self"} 0
 `
-	if diff := cmp.Diff(want, string(exposition(t, reportCollector{newDescs(), nil}))); diff != "" {
+	if diff := cmp.Diff(want, string(exposition(t, reportCollector{descs: newDescs()}))); diff != "" {
 		t.Errorf("exposition (-want +got):\n%s", diff)
 	}
 }
 
 // TestMetricsOldKernel has no reuse delay to tell.
 func TestMetricsOldKernel(t *testing.T) {
-	got := exposition(t, reportCollector{newDescs(), &Report{Settings: tenPorts}})
+	got := exposition(t, reportCollector{descs: newDescs(), report: &Report{Settings: tenPorts}})
 	if bytes.Contains(got, []byte("tcp_tw_reuse_delay_seconds")) {
 		t.Error("a setting that this kernel does not have")
 	}

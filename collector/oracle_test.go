@@ -17,7 +17,6 @@ import (
 
 	"ephemeral_port_exporter/collector/netnstest"
 	"ephemeral_port_exporter/collector/sockdiag"
-	"ephemeral_port_exporter/procfs"
 )
 
 // The oracle: what a report calls free is what the kernel really grants.
@@ -25,7 +24,7 @@ import (
 // newTestCollector returns a collector that reports everything.
 func newTestCollector() *Collector {
 	return New(Config{
-		FS:             procfs.NewFS("/proc"),
+		Proc:           "/proc",
 		Limits:         Limits{MinPorts: 0, Most: 1 << 20},
 		TimeWaitLength: 60 * time.Second,
 		Timeout:        30 * time.Second,

@@ -12,6 +12,16 @@ func (m *portMap) has(port uint16) bool { return m[port/64]&(1<<(port%64)) != 0 
 func (m *portMap) add(port uint16)      { m[port/64] |= 1 << (port % 64) }
 func (m *portMap) remove(port uint16)   { m[port/64] &^= 1 << (port % 64) }
 
+// addRange adds the ports from low to high, both included, to an empty map.
+func (m *portMap) addRange(low, high uint16) {
+	first, last := low/64, high/64
+	for i := first; i <= last; i++ {
+		m[i] = ^uint64(0)
+	}
+	m[first] &= ^uint64(0) << (low % 64)
+	m[last] &= ^uint64(0) >> (63 - high%64)
+}
+
 // size returns the number of ports.
 func (m *portMap) size() int {
 	n := 0

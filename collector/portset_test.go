@@ -5,6 +5,22 @@ import (
 	"testing"
 )
 
+// TestPortMapRange has the ports of a range and no other.
+func TestPortMapRange(t *testing.T) {
+	for _, r := range [][2]uint16{{0, 0}, {0, 65535}, {65535, 65535}, {63, 64}, {64, 127}, {65, 66}, {32768, 60999}, {1024, 1087}} {
+		var m portMap
+		m.addRange(r[0], r[1])
+		if got, want := m.size(), int(r[1])-int(r[0])+1; got != want {
+			t.Errorf("%v: %d ports, want %d", r, got, want)
+		}
+		for p := range 1 << 16 {
+			if got, want := m.has(uint16(p)), p >= int(r[0]) && p <= int(r[1]); got != want {
+				t.Errorf("%v: port %d: %v", r, p, got)
+			}
+		}
+	}
+}
+
 // TestPortSet compares with a map, below, at and above the size where the set changes
 // its form.
 func TestPortSet(t *testing.T) {

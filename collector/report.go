@@ -21,6 +21,10 @@ type Report struct {
 	TimeWaitSockets   int    // in the namespace, on any port
 	TimeWaitOverflows uint64 // TCPTimeWaitOverflow
 
+	// Partial is set if the sockets were not looked at because there are too few of them
+	// to matter. Then nothing below is known but Duration.
+	Partial bool
+
 	// MaxUtilization is that of the worst destination, reported or not; 0 without
 	// any, 1 where no destination can be connected to.
 	MaxUtilization float64

@@ -144,7 +144,7 @@ func TestReportZones(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	exposition(t, reportCollector{newDescs(), &r}) // no series twice
+	exposition(t, reportCollector{descs: newDescs(), report: &r}) // no series twice
 }
 
 // TestReportCloseRate counts over 10 s, or over the reuse delay where ports may be

@@ -20,31 +20,31 @@ type Settings struct {
 	TimeWaitLength time.Duration // TCP_TIMEWAIT_LEN, compiled in, told by a flag
 }
 
-// readSettings reads all but TimeWaitLength, for the calling thread's namespace.
-func readSettings(fs procfs.FS) (Settings, error) {
+// readSettings reads all but TimeWaitLength.
+func readSettings(ns *procfs.Namespace) (Settings, error) {
 	var (
 		s   Settings
 		err error
 	)
-	if s.PortRange, err = fs.IPLocalPortRange(); err != nil {
+	if s.PortRange, err = ns.IPLocalPortRange(); err != nil {
 		return Settings{}, err
 	}
-	if s.ReservedPorts, err = fs.IPLocalReservedPorts(); err != nil {
+	if s.ReservedPorts, err = ns.IPLocalReservedPorts(); err != nil {
 		return Settings{}, err
 	}
-	if s.TWReuse, err = fs.TCPTWReuse(); err != nil {
+	if s.TWReuse, err = ns.TCPTWReuse(); err != nil {
 		return Settings{}, err
 	}
-	if s.TWReuseDelay, _, err = fs.TCPTWReuseDelay(); err != nil {
+	if s.TWReuseDelay, _, err = ns.TCPTWReuseDelay(); err != nil {
 		return Settings{}, err
 	}
-	if s.Timestamps, err = fs.TCPTimestamps(); err != nil {
+	if s.Timestamps, err = ns.TCPTimestamps(); err != nil {
 		return Settings{}, err
 	}
-	if s.FinTimeout, err = fs.TCPFinTimeout(); err != nil {
+	if s.FinTimeout, err = ns.TCPFinTimeout(); err != nil {
 		return Settings{}, err
 	}
-	if s.TimeWaitLimit, err = fs.TCPMaxTWBuckets(); err != nil {
+	if s.TimeWaitLimit, err = ns.TCPMaxTWBuckets(); err != nil {
 		return Settings{}, err
 	}
 	return s, nil

@@ -60,11 +60,9 @@ func newTally(s Settings, listeners []sockdiag.Socket) *tally {
 		pools:   make(map[pool]*poolCounts),
 		sources: make(map[sourceAddr]*portSet),
 	}
-	for p := int(s.PortRange.Low); p <= int(s.PortRange.High); p++ {
-		t.usable.add(uint16(p))
-	}
+	t.usable.addRange(s.PortRange.Low, s.PortRange.High)
 	for _, r := range s.ReservedPorts {
-		for p := int(r.Low); p <= int(r.High); p++ {
+		for p := max(int(r.Low), int(s.PortRange.Low)); p <= min(int(r.High), int(s.PortRange.High)); p++ {
 			t.usable.remove(uint16(p))
 		}
 	}

@@ -21,6 +21,11 @@ func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
 func mount(t *testing.T, files map[string]string) FS {
 	t.Helper()
 	dir := t.TempDir()
+	for _, folder := range []string{"sys/net/ipv4", "thread-self/net"} {
+		if err := os.MkdirAll(filepath.Join(dir, folder), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, content := range files {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -33,26 +38,47 @@ func mount(t *testing.T, files map[string]string) FS {
 	return NewFS(dir)
 }
 
-// readers are all that an FS reads, with the file that it is in.
+// withSockstat is one file, and the other that sockstat6 needs beside it.
+func withSockstat(name, content string) map[string]string {
+	files := map[string]string{name: content}
+	if strings.HasPrefix(name, "thread-self/net/sockstat6") {
+		files["thread-self/net/sockstat"] = "TCP: inuse 4 orphan 0 tw 27 alloc 7 mem 1\n"
+	}
+	return files
+}
+
+// readers are all that a Namespace reads, with the file that it is in.
 var readers = []struct {
 	file string
-	read func(FS) (any, error)
+	read func(*Namespace) (any, error)
 }{
-	{"sys/net/ipv4/ip_local_port_range", func(fs FS) (any, error) { return fs.IPLocalPortRange() }},
-	{"sys/net/ipv4/ip_local_reserved_ports", func(fs FS) (any, error) { return fs.IPLocalReservedPorts() }},
-	{"sys/net/ipv4/tcp_tw_reuse", func(fs FS) (any, error) { return fs.TCPTWReuse() }},
-	{"sys/net/ipv4/tcp_tw_reuse_delay", func(fs FS) (any, error) {
-		delay, ok, err := fs.TCPTWReuseDelay()
+	{"sys/net/ipv4/ip_local_port_range", func(ns *Namespace) (any, error) { return ns.IPLocalPortRange() }},
+	{"sys/net/ipv4/ip_local_reserved_ports", func(ns *Namespace) (any, error) { return ns.IPLocalReservedPorts() }},
+	{"sys/net/ipv4/tcp_tw_reuse", func(ns *Namespace) (any, error) { return ns.TCPTWReuse() }},
+	{"sys/net/ipv4/tcp_tw_reuse_delay", func(ns *Namespace) (any, error) {
+		delay, ok, err := ns.TCPTWReuseDelay()
 		if !ok {
 			return nil, err
 		}
 		return delay, err
 	}},
-	{"sys/net/ipv4/tcp_timestamps", func(fs FS) (any, error) { return fs.TCPTimestamps() }},
-	{"sys/net/ipv4/tcp_fin_timeout", func(fs FS) (any, error) { return fs.TCPFinTimeout() }},
-	{"sys/net/ipv4/tcp_max_tw_buckets", func(fs FS) (any, error) { return fs.TCPMaxTWBuckets() }},
-	{"thread-self/net/sockstat", func(fs FS) (any, error) { return fs.TimeWaitSockets() }},
-	{"thread-self/net/netstat", func(fs FS) (any, error) { return fs.TimeWaitOverflows() }},
+	{"sys/net/ipv4/tcp_timestamps", func(ns *Namespace) (any, error) { return ns.TCPTimestamps() }},
+	{"sys/net/ipv4/tcp_fin_timeout", func(ns *Namespace) (any, error) { return ns.TCPFinTimeout() }},
+	{"sys/net/ipv4/tcp_max_tw_buckets", func(ns *Namespace) (any, error) { return ns.TCPMaxTWBuckets() }},
+	{"thread-self/net/sockstat", func(ns *Namespace) (any, error) { return ns.Sockstat() }},
+	{"thread-self/net/sockstat6", func(ns *Namespace) (any, error) { return ns.Sockstat() }},
+	{"thread-self/net/netstat", func(ns *Namespace) (any, error) { return ns.TimeWaitOverflows() }},
+}
+
+// open opens the namespace that a file system shows.
+func open(t *testing.T, fs FS) *Namespace {
+	t.Helper()
+	ns, err := fs.Namespace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	return ns
 }
 
 // TestMalformed content is an error that names the file and shows the content.
@@ -69,8 +95,9 @@ func TestMalformed(t *testing.T) {
 		"sys/net/ipv4/tcp_timestamps":     {"", "yes"},
 		"sys/net/ipv4/tcp_fin_timeout":    {"", "60s"},
 		"sys/net/ipv4/tcp_max_tw_buckets": {"", "many"},
+		"thread-self/net/sockstat6":       {"", "TCP6:", "TCP6: inuse x", "TCP: inuse 5"},
 		"thread-self/net/sockstat": {
-			"", "TCP:", "TCP: inuse 4 orphan 0", "TCP: inuse 4 tw", "TCP: tw x", "UDP: tw 3", "sockets: used 9\n",
+			"", "TCP: tw 3", "TCP: inuse x tw 3", "TCP:", "TCP: inuse 4 orphan 0", "TCP: inuse 4 tw", "TCP: tw x", "UDP: tw 3", "sockets: used 9\n",
 			"TCP6: inuse 4 tw 5",
 		},
 		"thread-self/net/netstat": {
@@ -84,7 +111,7 @@ func TestMalformed(t *testing.T) {
 		}
 		for _, content := range contents[r.file] {
 			t.Run(fmt.Sprintf("%s/%q", filepath.Base(r.file), content), func(t *testing.T) {
-				got, err := r.read(mount(t, map[string]string{r.file: content}))
+				got, err := r.read(open(t, mount(t, withSockstat(r.file, content))))
 				if err == nil {
 					t.Fatalf("got %v, want an error", got)
 				}
@@ -100,16 +127,16 @@ func TestMalformed(t *testing.T) {
 func TestUnreadable(t *testing.T) {
 	for _, r := range readers {
 		t.Run(filepath.Base(r.file), func(t *testing.T) {
-			got, err := r.read(mount(t, nil))
-			if r.file == "sys/net/ipv4/tcp_tw_reuse_delay" {
-				if got != nil || err != nil {
-					t.Errorf("absent: got %v, %v, want neither value nor error", got, err)
+			got, err := r.read(open(t, mount(t, withSockstat(r.file+".absent", ""))))
+			if r.file == "sys/net/ipv4/tcp_tw_reuse_delay" || r.file == "thread-self/net/sockstat6" {
+				if err != nil {
+					t.Errorf("absent: got %v, %v, want no error", got, err)
 				}
 			} else if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), r.file) {
 				t.Errorf("absent: got %v, want %v that names the file", err, fs.ErrNotExist)
 			}
 
-			if _, err := r.read(mount(t, map[string]string{r.file + "/is-a-directory": ""})); err == nil {
+			if _, err := r.read(open(t, mount(t, withSockstat(r.file+"/is-a-directory", "")))); err == nil {
 				t.Error("a directory: want an error")
 			}
 			// Cut anywhere, these are well formed.
@@ -119,7 +146,7 @@ func TestUnreadable(t *testing.T) {
 			} else if r.file != "sys/net/ipv4/ip_local_port_range" {
 				long = "1" + strings.Repeat("\n", maxPortList)
 			}
-			if got, err := r.read(mount(t, map[string]string{r.file: long})); err == nil {
+			if got, err := r.read(open(t, mount(t, withSockstat(r.file, long)))); err == nil {
 				t.Errorf("%d bytes: got %v, want an error", len(long), got)
 			} else if len(err.Error()) > 1000 {
 				t.Errorf("%d bytes: the error has %d", len(long), len(err.Error()))
@@ -147,7 +174,8 @@ func TestRead(t *testing.T) {
 		{"sys/net/ipv4/tcp_fin_timeout", "60\n", time.Minute},
 		{"sys/net/ipv4/tcp_fin_timeout", "-1\n", -time.Second},
 		{"sys/net/ipv4/tcp_max_tw_buckets", "131072\n", 131072},
-		{"thread-self/net/sockstat", sockstat, 27},
+		{"thread-self/net/sockstat", sockstat, Sockstat{InUse: 4, TimeWait: 27}},
+		{"thread-self/net/sockstat6", "TCP6: inuse 3\nUDP6: inuse 1\n", Sockstat{InUse: 7, TimeWait: 27}},
 		{"thread-self/net/netstat", netstat, uint64(1<<64 - 1)},
 	}
 	for _, tt := range tests {
@@ -156,7 +184,7 @@ func TestRead(t *testing.T) {
 				if r.file != tt.file {
 					continue
 				}
-				got, err := r.read(mount(t, map[string]string{tt.file: tt.content}))
+				got, err := r.read(open(t, mount(t, withSockstat(tt.file, tt.content))))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -182,7 +210,7 @@ func TestKernel(t *testing.T) {
 		"sys/net/ipv4/tcp_timestamps":      0,
 		"sys/net/ipv4/tcp_fin_timeout":     17 * time.Second,
 		"sys/net/ipv4/tcp_max_tw_buckets":  4711,
-		"thread-self/net/sockstat":         0,
+		"thread-self/net/sockstat":         Sockstat{},
 		"thread-self/net/netstat":          uint64(0),
 	}
 	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay"); err == nil {
@@ -190,7 +218,7 @@ func TestKernel(t *testing.T) {
 		want["sys/net/ipv4/tcp_tw_reuse_delay"] = 250 * time.Millisecond
 	}
 	for _, r := range readers {
-		got, err := r.read(NewFS("/proc"))
+		got, err := r.read(open(t, NewFS("/proc")))
 		if err != nil {
 			t.Error(err)
 		}
@@ -219,7 +247,7 @@ func TestKernelReservedPorts(t *testing.T) {
 		}
 		netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", content)
 
-		got, err := NewFS("/proc").IPLocalReservedPorts()
+		got, err := open(t, NewFS("/proc")).IPLocalReservedPorts()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,14 +1,16 @@
 package procfs
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 )
 
 // Sizes that no sysctl reaches.
 const (
-	maxNumbers  = 64        // of a file with one or two numbers
-	maxPortList = 256 << 10 // of a list of ports: every second one makes 187 KiB
+	maxNumbers    = 64        // of a file with one or two numbers
+	usualPortList = 2 << 10   // of a list of ports; a longer one is read again
+	maxPortList   = 256 << 10 // of the longest: every second port makes 187 KiB
 )
 
 // A PortRange is the ports from Low to High, both included.
@@ -24,15 +26,15 @@ func (r PortRange) Contains(port uint16) bool { return r.Low <= port && port <= 
 
 // IPLocalPortRange returns the ports that the kernel chooses from, for IPv4 and
 // IPv6: sysctl net.ipv4.ip_local_port_range.
-func (fs FS) IPLocalPortRange() (PortRange, error) {
-	path := fs.sysctl("ip_local_port_range")
-	content, err := readSysctl(path, maxNumbers)
+func (ns *Namespace) IPLocalPortRange() (PortRange, error) {
+	const file = "ip_local_port_range"
+	content, err := ns.ipv4.read(file, maxNumbers)
 	if err != nil {
 		return PortRange{}, err
 	}
 	r, ok := parseLocalPortRange(content)
 	if !ok {
-		return PortRange{}, malformed(path, content)
+		return PortRange{}, malformed(ns.ipv4.name(file), content)
 	}
 	return r, nil
 }
@@ -40,15 +42,18 @@ func (fs FS) IPLocalPortRange() (PortRange, error) {
 // IPLocalReservedPorts returns the ports that the kernel never chooses, in its
 // order and whether they lie in the local port range or not: sysctl
 // net.ipv4.ip_local_reserved_ports. It is empty on most hosts.
-func (fs FS) IPLocalReservedPorts() ([]PortRange, error) {
-	path := fs.sysctl("ip_local_reserved_ports")
-	content, err := readSysctl(path, maxPortList)
+func (ns *Namespace) IPLocalReservedPorts() ([]PortRange, error) {
+	const file = "ip_local_reserved_ports"
+	content, err := ns.ipv4.read(file, usualPortList)
+	if errors.Is(err, errTooLong) {
+		content, err = ns.ipv4.read(file, maxPortList)
+	}
 	if err != nil {
 		return nil, err
 	}
 	ranges, ok := parseReservedPorts(content)
 	if !ok {
-		return nil, malformed(path, content)
+		return nil, malformed(ns.ipv4.name(file), content)
 	}
 	return ranges, nil
 }

@@ -10,13 +10,13 @@ import (
 
 // TCPTWReuse returns whether connect() may take over a port in TIME_WAIT: 0 never,
 // 1 always, 2 where an address is loopback. Sysctl net.ipv4.tcp_tw_reuse.
-func (fs FS) TCPTWReuse() (int, error) { return readInt(fs.sysctl("tcp_tw_reuse")) }
+func (ns *Namespace) TCPTWReuse() (int, error) { return ns.readInt("tcp_tw_reuse") }
 
 // TCPTWReuseDelay returns how long a port must have been in TIME_WAIT before it may
 // be taken over: sysctl net.ipv4.tcp_tw_reuse_delay. It is not ok on a kernel older
 // than 6.14, which has no such sysctl and waits a second.
-func (fs FS) TCPTWReuseDelay() (delay time.Duration, ok bool, err error) {
-	ms, err := readInt(fs.sysctl("tcp_tw_reuse_delay"))
+func (ns *Namespace) TCPTWReuseDelay() (delay time.Duration, ok bool, err error) {
+	ms, err := ns.readInt("tcp_tw_reuse_delay")
 	if isNotExist(err) {
 		return 0, false, nil
 	}
@@ -25,31 +25,31 @@ func (fs FS) TCPTWReuseDelay() (delay time.Duration, ok bool, err error) {
 
 // TCPTimestamps returns whether TCP uses timestamps, without which no port in
 // TIME_WAIT is taken over: 0 no, 1 and 2 yes. Sysctl net.ipv4.tcp_timestamps.
-func (fs FS) TCPTimestamps() (int, error) { return readInt(fs.sysctl("tcp_timestamps")) }
+func (ns *Namespace) TCPTimestamps() (int, error) { return ns.readInt("tcp_timestamps") }
 
 // TCPFinTimeout returns how long a socket that no process holds stays in FIN_WAIT2:
 // sysctl net.ipv4.tcp_fin_timeout. It has no influence on TIME_WAIT.
-func (fs FS) TCPFinTimeout() (time.Duration, error) {
-	s, err := readInt(fs.sysctl("tcp_fin_timeout"))
+func (ns *Namespace) TCPFinTimeout() (time.Duration, error) {
+	s, err := ns.readInt("tcp_fin_timeout")
 	return time.Duration(s) * time.Second, err
 }
 
 // TCPMaxTWBuckets returns the number of sockets in TIME_WAIT from which on the
 // kernel drops new ones at once: sysctl net.ipv4.tcp_max_tw_buckets.
-func (fs FS) TCPMaxTWBuckets() (int, error) { return readInt(fs.sysctl("tcp_max_tw_buckets")) }
+func (ns *Namespace) TCPMaxTWBuckets() (int, error) { return ns.readInt("tcp_max_tw_buckets") }
 
 // isNotExist reports whether a file is absent.
 func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
-// readInt reads a file that holds one number.
-func readInt(path string) (int, error) {
-	content, err := readSysctl(path, maxNumbers)
+// readInt reads a sysctl that holds one number.
+func (ns *Namespace) readInt(file string) (int, error) {
+	content, err := ns.ipv4.read(file, maxNumbers)
 	if err != nil {
 		return 0, err
 	}
 	n, ok := parseInt(content)
 	if !ok {
-		return 0, malformed(path, content)
+		return 0, malformed(ns.ipv4.name(file), content)
 	}
 	return n, nil
 }

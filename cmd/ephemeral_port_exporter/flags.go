@@ -12,10 +12,18 @@ import (
 	promslogflag "github.com/prometheus/common/promslog/flag"
 	"github.com/prometheus/exporter-toolkit/web"
 	webflag "github.com/prometheus/exporter-toolkit/web/kingpinflag"
+
+	"ephemeral_port_exporter/collector"
 )
 
 // defaultAddress has a port outside of the default ephemeral range, 32768-60999.
 const defaultAddress = ":10149"
+
+// scopeSelf is the value of --namespaces for collector.ScopeSelf.
+const scopeSelf = "self"
+
+// defaultFolders are where ip-netns(8), CNI plugins and Docker mount network namespaces.
+var defaultFolders = []string{"/run/netns", "/run/docker/netns"}
 
 // flags are the command line.
 type flags struct {
@@ -25,6 +33,9 @@ type flags struct {
 	telemetryPath          *string
 	disableExporterMetrics *bool
 	maxRequests            *int
+
+	namespaces       *string
+	namespaceFolders *[]string
 
 	procfs         *string
 	minPorts       *int
@@ -46,6 +57,11 @@ func addFlags(app *kingpin.Application) *flags {
 		maxRequests: countFlag(app, "web.max-requests",
 			"Most scrapes served at once, further ones get status 503. All of them share one collection. 0 for no limit.", "40"),
 
+		namespaces: app.Flag("namespaces",
+			"Network namespaces to watch besides the exporter's own: none (self), those that are mounted (named; needs CAP_SYS_ADMIN), or also those of all processes (all; needs CAP_SYS_PTRACE too).").Default(scopeSelf).Enum(scopeSelf, string(collector.ScopeNamed), string(collector.ScopeAll)),
+		namespaceFolders: app.Flag("namespaces.dir",
+			"Folder of mounted network namespaces, besides "+strings.Join(defaultFolders, " and ")+". Repeatable.").Strings(),
+
 		procfs: app.Flag("path.procfs",
 			"Mount point of procfs.").Default("/proc").String(),
 		minPorts: countFlag(app, "destination.min-ports",
@@ -59,6 +75,14 @@ func addFlags(app *kingpin.Application) *flags {
 	}
 	promslogflag.AddFlags(app, f.log)
 	return f
+}
+
+// scope returns what --namespaces says.
+func (f *flags) scope() collector.Scope {
+	if *f.namespaces == scopeSelf {
+		return collector.ScopeSelf
+	}
+	return collector.Scope(*f.namespaces)
 }
 
 // A count is the value of a flag: a whole number, 0 or more.

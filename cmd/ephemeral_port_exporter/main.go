@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -21,10 +22,11 @@ import (
 	"github.com/prometheus/common/promslog"
 	"github.com/prometheus/common/version"
 	"github.com/prometheus/exporter-toolkit/web"
+	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector"
+	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/sockdiag"
-	"ephemeral_port_exporter/procfs"
 )
 
 const name = "ephemeral_port_exporter"
@@ -52,12 +54,18 @@ func run(flags *flags, logger *slog.Logger) error {
 	logger.Info("Build context", "build_context", version.BuildContext())
 
 	c := collector.New(collector.Config{
-		FS:             procfs.NewFS(*flags.procfs),
+		Proc:           *flags.procfs,
 		Limits:         collector.Limits{MinPorts: *flags.minPorts, Most: *flags.limit},
 		TimeWaitLength: *flags.timeWaitLength,
 		Timeout:        *flags.collectTimeout,
 		Logger:         logger,
+
+		Scope:            flags.scope(),
+		NamespaceFolders: append(defaultFolders, *flags.namespaceFolders...),
 	})
+	if err := checkCapabilities(flags); err != nil {
+		return err
+	}
 	if err := firstCollection(c, flags, logger); err != nil {
 		return err
 	}
@@ -75,6 +83,23 @@ func run(flags *flags, logger *slog.Logger) error {
 		return err
 	}
 	return serve(server, flags.web, logger)
+}
+
+// checkCapabilities returns what --namespaces needs and the process does not have.
+func checkCapabilities(flags *flags) error {
+	needed := map[collector.Scope][]int{
+		collector.ScopeNamed: {unix.CAP_SYS_ADMIN},
+		collector.ScopeAll:   {unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE},
+	}
+	missing, err := netns.MissingCapabilities(needed[flags.scope()]...)
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("--namespaces=%s enters other network namespaces and needs %s: give the process that, or run with --namespaces=self",
+			*flags.namespaces, strings.Join(missing, " and "))
+	}
+	return nil
 }
 
 // firstCollection tells the user what this host has, or that nothing will ever be

@@ -195,7 +195,7 @@ func TestStartFails(t *testing.T) {
 		want  []string
 	}{
 		{"no proc", []string{"--path.procfs=/nonexistent"}, 0, []string{
-			"--path.procfs=/nonexistent must be a mounted proc file system", "/nonexistent/sys/net/ipv4/ip_local_port_range", "no such file",
+			"--path.procfs=/nonexistent must be a mounted proc file system", "/nonexistent/sys/net/ipv4", "no such file",
 		}},
 		{"no netlink", nil, unix.EPROTONOSUPPORT, []string{"NETLINK_SOCK_DIAG", "gVisor", "protocol not supported"}},
 		{"no address family", nil, unix.EAFNOSUPPORT, []string{"NETLINK_SOCK_DIAG", "address family not supported"}},

@@ -19,7 +19,6 @@ import (
 
 	"ephemeral_port_exporter/collector"
 	"ephemeral_port_exporter/collector/netnstest"
-	"ephemeral_port_exporter/procfs"
 )
 
 // parseFlags returns the flags of a command line.
@@ -88,7 +87,7 @@ func checkStatuses(t *testing.T, statuses <-chan int, n, want int) {
 // TestScrapeFailure is a scrape that works and says that the collection did not.
 func TestScrapeFailure(t *testing.T) {
 	s := serveTest(t, collector.New(collector.Config{
-		FS:             procfs.NewFS(t.TempDir()),
+		Proc:           t.TempDir(),
 		TimeWaitLength: time.Minute,
 		Timeout:        time.Second,
 		Logger:         slog.New(slog.DiscardHandler),
@@ -196,7 +195,7 @@ func TestScrapesKeepMemoryFlat(t *testing.T) {
 		}.Hold(t, 100)
 	}
 	s := serveTest(t, collector.New(collector.Config{
-		FS:             procfs.NewFS("/proc"),
+		Proc:           "/proc",
 		Limits:         collector.Limits{MinPorts: 10, Most: 256},
 		TimeWaitLength: time.Minute,
 		Timeout:        10 * time.Second,

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netnstest"
+)
+
+// asNobody lets a command run as uid 65534 with these capabilities and no other.
+func asNobody(t *testing.T, cmd *exec.Cmd, capabilities ...uintptr) {
+	t.Helper()
+	if b, err := os.ReadFile("/proc/self/uid_map"); err != nil || len(strings.Fields(string(b))) != 3 || strings.Fields(string(b))[2] == "1" {
+		if os.Getenv("CI") == "" {
+			t.Skip("in a user namespace that has no uid 65534")
+		}
+		t.Fatalf("uid map: %q, %v", b, err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
+		AmbientCaps: capabilities,
+	}
+}
+
+// openTempDir is a temporary folder that every user may look into.
+func openTempDir(t *testing.T) string {
+	t.Helper()
+	folder := t.TempDir()
+	for dir := folder; dir != filepath.Clean(os.TempDir()); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return folder
+}
+
+// TestNamespacesCapabilities are just enough, and each that is missing is named.
+func TestNamespacesCapabilities(t *testing.T) {
+	folder := openTempDir(t)
+	netnstest.Mount(t, filepath.Join(folder, "mounted"), func() {
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "41000 41999")
+	})
+	process := exec.Command("sleep", "60")
+	process.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = process.Process.Kill()
+		_ = process.Wait()
+	}()
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join("/proc", strconv.Itoa(process.Process.Pid), "ns/net"), &st); err != nil {
+		t.Fatal(err)
+	}
+	ofProcess := `command="sleep",container_id="",inode="` + strconv.FormatUint(st.Ino, 10) + `",netns="netns-`
+
+	const admin, ptrace = unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE
+	const mounted = `ephemeral_port_capacity_ports{netns="mounted"} 1000`
+	tests := []struct {
+		name         string
+		scope        string
+		capabilities []uintptr
+		missing      string // or it runs
+		want         []string
+	}{
+		{"self", "self", nil, "", []string{`ephemeral_port_collect_success{netns="self"} 1`}},
+		{"named", "named", []uintptr{admin}, "", []string{mounted}},
+		{"named without", "named", []uintptr{ptrace}, "needs CAP_SYS_ADMIN:", nil},
+		{"all", "all", []uintptr{admin, ptrace}, "", []string{mounted, ofProcess}},
+		{"all without ptrace", "all", []uintptr{admin}, "needs CAP_SYS_PTRACE:", nil},
+		{"all without admin", "all", []uintptr{ptrace}, "needs CAP_SYS_ADMIN:", nil},
+		{"all without any", "all", nil, "needs CAP_SYS_ADMIN and CAP_SYS_PTRACE:", nil},
+	}
+	for i, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			address := "127.0.0.1:" + strconv.Itoa(10160+i)
+			cmd := command(t, "--namespaces="+tt.scope, "--namespaces.dir="+folder, "--web.listen-address="+address)
+			asNobody(t, cmd, tt.capabilities...)
+			if tt.missing != "" {
+				out, err := cmd.CombinedOutput()
+				var exit *exec.ExitError
+				if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), tt.missing) {
+					t.Errorf("ended with %v, want exit status 1 and %q:\n%s", err, tt.missing, out)
+				}
+				return
+			}
+			e := start(t, cmd, "http://"+address)
+			_, metrics := e.get(t, "/metrics")
+			for _, want := range tt.want {
+				if !strings.Contains(metrics, want) {
+					t.Errorf("no %s", want)
+				}
+			}
+			if got := strings.Contains(metrics, "ephemeral_port_namespaces{"); got != (tt.scope != "self") {
+				t.Errorf("outcomes of namespaces: %v", got)
+			}
+		})
+	}
+}
+
+// TestNamespacesProcfs is procfs at another place, as in a container, with and without
+// hidepid=2.
+func TestNamespacesProcfs(t *testing.T) {
+	process := exec.Command("sleep", "60")
+	process.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = process.Process.Kill()
+		_ = process.Wait()
+	}()
+	for i, options := range []string{"", "hidepid=2"} {
+		t.Run("options "+options, func(t *testing.T) {
+			host := openTempDir(t)
+			address := "127.0.0.1:" + strconv.Itoa(10170+i)
+			cmd := command(t, "--namespaces=all", "--path.procfs="+host, "--web.listen-address="+address)
+			asNobody(t, cmd, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE)
+			if err := unix.Mount("proc", host, "proc", 0, options); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Unmount(host, unix.MNT_DETACH) })
+
+			e := start(t, cmd, "http://"+address)
+			_, metrics := e.get(t, "/metrics")
+			if !strings.Contains(metrics, `command="sleep"`) {
+				t.Errorf("the namespace of the process is not there:\n%s", e.log)
+			}
+		})
+	}
+}
