@@ -18,7 +18,7 @@ import (
 // startExporter builds and runs the real exporter on its usual port.
 func startExporter(t *testing.T) *exec.Cmd {
 	t.Helper()
-	return background(t, buildExporter(t), "--web.listen-address=127.0.0.1:10149")
+	return background(t, buildExporter(t), "--web.listen-address=127.0.0.1:10149", "--namespaces=named")
 }
 
 // startPrometheus runs Prometheus on its usual port with the shipped configuration, once

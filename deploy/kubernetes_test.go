@@ -13,5 +13,7 @@ func TestKubernetes(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("go test in %s: %v\n%s", cmd.Dir, err, out)
 	}
-	checkFlags(t, "kubernetes/base/daemonset.yaml", readFile(t, "kubernetes/base/daemonset.yaml"))
+	for _, path := range []string{"kubernetes/base/daemonset.yaml", "kubernetes/overlays/all-namespaces/daemonset.yaml"} {
+		checkFlags(t, path, readFile(t, path))
+	}
 }

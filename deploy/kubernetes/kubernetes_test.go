@@ -164,6 +164,29 @@ func TestBaseAgrees(t *testing.T) {
 	}
 }
 
+// TestAllNamespaces adds to the base what entering network namespaces needs, and nothing
+// more.
+func TestAllNamespaces(t *testing.T) {
+	want, got := build(t, "base").daemonSet.Spec.Template.Spec, build(t, "overlays/all-namespaces").daemonSet.Spec.Template.Spec
+	yes, no, root := true, false, int64(0)
+	fromHost, create := core.MountPropagationHostToContainer, core.HostPathDirectoryOrCreate
+
+	want.HostPID = true
+	want.SecurityContext.RunAsNonRoot, want.SecurityContext.RunAsUser, want.SecurityContext.RunAsGroup = &no, &root, &root
+	c := &want.Containers[0]
+	c.Args = append(c.Args, "--namespaces=all")
+	c.SecurityContext.AllowPrivilegeEscalation = &yes
+	c.SecurityContext.Capabilities.Add = []core.Capability{"SYS_ADMIN", "SYS_PTRACE"}
+	c.SecurityContext.AppArmorProfile = &core.AppArmorProfile{Type: core.AppArmorProfileTypeUnconfined}
+	c.VolumeMounts = []core.VolumeMount{{Name: "netns", MountPath: "/run/netns", MountPropagation: &fromHost, ReadOnly: true}}
+	want.Volumes = []core.Volume{{Name: "netns", VolumeSource: core.VolumeSource{
+		HostPath: &core.HostPathVolumeSource{Path: "/run/netns", Type: &create},
+	}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("pod (-want +got):\n%s", diff)
+	}
+}
+
 // TestPrometheusRule has the same groups as the rule file.
 func TestPrometheusRule(t *testing.T) {
 	var want monitoring.PrometheusRuleSpec
