@@ -34,8 +34,9 @@ type Collector struct {
 	descs descs
 	dial  func() (*sockdiag.Conn, error)
 
-	mu     sync.Mutex      // held during a collection, so that no two walk the kernel's table
-	failed map[string]bool // what failed in the last collection, and so is logged already
+	mu     sync.Mutex        // held during a collection, so that no two walk the kernel's table
+	failed map[string]bool   // what failed in the last collection, and so is logged already
+	labels map[uint64]string // of the namespaces in the last collection, by cookie
 }
 
 // New returns a Collector. Nothing is asked of the kernel yet.

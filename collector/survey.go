@@ -3,6 +3,7 @@ package collector
 import (
 	"cmp"
 	"errors"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -96,26 +97,33 @@ func (c *Collector) surveyOthers(self *Survey, deadline time.Time) []Survey {
 	if self.Inode, err = netns.Self(c.cfg.Proc); err != nil {
 		return append(surveys, Survey{Outcome: Failed, Err: err})
 	}
-	self.Owner = netns.OwnerOf(c.cfg.Proc, os.Getpid())
+	self.Owner = netns.OwnerOf(c.cfg.Proc, netns.OwnPID(c.cfg.Proc))
 
-	taken := map[string]bool{selfNetNS: true}
-	var busy []Survey
+	// A flood of namespaces must leave time for those that matter.
+	now := time.Now()
+	lookDeadline := now.Add(deadline.Sub(now) / 2)
+	var looked []Survey
 	for _, ns := range found {
 		if ns.Inode == self.Inode {
 			continue
 		}
 		s := Survey{Inode: ns.Inode, namespace: ns}
-		err := c.look(&s, deadline)
+		err := c.look(&s, lookDeadline)
 		if errors.Is(err, netns.ErrGone) {
 			continue
 		}
-		s.NetNS = label(ns.Name, s.cookie, taken)
-		s.Owner = netns.OwnerOf(c.cfg.Proc, ns.PID)
-		if err == nil && s.NetNS == "" {
-			err = errNoCookie
-		}
 		if err != nil {
 			s.fail(err)
+		}
+		looked = append(looked, s)
+	}
+	c.name(looked)
+
+	var busy []Survey
+	for _, s := range looked {
+		s.Owner = netns.OwnerOf(c.cfg.Proc, s.namespace.PID)
+		if s.Err == nil && s.NetNS == "" {
+			s.fail(errNoCookie)
 		}
 		if s.Outcome == "" {
 			busy = append(busy, s)
@@ -127,7 +135,7 @@ func (c *Collector) surveyOthers(self *Survey, deadline time.Time) []Survey {
 	slices.SortFunc(busy, func(a, b Survey) int { return cmp.Compare(b.sockets, a.sockets) })
 	for _, s := range busy {
 		// Whatever one of them has in it, half of the time is left for the others.
-		now := time.Now()
+		now = time.Now()
 		err := c.read(&s, now.Add(deadline.Sub(now)/2))
 		if errors.Is(err, netns.ErrGone) {
 			continue
@@ -148,6 +156,9 @@ func (c *Collector) find() ([]netns.Namespace, error) {
 	mounted, err := netns.Mounted(c.cfg.NamespaceFolders)
 	if c.cfg.Scope != ScopeAll {
 		return mounted, err
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		err = nil // as that of Docker for others than root; its namespaces have processes
 	}
 	ofProcesses, processErr := netns.OfProcesses(c.cfg.Proc)
 	return netns.Merge(mounted, ofProcesses), errors.Join(err, processErr)
@@ -222,18 +233,45 @@ func (s *Survey) fail(err error) {
 	}
 }
 
-// label chooses the label of a namespace: the name of its mount, unless another has it or
-// it could be taken for one of ours; else one made of the cookie, or nothing without.
+// name gives each namespace its label: that which it had in the last collection; else the
+// name of its mount, unless another has it or it could be taken for one of ours; else one
+// made of the cookie, or none without. So a label does not go from one namespace to another
+// while both are there.
+func (c *Collector) name(surveys []Survey) {
+	taken := map[string]bool{selfNetNS: true}
+	labels := map[uint64]string{}
+	for i := range surveys {
+		s := &surveys[i]
+		if label := c.labels[s.cookie]; s.cookie != 0 && label != "" {
+			s.NetNS = label
+			taken[label] = true
+			labels[s.cookie] = label
+		}
+	}
+	for i := range surveys {
+		s := &surveys[i]
+		if s.NetNS != "" {
+			continue
+		}
+		s.NetNS = label(s.namespace.Name, s.cookie, taken)
+		taken[s.NetNS] = true
+		if s.cookie != 0 {
+			labels[s.cookie] = s.NetNS
+		}
+	}
+	c.labels = labels
+}
+
+// label chooses the label of a namespace that is new.
 func label(mount string, cookie uint64, taken map[string]bool) string {
 	name := strings.ToValidUTF8(mount, "\uFFFD")
-	if name == "" || taken[name] || strings.HasPrefix(name, cookiePrefix) {
-		if cookie == 0 {
-			return ""
-		}
-		name = cookiePrefix + strconv.FormatUint(cookie, 10)
+	if name != "" && !taken[name] && !strings.HasPrefix(name, cookiePrefix) {
+		return name
 	}
-	taken[name] = true
-	return name
+	if cookie == 0 {
+		return ""
+	}
+	return cookiePrefix + strconv.FormatUint(cookie, 10)
 }
 
 // shareLimit keeps those destinations, and those sources, that hold most in all namespaces

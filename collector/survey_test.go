@@ -256,6 +256,51 @@ func TestSurveyProcesses(t *testing.T) {
 	}
 }
 
+// TestSurveyNames stay with a namespace for its life: one that shares the name of its mount
+// with another does not get it when that is removed.
+func TestSurveyNames(t *testing.T) {
+	first, second := t.TempDir(), t.TempDir()
+	path := filepath.Join(first, "blue")
+	netnstest.Mount(t, path, nil)
+	netnstest.Mount(t, filepath.Join(second, "blue"), nil)
+	c := surveyor(ScopeNamed, first)
+	c.cfg.NamespaceFolders = []string{first, second}
+	labels := func() map[uint64]string {
+		m := map[uint64]string{}
+		for _, s := range c.Survey()[1:] {
+			m[s.cookie] = s.NetNS
+		}
+		return m
+	}
+
+	before := labels()
+	netnstest.Unmount(t, path)
+	after := labels()
+	if len(before) != 2 || len(after) != 1 {
+		t.Fatalf("labels %v, then %v", before, after)
+	}
+	for cookie, label := range after {
+		if label == "blue" || before[cookie] != label {
+			t.Errorf("the second was %q, is %q", before[cookie], label)
+		}
+	}
+	// A new one with that name may have it.
+	netnstest.Mount(t, path, nil)
+	names := labels()
+	blue := 0
+	for cookie, label := range names {
+		if label == "blue" {
+			blue++
+			if after[cookie] != "" {
+				t.Error("the second got the name after all")
+			}
+		}
+	}
+	if len(names) != 2 || blue != 1 {
+		t.Errorf("labels %v, want a blue", names)
+	}
+}
+
 // TestSurveyReplaced does not take the namespace that it looked at for another one that
 // got its inode before it was read.
 func TestSurveyReplaced(t *testing.T) {
@@ -476,9 +521,11 @@ func TestLabel(t *testing.T) {
 	}
 	taken := map[string]bool{"self": true}
 	for _, tt := range tests {
-		if got := label(tt.mount, tt.cookie, taken); got != tt.want {
+		got := label(tt.mount, tt.cookie, taken)
+		if got != tt.want {
 			t.Errorf("%q, cookie %d: got %q, want %q", tt.mount, tt.cookie, got, tt.want)
 		}
+		taken[got] = true
 	}
 }
 

@@ -60,10 +60,22 @@ func enter(proc string, ns Namespace, fn func(cookie uint64) error) error {
 	return err
 }
 
-// open opens a namespace, if it is the one that was found.
+// open opens a namespace by one of its paths.
 func open(ns Namespace) (fd int, err error) {
+	err = ErrGone
+	for _, path := range ns.paths {
+		fd, err = openPath(path, ns.Inode)
+		if !errors.Is(err, ErrGone) {
+			break
+		}
+	}
+	return fd, err
+}
+
+// openPath opens a namespace, if it is the one that was found.
+func openPath(path string, inode uint64) (fd int, err error) {
 	// A name can be taken by a FIFO since.
-	fd, err = unix.Open(ns.path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENXIO) {
 		return -1, ErrGone
 	}
@@ -74,7 +86,7 @@ func open(ns Namespace) (fd int, err error) {
 		fs unix.Statfs_t
 		st unix.Stat_t
 	)
-	same := unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.NSFS_MAGIC && unix.Fstat(fd, &st) == nil && st.Ino == ns.Inode
+	same := unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.NSFS_MAGIC && unix.Fstat(fd, &st) == nil && st.Ino == inode
 	if !same {
 		unix.Close(fd)
 		return -1, ErrGone

@@ -2,8 +2,11 @@ package netns
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -122,7 +125,7 @@ func TestEnterOtherKind(t *testing.T) {
 	if !ok {
 		t.Fatal("no namespace to try")
 	}
-	if err := Enter("/proc", Namespace{Inode: inode, path: path}, func(uint64) error { return nil }); !errors.Is(err, ErrGone) {
+	if err := Enter("/proc", Namespace{Inode: inode, paths: []string{path}}, func(uint64) error { return nil }); !errors.Is(err, ErrGone) {
 		t.Errorf("got %v, want %v", err, ErrGone)
 	}
 }
@@ -176,8 +179,51 @@ func TestMerge(t *testing.T) {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
 	for i := range want {
-		if got[i] != want[i] {
+		if got[i].Inode != want[i].Inode || got[i].Name != want[i].Name || got[i].PID != want[i].PID {
 			t.Errorf("got %+v, want %+v", got[i], want[i])
 		}
+	}
+}
+
+// TestProcessEnded finds another process of the namespace, whichever is left.
+func TestProcessEnded(t *testing.T) {
+	// The first process starts the second and waits for it.
+	cmd := exec.Command("sh", "-c", "sleep 60 & echo $!; wait")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var second int
+	if _, err := fmt.Fscan(out, &second); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Kill(second, unix.SIGKILL) }()
+
+	namespaces, _ := OfProcesses("/proc") // others may be forbidden
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	for _, ns := range namespaces {
+		if ns.PID != cmd.Process.Pid {
+			continue
+		}
+		if err := Enter("/proc", ns, func(uint64) error { return nil }); err != nil {
+			t.Errorf("after the first process ended: %v", err)
+		}
+		return
+	}
+	t.Error("the namespace was not found")
+}
+
+// TestOwnPID is that of this process.
+func TestOwnPID(t *testing.T) {
+	if got := OwnPID("/proc"); got != os.Getpid() {
+		t.Errorf("got %d, want %d", got, os.Getpid())
+	}
+	if got := OwnPID("/nonexistent"); got != 0 {
+		t.Errorf("without procfs: got %d, want 0", got)
 	}
 }

@@ -26,8 +26,11 @@ type Namespace struct {
 	// PID is a process in it, the lowest of those that were looked at, 0 without any.
 	PID int
 
-	path string // to open it by
+	paths []string // to open it by, whichever is still there
 }
+
+// maxPaths is how many processes of a namespace are remembered: one can end any time.
+const maxPaths = 4
 
 // Self returns the inode of the calling thread's namespace. proc is the mount point of
 // procfs.
@@ -59,7 +62,7 @@ func Mounted(folders []string) ([]Namespace, error) {
 			path := filepath.Join(folder, e.Name())
 			inode, ok := stat(path)
 			if ok {
-				namespaces = append(namespaces, Namespace{Inode: inode, Name: e.Name(), path: path})
+				namespaces = append(namespaces, Namespace{Inode: inode, Name: e.Name(), paths: []string{path}})
 			}
 		}
 	}
@@ -107,21 +110,25 @@ func OfProcesses(proc string) ([]Namespace, error) {
 		forbidden  int
 		first      error
 	)
-	seen := map[uint64]bool{}
+	at := map[uint64]int{}
 	for _, pid := range pids {
-		path := filepath.Join(proc, strconv.Itoa(pid), "ns/net")
-		link, err := os.Readlink(path)
+		path, link, err := processLink(filepath.Join(proc, strconv.Itoa(pid)))
 		if errors.Is(err, fs.ErrPermission) {
 			forbidden++
 			first = cmp.Or(first, err)
 			continue
 		}
 		var inode uint64
-		if _, scanErr := fmt.Sscanf(link, "net:[%d]", &inode); err != nil || scanErr != nil || seen[inode] {
-			continue // it ended, or is a zombie
+		if _, scanErr := fmt.Sscanf(link, "net:[%d]", &inode); err != nil || scanErr != nil {
+			continue // it ended
 		}
-		seen[inode] = true
-		namespaces = append(namespaces, Namespace{Inode: inode, PID: pid, path: path})
+		i, ok := at[inode]
+		if !ok {
+			at[inode] = len(namespaces)
+			namespaces = append(namespaces, Namespace{Inode: inode, PID: pid, paths: []string{path}})
+		} else if len(namespaces[i].paths) < maxPaths {
+			namespaces[i].paths = append(namespaces[i].paths, path)
+		}
 	}
 	if forbidden > 0 {
 		return namespaces, fmt.Errorf("netns: %d processes that the kernel does not let us look at, the first: %w", forbidden, first)
@@ -129,8 +136,28 @@ func OfProcesses(proc string) ([]Namespace, error) {
 	return namespaces, nil
 }
 
-// Merge returns each namespace of a and b once. One that is in both has its name and path
-// from a and its process from b.
+// processLink reads the link to the namespace of a process, or of another of its threads if
+// the first one ended.
+func processLink(process string) (path, link string, err error) {
+	path = filepath.Join(process, "ns/net")
+	link, err = os.Readlink(path)
+	if err == nil || errors.Is(err, fs.ErrPermission) {
+		return path, link, err
+	}
+	threads, globErr := filepath.Glob(filepath.Join(process, "task/*/ns/net"))
+	if globErr != nil {
+		return path, link, err
+	}
+	for _, path := range threads {
+		if link, err := os.Readlink(path); err == nil {
+			return path, link, nil
+		}
+	}
+	return path, link, err
+}
+
+// Merge returns each namespace of a and b once. One that is in both has its name from
+// a and its process from b.
 func Merge(a, b []Namespace) []Namespace {
 	var merged []Namespace
 	at := map[uint64]int{}
@@ -144,6 +171,7 @@ func Merge(a, b []Namespace) []Namespace {
 		if merged[i].PID == 0 {
 			merged[i].PID = ns.PID
 		}
+		merged[i].paths = append(merged[i].paths, ns.paths...)
 	}
 	return merged
 }

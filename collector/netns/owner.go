@@ -15,6 +15,20 @@ type Owner struct {
 	Command     string // of the process, at most 15 bytes of any kind, see proc_pid_comm(5)
 }
 
+// OwnPID returns the number that this process has in procfs at proc, which can be that of
+// another PID namespace; 0 if it has none there.
+func OwnPID(proc string) int {
+	link, err := os.Readlink(filepath.Join(proc, "self"))
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(link)
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
 // OwnerOf returns the owner of a process. It is zero if the process ended.
 func OwnerOf(proc string, pid int) Owner {
 	if pid == 0 {
