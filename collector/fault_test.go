@@ -86,7 +86,7 @@ func faultyCollector(t *testing.T, f **fault) (*Collector, *bytes.Buffer) {
 		Proc:           fixedProc(t),
 		Limits:         Limits{MinPorts: 1, Most: 10},
 		TimeWaitLength: time.Minute,
-		Timeout:        20 * time.Millisecond,
+		Timeout:        250 * time.Millisecond,
 		Logger:         slog.New(slog.NewTextHandler(&log, nil)),
 	})
 	c.dial = func() (*sockdiag.Conn, error) {

@@ -141,7 +141,7 @@ func TestConnErrors(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			c := fakeConn(t, tt.answer)
-			if err := c.SetDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			if err := c.SetDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
 				t.Fatal(err)
 			}
 			_, err := collectSockets(c.Sockets)
