@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -61,7 +62,7 @@ func run(flags *flags, logger *slog.Logger) error {
 		Logger:         logger,
 
 		Scope:            flags.scope(),
-		NamespaceFolders: append(defaultFolders, *flags.namespaceFolders...),
+		NamespaceFolders: slices.Concat(defaultFolders, *flags.namespaceFolders),
 	})
 	if err := checkCapabilities(flags); err != nil {
 		return err

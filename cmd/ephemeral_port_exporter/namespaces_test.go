@@ -30,6 +30,21 @@ func asNobody(t *testing.T, cmd *exec.Cmd, capabilities ...uintptr) {
 	}
 }
 
+// startSleep runs a process in a network namespace of its own until the test ends.
+func startSleep(t *testing.T) (pid int) {
+	t.Helper()
+	cmd := exec.Command("sleep", "60")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd.Process.Pid
+}
+
 // openTempDir is a temporary folder that every user may look into.
 func openTempDir(t *testing.T) string {
 	t.Helper()
@@ -48,17 +63,9 @@ func TestNamespacesCapabilities(t *testing.T) {
 	netnstest.Mount(t, filepath.Join(folder, "mounted"), func() {
 		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "41000 41999")
 	})
-	process := exec.Command("sleep", "60")
-	process.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
-	if err := process.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = process.Process.Kill()
-		_ = process.Wait()
-	}()
+	pid := startSleep(t)
 	var st unix.Stat_t
-	if err := unix.Stat(filepath.Join("/proc", strconv.Itoa(process.Process.Pid), "ns/net"), &st); err != nil {
+	if err := unix.Stat(filepath.Join("/proc", strconv.Itoa(pid), "ns/net"), &st); err != nil {
 		t.Fatal(err)
 	}
 	ofProcess := `command="sleep",container_id="",inode="` + strconv.FormatUint(st.Ino, 10) + `",netns="netns-`
@@ -110,15 +117,7 @@ func TestNamespacesCapabilities(t *testing.T) {
 // TestNamespacesProcfs is procfs at another place, as in a container, with and without
 // hidepid=2.
 func TestNamespacesProcfs(t *testing.T) {
-	process := exec.Command("sleep", "60")
-	process.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
-	if err := process.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = process.Process.Kill()
-		_ = process.Wait()
-	}()
+	startSleep(t)
 	for i, options := range []string{"", "hidepid=2"} {
 		t.Run("options "+options, func(t *testing.T) {
 			host := openTempDir(t)
