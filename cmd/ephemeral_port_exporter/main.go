@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -23,10 +22,9 @@ import (
 	"github.com/prometheus/common/promslog"
 	"github.com/prometheus/common/version"
 	"github.com/prometheus/exporter-toolkit/web"
-	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector"
-	"ephemeral_port_exporter/collector/netns"
+	"ephemeral_port_exporter/collector/capability"
 	"ephemeral_port_exporter/collector/sockdiag"
 )
 
@@ -88,17 +86,17 @@ func run(flags *flags, logger *slog.Logger) error {
 
 // checkCapabilities returns what --namespaces needs and the process does not have.
 func checkCapabilities(flags *flags) error {
-	needed := map[collector.Scope][]int{
-		collector.ScopeNamed: {unix.CAP_SYS_ADMIN},
-		collector.ScopeAll:   {unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE},
+	needed := map[collector.Scope][]capability.Capability{
+		collector.ScopeNamed: {capability.SysAdmin},
+		collector.ScopeAll:   {capability.SysAdmin, capability.SysPtrace},
 	}
-	missing, err := netns.MissingCapabilities(needed[flags.scope()]...)
+	missing, err := capability.Missing(needed[flags.scope()]...)
 	if err != nil {
 		return err
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("--namespaces=%s enters other network namespaces and needs %s: give the process that, or run with --namespaces=self",
-			*flags.namespaces, strings.Join(missing, " and "))
+			*flags.namespaces, capability.Join(missing))
 	}
 	return nil
 }

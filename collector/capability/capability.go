@@ -1,0 +1,71 @@
+// Package capability tells which rights a process has, see capabilities(7).
+package capability
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Capability is a number of linux/capability.h.
+type Capability int
+
+// Those that the exporter may need.
+const (
+	DACReadSearch Capability = unix.CAP_DAC_READ_SEARCH
+	SysPtrace     Capability = unix.CAP_SYS_PTRACE
+	SysAdmin      Capability = unix.CAP_SYS_ADMIN
+	Perfmon       Capability = unix.CAP_PERFMON // Linux 5.8
+	BPF           Capability = unix.CAP_BPF     // Linux 5.8
+)
+
+// String returns the name that linux/capability.h has for it.
+func (c Capability) String() string {
+	switch c {
+	case DACReadSearch:
+		return "CAP_DAC_READ_SEARCH"
+	case SysPtrace:
+		return "CAP_SYS_PTRACE"
+	case SysAdmin:
+		return "CAP_SYS_ADMIN"
+	case Perfmon:
+		return "CAP_PERFMON"
+	case BPF:
+		return "CAP_BPF"
+	default:
+		return fmt.Sprintf("capability %d", int(c))
+	}
+}
+
+// Missing returns those that the process does not have in effect, in the order given.
+func Missing(needed ...Capability) ([]Capability, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return nil, fmt.Errorf("capability: get capabilities: %w", err)
+	}
+	has := func(c Capability) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
+	var missing []Capability
+	for _, c := range needed {
+		// As in the kernel's bpf_capable() and perfmon_capable().
+		included := (c == BPF || c == Perfmon) && has(SysAdmin)
+		if !has(c) && !included {
+			missing = append(missing, c)
+		}
+	}
+	return missing, nil
+}
+
+// Join makes "A, B and C" of capabilities.
+func Join(capabilities []Capability) string {
+	var names []string
+	for _, c := range capabilities {
+		names = append(names, c.String())
+	}
+	if len(names) < 2 {
+		return strings.Join(names, "")
+	}
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " and " + names[last]
+}
