@@ -1,0 +1,84 @@
+package connectfail
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/capability"
+)
+
+// ErrUnsupported means that this kernel does not have what a Probe needs.
+var ErrUnsupported = errors.New("not supported by this kernel")
+
+// missingCapabilities returns an error that names what the process may not do. unreadable
+// is why tracefs could not be read, or nil.
+func missingCapabilities(unreadable error) error {
+	needed := []capability.Capability{capability.BPF, capability.Perfmon}
+	if errors.Is(unreadable, fs.ErrPermission) && os.Geteuid() != 0 {
+		needed = append(needed, capability.DACReadSearch) // tracefs is root's
+	}
+	missing, err := capability.Missing(needed...)
+	if err != nil {
+		return fmt.Errorf("connectfail: %w", err)
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("connectfail: %s missing: a BPF program on a tracepoint needs CAP_BPF and CAP_PERFMON, and CAP_DAC_READ_SEARCH to read tracefs as another user than root: %w", capability.Join(missing), fs.ErrPermission)
+	}
+	return nil
+}
+
+// explain tells why the kernel refused to do something that the capabilities allow.
+func explain(tried string, err error) error {
+	var errno unix.Errno
+	switch {
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, ebpf.ErrNotSupported):
+		return fmt.Errorf("connectfail: %s: %w: CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_PERF_EVENTS are needed: %w", tried, ErrUnsupported, err)
+	case errors.As(err, &errno) && errors.Is(err, fs.ErrPermission):
+		// Without what the library says about RLIMIT_MEMLOCK on all kernels.
+		return fmt.Errorf("connectfail: %s: %s: %w", tried, suspects(), errno)
+	default:
+		return fmt.Errorf("connectfail: %s: %w", tried, err)
+	}
+}
+
+// attaching is what perf events are for.
+const attaching = "attach to tracepoint " + eventGroup + ":" + eventName
+
+// explainEvent is explain for perf_event_open(2).
+func explainEvent(err error) error {
+	const sysctl = "/proc/sys/kernel/perf_event_paranoid"
+	b, readErr := os.ReadFile(sysctl)
+	level, parseErr := strconv.Atoi(strings.TrimSpace(string(b)))
+	if errors.Is(err, unix.EACCES) && readErr == nil && parseErr == nil && level > mostParanoid {
+		return fmt.Errorf("connectfail: %s: kernel.perf_event_paranoid is %d, where kernels of some distributions want CAP_SYS_ADMIN; "+
+			"with %d (sysctl -w kernel.perf_event_paranoid=%d) CAP_PERFMON is enough: %w", attaching, level, mostParanoid, mostParanoid, err)
+	}
+	return explain(attaching, err)
+}
+
+// mostParanoid is the greatest kernel.perf_event_paranoid that Documentation/admin-guide/sysctl/kernel.rst
+// knows. Debian and others add one.
+const mostParanoid = 2
+
+// suspects names what can forbid something to a process that has the capabilities.
+func suspects() string {
+	if lockedDown() {
+		return "forbidden, the kernel is in lockdown mode confidentiality, see kernel_lockdown(7)"
+	}
+	return "forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=, in containers their profile), " +
+		"a user namespace, the LSM policy, or before Linux 5.11 by a limit of locked memory below 1 MB (in systemd LimitMEMLOCK=)"
+}
+
+// lockedDown reports whether the kernel is in lockdown mode confidentiality, which leaves tracefs
+// empty if the kernel was booted with it. Mode integrity forbids nothing that is done here.
+func lockedDown() bool {
+	modes, err := os.ReadFile("/sys/kernel/security/lockdown")
+	return err == nil && strings.Contains(string(modes), "[confidentiality]")
+}

@@ -1,0 +1,69 @@
+package connectfail
+
+import (
+	"fmt"
+	"math"
+	"regexp"
+	"slices"
+	"strconv"
+)
+
+// A field is where a value lies in what the kernel hands to the program, in bytes.
+type field struct {
+	offset, size int
+}
+
+// A layout is the part of the tracepoint's record that the program reads. The states are
+// those of include/net/tcp_states.h, ports are in the byte order of the host, addresses are
+// IPv6 or IPv4-mapped, in network byte order.
+type layout struct {
+	oldState, newState   field
+	sourcePort, destPort field
+	protocol             field
+	source, dest         field
+}
+
+// fieldLine is one field in a format file, see Documentation/trace/events.rst.
+var fieldLine = regexp.MustCompile(`(?m)^\s*field:[^;]*\b(\w+)(?:\[\d+\])?;\s*offset:(\d+);\s*size:(\d+);`)
+
+// parseLayout reads the format file of sock:inet_sock_set_state. Offsets and the width of
+// protocol differ between kernels. The error is ErrUnsupported.
+func parseLayout(format string) (layout, error) {
+	fields := map[string]field{}
+	for _, m := range fieldLine.FindAllStringSubmatch(format, -1) {
+		offset, err := strconv.Atoi(m[2])
+		if err != nil {
+			continue
+		}
+		if size, err := strconv.Atoi(m[3]); err == nil {
+			fields[m[1]] = field{offset, size}
+		}
+	}
+
+	var l layout
+	for _, want := range []struct {
+		name  string
+		to    *field
+		sizes []int
+	}{
+		{"oldstate", &l.oldState, []int{4}},
+		{"newstate", &l.newState, []int{4}},
+		{"sport", &l.sourcePort, []int{2}},
+		{"dport", &l.destPort, []int{2}},
+		{"protocol", &l.protocol, []int{1, 2}}, // 2 since Linux 5.6
+		{"saddr_v6", &l.source, []int{addressSize}},
+		{"daddr_v6", &l.dest, []int{addressSize}},
+	} {
+		f, ok := fields[want.name]
+		if !ok {
+			return layout{}, fmt.Errorf("%w: the record of the tracepoint has no %s", ErrUnsupported, want.name)
+		}
+		// What is read at once must be aligned; addresses are read in parts.
+		aligned := f.size == addressSize || f.size > 0 && f.offset%f.size == 0
+		if !slices.Contains(want.sizes, f.size) || !aligned || f.offset+f.size > math.MaxInt16 {
+			return layout{}, fmt.Errorf("%w: in the record of the tracepoint, %s has %d bytes at %d", ErrUnsupported, want.name, f.size, f.offset)
+		}
+		*want.to = f
+	}
+	return l, nil
+}

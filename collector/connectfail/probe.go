@@ -1,0 +1,198 @@
+// Package connectfail counts connect() calls that fail with EADDRNOTAVAIL because no
+// port is free, by what they tried to connect. No counter of the kernel does.
+//
+// connect() puts a TCP socket into SYN_SENT before it looks for a port, and back into CLOSE
+// when it finds none: the tracepoint sock:inet_sock_set_state tells of a change from SYN_SENT to
+// CLOSE with source port 0, once for each such failure and for nothing else but a kernel that
+// is out of memory. A BPF program on it counts in a map, which is read when somebody asks.
+//
+// A socket that had a port before, and tries again, keeps that in the record although it has lost
+// it (inet_put_port leaves inet_sport): its failures look like those of a socket that was bound to the
+// port, and do not count.
+package connectfail
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// TableSize is the number of pools that a Probe tells apart.
+const TableSize = 4096
+
+// bpfName is what bpftool(8) lists the program and its maps as.
+const bpfName = "connect_fail"
+
+// A Count is how many connects have failed in one pool of ports, in any network namespace.
+// It never falls.
+type Count struct {
+	Source      netip.Addr     // without a zone
+	Destination netip.AddrPort // without a zone
+	Failures    uint64
+}
+
+// A Probe counts from Attach until Close, or until the process ends in whatever way.
+type Probe struct {
+	maps
+	memory  *ebpf.Memory // of the slots
+	program *ebpf.Program
+	event   int // the perf event that the program is attached to, -1 before
+}
+
+// maps are what the program works on.
+//
+// Failures are read from memory, not by bpf(2): while that reads or writes a value of whatever
+// map, the kernel skips tracing programs on the CPU (bpf_disable_instrumentation), and where the
+// caller can be preempted in there (CONFIG_PREEMPT, preempt=full) failures would go uncounted.
+type maps struct {
+	index *ebpf.Map // hash of pools: the number of the slot of each
+	slots *ebpf.Map // array of slots, shared with the kernel, see slotSize; the last is of all pools without one
+	free  *ebpf.Map // queue of the numbers of slots that no pool has yet
+}
+
+// Attach starts to count, on the whole host. It needs CAP_BPF and CAP_PERFMON, and tracefs
+// mounted and readable, which is for root or CAP_DAC_READ_SEARCH. The error names what is
+// missing: fs.ErrPermission, fs.ErrNotExist without tracefs, ErrUnsupported.
+func Attach() (*Probe, error) { return attach(TableSize) }
+
+// attach is Attach with a table of any size.
+func attach(tableSize uint32) (*Probe, error) {
+	id, format, err := readTracepoint()
+	if missing := missingCapabilities(err); missing != nil {
+		return nil, missing
+	}
+	if err != nil {
+		return nil, fmt.Errorf("connectfail: %w", err)
+	}
+	l, err := parseLayout(format)
+	if err != nil {
+		return nil, fmt.Errorf("connectfail: %w", err)
+	}
+	p, err := newProbe(tableSize)
+	if err != nil {
+		return nil, err
+	}
+	p.program, err = ebpf.NewProgram(p.spec(l))
+	if err != nil {
+		p.Close()
+		return nil, explain("load a BPF program", err)
+	}
+	if p.event, err = openEvent(id); err != nil {
+		p.Close()
+		return nil, explainEvent(err)
+	}
+	if err := unix.IoctlSetInt(p.event, unix.PERF_EVENT_IOC_SET_BPF, p.program.FD()); err != nil {
+		p.Close()
+		return nil, explain(attaching, err)
+	}
+	return p, nil
+}
+
+// openEvent opens the perf event of a tracepoint, for programs to be attached to. It stays
+// disabled, which is nothing to them: perf itself has no work with it.
+func openEvent(id uint64) (fd int, err error) {
+	attr := unix.PerfEventAttr{
+		Type: unix.PERF_TYPE_TRACEPOINT, Size: unix.PERF_ATTR_SIZE_VER0, Config: id, Bits: unix.PerfBitDisabled,
+	}
+	// The CPU is of no meaning to a program, but there must be one.
+	const allProcesses, cpu, noGroup = -1, 0, -1
+	return unix.PerfEventOpen(&attr, allProcesses, cpu, noGroup, unix.PERF_FLAG_FD_CLOEXEC)
+}
+
+// newProbe makes a Probe whose program is not there yet.
+func newProbe(tableSize uint32) (*Probe, error) {
+	p := &Probe{event: -1}
+	for _, m := range []struct {
+		to   **ebpf.Map
+		spec ebpf.MapSpec
+	}{
+		{&p.index, ebpf.MapSpec{Type: ebpf.Hash, KeySize: poolSize, ValueSize: 4, MaxEntries: tableSize}},
+		{&p.slots, ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: slotSize, MaxEntries: tableSize + 1, Flags: unix.BPF_F_MMAPABLE}},
+		{&p.free, ebpf.MapSpec{Type: ebpf.Queue, ValueSize: 4, MaxEntries: tableSize}},
+	} {
+		m.spec.Name = bpfName
+		made, err := ebpf.NewMap(&m.spec)
+		if err != nil {
+			p.Close()
+			return nil, explain("make a BPF map", err)
+		}
+		*m.to = made
+	}
+	for i := range tableSize {
+		if err := p.free.Put(nil, i); err != nil {
+			p.Close()
+			return nil, explain("fill a BPF map", err)
+		}
+	}
+	var err error
+	if p.memory, err = p.slots.Memory(); err != nil {
+		p.Close()
+		return nil, explain("share a BPF map", err)
+	}
+	return p, nil
+}
+
+// spec is that of the program that counts.
+func (p *Probe) spec(l layout) *ebpf.ProgramSpec {
+	return &ebpf.ProgramSpec{Name: bpfName, Type: ebpf.TracePoint, Instructions: instructions(l, p.maps)}
+}
+
+// Counts returns the failures of each pool since Attach, in no order, and how many there were in
+// pools that came after the TableSize first.
+func (p *Probe) Counts() (counts []Count, rest uint64, err error) {
+	var slot [slotSize]byte
+	last := p.slots.MaxEntries() - 1
+	for i := range last {
+		// The failures first: there are some only where there is a pool already.
+		n, err := p.failures(i, slot[slotFailures:])
+		if err != nil {
+			return nil, 0, err
+		}
+		if n == 0 {
+			continue
+		}
+		if _, err := p.memory.ReadAt(slot[:poolSize], int64(i)*slotSize); err != nil {
+			return nil, 0, fmt.Errorf("connectfail: read slot %d: %w", i, err)
+		}
+		source := address(slot[slotSource:])
+		if source.IsUnspecified() {
+			continue // on a CPU that stores out of order, the pool may be late; it is there the next time
+		}
+		port := uint16(binary.NativeEndian.Uint64(slot[slotPort:]))
+		counts = append(counts, Count{
+			Source:      source,
+			Destination: netip.AddrPortFrom(address(slot[slotDest:]), port),
+			Failures:    n,
+		})
+	}
+	rest, err = p.failures(last, slot[slotFailures:])
+	return counts, rest, err
+}
+
+// failures reads those of a slot, all 8 bytes at once, by way of buffer.
+func (p *Probe) failures(slot uint32, buffer []byte) (uint64, error) {
+	if _, err := p.memory.ReadAt(buffer, int64(slot)*slotSize+slotFailures); err != nil {
+		return 0, fmt.Errorf("connectfail: read slot %d: %w", slot, err)
+	}
+	return binary.NativeEndian.Uint64(buffer), nil
+}
+
+// address decodes an address of a slot.
+func address(b []byte) netip.Addr {
+	return netip.AddrFrom16([addressSize]byte(b)).Unmap()
+}
+
+// Close stops counting.
+func (p *Probe) Close() error {
+	var err error
+	if p.event >= 0 {
+		err = unix.Close(p.event)
+		p.event = -1
+	}
+	// Close of a nil map or program does nothing.
+	return errors.Join(err, p.program.Close(), p.index.Close(), p.slots.Close(), p.free.Close())
+}

@@ -1,0 +1,643 @@
+package connectfail
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netnstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
+
+// All packages' tests run at the same time, and a Probe sees the whole host. The
+// destinations in here are of no other test.
+
+// attachProbe attaches a Probe until the test ends.
+func attachProbe(t *testing.T) *Probe {
+	t.Helper()
+	netnstest.Tracefs(t)
+	p, err := Attach()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// A pool is what failures are counted by.
+type pool struct {
+	source      netip.Addr
+	destination netip.AddrPort
+}
+
+func poolOf(source, destination string) pool {
+	return pool{netip.MustParseAddr(source), netip.MustParseAddrPort(destination)}
+}
+
+// failures returns what a Probe has counted so far.
+func failures(t *testing.T, p *Probe) (pools map[pool]uint64, rest uint64) {
+	t.Helper()
+	counts, rest, err := p.Counts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pools = map[pool]uint64{}
+	for _, c := range counts {
+		key := pool{c.Source, c.Destination}
+		if pools[key] != 0 {
+			t.Errorf("%v is there twice", key)
+		}
+		pools[key] = c.Failures
+	}
+	return pools, rest
+}
+
+// smallRange leaves two ports in the test's namespace.
+func smallRange(t *testing.T) {
+	t.Helper()
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40001")
+}
+
+// exhaust takes both.
+func exhaust(t *testing.T, c netnstest.Client) {
+	t.Helper()
+	c.Hold(t, 2)
+	if _, err := c.Connect(); !errors.Is(err, unix.EADDRNOTAVAIL) {
+		t.Fatalf("third connect(): %v, want EADDRNOTAVAIL", err)
+	}
+}
+
+// blocking is connect(2) of a blocking socket.
+func blocking(c netnstest.Client) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, netnstest.Sockaddr(c.Destination, false))
+}
+
+// multipath is connect(2) of an MPTCP socket.
+func multipath(c netnstest.Client) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, netnstest.Sockaddr(c.Destination, false))
+}
+
+// fastOpen is connect(2) by way of sendto(2).
+func fastOpen(c netnstest.Client) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Sendto(fd, []byte("x"), unix.MSG_FASTOPEN, netnstest.Sockaddr(c.Destination, false))
+}
+
+func dial(c netnstest.Client) error {
+	fd, err := c.Dial()
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// TestCounts is as many failures as the client saw, of each way to connect.
+func TestCounts(t *testing.T) {
+	p := attachProbe(t)
+	v4, v6 := poolOf("198.51.100.1", "192.0.2.1:7001"), poolOf("2001:db8::1", "[2001:db8::7]:7001")
+	other := poolOf("203.0.113.1", "192.0.2.1:7001")
+	noPort := func(of pool) netnstest.Client {
+		return netnstest.Client{Bind: netnstest.BindNoPort, Source: netip.AddrPortFrom(of.source, 0), Destination: of.destination}
+	}
+	tests := []struct {
+		name    string
+		client  netnstest.Client
+		connect func(netnstest.Client) error
+		pool    pool
+	}{
+		{"IPv4", netnstest.Client{Destination: v4.destination}, blocking, v4},
+		{"non-blocking", netnstest.Client{Destination: v4.destination}, dial, v4},
+		{"IPv6", noPort(v6), dial, v6},
+		{"mapped", netnstest.Client{Destination: v4.destination, Mapped: true}, dial, v4},
+		{"source", noPort(v4), dial, v4},
+		{"other source", noPort(other), dial, other},
+		{"bound to lo", netnstest.Client{Destination: v4.destination, Device: "lo"}, dial, v4},
+		{"multipath", netnstest.Client{Destination: v4.destination}, multipath, v4},
+		{"fast open", netnstest.Client{Destination: v4.destination}, fastOpen, v4},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			netnstest.New(t)
+			smallRange(t)
+			exhaust(t, tt.client)
+			before, _ := failures(t, p)
+
+			const n = 10
+			for range n {
+				if err := tt.connect(tt.client); !errors.Is(err, unix.EADDRNOTAVAIL) {
+					t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
+				}
+			}
+			after, _ := failures(t, p)
+			if got := after[tt.pool] - before[tt.pool]; got != n {
+				t.Errorf("counted %d failures, the client saw %d", got, n)
+			}
+			for other := range after {
+				if other != tt.pool && other.destination.Port() == 7001 && after[other] != before[other] {
+					t.Errorf("counted failures of %v", other)
+				}
+			}
+		})
+	}
+}
+
+// TestCountsPools keeps destinations and sources apart, and adds up namespaces.
+func TestCountsPools(t *testing.T) {
+	p := attachProbe(t)
+	want := map[pool]uint64{}
+	for namespace := range 2 {
+		t.Run(fmt.Sprint("namespace ", namespace), func(t *testing.T) {
+			netnstest.New(t)
+			smallRange(t)
+			for i, destination := range []string{"192.0.2.1:7002", "192.0.2.2:7002", "192.0.2.2:7003", "127.0.0.1:7002", "[2001:db8::7]:7002"} {
+				for j, source := range []string{"198.51.100.1", "203.0.113.1", "127.0.0.5", "2001:db8::1", "2001:db8::2"} {
+					of := poolOf(source, destination)
+					if of.source.Is4() != of.destination.Addr().Is4() || of.source.IsLoopback() != of.destination.Addr().IsLoopback() {
+						continue
+					}
+					c := netnstest.Client{Bind: netnstest.BindNoPort, Source: netip.AddrPortFrom(of.source, 0), Destination: of.destination}
+					exhaust(t, c)
+					n := uint64(1 + i*10 + j + 100*namespace)
+					want[of] += 1 + n // exhaust fails once
+					for range n {
+						if err := dial(c); !errors.Is(err, unix.EADDRNOTAVAIL) {
+							t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
+						}
+					}
+				}
+			}
+		})
+	}
+	got, _ := failures(t, p)
+	for of, n := range want {
+		if got[of] != n {
+			t.Errorf("%v: counted %d failures, the clients saw %d", of, got[of], n)
+		}
+	}
+	if len(want) < 8 {
+		t.Errorf("only %d pools", len(want))
+	}
+}
+
+// TestCountsConcurrent is 100000 failures of 8 threads, while the counts are read.
+func TestCountsConcurrent(t *testing.T) {
+	p := attachProbe(t)
+	netnstest.New(t)
+	smallRange(t)
+	destinations := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:7004"), netip.MustParseAddrPort("192.0.2.2:7004")}
+	for _, d := range destinations {
+		netnstest.Client{Destination: d}.Hold(t, 2)
+	}
+
+	const threads, each = 8, 12500
+	var saw [2]atomic.Uint64
+	var clients sync.WaitGroup
+	for i := range threads {
+		// The socket is of the namespace, whatever thread uses it.
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		to := netnstest.Sockaddr(destinations[i%2], false)
+		clients.Go(func() {
+			for range each {
+				if err := unix.Connect(fd, to); errors.Is(err, unix.EADDRNOTAVAIL) {
+					saw[i%2].Add(1)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		clients.Wait()
+		close(done)
+	}()
+
+	source := netip.MustParseAddr("198.51.100.1")
+	var last uint64
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		got, _ := failures(t, p)
+		if now := got[pool{source, destinations[0]}]; now < last {
+			t.Errorf("went back from %d to %d", last, now)
+		} else {
+			last = now
+		}
+	}
+	got, _ := failures(t, p)
+	for i, d := range destinations {
+		if n := saw[i].Load(); n != threads/2*each || got[pool{source, d}] != n {
+			t.Errorf("%v: counted %d failures, the clients saw %d of %d", d, got[pool{source, d}], n, threads/2*each)
+		}
+	}
+}
+
+// TestNotCounted are connects that fail otherwise, or do not fail.
+func TestNotCounted(t *testing.T) {
+	p := attachProbe(t)
+	const local, remote = "198.51.100.7:7005", "192.0.2.1:7005"
+	to := func(destination string) netnstest.Client {
+		return netnstest.Client{Destination: netip.MustParseAddrPort(destination)}
+	}
+	from := func(c netnstest.Client, bind netnstest.Bind, source string) netnstest.Client {
+		c.Bind, c.Source = bind, netip.MustParseAddrPort(source)
+		return c
+	}
+	// pending is a connect() that nobody answers.
+	pending := func(t *testing.T) int {
+		t.Helper()
+		fd, err := to(remote).Dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	tests := []struct {
+		name    string
+		connect func(t *testing.T) error
+		want    error
+	}{
+		{"refused", func(*testing.T) error { return blocking(to(local)) }, unix.ECONNREFUSED},
+		{"timed out", func(t *testing.T) error {
+			fd := pending(t)
+			defer unix.Close(fd)
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1); err != nil {
+				return err
+			}
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 20000); err != nil {
+				return err
+			}
+			errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+			return errors.Join(err, unix.Errno(errno))
+		}, unix.ETIMEDOUT},
+		{"no route", func(*testing.T) error { return dial(to("100.64.0.1:7005")) }, unix.ENETUNREACH},
+		{"unreachable", func(t *testing.T) error {
+			netnstest.IP(t, "route add unreachable 100.64.0.0/24")
+			return dial(to("100.64.0.1:7005"))
+		}, unix.EHOSTUNREACH},
+		{"unreachable IPv6", func(*testing.T) error { return dial(to("[2001:db8:1::1]:7005")) }, unix.ENETUNREACH},
+		{"prohibited", func(t *testing.T) error {
+			netnstest.IP(t, "route add prohibit 100.64.0.0/24")
+			return dial(to("100.64.0.1:7005"))
+		}, unix.EACCES},
+		{"broadcast", func(*testing.T) error { return dial(to("255.255.255.255:7005")) }, unix.ENETUNREACH},
+		{"port in use", func(t *testing.T) error {
+			netnstest.Listen(t, "198.51.100.1:7006", false)
+			return dial(from(to(remote), netnstest.BindFirst, "198.51.100.1:7006"))
+		}, unix.EADDRINUSE},
+		{"no port for bind", func(t *testing.T) error {
+			smallRange(t)
+			c := from(to(remote), netnstest.BindFirst, "198.51.100.1:0")
+			c.Hold(t, 2)
+			return dial(c)
+		}, unix.EADDRINUSE},
+		{"no such source", func(*testing.T) error {
+			return dial(from(to(remote), netnstest.BindFirst, "100.64.0.1:0"))
+		}, unix.EADDRNOTAVAIL},
+		{"duplicate", func(t *testing.T) error {
+			c := from(to(remote), netnstest.BindReuseAddr, "198.51.100.1:41000")
+			c.Hold(t, 1)
+			return dial(c)
+		}, unix.EADDRNOTAVAIL},
+		{"connected", func(t *testing.T) error {
+			netnstest.Listen(t, local, false)
+			return blocking(to(local))
+		}, nil},
+		{"reset", func(t *testing.T) error {
+			listener := netnstest.Listen(t, local, false)
+			fd, err := to(local).Dial()
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			accepted, _, err := unix.Accept(listener)
+			if err != nil {
+				return err
+			}
+			if err := unix.SetsockoptLinger(accepted, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+				return err
+			}
+			unix.Close(accepted)
+			_, err = unix.Read(fd, make([]byte, 1))
+			return err
+		}, unix.ECONNRESET},
+		{"given up", func(t *testing.T) error { return unix.Close(pending(t)) }, nil},
+		{"shut down", func(t *testing.T) error {
+			fd := pending(t)
+			defer unix.Close(fd)
+			return unix.Shutdown(fd, unix.SHUT_RDWR)
+		}, nil},
+		{"datagram", func(t *testing.T) error {
+			smallRange(t)
+			for range 3 {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				defer unix.Close(fd)
+				if err := unix.Connect(fd, netnstest.Sockaddr(netip.MustParseAddrPort(remote), false)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, unix.EAGAIN},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			netnstest.New(t)
+			if err := tt.connect(t); !errors.Is(err, tt.want) {
+				t.Fatalf("got %v, want %v", err, tt.want)
+			}
+		})
+	}
+	pools, _ := failures(t, p)
+	for of, n := range pools {
+		if port := of.destination.Port(); port == 7005 || port == 0 {
+			t.Errorf("counted %d failures of %v", n, of)
+		}
+	}
+}
+
+// TestUsedSocketNotCounted is the limit of what the tracepoint tells: a socket that had a port fails
+// in the same way as one that was bound to it.
+func TestUsedSocketNotCounted(t *testing.T) {
+	p := attachProbe(t)
+	netnstest.New(t)
+	smallRange(t)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	refuses := netnstest.Sockaddr(netip.MustParseAddrPort("198.51.100.7:7011"), false)
+	if err := unix.Connect(fd, refuses); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Fatalf("connect(): %v, want ECONNREFUSED", err)
+	}
+	client := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:7011")}
+	exhaust(t, client) // fails once
+	if err := unix.Connect(fd, netnstest.Sockaddr(client.Destination, false)); !errors.Is(err, unix.EADDRNOTAVAIL) {
+		t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
+	}
+	if got, _ := failures(t, p); got[poolOf("198.51.100.1", "192.0.2.1:7011")] != 1 {
+		t.Errorf("counted %d failures, want that of the fresh socket", got[poolOf("198.51.100.1", "192.0.2.1:7011")])
+	}
+}
+
+// TestTableFull loses no failure: what a table has no place for is in the rest.
+func TestTableFull(t *testing.T) {
+	netnstest.Tracefs(t)
+	// It has place for all, those of tests in other packages too.
+	judge, err := attach(1 << 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer judge.Close()
+	const destinations, port = 5000, 7007
+	sum := func(p *Probe) (pools int, ours, others, rest uint64) {
+		counts, rest := failures(t, p)
+		for of, n := range counts {
+			if of.destination.Port() == port {
+				ours += n
+			} else {
+				others += n
+			}
+		}
+		return len(counts), ours, others, rest
+	}
+	// during returns what fn returns, and the failures of others before it and while it ran. It tries
+	// until there were none of the latter.
+	during := func(fn func() *Probe) (p *Probe, othersBefore uint64) {
+		t.Helper()
+		for range 100 {
+			_, _, before, _ := sum(judge)
+			p := fn()
+			if _, _, after, _ := sum(judge); after == before {
+				return p, before
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Fatal("other tests never stopped failing to connect")
+		return nil, 0
+	}
+
+	var p *Probe
+	p, before := during(func() *Probe {
+		if p != nil {
+			p.Close()
+		}
+		if p, err = Attach(); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	})
+	defer p.Close()
+
+	netnstest.New(t)
+	noPorts(t)
+	var saw uint64
+	for i := range destinations {
+		c := netnstest.Client{Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)}), port)}
+		for range 1 + i%3 {
+			if err := dial(c); !errors.Is(err, unix.EADDRNOTAVAIL) {
+				t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
+			}
+			saw++
+		}
+	}
+
+	var pools int
+	var ours, others, rest uint64
+	_, after := during(func() *Probe {
+		pools, ours, others, rest = sum(p)
+		return p
+	})
+	if _, all, _, restOfJudge := sum(judge); all != saw || restOfJudge != 0 {
+		t.Errorf("with place for all: counted %d failures and %d besides, the client saw %d", all, restOfJudge, saw)
+	}
+	if pools != 4096 {
+		t.Errorf("%d pools are told apart, want 4096", pools)
+	}
+	if ours+others+rest != saw+after-before {
+		t.Errorf("counted %d + %d + %d failures, the clients saw %d", ours, others, rest, saw+after-before)
+	}
+}
+
+// noPorts leaves not one port in the test's namespace.
+func noPorts(tb testing.TB) {
+	tb.Helper()
+	netnstest.Sysctl(tb, "ipv4/ip_local_port_range", "40000 40000")
+	netnstest.Listen(tb, "0.0.0.0:40000", false)
+}
+
+// TestFirstFailures of a pool, on two CPUs at the same moment, take one slot.
+func TestFirstFailures(t *testing.T) {
+	p := attachProbe(t)
+	netnstest.New(t)
+	noPorts(t)
+	const threads, destinations = 2, 4000
+	to := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 2, byte(i >> 8), byte(i)}), 7010)
+	}
+	var arrived [threads]atomic.Int64
+	var clients sync.WaitGroup
+	for thread := range threads {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		clients.Go(func() {
+			runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+			var cpu unix.CPUSet
+			cpu.Set(thread)
+			if err := unix.SchedSetaffinity(0, &cpu); err != nil && runtime.NumCPU() > 1 {
+				t.Error(err)
+			}
+			for i := range int64(destinations) {
+				// Both at once, or the race does not happen.
+				arrived[thread].Store(i + 1)
+				waiting := true
+				for waiting {
+					waiting = arrived[1-thread].Load() < i+1
+				}
+				if err := unix.Connect(fd, netnstest.Sockaddr(to(int(i)), false)); !errors.Is(err, unix.EADDRNOTAVAIL) {
+					t.Errorf("connect(): %v, want EADDRNOTAVAIL", err)
+				}
+			}
+		})
+	}
+	clients.Wait()
+
+	got, rest := failures(t, p)
+	wrong := 0
+	for i := range destinations {
+		if got[pool{netip.MustParseAddr("127.0.0.1"), to(i)}] != threads {
+			wrong++
+		}
+	}
+	if wrong != 0 || rest != 0 {
+		t.Errorf("%d of %d pools do not have one failure of each thread, %d failures are without pool", wrong, destinations, rest)
+	}
+	free := 0
+	for slot := uint32(0); p.free.LookupAndDelete(nil, &slot) == nil; {
+		free++
+	}
+	got, _ = failures(t, p) // now that no test of another package can take one
+	if free+len(got) != TableSize {
+		t.Errorf("%d slots are free and %d have a pool, want %d in all", free, len(got), TableSize)
+	}
+}
+
+// TestClose leaves nothing behind, and the next Probe starts at 0.
+func TestClose(t *testing.T) {
+	netnstest.Tracefs(t)
+	netnstest.New(t)
+	smallRange(t)
+	client := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:7008")}
+	exhaust(t, client)
+	fds := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := fds()
+	if p, err := attach(0); err == nil { // which the kernel refuses
+		p.Close()
+		t.Error("there is a map without entries")
+	}
+	if n := fds(); n != before {
+		t.Errorf("%d descriptors before a failure, %d after", before, n)
+	}
+	of := poolOf("198.51.100.1", "192.0.2.1:7008")
+	for range 2 {
+		p, err := Attach()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := dial(client); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
+		}
+		if got, _ := failures(t, p); got[of] != 1 {
+			t.Errorf("counted %d failures, want 1", got[of])
+		}
+		info, err := p.program.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, _ := info.ID()
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			program, err := ebpf.NewProgramFromID(id)
+			if errors.Is(err, unix.ENOENT) {
+				break
+			}
+			program.Close()
+			if time.Now().After(deadline) {
+				t.Fatalf("the program is still in the kernel: %v", err)
+			}
+		}
+		if n := fds(); n != before {
+			t.Errorf("%d descriptors before, %d after", before, n)
+		}
+	}
+}
+
+// TestPerf leaves the tracepoint to others that count its events.
+func TestPerf(t *testing.T) {
+	attachProbe(t)
+	netnstest.New(t)
+	id, _, err := readTracepoint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	attr := unix.PerfEventAttr{Type: unix.PERF_TYPE_TRACEPOINT, Size: unix.PERF_ATTR_SIZE_VER0, Config: id}
+	event, err := unix.PerfEventOpen(&attr, 0, -1, -1, unix.PERF_FLAG_FD_CLOEXEC) // of this thread
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(event)
+	if err := dial(netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:7009")}); err != nil {
+		t.Fatal(err)
+	}
+	var events [8]byte
+	if _, err := unix.Read(event, events[:]); err != nil {
+		t.Fatal(err)
+	}
+	if n := binary.NativeEndian.Uint64(events[:]); n != 2 { // to SYN_SENT, and to CLOSE
+		t.Errorf("%d events, want 2", n)
+	}
+}
