@@ -9,4 +9,7 @@
 //
 // No number is remembered from one collection to the next; what is, so that they keep
 // their names and their failures are logged once, are the labels of other namespaces.
+//
+// Apart from that, connectfailures.go exports what package connectfail counts on the whole
+// host. It remembers which pools have series.
 package collector

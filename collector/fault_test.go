@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/sockdiag"
@@ -168,7 +169,7 @@ func TestFaults(t *testing.T) {
 }
 
 // samples is an exposition without its comments.
-func samples(t *testing.T, c *Collector) string {
+func samples(t *testing.T, c prometheus.Collector) string {
 	t.Helper()
 	var lines []string
 	for line := range strings.Lines(string(exposition(t, c))) {

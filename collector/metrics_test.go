@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"log/slog"
 	"net/netip"
 	"os"
 	"testing"
@@ -44,11 +45,11 @@ func (c reportCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// exposition is what /metrics says of a report.
-func exposition(t *testing.T, c prometheus.Collector) []byte {
+// exposition is what /metrics says of collectors.
+func exposition(t *testing.T, c ...prometheus.Collector) []byte {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(c)
+	registry.MustRegister(c...)
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +67,10 @@ func exposition(t *testing.T, c prometheus.Collector) []byte {
 //
 //	go test ./collector -run TestMetrics -update-golden
 func TestMetrics(t *testing.T) {
-	got := exposition(t, reportCollector{newDescs(), &Report{
+	var f fakeFailures
+	f.set(3, 0, 100)
+	failures := NewConnectFailures(f.read, 1, slog.New(slog.DiscardHandler))
+	got := exposition(t, failures, reportCollector{newDescs(), &Report{
 		Settings: Settings{
 			PortRange: procfs.PortRange{Low: 32768, High: 60999},
 			TWReuse:   2, TWReuseDelay: 1500 * time.Millisecond, Timestamps: 1,

@@ -36,6 +36,7 @@ type flags struct {
 
 	namespaces       *string
 	namespaceFolders *[]string
+	connectFailures  *bool
 
 	procfs         *string
 	minPorts       *int
@@ -61,13 +62,15 @@ func addFlags(app *kingpin.Application) *flags {
 			"Network namespaces to watch besides the exporter's own: none (self), those that are mounted (named; needs CAP_SYS_ADMIN), or also those of all processes (all; needs CAP_SYS_PTRACE too).").Default(scopeSelf).Enum(scopeSelf, string(collector.ScopeNamed), string(collector.ScopeAll)),
 		namespaceFolders: app.Flag("namespaces.dir",
 			"Folder of mounted network namespaces, besides "+strings.Join(defaultFolders, " and ")+". Repeatable.").Strings(),
+		connectFailures: app.Flag("connect-failures",
+			"Count the connects that fail for want of a port, in all network namespaces, with an eBPF program (needs CAP_BPF, CAP_PERFMON and a readable tracefs).").Bool(),
 
 		procfs: app.Flag("path.procfs",
 			"Mount point of procfs.").Default("/proc").String(),
 		minPorts: countFlag(app, "destination.min-ports",
 			"Give a destination series of its own only if it holds at least this many ports.", "10"),
 		limit: countFlag(app, "destination.limit",
-			"Most destinations with series of their own, those that hold most ports first; the rest is summed up. Likewise source addresses, of which the rest is left out.", "256"),
+			"Most destinations with series of their own, those that hold most ports first; the rest is summed up. Likewise destinations of failed connects, and source addresses, of which the rest is left out.", "256"),
 		timeWaitLength: durationFlag(app, "time-wait.length",
 			"Time that the kernel keeps a connection in TIME_WAIT. Compiled in (TCP_TIMEWAIT_LEN): change it only for a kernel that was built with another value, else reusable ports and close rates are wrong.", "60s"),
 		collectTimeout: durationFlag(app, "collect.timeout",

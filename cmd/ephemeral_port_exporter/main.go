@@ -25,6 +25,7 @@ import (
 
 	"ephemeral_port_exporter/collector"
 	"ephemeral_port_exporter/collector/capability"
+	"ephemeral_port_exporter/collector/connectfail"
 	"ephemeral_port_exporter/collector/sockdiag"
 )
 
@@ -71,6 +72,13 @@ func run(flags *flags, logger *slog.Logger) error {
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(c, versioncollector.NewCollector(name))
+	if *flags.connectFailures {
+		probe, err := connectfail.Attach() // until the process ends
+		if err != nil {
+			return fmt.Errorf("--connect-failures cannot be had: %w", err)
+		}
+		registry.MustRegister(collector.NewConnectFailures(probe.Counts, *flags.limit, logger))
+	}
 	if !*flags.disableExporterMetrics {
 		registry.MustRegister(
 			collectors.NewGoCollector(),

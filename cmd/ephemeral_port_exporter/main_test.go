@@ -253,21 +253,32 @@ func TestHopeless(t *testing.T) {
 // starts.
 func denyNetlink(t *testing.T, errno unix.Errno) {
 	t.Helper()
-	runtime.LockOSThread() // never unlocked: the thread ends with the test
-	const (
-		loadWord = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
-		jumpIf   = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
-		ret      = unix.BPF_RET | unix.BPF_K
-	)
 	// struct seccomp_data { int nr; __u32 arch; __u64 instruction_pointer; __u64 args[6]; }
-	filter := []unix.SockFilter{
+	filterCalls(t, []unix.SockFilter{
 		{Code: loadWord, K: 0},
 		{Code: jumpIf, K: unix.SYS_SOCKET, Jf: 3},
 		{Code: loadWord, K: 16},
 		{Code: jumpIf, K: unix.AF_NETLINK, Jf: 1},
-		{Code: ret, K: 0x00050000 | uint32(errno)}, // SECCOMP_RET_ERRNO
-		{Code: ret, K: 0x7fff0000},                 // SECCOMP_RET_ALLOW
-	}
+		{Code: ret, K: seccompErrno | uint32(errno)},
+		{Code: ret, K: seccompAllow},
+	})
+}
+
+// Parts of seccomp filters, see seccomp(2).
+const (
+	loadWord = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+	jumpIf   = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+	ret      = unix.BPF_RET | unix.BPF_K
+
+	seccompKill  = 0x80000000 // SECCOMP_RET_KILL_PROCESS
+	seccompErrno = 0x00050000 // SECCOMP_RET_ERRNO
+	seccompAllow = 0x7fff0000 // SECCOMP_RET_ALLOW
+)
+
+// filterCalls filters the system calls of this test's thread and of what it starts.
+func filterCalls(t testing.TB, filter []unix.SockFilter) {
+	t.Helper()
+	runtime.LockOSThread() // never unlocked: the thread ends with the test
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,310 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netnstest"
+)
+
+// failToConnect fails for want of a port, in a network namespace of the test.
+func failToConnect(t *testing.T, destination string, n int) {
+	t.Helper()
+	t.Run("connect", func(t *testing.T) {
+		netnstest.New(t)
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40001")
+		c := netnstest.Client{Destination: netip.MustParseAddrPort(destination)}
+		c.Hold(t, 2)
+		for range n {
+			if _, err := c.Connect(); !errors.Is(err, unix.EADDRNOTAVAIL) {
+				t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
+			}
+		}
+	})
+}
+
+// failuresTo is the series of a destination of failToConnect.
+func failuresTo(destination string) string {
+	to := netip.MustParseAddrPort(destination)
+	return `ephemeral_port_connect_failures_total{destination_ip="` + to.Addr().String() +
+		`",destination_port="` + strconv.Itoa(int(to.Port())) + `",source_ip="198.51.100.1"} `
+}
+
+const unattributed = "ephemeral_port_connect_failures_unattributed_total "
+
+// endsWith runs the exporter and expects that it does not start, and says so.
+func endsWith(t *testing.T, cmd *exec.Cmd, want ...string) {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("ended with %v, want exit status 1:\n%s", err, out)
+	}
+	for _, w := range append(want, "level=ERROR", "--connect-failures cannot be had") {
+		if !strings.Contains(string(out), w) {
+			t.Errorf("did not say %q:\n%s", w, out)
+		}
+	}
+	if strings.Contains(string(out), "Listening") {
+		t.Errorf("listened all the same:\n%s", out)
+	}
+}
+
+// TestConnectFailures counts from 0 in each run, and leaves nothing in the kernel, however it
+// ends.
+func TestConnectFailures(t *testing.T) {
+	netnstest.Tracefs(t)
+	const address, destination = "127.0.0.1:10180", "192.0.2.1:7101"
+	for i, signal := range []os.Signal{unix.SIGTERM, unix.SIGKILL} {
+		t.Run(signal.String(), func(t *testing.T) {
+			e := start(t, command(t, "--connect-failures", "--web.listen-address="+address), "http://"+address)
+			for scrape := range 2 {
+				failToConnect(t, destination, 10+i)
+				_, metrics := e.get(t, "/metrics")
+				if got, want := sample(t, metrics, failuresTo(destination)), float64((1+scrape)*(10+i)); got != want {
+					t.Errorf("counted %v failures, want %v", got, want)
+				}
+				sample(t, metrics, unattributed)
+			}
+
+			id := programOf(t, e.cmd.Process.Pid)
+			if err := e.cmd.Process.Signal(signal); err != nil {
+				t.Fatal(err)
+			}
+			_ = e.cmd.Wait()
+			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+				program, err := ebpf.NewProgramFromID(id)
+				if errors.Is(err, unix.ENOENT) {
+					break
+				}
+				program.Close()
+				if time.Now().After(deadline) {
+					t.Fatalf("the program is still in the kernel: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// TestConnectFailuresLimit is that of series.
+func TestConnectFailuresLimit(t *testing.T) {
+	netnstest.Tracefs(t)
+	const address = "127.0.0.1:10183"
+	e := start(t, command(t, "--connect-failures", "--destination.limit=0", "--web.listen-address="+address), "http://"+address)
+	failToConnect(t, "192.0.2.1:7102", 3)
+	_, metrics := e.get(t, "/metrics")
+	if got := sample(t, metrics, unattributed); got < 3 || strings.Contains(metrics, "ephemeral_port_connect_failures_total{") {
+		t.Errorf("counted %v failures, want 3, and no series:\n%s", got, metrics)
+	}
+}
+
+// programOf returns the BPF program of a process. As long as that is attached, it is there.
+func programOf(t *testing.T, pid int) ebpf.ProgramID {
+	t.Helper()
+	infos, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "fdinfo/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range infos {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // closed meanwhile
+		}
+		if m := regexp.MustCompile(`prog_id:\s+(\d+)\n`).FindSubmatch(b); m != nil {
+			id, err := strconv.Atoi(string(m[1]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return ebpf.ProgramID(id)
+		}
+	}
+	t.Fatal("the process has no BPF program")
+	return 0
+}
+
+// TestConnectFailuresCapabilities are just enough, and each that is missing is named.
+func TestConnectFailuresCapabilities(t *testing.T) {
+	netnstest.Tracefs(t)
+	const bpf, perfmon, search = unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH
+	tests := []struct {
+		name         string
+		capabilities []uintptr
+		missing      string // or it runs
+	}{
+		{"all", []uintptr{bpf, perfmon, search}, ""},
+		{"admin", []uintptr{unix.CAP_SYS_ADMIN, search}, ""}, // which includes two
+		{"admin without search", []uintptr{unix.CAP_SYS_ADMIN}, "CAP_DAC_READ_SEARCH missing"},
+		{"no bpf", []uintptr{perfmon, search}, "CAP_BPF missing"},
+		{"no perfmon", []uintptr{bpf, search}, "CAP_PERFMON missing"},
+		{"no search", []uintptr{bpf, perfmon}, "CAP_DAC_READ_SEARCH missing"},
+		{"search alone", []uintptr{search}, "CAP_BPF and CAP_PERFMON missing"},
+		{"none", nil, "CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH missing"},
+	}
+	for i, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			address := "127.0.0.1:" + strconv.Itoa(10200+i)
+			cmd := command(t, "--connect-failures", "--web.listen-address="+address)
+			asNobody(t, cmd, tt.capabilities...)
+			if tt.missing != "" {
+				endsWith(t, cmd, "connectfail: "+tt.missing)
+				return
+			}
+			e := start(t, cmd, "http://"+address)
+			destination := "192.0.2.1:" + strconv.Itoa(7110+i)
+			failToConnect(t, destination, 3)
+			_, metrics := e.get(t, "/metrics")
+			if got := sample(t, metrics, failuresTo(destination)); got != 3 {
+				t.Errorf("counted %v failures, want 3", got)
+			}
+		})
+	}
+}
+
+// TestConnectFailuresRoot needs no capability to read tracefs, as in a container.
+func TestConnectFailuresRoot(t *testing.T) {
+	netnstest.Tracefs(t)
+	const address = "127.0.0.1:10199"
+	cmd := command(t, "--bounding-set=-all,+bpf,+perfmon", "--inh-caps=-all,+bpf,+perfmon", "--no-new-privs",
+		"--connect-failures", "--web.listen-address="+address)
+	setpriv, err := exec.LookPath("setpriv") // of util-linux
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Args = slices.Concat([]string{setpriv}, cmd.Args[1:4], []string{cmd.Path}, cmd.Args[4:])
+	cmd.Path = setpriv
+	e := start(t, cmd, "http://"+address)
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(e.cmd.Process.Pid), "status"))
+	if err != nil || !strings.Contains(string(status), "\nCapEff:\t000000c000000000\n") {
+		t.Errorf("status, %v:\n%s", err, status)
+	}
+	_, metrics := e.get(t, "/metrics")
+	sample(t, metrics, unattributed)
+}
+
+// TestConnectFailuresStartFails tells what is not there, or forbidden, and by what if that is
+// known.
+func TestConnectFailuresStartFails(t *testing.T) {
+	const event = "/sys/kernel/tracing/events/sock/inet_sock_set_state"
+	deny := func(call, errno uint32) func(testing.TB) {
+		return func(t testing.TB) {
+			filterCalls(t, []unix.SockFilter{
+				{Code: loadWord, K: 0},
+				{Code: jumpIf, K: call, Jf: 1},
+				{Code: ret, K: seccompErrno | errno},
+				{Code: ret, K: seccompAllow},
+			})
+		}
+	}
+	cover := func(path string) func(testing.TB) {
+		return func(t testing.TB) {
+			t.Helper()
+			if err := unix.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Unmount(path, 0) })
+		}
+	}
+	paranoid := func(t testing.TB) {
+		t.Helper()
+		const sysctl = "/proc/sys/kernel/perf_event_paranoid"
+		debian := filepath.Join(t.TempDir(), "perf_event_paranoid")
+		if err := os.WriteFile(debian, []byte("3\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount(debian, sysctl, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(sysctl, 0) })
+	}
+	lockDown := func(mode string) func(testing.TB) {
+		return func(t testing.TB) {
+			t.Helper()
+			cover("/sys/kernel/security")(t)
+			if err := os.WriteFile("/sys/kernel/security/lockdown", []byte(mode), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	tests := []struct {
+		name  string
+		fault []func(testing.TB)
+		want  []string
+	}{
+		{"no tracefs", []func(testing.TB){netnstest.Untracefs}, []string{
+			"tracefs: it is not mounted (mount -t tracefs nodev /sys/kernel/tracing;",
+		}},
+		{"no tracepoint", []func(testing.TB){cover(event)}, []string{
+			"not supported by this kernel: no tracepoint sock:inet_sock_set_state (Linux 4.16", event + "/id: no such file",
+		}},
+		{"locked down", []func(testing.TB){cover(event), lockDown("none integrity [confidentiality]\n")}, []string{
+			"read tracefs: forbidden, the kernel is in lockdown mode confidentiality, see kernel_lockdown(7)",
+		}},
+		{"locked down less", []func(testing.TB){cover(event), lockDown("none [integrity] confidentiality\n")}, []string{
+			"not supported by this kernel: no tracepoint",
+		}},
+		{"no bpf", []func(testing.TB){deny(unix.SYS_BPF, uint32(unix.ENOSYS))}, []string{
+			"make a BPF map: not supported by this kernel: CONFIG_BPF_SYSCALL", "function not implemented",
+		}},
+		{"bpf forbidden", []func(testing.TB){lockDown("none [integrity] confidentiality\n"), deny(unix.SYS_BPF, uint32(unix.EPERM))}, []string{
+			"make a BPF map: forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=", "(in systemd LimitMEMLOCK=): operation not permitted\"",
+		}},
+		{"perf forbidden", []func(testing.TB){deny(unix.SYS_PERF_EVENT_OPEN, uint32(unix.EACCES))}, []string{
+			"attach to tracepoint sock:inet_sock_set_state: forbidden in spite of the capabilities", "permission denied",
+		}},
+		{"paranoid", []func(testing.TB){paranoid, deny(unix.SYS_PERF_EVENT_OPEN, uint32(unix.EACCES))}, []string{
+			"attach to tracepoint sock:inet_sock_set_state: kernel.perf_event_paranoid is 3", "with 2 (sysctl -w kernel.perf_event_paranoid=2) CAP_PERFMON is enough",
+		}},
+		{"no perf", []func(testing.TB){paranoid, deny(unix.SYS_PERF_EVENT_OPEN, uint32(unix.ENOSYS))}, []string{
+			"attach to tracepoint sock:inet_sock_set_state: not supported by this kernel: CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_PERF_EVENTS",
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			netnstest.Tracefs(t)
+			cmd := command(t, "--connect-failures", "--web.listen-address=127.0.0.1:10181")
+			for _, fault := range tt.fault {
+				fault(t)
+			}
+			endsWith(t, cmd, tt.want...)
+		})
+	}
+}
+
+// TestNoConnectFailures touches nothing of BPF.
+func TestNoConnectFailures(t *testing.T) {
+	const address = "127.0.0.1:10182"
+	without := command(t, "--web.listen-address="+address)
+	with := command(t, "--web.listen-address="+address, "--connect-failures")
+	netnstest.Tracefs(t)
+	filterCalls(t, []unix.SockFilter{
+		{Code: loadWord, K: 0},
+		{Code: jumpIf, K: unix.SYS_BPF, Jt: 1},
+		{Code: jumpIf, K: unix.SYS_PERF_EVENT_OPEN, Jf: 1},
+		{Code: ret, K: seccompKill},
+		{Code: ret, K: seccompAllow},
+	})
+	if out, err := with.CombinedOutput(); err == nil || err.Error() != "signal: bad system call" {
+		t.Fatalf("with --connect-failures: %v, want SIGSYS:\n%s", err, out)
+	}
+
+	e := start(t, without, "http://"+address)
+	_, metrics := e.get(t, "/metrics")
+	if sample(t, metrics, `ephemeral_port_collect_success{netns="self"} `) != 1 || strings.Contains(metrics, "connect_failures") {
+		t.Errorf("/metrics:\n%s", metrics)
+	}
+	if err := e.stop(t); err != nil {
+		t.Errorf("ended with %v", err)
+	}
+}

@@ -1,0 +1,229 @@
+package collector
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/connectfail"
+	"ephemeral_port_exporter/collector/netnstest"
+)
+
+// fakeFailures are what a test wants counted.
+type fakeFailures struct {
+	counts []connectfail.Count
+	rest   uint64
+	err    error
+}
+
+func (f *fakeFailures) read() ([]connectfail.Count, uint64, error) { return f.counts, f.rest, f.err }
+
+// set gives destinations 10.0.0.1, 10.0.0.2, … as many failures.
+func (f *fakeFailures) set(rest uint64, failures ...uint64) {
+	f.counts, f.rest = nil, rest
+	for i, n := range failures {
+		if n > 0 {
+			f.counts = append(f.counts, connectfail.Count{
+				Source:      netip.MustParseAddr("198.51.100.1"),
+				Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), 443),
+				Failures:    n,
+			})
+		}
+	}
+}
+
+// TestConnectFailures bounds the series and loses no failure. What was exported stays, and grows.
+func TestConnectFailures(t *testing.T) {
+	type scrape struct {
+		rest     uint64
+		failures []uint64 // of 10.0.0.1, 10.0.0.2, …
+		series   string   // those exported, in order
+		others   uint64
+	}
+	tests := []struct {
+		name    string
+		most    int
+		scrapes []scrape
+	}{
+		{"none", 2, []scrape{{0, nil, "", 0}}},
+		{"all", 2, []scrape{{0, []uint64{5, 3}, "1:5 2:3", 0}}},
+		{"the largest", 2, []scrape{{4, []uint64{5, 3, 9}, "1:5 3:9", 7}}},
+		{"equal", 2, []scrape{{0, []uint64{3, 3, 3}, "1:3 2:3", 3}}},
+		{"no place", 0, []scrape{{4, []uint64{5, 3}, "", 12}}},
+		{"place left", 2, []scrape{
+			{0, []uint64{0, 1}, "2:1", 0},
+			{0, []uint64{7, 1, 6}, "1:7 2:1", 6},
+		}},
+		{"overtaken", 2, []scrape{
+			{0, []uint64{5, 3, 1}, "1:5 2:3", 1},
+			{1, []uint64{5, 3, 100}, "1:5 2:3", 101},
+			{1, []uint64{6, 3, 100, 200}, "1:6 2:3", 301},
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var f fakeFailures
+			c := NewConnectFailures(f.read, tt.most, slog.New(slog.DiscardHandler))
+			for i, s := range tt.scrapes {
+				f.set(s.rest, s.failures...)
+				var want []string
+				for series := range strings.FieldsSeq(s.series) {
+					n, value, _ := strings.Cut(series, ":")
+					want = append(want, fmt.Sprintf(`ephemeral_port_connect_failures_total{destination_ip="10.0.0.%s",destination_port="443",source_ip="198.51.100.1"} %s`, n, value))
+				}
+				want = append(want, fmt.Sprint("ephemeral_port_connect_failures_unattributed_total ", s.others))
+				if got := samples(t, c); got != strings.Join(want, "\n") {
+					t.Errorf("scrape %d: got\n%s\nwant\n%s", i, got, strings.Join(want, "\n"))
+				}
+			}
+		})
+	}
+}
+
+// TestConnectFailuresSources have series of their own, in order.
+func TestConnectFailuresSources(t *testing.T) {
+	var f fakeFailures
+	f.set(0, 5)
+	other := f.counts[0]
+	other.Source = netip.MustParseAddr("198.51.100.0")
+	f.counts = append(f.counts, other)
+	const series = `ephemeral_port_connect_failures_total{destination_ip="10.0.0.1",destination_port="443",source_ip="198.51.100.%d"} 5` + "\n"
+	for most, want := range []string{"", fmt.Sprintf(series, 0), fmt.Sprintf(series, 0) + fmt.Sprintf(series, 1)} {
+		c := NewConnectFailures(f.read, most, slog.New(slog.DiscardHandler))
+		want += fmt.Sprint("ephemeral_port_connect_failures_unattributed_total ", 10-5*most)
+		if got := samples(t, c); got != want {
+			t.Errorf("at most %d series: got\n%s\nwant\n%s", most, got, want)
+		}
+	}
+}
+
+// TestConnectFailuresConcurrent is two scrapes at a time.
+func TestConnectFailuresConcurrent(t *testing.T) {
+	var f fakeFailures
+	f.set(0, 5, 3, 1)
+	c := NewConnectFailures(f.read, 2, slog.New(slog.DiscardHandler))
+	var scrapes sync.WaitGroup
+	for range 2 {
+		scrapes.Go(func() {
+			for range 100 {
+				exposition(t, c)
+			}
+		})
+	}
+	scrapes.Wait()
+}
+
+// TestConnectFailuresUnread sends nothing that could be taken for a number.
+func TestConnectFailuresUnread(t *testing.T) {
+	var log bytes.Buffer
+	f := fakeFailures{err: errors.New("out of order")}
+	c := NewConnectFailures(f.read, 2, slog.New(slog.NewTextHandler(&log, nil)))
+	if got := samples(t, c); got != "" {
+		t.Errorf("sent\n%s", got)
+	}
+	if got := log.String(); !strings.Contains(got, "level=ERROR") || !strings.Contains(got, "out of order") {
+		t.Errorf("log: got %q", got)
+	}
+}
+
+// failuresOf returns what a probe has counted of a client.
+func failuresOf(t *testing.T, probe *connectfail.Probe, c oracleClient) uint64 {
+	t.Helper()
+	counts, _, err := probe.Counts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range counts {
+		if n.Source == c.source && n.Destination == c.Destination {
+			return n.Failures
+		}
+	}
+	return 0
+}
+
+// TestOracleConnectFailures has prediction meet truth: as long as utilization is below 1, failures
+// stand still; at 1, each connect() is one.
+func TestOracleConnectFailures(t *testing.T) {
+	netnstest.Tracefs(t)
+	probe, err := connectfail.Attach()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { probe.Close() })
+
+	// Of no other test: a probe sees the whole host.
+	const port = "7201"
+	v4 := clientTo("198.51.100.1", "198.51.100.7:"+port)
+	v6 := clientTo("2001:db8::1", "[2001:db8::7]:"+port)
+	loopback := clientTo("127.0.0.1", "127.0.0.9:"+port)
+	tests := []struct {
+		name     string
+		c        oracleClient
+		reserved string
+		listen   string
+		timeWait string // what is in TIME_WAIT before
+		granted  int
+	}{
+		{name: "IPv4", c: v4, granted: 20},
+		{name: "IPv6", c: v6.bind(netnstest.BindNoPort), granted: 20},
+		{name: "mapped", c: v4.mapped(), granted: 20},
+		{name: "bound", c: v4.bind(netnstest.BindNoPort), granted: 20},
+		{name: "reserved", c: v4, reserved: "40002,40010-40013", granted: 15},
+		{name: "listener", c: v4, listen: "127.0.9.9:40004", granted: 19},
+		{name: "none", c: v4, reserved: "40000-40019", granted: 0},
+		{name: "TIME_WAIT", c: v4, timeWait: "stays", granted: 13},
+		{name: "reusable TIME_WAIT", c: loopback, timeWait: "reusable", granted: 20},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40019")
+			netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", tt.reserved)
+			if tt.listen != "" {
+				netnstest.Listen(t, tt.listen, false)
+			}
+			if tt.timeWait != "" {
+				setReuseDelay(t, time.Minute)
+				netnstest.TimeWait(t, tt.c.Client, netnstest.Listen(t, tt.c.Destination.String(), false), 7)
+				if tt.timeWait == "reusable" {
+					time.Sleep(setReuseDelay(t, time.Millisecond) + 30*time.Millisecond)
+				}
+			}
+
+			granted := 0
+			want := failuresOf(t, probe, tt.c)
+			for range 30 {
+				r := collect(t)
+				exhausted := utilizationOf(r, tt.c.source, tt.c.Destination) == 1 || r.CapacityPorts == 0
+				fd, err := tt.c.Connect()
+				switch {
+				case err == nil:
+					t.Cleanup(func() { netnstest.CloseRepaired(fd) })
+					granted++
+				case !errors.Is(err, unix.EADDRNOTAVAIL):
+					t.Fatalf("connect(): %v", err)
+				}
+				if failed := err != nil; failed != exhausted {
+					t.Errorf("after %d ports, exhausted %v, but connect(): %v", granted, exhausted, err)
+				}
+				if exhausted {
+					want++
+				}
+				if got := failuresOf(t, probe, tt.c); got != want {
+					t.Fatalf("after %d ports, exhausted %v: counted %d failures, want %d", granted, exhausted, got, want)
+				}
+			}
+			if granted != tt.granted {
+				t.Errorf("%d ports were granted, want %d", granted, tt.granted)
+			}
+		})
+	}
+}
