@@ -42,6 +42,14 @@ func TestAlertmanagerInhibition(t *testing.T) {
 	destination := func(alert, severity, ip string) map[string]string {
 		return host("a", "alertname", alert, "severity", severity, "source_ip", "10.0.0.1", "destination_ip", ip, "destination_port", "443")
 	}
+	without := func(label string, of map[string]string) map[string]string {
+		delete(of, label)
+		return of
+	}
+	with := func(label, value string, of map[string]string) map[string]string {
+		of[label] = value
+		return of
+	}
 	alerts := []map[string]string{
 		destination("EphemeralPortsExhausted", "critical", "10.0.0.2"),
 		destination("EphemeralPortsNearlyExhausted", "critical", "10.0.0.2"),
@@ -51,6 +59,21 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		destination("EphemeralPortsNearlyExhausted", "critical", "10.0.0.3"),
 		destination("EphemeralPortsHalfUsed", "warning", "10.0.0.3"),
 		destination("EphemeralPortsHalfUsed", "warning", "10.0.0.4"),
+		without("netns", destination("EphemeralPortsConnectFailing", "critical", "10.0.0.5")),
+		destination("EphemeralPortsExhausted", "critical", "10.0.0.5"),
+		destination("EphemeralPortsNearlyExhausted", "critical", "10.0.0.5"),
+		destination("EphemeralPortsHalfUsed", "warning", "10.0.0.5"),
+		destination("EphemeralPortsExhaustionPredicted", "warning", "10.0.0.5"),
+		destination("EphemeralPortsRateNearCeiling", "critical", "10.0.0.5"),
+		destination("EphemeralPortsCloseWait", "warning", "10.0.0.5"),
+		without("netns", host("a", "alertname", "EphemeralPortsConnectFailingUnattributed", "severity", "critical")),
+
+		without("netns", destination("EphemeralPortsConnectFailing", "critical", "10.0.0.6")),
+		with("source_ip", "10.0.0.9", destination("EphemeralPortsExhausted", "critical", "10.0.0.6")),
+		without("netns", destination("EphemeralPortsConnectFailing", "critical", "10.0.0.7")),
+		with("destination_port", "80", destination("EphemeralPortsExhausted", "critical", "10.0.0.7")),
+		without("netns", destination("EphemeralPortsConnectFailing", "critical", "10.0.0.8")),
+		with("instance", "c", destination("EphemeralPortsExhausted", "critical", "10.0.0.8")),
 		host("a", "alertname", "EphemeralPortsTimeWaitOverflow", "severity", "warning"),
 		host("b", "alertname", "EphemeralPortExporterDown", "severity", "critical"),
 		host("b", "alertname", "EphemeralPortsCollectFailing", "severity", "critical"),
@@ -82,10 +105,27 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		"EphemeralPortsNearlyExhausted 10.0.0.3": false,
 		"EphemeralPortsHalfUsed 10.0.0.3":        true,
 		"EphemeralPortsHalfUsed 10.0.0.4":        false,
-		"EphemeralPortsTimeWaitOverflow":         false,
-		"EphemeralPortExporterDown":              false,
-		"EphemeralPortsCollectFailing":           true,
-		"NodeDown":                               false,
+
+		"EphemeralPortsConnectFailing 10.0.0.5":      false,
+		"EphemeralPortsExhausted 10.0.0.5":           true,
+		"EphemeralPortsNearlyExhausted 10.0.0.5":     true,
+		"EphemeralPortsHalfUsed 10.0.0.5":            true,
+		"EphemeralPortsExhaustionPredicted 10.0.0.5": true,
+		"EphemeralPortsRateNearCeiling 10.0.0.5":     true,
+		"EphemeralPortsCloseWait 10.0.0.5":           false,
+		"EphemeralPortsConnectFailingUnattributed":   false,
+
+		"EphemeralPortsConnectFailing 10.0.0.6": false,
+		"EphemeralPortsExhausted 10.0.0.6":      false, // from another source
+		"EphemeralPortsConnectFailing 10.0.0.7": false,
+		"EphemeralPortsExhausted 10.0.0.7":      false, // to another port
+		"EphemeralPortsConnectFailing 10.0.0.8": false,
+		"EphemeralPortsExhausted 10.0.0.8":      false, // on another host
+
+		"EphemeralPortsTimeWaitOverflow": false,
+		"EphemeralPortExporterDown":      false,
+		"EphemeralPortsCollectFailing":   true,
+		"NodeDown":                       false,
 	}
 	eventually(t, "inhibition", func() error {
 		if diff := cmp.Diff(want, firing(t)); diff != "" {

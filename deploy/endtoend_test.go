@@ -16,9 +16,9 @@ import (
 )
 
 // startExporter builds and runs the real exporter on its usual port.
-func startExporter(t *testing.T) *exec.Cmd {
+func startExporter(t *testing.T, flags ...string) *exec.Cmd {
 	t.Helper()
-	return background(t, buildExporter(t), "--web.listen-address=127.0.0.1:10149", "--namespaces=named")
+	return background(t, buildExporter(t), append(flags, "--web.listen-address=127.0.0.1:10149")...)
 }
 
 // startPrometheus runs Prometheus on its usual port with the shipped configuration, once
@@ -55,43 +55,52 @@ func waitFor(t *testing.T, expr string) {
 	})
 }
 
+// smallRange leaves 200 ports for the rest of the test.
+func smallRange(t *testing.T) {
+	t.Helper()
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40199")
+	t.Cleanup(func() { netnstest.Sysctl(t, "ipv4/ip_local_port_range", "32768 60999") })
+}
+
+// connect opens n connections, or less if the ports are exhausted.
+func connect(t *testing.T, destination string, n int) []int {
+	t.Helper()
+	c := netnstest.Client{Destination: netip.MustParseAddrPort(destination)}
+	var fds []int
+	for len(fds) < n {
+		fd, err := c.Connect()
+		if err != nil {
+			if !errors.Is(err, unix.EADDRNOTAVAIL) {
+				t.Fatal(err)
+			}
+			break
+		}
+		fds = append(fds, fd)
+	}
+	return fds
+}
+
+// disconnect closes what connect has opened.
+func disconnect(fds []int) {
+	for _, fd := range fds {
+		netnstest.CloseRepaired(fd)
+	}
+}
+
 // TestEndToEnd exhausts one destination in front of the real exporter, Prometheus and
 // Alertmanager, and looks at what arrives.
 func TestEndToEnd(t *testing.T) {
-	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40199")
-	t.Cleanup(func() { netnstest.Sysctl(t, "ipv4/ip_local_port_range", "32768 60999") })
-	connect := func(destination string, n int) []int {
-		t.Helper()
-		c := netnstest.Client{Destination: netip.MustParseAddrPort(destination)}
-		var fds []int
-		for len(fds) < n {
-			fd, err := c.Connect()
-			if err != nil {
-				if !errors.Is(err, unix.EADDRNOTAVAIL) {
-					t.Fatal(err)
-				}
-				break
-			}
-			fds = append(fds, fd)
-		}
-		return fds
-	}
-	disconnect := func(fds []int) {
-		for _, fd := range fds {
-			netnstest.CloseRepaired(fd)
-		}
-	}
-
+	smallRange(t)
 	w := startAlertmanager(t)
-	exporter := startExporter(t)
+	exporter := startExporter(t, "--namespaces=named")
 	const half, full = "192.0.2.2:443", "192.0.2.1:443"
-	defer disconnect(connect(half, 99))
+	defer disconnect(connect(t, half, 99))
 	startPrometheus(t)
 	waitFor(t, `ephemeral_port_destination_ports{destination_ip="192.0.2.2"} == 99`)
 
-	held := connect(full, 110)
+	held := connect(t, full, 110)
 	w.wait(t, "chat: EphemeralPortsHalfUsed 192.0.2.1 firing")
-	held = append(held, connect(full, 1000)...)
+	held = append(held, connect(t, full, 1000)...)
 	if len(held) < 198 {
 		t.Errorf("connect() failed after %d ports, want 200", len(held))
 	}
@@ -104,7 +113,7 @@ func TestEndToEnd(t *testing.T) {
 		}
 		return nil
 	})
-	t.Run("dashboards", testDashboardQueries)
+	t.Run("dashboards", func(t *testing.T) { testDashboardQueries(t, false) })
 
 	disconnect(held)
 	w.wait(t, "pager: EphemeralPortsExhausted 192.0.2.1 resolved")
@@ -119,4 +128,34 @@ func TestEndToEnd(t *testing.T) {
 			t.Errorf("an alert about the destination with half of the traffic: %v", n)
 		}
 	}
+}
+
+// TestEndToEndConnectFailures goes on connecting where no port is left: somebody is told, and of
+// nothing else.
+func TestEndToEndConnectFailures(t *testing.T) {
+	netnstest.Tracefs(t)
+	smallRange(t)
+	w := startAlertmanager(t)
+	startExporter(t, "--connect-failures")
+	startPrometheus(t)
+	const full = "192.0.2.3:443"
+	waitFor(t, `ephemeral_port_connect_failures_unattributed_total`)
+
+	defer disconnect(connect(t, full, 1000))
+	w.wait(t, "pager: EphemeralPortsConnectFailing 192.0.2.3 firing")
+	eventually(t, "failing connects mute the others", func() error {
+		alerts := firing(t)
+		muted := alerts["EphemeralPortsExhausted 192.0.2.3"] && alerts["EphemeralPortsNearlyExhausted 192.0.2.3"] && alerts["EphemeralPortsHalfUsed 192.0.2.3"]
+		if failing, ok := alerts["EphemeralPortsConnectFailing 192.0.2.3"]; !ok || failing || !muted {
+			return fmt.Errorf("muted: %v", alerts)
+		}
+		return nil
+	})
+	const failures = `ephemeral_port_connect_failures_total{source_ip="198.51.100.1", destination_ip="192.0.2.3", destination_port="443"}`
+	waitFor(t, failures+" == 1")
+	if n := len(connect(t, full, 1)); n != 0 {
+		t.Error("a port was left")
+	}
+	waitFor(t, failures+" == 2")
+	t.Run("dashboards", func(t *testing.T) { testDashboardQueries(t, true) })
 }
