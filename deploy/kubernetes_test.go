@@ -13,7 +13,7 @@ func TestKubernetes(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("go test in %s: %v\n%s", cmd.Dir, err, out)
 	}
-	for _, path := range []string{"kubernetes/base/daemonset.yaml", "kubernetes/overlays/all-namespaces/daemonset.yaml"} {
+	for _, path := range []string{"kubernetes/base/daemonset.yaml", "kubernetes/overlays/all-namespaces/daemonset.yaml", "kubernetes/overlays/connect-failures/daemonset.yaml"} {
 		checkFlags(t, path, readFile(t, path))
 	}
 }

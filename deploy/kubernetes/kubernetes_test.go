@@ -187,6 +187,25 @@ func TestAllNamespaces(t *testing.T) {
 	}
 }
 
+// TestConnectFailures adds to the base what an eBPF program needs, and nothing more.
+func TestConnectFailures(t *testing.T) {
+	want, got := build(t, "base").daemonSet.Spec.Template.Spec, build(t, "overlays/connect-failures").daemonSet.Spec.Template.Spec
+	no, root := false, int64(0)
+	directory := core.HostPathDirectory
+
+	want.SecurityContext.RunAsNonRoot, want.SecurityContext.RunAsUser, want.SecurityContext.RunAsGroup = &no, &root, &root
+	c := &want.Containers[0]
+	c.Args = append(c.Args, "--connect-failures")
+	c.SecurityContext.Capabilities.Add = []core.Capability{"BPF", "PERFMON"}
+	c.VolumeMounts = []core.VolumeMount{{Name: "tracefs", MountPath: "/sys/kernel/tracing", ReadOnly: true}}
+	want.Volumes = []core.Volume{{Name: "tracefs", VolumeSource: core.VolumeSource{
+		HostPath: &core.HostPathVolumeSource{Path: "/sys/kernel/tracing", Type: &directory},
+	}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("pod (-want +got):\n%s", diff)
+	}
+}
+
 // TestPrometheusRule has the same groups as the rule file.
 func TestPrometheusRule(t *testing.T) {
 	var want monitoring.PrometheusRuleSpec
