@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -573,9 +574,8 @@ func TestClose(t *testing.T) {
 		return len(entries)
 	}
 	before := fds()
-	if p, err := attach(0); err == nil { // which the kernel refuses
-		p.Close()
-		t.Error("there is a map without entries")
+	if err := attachElsewhere(t); err == nil {
+		t.Error("attached to a tracepoint that is not there")
 	}
 	if n := fds(); n != before {
 		t.Errorf("%d descriptors before a failure, %d after", before, n)
@@ -614,6 +614,26 @@ func TestClose(t *testing.T) {
 			t.Errorf("%d descriptors before, %d after", before, n)
 		}
 	}
+}
+
+// attachElsewhere has a tracepoint with a number that no other has, so that Attach fails in its last
+// steps.
+func attachElsewhere(t *testing.T) error {
+	t.Helper()
+	number := filepath.Join(t.TempDir(), "id")
+	if err := os.WriteFile(number, []byte("2147483647\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	id := filepath.Join(tracefs, "events", eventGroup, eventName, "id")
+	if err := unix.Mount(number, id, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(id, 0) }()
+	p, err := Attach()
+	if err == nil {
+		p.Close()
+	}
+	return err
 }
 
 // TestPerf leaves the tracepoint to others that count its events.

@@ -15,8 +15,9 @@ import (
 	"ephemeral_port_exporter/collector/netnstest"
 )
 
-// The record of Linux 5.6 and later, as in events/sock/inet_sock_set_state/format.
-const format = `name: inet_sock_set_state
+// The record of the tracepoint, as in events/sock/inet_sock_set_state/format.
+const (
+	formatBegin = `name: inet_sock_set_state
 ID: 2287
 format:
 	field:unsigned short common_type;	offset:0;	size:2;	signed:0;
@@ -30,7 +31,9 @@ format:
 	field:__u16 sport;	offset:24;	size:2;	signed:0;
 	field:__u16 dport;	offset:26;	size:2;	signed:0;
 	field:__u16 family;	offset:28;	size:2;	signed:0;
-	field:__u16 protocol;	offset:30;	size:2;	signed:0;
+`
+	// Since Linux 5.6.
+	format = formatBegin + `	field:__u16 protocol;	offset:30;	size:2;	signed:0;
 	field:__u8 saddr[4];	offset:32;	size:4;	signed:0;
 	field:__u8 daddr[4];	offset:36;	size:4;	signed:0;
 	field:__u8 saddr_v6[16];	offset:40;	size:16;	signed:0;
@@ -38,28 +41,14 @@ format:
 
 print fmt: "family=%s protocol=%s sport=%hu dport=%hu saddr=%pI4 daddr=%pI4"
 `
-
-// That of Linux 4.16 to 5.5: protocol has one byte, and the addresses have no alignment.
-const format416 = `name: inet_sock_set_state
-ID: 1270
-format:
-	field:unsigned short common_type;	offset:0;	size:2;	signed:0;
-	field:unsigned char common_flags;	offset:2;	size:1;	signed:0;
-	field:unsigned char common_preempt_count;	offset:3;	size:1;	signed:0;
-	field:int common_pid;	offset:4;	size:4;	signed:1;
-
-	field:const void * skaddr;	offset:8;	size:8;	signed:0;
-	field:int oldstate;	offset:16;	size:4;	signed:1;
-	field:int newstate;	offset:20;	size:4;	signed:1;
-	field:__u16 sport;	offset:24;	size:2;	signed:0;
-	field:__u16 dport;	offset:26;	size:2;	signed:0;
-	field:__u16 family;	offset:28;	size:2;	signed:0;
-	field:__u8 protocol;	offset:30;	size:1;	signed:0;
+	// Linux 4.16 to 5.5: protocol has one byte, and the addresses have no alignment.
+	format416 = formatBegin + `	field:__u8 protocol;	offset:30;	size:1;	signed:0;
 	field:__u8 saddr[4];	offset:31;	size:4;	signed:0;
 	field:__u8 daddr[4];	offset:35;	size:4;	signed:0;
 	field:__u8 saddr_v6[16];	offset:39;	size:16;	signed:0;
 	field:__u8 daddr_v6[16];	offset:55;	size:16;	signed:0;
 `
+)
 
 var (
 	layout56 = layout{
