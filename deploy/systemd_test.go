@@ -83,6 +83,22 @@ func TestSystemdSecurity(t *testing.T) {
 	}
 }
 
+// TestSystemdCapabilities are those that the README says, and no other.
+func TestSystemdCapabilities(t *testing.T) {
+	for name, want := range map[string]string{
+		"ephemeral_port_exporter.service": "",
+		"all-namespaces.conf":             "CAP_SYS_ADMIN CAP_SYS_PTRACE",
+		"connect-failures.conf":           "CAP_BPF CAP_PERFMON CAP_DAC_READ_SEARCH",
+	} {
+		unit := readFile(t, filepath.Join("systemd", name))
+		for _, setting := range []string{"CapabilityBoundingSet", "AmbientCapabilities"} {
+			if got := regexp.MustCompile(`(?m)^`+setting+`=.*$`).FindAllString(unit, -1); len(got) != 1 || got[0] != setting+"="+want {
+				t.Errorf("%s: %q, want %s=%s", name, got, setting, want)
+			}
+		}
+	}
+}
+
 // TestSystemdPort is the same in the socket unit as in the program.
 func TestSystemdPort(t *testing.T) {
 	if !strings.Contains(readFile(t, "systemd/ephemeral_port_exporter.socket"), "\nListenStream="+defaultPort(t)+"\n") {
