@@ -70,7 +70,7 @@ func addFlags(app *kingpin.Application) *flags {
 		minPorts: countFlag(app, "destination.min-ports",
 			"Give a destination series of its own only if it holds at least this many ports.", "10"),
 		limit: countFlag(app, "destination.limit",
-			"Most destinations with series of their own, those that hold most ports first; the rest is summed up. Likewise destinations of failed connects, and source addresses, of which the rest is left out.", "256"),
+			"Most destinations with series of their own, those that hold most ports first; the rest is summed up. Likewise those of failed connects. Also most source addresses; further ones are left out.", "256"),
 		timeWaitLength: durationFlag(app, "time-wait.length",
 			"Time that the kernel keeps a connection in TIME_WAIT. Compiled in (TCP_TIMEWAIT_LEN): change it only for a kernel that was built with another value, else reusable ports and close rates are wrong.", "60s"),
 		collectTimeout: durationFlag(app, "collect.timeout",
