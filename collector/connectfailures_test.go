@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/connectfail"
-	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 // fakeFailures are what a test wants counted.

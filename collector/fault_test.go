@@ -16,8 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/sockdiagtest"
 	"ephemeral_port_exporter/collector/sockdiag"
-	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 	"ephemeral_port_exporter/procfs"
 )
 

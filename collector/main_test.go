@@ -4,7 +4,7 @@ import (
 	"os"
 	"testing"
 
-	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }

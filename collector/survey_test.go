@@ -19,10 +19,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/sockdiagtest"
 	"ephemeral_port_exporter/collector/netns"
-	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/sockdiag"
-	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 )
 
 // surveyor is a collector for the namespaces mounted in a folder.

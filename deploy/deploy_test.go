@@ -8,7 +8,7 @@ import (
 
 	"go.yaml.in/yaml/v2"
 
-	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }

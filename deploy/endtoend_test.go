@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 // startExporter builds and runs the real exporter on its usual port.

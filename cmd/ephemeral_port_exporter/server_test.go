@@ -18,7 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ephemeral_port_exporter/collector"
-	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 // parseFlags returns the flags of a command line.

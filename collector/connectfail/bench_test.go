@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 // BenchmarkConnect is the rate of connects without a Probe and with one, in turns: ratio is that

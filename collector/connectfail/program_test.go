@@ -12,7 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"ephemeral_port_exporter/collector/netnstest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 // The record of the tracepoint, as in events/sock/inet_sock_set_state/format.

@@ -15,8 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/netnstest"
-	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
+	"ephemeral_port_exporter/collector/internal/sockdiagtest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 // fakeConn is a Conn to a kernel that answers as told.

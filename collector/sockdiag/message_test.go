@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
+	"ephemeral_port_exporter/collector/internal/sockdiagtest"
 )
 
 var (
