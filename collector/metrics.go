@@ -6,10 +6,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
 )
 
-// descs are the metrics of one network namespace.
+// descs are all metrics.
 type descs struct {
 	rangeLow, rangeHigh, reservedPorts, blockedPorts, capacityPorts, maxUtilization *prometheus.Desc
 
@@ -26,6 +27,8 @@ type descs struct {
 	collectSuccess, collectDuration, collectSockets *prometheus.Desc
 
 	netnsInfo, namespaces *prometheus.Desc
+
+	connectFailures, connectFailuresUnattributed *prometheus.Desc
 }
 
 // newDescs names and explains every metric.
@@ -129,6 +132,13 @@ func newDescs() descs {
 		namespaces: prometheus.NewDesc("ephemeral_port_namespaces",
 			"Network namespaces by outcome of this scrape: collected, idle (less than 1% of its capacity in sockets, which were not read), failed, deadline. Only with --namespaces.",
 			[]string{"outcome"}, nil),
+
+		connectFailures: prometheus.NewDesc("ephemeral_port_connect_failures_total",
+			"Calls of connect() since the exporter started that failed with EADDRNOTAVAIL because no port was free, in any network namespace of the host. Only with --connect-failures.",
+			[]string{"source_ip", "destination_ip", "destination_port"}, nil),
+		connectFailuresUnattributed: prometheus.NewDesc("ephemeral_port_connect_failures_unattributed_total",
+			"Further such calls, from and to addresses without series of their own, see --destination.limit. Only with --connect-failures.",
+			nil, nil),
 	}
 }
 
@@ -144,47 +154,54 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.unreportedDestinations, d.unreportedPorts,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
 		d.netnsInfo, d.namespaces,
+		d.connectFailures, d.connectFailuresUnattributed,
 	} {
 		ch <- desc
 	}
 }
 
-// sendOutcomes sends how many namespaces came to what.
-func (d *descs) sendOutcomes(ch chan<- prometheus.Metric, surveys []Survey) {
-	counts := map[Outcome]int{}
-	for _, s := range surveys {
-		counts[s.Outcome]++
+// sendSnapshot sends all that a scan found.
+func (d *descs) sendSnapshot(ch chan<- prometheus.Metric, s scan.Snapshot) {
+	for _, n := range s.Namespaces {
+		d.sendNamespace(ch, n)
 	}
-	for _, outcome := range []Outcome{Collected, Idle, Failed, Deadline} {
-		ch <- prometheus.MustNewConstMetric(d.namespaces, prometheus.GaugeValue, float64(counts[outcome]), string(outcome))
+	if s.OthersRead {
+		d.sendOutcomes(ch, s.Namespaces)
+	}
+	if s.ConnectFailures != nil {
+		d.sendConnectFailures(ch, *s.ConnectFailures)
 	}
 }
 
-// send sends what is known of a namespace.
-func (d *descs) send(ch chan<- prometheus.Metric, s Survey) {
-	if s.NetNS == "" {
-		return // failed without a name: it is among the outcomes only
+// sendNamespace sends what is known of a namespace.
+func (d *descs) sendNamespace(ch chan<- prometheus.Metric, n scan.Namespace) {
+	if n.Name == "" {
+		return // it has no label: it is among the outcomes only
 	}
-	if s.Inode != 0 {
+	if n.Inode != 0 {
 		ch <- prometheus.MustNewConstMetric(d.netnsInfo, prometheus.GaugeValue, 1,
-			s.NetNS, strconv.FormatUint(s.Inode, 10), s.Owner.PodUID, s.Owner.ContainerID, strings.ToValidUTF8(s.Owner.Command, "\uFFFD"))
+			n.Name, strconv.FormatUint(n.Inode, 10), n.Owner.PodUID, n.Owner.ContainerID, strings.ToValidUTF8(n.Owner.Command, "\uFFFD"))
 	}
-	if s.Err != nil {
-		ch <- prometheus.MustNewConstMetric(d.collectSuccess, prometheus.GaugeValue, 0, s.NetNS)
+	if n.Err != nil {
+		ch <- prometheus.MustNewConstMetric(d.collectSuccess, prometheus.GaugeValue, 0, n.Name)
 		return
 	}
-	d.sendReport(ch, s.NetNS, s.Report)
+
+	gauge := func(desc *prometheus.Desc, value float64) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, n.Name)
+	}
+	gauge(d.collectSuccess, 1)
+	gauge(d.collectDuration, n.Duration.Seconds())
+	gauge(d.timeWaitSockets, float64(n.TimeWaitSockets))
+	ch <- prometheus.MustNewConstMetric(d.timeWaitOverflows, prometheus.CounterValue, float64(n.TimeWaitOverflows), n.Name)
+	d.sendSettings(gauge, n.Report)
+	if !n.Partial {
+		d.sendPools(ch, n.Name, n.Report)
+	}
 }
 
-// sendReport sends the numbers of a namespace.
-func (d *descs) sendReport(ch chan<- prometheus.Metric, netns string, r Report) {
-	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, append([]string{netns}, labels...)...)
-	}
-
-	gauge(d.collectSuccess, 1)
-	gauge(d.collectDuration, r.Duration.Seconds())
-
+// sendSettings sends what a report knows also of an idle namespace.
+func (d *descs) sendSettings(gauge func(*prometheus.Desc, float64), r pool.Report) {
 	gauge(d.rangeLow, float64(r.Settings.PortRange.Low))
 	gauge(d.rangeHigh, float64(r.Settings.PortRange.High))
 	gauge(d.reservedPorts, float64(r.ReservedPorts))
@@ -198,18 +215,19 @@ func (d *descs) sendReport(ch chan<- prometheus.Metric, netns string, r Report) 
 	}
 	gauge(d.tcpFinTimeout, r.Settings.FinTimeout.Seconds())
 	gauge(d.timeWaitLength, r.Settings.TimeWaitLength.Seconds())
-	gauge(d.timeWaitSockets, float64(r.TimeWaitSockets))
 	gauge(d.timeWaitLimitSockets, float64(r.Settings.TimeWaitLimit))
-	ch <- prometheus.MustNewConstMetric(d.timeWaitOverflows, prometheus.CounterValue, float64(r.TimeWaitOverflows), netns)
+}
 
-	if r.Partial {
-		return
+// sendPools sends destinations and sources.
+func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Report) {
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, append([]string{netns}, labels...)...)
 	}
 	gauge(d.maxUtilization, r.MaxUtilization)
 	for _, dst := range r.Destinations {
 		sourceIP := dst.Source.String()
 		ip, port := dst.Address.Addr().String(), strconv.Itoa(int(dst.Address.Port()))
-		for i, state := range sockdiag.PortHolding {
+		for i, state := range pool.States {
 			gauge(d.destinationPorts, float64(dst.Ports[i]), sourceIP, ip, port, state.String())
 		}
 		gauge(d.destinationReusablePorts, float64(dst.Reusable), sourceIP, ip, port)
@@ -228,4 +246,28 @@ func (d *descs) sendReport(ch chan<- prometheus.Metric, netns string, r Report) 
 	gauge(d.unreportedDestinations, float64(r.UnreportedDestinations))
 	gauge(d.unreportedPorts, float64(r.UnreportedPorts))
 	gauge(d.collectSockets, float64(r.Sockets))
+}
+
+// sendOutcomes sends how many namespaces came to what.
+func (d *descs) sendOutcomes(ch chan<- prometheus.Metric, namespaces []scan.Namespace) {
+	counts := map[scan.Outcome]int{}
+	for _, n := range namespaces {
+		counts[n.Outcome]++
+	}
+	for _, outcome := range scan.Outcomes {
+		ch <- prometheus.MustNewConstMetric(d.namespaces, prometheus.GaugeValue, float64(counts[outcome]), string(outcome))
+	}
+}
+
+// sendConnectFailures sends the failed connects of the host, or nothing if they could not
+// be read.
+func (d *descs) sendConnectFailures(ch chan<- prometheus.Metric, f scan.ConnectFailures) {
+	if f.Err != nil {
+		return
+	}
+	for _, p := range f.Pools {
+		ch <- prometheus.MustNewConstMetric(d.connectFailures, prometheus.CounterValue, float64(p.Failures),
+			p.Source.String(), p.Destination.Addr().String(), strconv.Itoa(int(p.Destination.Port())))
+	}
+	ch <- prometheus.MustNewConstMetric(d.connectFailuresUnattributed, prometheus.CounterValue, float64(f.Unattributed))
 }

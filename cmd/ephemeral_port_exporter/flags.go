@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,17 +15,15 @@ import (
 	"github.com/prometheus/exporter-toolkit/web"
 	webflag "github.com/prometheus/exporter-toolkit/web/kingpinflag"
 
-	"ephemeral_port_exporter/collector"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
 )
 
 // defaultAddress has a port outside of the default ephemeral range, 32768-60999.
 const defaultAddress = ":10149"
 
-// scopeSelf is the value of --namespaces for collector.ScopeSelf.
-const scopeSelf = "self"
-
-// defaultFolders are where ip-netns(8), CNI plugins and Docker mount network namespaces.
-var defaultFolders = []string{"/run/netns", "/run/docker/netns"}
+// defaultNamespaceDirs are where ip-netns(8), CNI plugins and Docker mount network namespaces.
+var defaultNamespaceDirs = []string{"/run/netns", "/run/docker/netns"}
 
 // flags are the command line.
 type flags struct {
@@ -34,9 +34,9 @@ type flags struct {
 	disableExporterMetrics *bool
 	maxRequests            *int
 
-	namespaces       *string
-	namespaceFolders *[]string
-	connectFailures  *bool
+	namespaces      *string
+	namespaceDirs   *[]string
+	connectFailures *bool
 
 	procfs         *string
 	minPorts       *int
@@ -59,9 +59,9 @@ func addFlags(app *kingpin.Application) *flags {
 			"Most scrapes served at once, further ones get status 503. All of them share one collection. 0 for no limit.", "40"),
 
 		namespaces: app.Flag("namespaces",
-			"Network namespaces to watch besides the exporter's own: none (self), those that are mounted (named; needs CAP_SYS_ADMIN), or also those of all processes (all; needs CAP_SYS_PTRACE too).").Default(scopeSelf).Enum(scopeSelf, string(collector.ScopeNamed), string(collector.ScopeAll)),
-		namespaceFolders: app.Flag("namespaces.dir",
-			"Folder of mounted network namespaces, besides "+strings.Join(defaultFolders, " and ")+". Repeatable.").Strings(),
+			"Network namespaces to watch besides the exporter's own: none (self), those that are mounted (named; needs CAP_SYS_ADMIN), or also those of all processes (all; needs CAP_SYS_PTRACE too).").Default(string(scan.ScopeSelf)).Enum(string(scan.ScopeSelf), string(scan.ScopeNamed), string(scan.ScopeAll)),
+		namespaceDirs: app.Flag("namespaces.dir",
+			"Folder of mounted network namespaces, besides "+strings.Join(defaultNamespaceDirs, " and ")+". Repeatable.").Strings(),
 		connectFailures: app.Flag("connect-failures",
 			"Count the connects that fail for want of a port, in all network namespaces, with an eBPF program (needs CAP_BPF, CAP_PERFMON and a readable tracefs).").Bool(),
 
@@ -80,12 +80,20 @@ func addFlags(app *kingpin.Application) *flags {
 	return f
 }
 
-// scope returns what --namespaces says.
-func (f *flags) scope() collector.Scope {
-	if *f.namespaces == scopeSelf {
-		return collector.ScopeSelf
+// scanConfig is what the flags say of scans.
+func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
+	return scan.Config{
+		Proc:           *f.procfs,
+		Limits:         pool.Limits{MinPorts: *f.minPorts, Most: *f.limit},
+		TimeWaitLength: *f.timeWaitLength,
+		Timeout:        *f.collectTimeout,
+		Logger:         logger,
+
+		Scope:         scan.Scope(*f.namespaces),
+		NamespaceDirs: slices.Concat(defaultNamespaceDirs, *f.namespaceDirs),
+
+		ConnectFailures: *f.connectFailures,
 	}
-	return collector.Scope(*f.namespaces)
 }
 
 // A count is the value of a flag: a whole number, 0 or more.

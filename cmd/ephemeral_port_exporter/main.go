@@ -4,14 +4,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
 	"os/signal"
-	"slices"
 	"syscall"
 	"time"
 
@@ -23,10 +20,7 @@ import (
 	"github.com/prometheus/common/version"
 	"github.com/prometheus/exporter-toolkit/web"
 
-	"ephemeral_port_exporter/collector"
-	"ephemeral_port_exporter/collector/capability"
-	"ephemeral_port_exporter/collector/connectfail"
-	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/collector/scan"
 )
 
 const name = "ephemeral_port_exporter"
@@ -53,78 +47,45 @@ func run(flags *flags, logger *slog.Logger) error {
 	logger.Info("Starting "+name, "version", version.Info())
 	logger.Info("Build context", "build_context", version.BuildContext())
 
-	c := collector.New(collector.Config{
-		Proc:           *flags.procfs,
-		Limits:         collector.Limits{MinPorts: *flags.minPorts, Most: *flags.limit},
-		TimeWaitLength: *flags.timeWaitLength,
-		Timeout:        *flags.collectTimeout,
-		Logger:         logger,
-
-		Scope:            flags.scope(),
-		NamespaceFolders: slices.Concat(defaultFolders, *flags.namespaceFolders),
-	})
-	if err := checkCapabilities(flags); err != nil {
+	scanner, err := scan.New(flags.scanConfig(logger))
+	if err != nil {
 		return err
 	}
-	if err := firstCollection(c, flags, logger); err != nil {
+	if err := firstScan(scanner, flags, logger); err != nil {
 		return err
 	}
 
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(c, versioncollector.NewCollector(name))
-	if *flags.connectFailures {
-		probe, err := connectfail.Attach() // until the process ends
-		if err != nil {
-			return fmt.Errorf("--connect-failures cannot be had: %w", err)
-		}
-		registry.MustRegister(collector.NewConnectFailures(probe.Counts, *flags.limit, logger))
-	}
+	registry.MustRegister(versioncollector.NewCollector(name))
 	if !*flags.disableExporterMetrics {
 		registry.MustRegister(
 			collectors.NewGoCollector(),
 			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		)
 	}
-	server, err := newServer(flags, registry, logger)
+	server, err := newServer(flags, registry, scanner.Scan, logger)
 	if err != nil {
 		return err
 	}
 	return serve(server, flags.web, logger)
 }
 
-// checkCapabilities returns what --namespaces needs and the process does not have.
-func checkCapabilities(flags *flags) error {
-	needed := map[collector.Scope][]capability.Capability{
-		collector.ScopeNamed: {capability.SysAdmin},
-		collector.ScopeAll:   {capability.SysAdmin, capability.SysPtrace},
-	}
-	missing, err := capability.Missing(needed[flags.scope()]...)
+// firstScan tells the user what this host has, or that it can never be watched as it is.
+// What may be better at the next scrape is no reason to stop.
+func firstScan(scanner *scan.Scanner, flags *flags, logger *slog.Logger) error {
+	self, err := scanner.Check()
 	if err != nil {
 		return err
 	}
-	if len(missing) > 0 {
-		return fmt.Errorf("--namespaces=%s enters other network namespaces and needs %s: give the process that, or run with --namespaces=self",
-			*flags.namespaces, capability.Join(missing))
-	}
-	return nil
-}
-
-// firstCollection tells the user what this host has, or that nothing will ever be
-// had here. What may be better at the next scrape is no reason to stop.
-func firstCollection(c *collector.Collector, flags *flags, logger *slog.Logger) error {
-	r, err := c.Report()
-	if err := hopeless(err, *flags.procfs); err != nil {
-		return err
-	}
-	if err != nil {
-		logger.Error("First collection failed, the next scrape tries again", "err", err)
+	if self.Err != nil {
+		logger.Error("First collection failed, the next scrape tries again", "err", self.Err)
 		return nil
 	}
 
-	ports := r.Settings.PortRange
+	ports := self.Report.Settings.PortRange
 	logger.Info("Watching ephemeral ports",
-		"range_low", ports.Low, "range_high", ports.High, "capacity", r.CapacityPorts,
-		"sockets", r.Sockets, "duration", r.Duration)
+		"range_low", ports.Low, "range_high", ports.High, "capacity", self.Report.CapacityPorts,
+		"sockets", self.Report.Sockets, "duration", self.Duration)
 	for _, port := range flags.listenPorts() {
 		if ports.Contains(port) {
 			logger.Warn("The listen port lies in the ephemeral range: it costs every destination a port, and an outgoing connection may take it before the exporter starts",
@@ -132,20 +93,6 @@ func firstCollection(c *collector.Collector, flags *flags, logger *slog.Logger) 
 		}
 	}
 	return nil
-}
-
-// hopeless explains an error that will be there at every collection. It returns nil for
-// any other.
-func hopeless(err error, procfs string) error {
-	switch {
-	// First, for these wrap ENOENT as absent files do.
-	case errors.Is(err, sockdiag.ErrUnsupported), errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("this host cannot be watched: %w", err)
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("this host cannot be watched, --path.procfs=%s must be a mounted proc file system: %w", procfs, err)
-	default:
-		return nil
-	}
 }
 
 // serve runs the server until it fails or the process is told to end.

@@ -24,7 +24,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
-	"ephemeral_port_exporter/collector/sockdiag"
 )
 
 func TestMain(m *testing.M) {
@@ -219,31 +218,6 @@ func TestStartFails(t *testing.T) {
 			}
 			if strings.Contains(string(out), "Listening") {
 				t.Errorf("listened all the same:\n%s", out)
-			}
-		})
-	}
-}
-
-// TestHopeless tells what never works from what may work the next time.
-func TestHopeless(t *testing.T) {
-	tests := []struct {
-		name string
-		err  error
-		want string
-	}{
-		{"nothing", nil, ""},
-		{"deadline", os.ErrDeadlineExceeded, ""},
-		{"interrupted", sockdiag.ErrInterrupted, ""},
-		{"too many files", unix.EMFILE, ""},
-		{"no tcp_diag", fmt.Errorf("%w: tcp_diag is not loaded (%w)", sockdiag.ErrUnsupported, unix.ENOENT), "this host cannot be watched: not supported"},
-		{"absent file", fmt.Errorf("procfs: %w", &os.PathError{Op: "open", Path: "/x", Err: unix.ENOENT}), "cannot be watched, --path.procfs=/x must be"},
-		{"unreadable file", fmt.Errorf("procfs: %w", &os.PathError{Op: "open", Path: "/x", Err: unix.EACCES}), "this host cannot be watched: procfs: open /x"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			got := hopeless(tt.err, "/x")
-			if tt.want == "" && got != nil || tt.want != "" && (got == nil || !strings.Contains(got.Error(), tt.want)) {
-				t.Errorf("got %v, want %q", got, tt.want)
 			}
 		})
 	}

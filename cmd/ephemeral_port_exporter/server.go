@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +17,9 @@ import (
 	"github.com/prometheus/common/version"
 	"github.com/prometheus/exporter-toolkit/web"
 	"golang.org/x/sync/singleflight"
+
+	"ephemeral_port_exporter/collector"
+	"ephemeral_port_exporter/collector/scan"
 )
 
 const (
@@ -30,8 +34,9 @@ func isFreePath(p string) bool {
 		p != "/" && p != healthyPath && p != readyPath
 }
 
-// newServer returns a server that is ready to serve.
-func newServer(flags *flags, registry *prometheus.Registry, logger *slog.Logger) (*http.Server, error) {
+// newServer returns a server that is ready to serve. The metrics are those of the registry,
+// and what a scan finds.
+func newServer(flags *flags, registry *prometheus.Registry, scanHost func(context.Context) scan.Snapshot, logger *slog.Logger) (*http.Server, error) {
 	landing, err := web.NewLandingPage(web.LandingConfig{
 		Name:        "Ephemeral Port Exporter",
 		Description: "Prometheus exporter for ephemeral-port exhaustion",
@@ -49,9 +54,9 @@ func newServer(flags *flags, registry *prometheus.Registry, logger *slog.Logger)
 
 	mux := http.NewServeMux()
 	mux.Handle("/", landing)
-	mux.Handle("GET "+*flags.telemetryPath, metricsHandler(flags, registry, logger))
-	mux.HandleFunc("GET "+healthyPath, ok)
-	mux.HandleFunc("GET "+readyPath, ok)
+	mux.Handle("GET "+*flags.telemetryPath, metricsHandler(flags, registry, scanHost, logger))
+	mux.HandleFunc("GET "+healthyPath, answerProbe)
+	mux.HandleFunc("GET "+readyPath, answerProbe)
 
 	return &http.Server{
 		Handler:           mux,
@@ -64,9 +69,13 @@ func newServer(flags *flags, registry *prometheus.Registry, logger *slog.Logger)
 	}, nil
 }
 
-// metricsHandler serves scrapes. Those that overlap share one collection.
-func metricsHandler(flags *flags, registry *prometheus.Registry, logger *slog.Logger) http.Handler {
-	shared := &sharedGatherer{gatherer: registry}
+// metricsHandler serves scrapes. Those that overlap share one scan.
+func metricsHandler(flags *flags, registry *prometheus.Registry, scanHost func(context.Context) scan.Snapshot, logger *slog.Logger) http.Handler {
+	shared := &sharedGatherer{gather: func() ([]*dto.MetricFamily, error) {
+		host := prometheus.NewRegistry()
+		host.MustRegister(collector.New(scanHost(context.Background())))
+		return prometheus.Gatherers{host, registry}.Gather()
+	}}
 	opts := promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(logger.Handler(), slog.LevelError),
 		ErrorHandling:       promhttp.ContinueOnError,
@@ -79,21 +88,21 @@ func metricsHandler(flags *flags, registry *prometheus.Registry, logger *slog.Lo
 	return promhttp.InstrumentMetricHandler(registry, promhttp.HandlerFor(shared, opts))
 }
 
-// A sharedGatherer gives the result of one collection to all that ask while it runs.
+// A sharedGatherer gives the result of one scan to all that ask while it runs.
 //
 // CoalesceGather of promhttp would hand it out for longer, until the slowest client has
 // read its answer: one that stalls freezes the numbers for everybody.
 type sharedGatherer struct {
-	gatherer prometheus.Gatherer
-	flight   singleflight.Group
+	gather func() ([]*dto.MetricFamily, error)
+	flight singleflight.Group
 }
 
 // Gather implements prometheus.Gatherer.
 func (g *sharedGatherer) Gather() ([]*dto.MetricFamily, error) {
-	families, err, _ := g.flight.Do("", func() (any, error) { return g.gatherer.Gather() })
+	families, err, _ := g.flight.Do("", func() (any, error) { return g.gather() })
 	// The slice is for the caller to reorder, what it points to is not.
 	return slices.Clone(families.([]*dto.MetricFamily)), err
 }
 
-// ok answers a probe. It asks nothing of the kernel.
-func ok(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "OK\n") }
+// answerProbe says that the process serves. It asks nothing of the kernel.
+func answerProbe(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "OK\n") }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,8 +18,9 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"ephemeral_port_exporter/collector"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
 )
 
 // parseFlags returns the flags of a command line.
@@ -32,18 +34,26 @@ func parseFlags(t *testing.T, args ...string) *flags {
 	return f
 }
 
-// serveTest serves a collector's metrics.
-func serveTest(t *testing.T, c prometheus.Collector, args ...string) *httptest.Server {
+// serveTest serves what scans find.
+func serveTest(t *testing.T, scanHost func(context.Context) scan.Snapshot, args ...string) *httptest.Server {
 	t.Helper()
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(c)
-	server, err := newServer(parseFlags(t, args...), registry, slog.New(slog.DiscardHandler))
+	server, err := newServer(parseFlags(t, args...), prometheus.NewRegistry(), scanHost, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := httptest.NewServer(server.Handler)
 	t.Cleanup(s.Close)
 	return s
+}
+
+// scannerOf scans as the exporter with these arguments.
+func scannerOf(t *testing.T, args ...string) func(context.Context) scan.Snapshot {
+	t.Helper()
+	scanner, err := scan.New(parseFlags(t, args...).scanConfig(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return scanner.Scan
 }
 
 // scrapeAtOnce makes n scrapes at the same time and sends the status of each answer as
@@ -86,12 +96,7 @@ func checkStatuses(t *testing.T, statuses <-chan int, n, want int) {
 
 // TestScrapeFailure is a scrape that works and says that the collection did not.
 func TestScrapeFailure(t *testing.T) {
-	s := serveTest(t, collector.New(collector.Config{
-		Proc:           t.TempDir(),
-		TimeWaitLength: time.Minute,
-		Timeout:        time.Second,
-		Logger:         slog.New(slog.DiscardHandler),
-	}), "--web.disable-exporter-metrics")
+	s := serveTest(t, scannerOf(t, "--path.procfs="+t.TempDir()), "--web.disable-exporter-metrics")
 	resp, err := http.Get(s.URL + "/metrics")
 	if err != nil {
 		t.Fatal(err)
@@ -107,28 +112,24 @@ func TestScrapeFailure(t *testing.T) {
 	}
 }
 
-// slowCollector takes until it is told to go on, and counts how often it is asked.
-type slowCollector struct {
-	goOn        chan struct{}
-	collections atomic.Int32
+// A slowScanner takes until it is told to go on, and counts how often it is asked.
+type slowScanner struct {
+	goOn  chan struct{}
+	scans atomic.Int32
 }
 
-var slowDesc = prometheus.NewDesc("slow", "Slow.", nil, nil)
-
-func (c *slowCollector) Describe(ch chan<- *prometheus.Desc) { ch <- slowDesc }
-
-func (c *slowCollector) Collect(ch chan<- prometheus.Metric) {
-	c.collections.Add(1)
-	<-c.goOn
-	ch <- prometheus.MustNewConstMetric(slowDesc, prometheus.GaugeValue, 1)
+func (s *slowScanner) scan(context.Context) scan.Snapshot {
+	s.scans.Add(1)
+	<-s.goOn
+	return scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected}}}
 }
 
-// TestScrapesShareCollection has 60 scrapes wait for one collection: 40 get it, the
+// TestScrapesShareScan has 60 scrapes wait for one scan: 40 get it, the
 // others are told to come later, and a probe is not kept waiting.
-func TestScrapesShareCollection(t *testing.T) {
-	c := &slowCollector{goOn: make(chan struct{})}
-	s := serveTest(t, c)
-	statuses := scrapeAtOnce(t, s.URL+"/metrics", 60, "slow 1")
+func TestScrapesShareScan(t *testing.T) {
+	slow := &slowScanner{goOn: make(chan struct{})}
+	s := serveTest(t, slow.scan)
+	statuses := scrapeAtOnce(t, s.URL+"/metrics", 60, `ephemeral_port_collect_success{netns="self"} 1`)
 	checkStatuses(t, statuses, 20, http.StatusServiceUnavailable)
 
 	for _, path := range []string{healthyPath, readyPath} {
@@ -142,33 +143,32 @@ func TestScrapesShareCollection(t *testing.T) {
 		}
 	}
 
-	close(c.goOn)
+	close(slow.goOn)
 	checkStatuses(t, statuses, 40, http.StatusOK)
 	// A request that came in but had not joined yet makes one of its own.
-	if got := c.collections.Load(); got > 2 {
-		t.Errorf("%d collections for 40 scrapes", got)
+	if got := slow.scans.Load(); got > 2 {
+		t.Errorf("%d scans for 40 scrapes", got)
 	}
 }
 
-// bigCollector sends megabytes, and how often it was asked.
-type bigCollector struct{ collections atomic.Int32 }
+// A bigScanner finds megabytes, and counts how often it was asked.
+type bigScanner struct{ scans atomic.Int32 }
 
-var bigDesc = prometheus.NewDesc("big", "Big.", []string{"n"}, nil)
-
-func (c *bigCollector) Describe(ch chan<- *prometheus.Desc) { ch <- bigDesc }
-
-func (c *bigCollector) Collect(ch chan<- prometheus.Metric) {
-	n := float64(c.collections.Add(1))
-	for i := range 20_000 {
-		ch <- prometheus.MustNewConstMetric(bigDesc, prometheus.GaugeValue, n, fmt.Sprintf("%0200d", i))
+func (s *bigScanner) scan(context.Context) scan.Snapshot {
+	report := pool.Report{CapacityPorts: int(s.scans.Add(1))}
+	for i := range 2000 {
+		report.Destinations = append(report.Destinations, pool.Destination{
+			Source: netip.MustParseAddr("10.0.0.1"), Address: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.2"), uint16(i)),
+		})
 	}
+	return scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected, Report: report}}}
 }
 
 // TestScrapeStalled has a client that asks and does not read the answer. The others
 // still get new numbers.
 func TestScrapeStalled(t *testing.T) {
-	c := &bigCollector{}
-	s := serveTest(t, c)
+	big := &bigScanner{}
+	s := serveTest(t, big.scan)
 	stalled, err := net.Dial("tcp", s.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +181,7 @@ func TestScrapeStalled(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want := range 3 {
-		text := fmt.Sprintf("} %d\n", want+2)
+		text := fmt.Sprintf("ephemeral_port_capacity_ports{netns=\"self\"} %d\n", want+2)
 		checkStatuses(t, scrapeAtOnce(t, s.URL+"/metrics", 1, text), 1, http.StatusOK)
 	}
 }
@@ -194,13 +194,7 @@ func TestScrapesKeepMemoryFlat(t *testing.T) {
 			Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 443),
 		}.Hold(t, 100)
 	}
-	s := serveTest(t, collector.New(collector.Config{
-		Proc:           "/proc",
-		Limits:         collector.Limits{MinPorts: 10, Most: 256},
-		TimeWaitLength: time.Minute,
-		Timeout:        10 * time.Second,
-		Logger:         slog.New(slog.DiscardHandler),
-	}))
+	s := serveTest(t, scannerOf(t, "--collect.timeout=10s"))
 	rounds := func(n int) (heap uint64, goroutines int) {
 		for range n {
 			statuses := scrapeAtOnce(t, s.URL+"/metrics", 40, `ephemeral_port_collect_success{netns="self"} 1`)
@@ -228,7 +222,7 @@ func TestScrapesKeepMemoryFlat(t *testing.T) {
 // TestServerTimeouts are set, and leave a collection its time.
 func TestServerTimeouts(t *testing.T) {
 	f := parseFlags(t, "--collect.timeout=20s")
-	s, err := newServer(f, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	s, err := newServer(f, prometheus.NewRegistry(), scannerOf(t), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

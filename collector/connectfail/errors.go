@@ -11,7 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/capability"
+	"ephemeral_port_exporter/collector/internal/capability"
 )
 
 // ErrUnsupported means that this kernel does not have what a Probe needs.

@@ -43,6 +43,20 @@ func Self(proc string) (uint64, error) {
 	return st.Ino, nil
 }
 
+// OwnPID returns the number that this process has in procfs at proc, which can be that of
+// another PID namespace; 0 if it has none there.
+func OwnPID(proc string) int {
+	link, err := os.Readlink(filepath.Join(proc, "self"))
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(link)
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
 func selfPath(proc string) string { return filepath.Join(proc, "thread-self/ns/net") }
 
 // Mounted returns the namespaces that are mounted in folders, such as /run/netns. A folder

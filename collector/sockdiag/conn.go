@@ -90,16 +90,15 @@ func (c *Conn) Listeners(low, high uint16, each func(Socket)) error {
 	return nil
 }
 
-// Sockets calls each for every socket in one of the PortHolding states whose
-// local port lies from low to high, both included. Nothing is kept of a socket
-// after its call.
+// Sockets calls each for every socket in one of these states whose local port lies
+// from low to high, both included. Nothing is kept of a socket after its call.
 //
 // On an error each may have been called for some sockets: what it gathered is
 // not the namespace's state and must not be used. A dump is not atomic: a socket
 // that comes, goes or changes state meanwhile can be missing or be there twice.
-func (c *Conn) Sockets(low, high uint16, each func(Socket)) error {
+func (c *Conn) Sockets(states []State, low, high uint16, each func(Socket)) error {
 	req := request{low: low, high: high}
-	for _, s := range PortHolding {
+	for _, s := range states {
 		req.states |= s.bit()
 	}
 	if err := c.dump(req, each); err != nil {

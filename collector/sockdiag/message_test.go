@@ -165,17 +165,6 @@ func TestReplyAllocates(t *testing.T) {
 	}
 }
 
-func TestStateString(t *testing.T) {
-	want := "established syn_sent syn_recv fin_wait1 fin_wait2 time_wait close_wait last_ack closing listen unknown"
-	var got []string
-	for _, s := range append(PortHolding[:], Listen, 7) {
-		got = append(got, s.String())
-	}
-	if strings.Join(got, " ") != want {
-		t.Errorf("got %q, want %q", got, want)
-	}
-}
-
 // FuzzReply feeds the decoder with what no kernel says.
 func FuzzReply(f *testing.F) {
 	r := testRequest

@@ -24,41 +24,6 @@ const (
 	Closing     State = 11 // TCP_CLOSING
 )
 
-// PortHolding lists the states in which a socket holds its local port against a
-// connect() to the same destination, in the kernel's order.
-var PortHolding = [...]State{
-	Established, SynSent, SynRecv, FinWait1, FinWait2, TimeWait, CloseWait, LastAck, Closing,
-}
-
-// String returns the kernel's name in lower case and without "TCP_", or
-// "unknown" for a state that this package does not know.
-func (s State) String() string {
-	switch s {
-	case Established:
-		return "established"
-	case SynSent:
-		return "syn_sent"
-	case SynRecv:
-		return "syn_recv"
-	case FinWait1:
-		return "fin_wait1"
-	case FinWait2:
-		return "fin_wait2"
-	case TimeWait:
-		return "time_wait"
-	case CloseWait:
-		return "close_wait"
-	case LastAck:
-		return "last_ack"
-	case Listen:
-		return "listen"
-	case Closing:
-		return "closing"
-	default:
-		return "unknown"
-	}
-}
-
 // bit is the state's place in idiag_states, a mask of 1 << TCP_*.
 func (s State) bit() uint32 { return 1 << s }
 

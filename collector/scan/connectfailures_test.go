@@ -1,4 +1,4 @@
-package collector
+package scan
 
 import (
 	"bytes"
@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -40,29 +39,39 @@ func (f *fakeFailures) set(rest uint64, failures ...uint64) {
 	}
 }
 
-// TestConnectFailures bounds the series and loses no failure. What was exported stays, and grows.
+// listed are the pools of 10.0.0.N as "N:failures".
+func listed(f ConnectFailures) string {
+	var pools []string
+	for _, p := range f.Pools {
+		ip := p.Destination.Addr().As4()
+		pools = append(pools, fmt.Sprintf("%d:%d", ip[3], p.Failures))
+	}
+	return strings.Join(pools, " ")
+}
+
+// TestConnectFailures bounds the pools and loses no failure. What was listed stays, and grows.
 func TestConnectFailures(t *testing.T) {
-	type scrape struct {
+	type scan struct {
 		rest     uint64
 		failures []uint64 // of 10.0.0.1, 10.0.0.2, …
-		series   string   // those exported, in order
+		listed   string   // in order
 		others   uint64
 	}
 	tests := []struct {
-		name    string
-		most    int
-		scrapes []scrape
+		name  string
+		most  int
+		scans []scan
 	}{
-		{"none", 2, []scrape{{0, nil, "", 0}}},
-		{"all", 2, []scrape{{0, []uint64{5, 3}, "1:5 2:3", 0}}},
-		{"the largest", 2, []scrape{{4, []uint64{5, 3, 9}, "1:5 3:9", 7}}},
-		{"equal", 2, []scrape{{0, []uint64{3, 3, 3}, "1:3 2:3", 3}}},
-		{"no place", 0, []scrape{{4, []uint64{5, 3}, "", 12}}},
-		{"place left", 2, []scrape{
+		{"none", 2, []scan{{0, nil, "", 0}}},
+		{"all", 2, []scan{{0, []uint64{5, 3}, "1:5 2:3", 0}}},
+		{"the largest", 2, []scan{{4, []uint64{5, 3, 9}, "1:5 3:9", 7}}},
+		{"equal", 2, []scan{{0, []uint64{3, 3, 3}, "1:3 2:3", 3}}},
+		{"no place", 0, []scan{{4, []uint64{5, 3}, "", 12}}},
+		{"place left", 2, []scan{
 			{0, []uint64{0, 1}, "2:1", 0},
 			{0, []uint64{7, 1, 6}, "1:7 2:1", 6},
 		}},
-		{"overtaken", 2, []scrape{
+		{"overtaken", 2, []scan{
 			{0, []uint64{5, 3, 1}, "1:5 2:3", 1},
 			{1, []uint64{5, 3, 100}, "1:5 2:3", 101},
 			{1, []uint64{6, 3, 100, 200}, "1:6 2:3", 301},
@@ -71,63 +80,47 @@ func TestConnectFailures(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var f fakeFailures
-			c := NewConnectFailures(f.read, tt.most, slog.New(slog.DiscardHandler))
-			for i, s := range tt.scrapes {
+			c := newConnectFailures(f.read, tt.most)
+			for i, s := range tt.scans {
 				f.set(s.rest, s.failures...)
-				var want []string
-				for series := range strings.FieldsSeq(s.series) {
-					n, value, _ := strings.Cut(series, ":")
-					want = append(want, fmt.Sprintf(`ephemeral_port_connect_failures_total{destination_ip="10.0.0.%s",destination_port="443",source_ip="198.51.100.1"} %s`, n, value))
-				}
-				want = append(want, fmt.Sprint("ephemeral_port_connect_failures_unattributed_total ", s.others))
-				if got := samples(t, c); got != strings.Join(want, "\n") {
-					t.Errorf("scrape %d: got\n%s\nwant\n%s", i, got, strings.Join(want, "\n"))
+				if got := c.collect(); listed(got) != s.listed || got.Unattributed != s.others {
+					t.Errorf("scan %d: got %s, unattributed %d, want %s, %d", i, listed(got), got.Unattributed, s.listed, s.others)
 				}
 			}
 		})
 	}
 }
 
-// TestConnectFailuresSources have series of their own, in order.
+// TestConnectFailuresSources are told apart, in order.
 func TestConnectFailuresSources(t *testing.T) {
 	var f fakeFailures
 	f.set(0, 5)
 	other := f.counts[0]
 	other.Source = netip.MustParseAddr("198.51.100.0")
 	f.counts = append(f.counts, other)
-	const series = `ephemeral_port_connect_failures_total{destination_ip="10.0.0.1",destination_port="443",source_ip="198.51.100.%d"} 5` + "\n"
-	for most, want := range []string{"", fmt.Sprintf(series, 0), fmt.Sprintf(series, 0) + fmt.Sprintf(series, 1)} {
-		c := NewConnectFailures(f.read, most, slog.New(slog.DiscardHandler))
-		want += fmt.Sprint("ephemeral_port_connect_failures_unattributed_total ", 10-5*most)
-		if got := samples(t, c); got != want {
-			t.Errorf("at most %d series: got\n%s\nwant\n%s", most, got, want)
+	for most, want := range []string{"", "198.51.100.0", "198.51.100.1 198.51.100.0"} {
+		got := newConnectFailures(f.read, most).collect()
+		var sources []string
+		for _, p := range got.Pools {
+			sources = append(sources, p.Source.String())
+		}
+		if strings.Join(sources, " ") != want || got.Unattributed != uint64(10-5*most) {
+			t.Errorf("at most %d pools: got %v, unattributed %d", most, sources, got.Unattributed)
 		}
 	}
 }
 
-// TestConnectFailuresConcurrent is two scrapes at a time.
-func TestConnectFailuresConcurrent(t *testing.T) {
-	var f fakeFailures
-	f.set(0, 5, 3, 1)
-	c := NewConnectFailures(f.read, 2, slog.New(slog.DiscardHandler))
-	var scrapes sync.WaitGroup
-	for range 2 {
-		scrapes.Go(func() {
-			for range 100 {
-				exposition(t, c)
-			}
-		})
-	}
-	scrapes.Wait()
-}
-
-// TestConnectFailuresUnread sends nothing that could be taken for a number.
+// TestConnectFailuresUnread are no numbers, and logged.
 func TestConnectFailuresUnread(t *testing.T) {
 	var log bytes.Buffer
+	cfg := testConfig()
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	s := newScanner(t, cfg)
 	f := fakeFailures{err: errors.New("out of order")}
-	c := NewConnectFailures(f.read, 2, slog.New(slog.NewTextHandler(&log, nil)))
-	if got := samples(t, c); got != "" {
-		t.Errorf("sent\n%s", got)
+	s.connectFailures = newConnectFailures(f.read, 2)
+	got := s.Scan(t.Context()).ConnectFailures
+	if got == nil || !errors.Is(got.Err, f.err) || got.Pools != nil || got.Unattributed != 0 {
+		t.Errorf("got %+v", got)
 	}
 	if got := log.String(); !strings.Contains(got, "level=ERROR") || !strings.Contains(got, "out of order") {
 		t.Errorf("log: got %q", got)

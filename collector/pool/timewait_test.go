@@ -1,13 +1,9 @@
-package collector
+package pool
 
 import (
-	"fmt"
 	"math"
-	"net/netip"
 	"testing"
 	"time"
-
-	"ephemeral_port_exporter/collector/sockdiag"
 )
 
 func TestTimeWaitRule(t *testing.T) {
@@ -103,34 +99,6 @@ func TestCeiling(t *testing.T) {
 	for _, tt := range tests {
 		if got := perSecond(tt.ports, tt.hold); math.Abs(got-tt.want) > 0.01 {
 			t.Errorf("%d ports, %v: got %v, want %v", tt.ports, tt.hold, got, tt.want)
-		}
-	}
-}
-
-func TestDenies(t *testing.T) {
-	sources := []netip.Addr{
-		netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"),
-		netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"),
-	}
-	tests := []struct {
-		listen string
-		v6only bool
-		want   string // which of sources
-	}{
-		{"10.0.0.1", false, "[true false false false]"},
-		{"2001:db8::2", false, "[false false false true]"},
-		{"0.0.0.0", false, "[true true false false]"},
-		{"::", false, "[true true true true]"},
-		{"::", true, "[false false true true]"},
-	}
-	for _, tt := range tests {
-		listener := sockdiag.Socket{Local: netip.AddrPortFrom(netip.MustParseAddr(tt.listen), 40000), V6Only: tt.v6only}
-		var got []bool
-		for _, s := range sources {
-			got = append(got, denies(listener, s))
-		}
-		if fmt.Sprint(got) != tt.want {
-			t.Errorf("listener on %s, v6only %v: got %v, want %v", tt.listen, tt.v6only, got, tt.want)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package collector
+package scan
 
 import (
 	"errors"
@@ -16,34 +16,44 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
-	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/collector/pool"
 )
 
 // The oracle: what a report calls free is what the kernel really grants.
 
-// newTestCollector returns a collector that reports everything.
-func newTestCollector() *Collector {
-	return New(Config{
+// testConfig reports everything of the test's namespace.
+func testConfig() Config {
+	return Config{
 		Proc:           "/proc",
-		Limits:         Limits{MinPorts: 0, Most: 1 << 20},
+		Limits:         pool.Limits{MinPorts: 0, Most: 1 << 20},
 		TimeWaitLength: 60 * time.Second,
 		Timeout:        30 * time.Second,
 		Logger:         slog.New(slog.DiscardHandler),
-	})
+	}
+}
+
+// newScanner returns a Scanner that must have all that it needs.
+func newScanner(tb testing.TB, cfg Config) *Scanner {
+	tb.Helper()
+	s, err := New(cfg)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s
 }
 
 // collect makes a report of the test's namespace.
-func collect(t *testing.T) Report {
+func collect(t *testing.T) pool.Report {
 	t.Helper()
-	r, err := newTestCollector().Report()
-	if err != nil {
-		t.Fatalf("collect: %v", err)
+	n, err := newScanner(t, testConfig()).Check()
+	if err != nil || n.Err != nil {
+		t.Fatalf("collect: %v, %v", err, n.Err)
 	}
-	return r
+	return n.Report
 }
 
 // freeTo returns how many more connections to a destination a report promises.
-func freeTo(r Report, source netip.Addr, destination netip.AddrPort) int {
+func freeTo(r pool.Report, source netip.Addr, destination netip.AddrPort) int {
 	for _, d := range r.Destinations {
 		if d.Source == source && d.Address == destination {
 			return r.CapacityPorts - (d.Held - d.Reusable)
@@ -53,7 +63,7 @@ func freeTo(r Report, source netip.Addr, destination netip.AddrPort) int {
 }
 
 // utilizationOf returns the exported utilization of a destination, 0 if it has none.
-func utilizationOf(r Report, source netip.Addr, destination netip.AddrPort) float64 {
+func utilizationOf(r pool.Report, source netip.Addr, destination netip.AddrPort) float64 {
 	for _, d := range r.Destinations {
 		if d.Source == source && d.Address == destination {
 			return d.Utilization
@@ -63,7 +73,7 @@ func utilizationOf(r Report, source netip.Addr, destination netip.AddrPort) floa
 }
 
 // sourceOf returns what a report says of a source address that it must have.
-func sourceOf(t *testing.T, r Report, source netip.Addr) Source {
+func sourceOf(t *testing.T, r pool.Report, source netip.Addr) pool.Source {
 	t.Helper()
 	for _, s := range r.Sources {
 		if s.Address == source {
@@ -71,7 +81,7 @@ func sourceOf(t *testing.T, r Report, source netip.Addr) Source {
 		}
 	}
 	t.Fatalf("no source %v in the report: %+v", source, r.Sources)
-	return Source{}
+	return pool.Source{}
 }
 
 // oracleClient is a client whose source address is known.
@@ -344,22 +354,22 @@ func TestOracleStates(t *testing.T) {
 	tests := []struct {
 		name  string
 		c     oracleClient
-		state sockdiag.State
+		state pool.State
 		make  func(t *testing.T, c netnstest.Client, listener int)
 	}{
-		{"established", dst, sockdiag.Established, func(t *testing.T, c netnstest.Client, listener int) {
+		{"established", dst, pool.Established, func(t *testing.T, c netnstest.Client, listener int) {
 			client, server := netnstest.Pair(t, c, listener)
 			leave(t, client)
 			leave(t, server)
 		}},
-		{"syn_sent", hole, sockdiag.SynSent, func(t *testing.T, c netnstest.Client, _ int) {
+		{"syn_sent", hole, pool.SynSent, func(t *testing.T, c netnstest.Client, _ int) {
 			fd, err := c.Dial()
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave(t, fd)
 		}},
-		{"fin_wait1", hole, sockdiag.FinWait1, func(t *testing.T, c netnstest.Client, _ int) {
+		{"fin_wait1", hole, pool.FinWait1, func(t *testing.T, c netnstest.Client, _ int) {
 			fd, err := c.Connect()
 			if err != nil {
 				t.Fatal(err)
@@ -373,7 +383,7 @@ func TestOracleStates(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"fin_wait2", dst, sockdiag.FinWait2, func(t *testing.T, c netnstest.Client, listener int) {
+		{"fin_wait2", dst, pool.FinWait2, func(t *testing.T, c netnstest.Client, listener int) {
 			client, server := netnstest.Pair(t, c, listener)
 			leave(t, client)
 			leave(t, server)
@@ -381,23 +391,23 @@ func TestOracleStates(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"fin_wait2 mini-socket", dst, sockdiag.FinWait2, func(t *testing.T, c netnstest.Client, listener int) {
+		{"fin_wait2 mini-socket", dst, pool.FinWait2, func(t *testing.T, c netnstest.Client, listener int) {
 			client, server := netnstest.Pair(t, c, listener)
 			leave(t, server)
 			unix.Close(client)
 		}},
-		{"close_wait", dst, sockdiag.CloseWait, func(t *testing.T, c netnstest.Client, listener int) {
+		{"close_wait", dst, pool.CloseWait, func(t *testing.T, c netnstest.Client, listener int) {
 			client, server := netnstest.Pair(t, c, listener)
 			leave(t, client)
 			netnstest.Hangup(server)
 		}},
-		{"time_wait", dst, sockdiag.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
+		{"time_wait", dst, pool.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
 			netnstest.TimeWait(t, c, listener, 1)
 		}},
-		{"mapped time_wait", dst.mapped(), sockdiag.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
+		{"mapped time_wait", dst.mapped(), pool.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
 			netnstest.TimeWait(t, c, listener, 1)
 		}},
-		{"IPv6 time_wait", clientTo("2001:db8::1", "[2001:db8::7]:80").bind(netnstest.BindNoPort), sockdiag.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
+		{"IPv6 time_wait", clientTo("2001:db8::1", "[2001:db8::7]:80").bind(netnstest.BindNoPort), pool.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
 			netnstest.TimeWait(t, c, listener, 1)
 		}},
 	}
@@ -414,9 +424,9 @@ func TestOracleStates(t *testing.T) {
 				tt.make(t, tt.c.Client, listener)
 			}
 
-			var want [len(sockdiag.PortHolding)]int
-			want[slices.Index(sockdiag.PortHolding[:], tt.state)] = n
-			var d Destination
+			var want [len(pool.States)]int
+			want[slices.Index(pool.States[:], tt.state)] = n
+			var d pool.Destination
 			// The peer acknowledges a FIN after up to 200 ms (TCP_DELACK_MAX).
 			for deadline := time.Now().Add(5 * time.Second); d.Ports != want && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 				r := collect(t)
@@ -484,7 +494,7 @@ func TestOracleWithoutIPv6(t *testing.T) {
 func setReuseDelay(t *testing.T, delay time.Duration) time.Duration {
 	t.Helper()
 	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay"); err != nil {
-		return defaultReuseDelay
+		return time.Second
 	}
 	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse_delay", strconv.FormatInt(delay.Milliseconds(), 10))
 	return delay

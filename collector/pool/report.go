@@ -1,29 +1,19 @@
-package collector
+package pool
 
 import (
 	"cmp"
 	"net/netip"
 	"slices"
 	"strconv"
-	"time"
-
-	"ephemeral_port_exporter/collector/sockdiag"
 )
 
-// A Report is what one collection found in one network namespace.
+// A Report says how the ephemeral ports of one network namespace are used.
 type Report struct {
 	Settings Settings
 
 	ReservedPorts int // of the range, withheld by ip_local_reserved_ports
 	BlockedPorts  int // of the range, withheld by listeners
 	CapacityPorts int // that connect() can choose from
-
-	TimeWaitSockets   int    // in the namespace, on any port
-	TimeWaitOverflows uint64 // TCPTimeWaitOverflow
-
-	// Partial is set if the sockets were not looked at because there are too few of them
-	// to matter. Then nothing below is known but Duration.
-	Partial bool
 
 	// MaxUtilization is that of the worst destination, reported or not; 0 without
 	// any, 1 where no destination can be connected to.
@@ -35,8 +25,7 @@ type Report struct {
 	UnreportedDestinations int // left out of Destinations by the limits
 	UnreportedPorts        int // that those hold
 
-	Sockets  int           // read from the kernel
-	Duration time.Duration // that the collection took
+	Sockets int // added to the Table
 }
 
 // A Destination is one pool of ports: what connect() calls from one source address
@@ -45,8 +34,8 @@ type Destination struct {
 	Source  netip.Addr
 	Address netip.AddrPort
 
-	// Ports counts the ports held, by state in the order of sockdiag.PortHolding.
-	Ports [len(sockdiag.PortHolding)]int
+	// Ports counts the ports held, by state in the order of States.
+	Ports [len(States)]int
 
 	Held        int     // the sum of Ports
 	Reusable    int     // ports in TIME_WAIT that connect() may take over now
@@ -65,16 +54,10 @@ type Source struct {
 	Utilization float64 // from 0 to 1, where the next bind(ip, 0) fails
 }
 
-// Limits bound the size of a Report.
-type Limits struct {
-	MinPorts int // a destination is reported if it holds as many ports
-	Most     int // destinations reported, and sources
-}
-
-// report judges what was counted. What a tally does not know is left zero.
-func (t *tally) report(s Settings, limits Limits) Report {
+// Report judges what was counted.
+func (t *Table) Report(limits Limits) Report {
 	r := Report{
-		Settings:      s,
+		Settings:      t.settings,
 		ReservedPorts: t.reserved,
 		BlockedPorts:  len(t.blocked),
 		CapacityPorts: t.capacity,
@@ -89,14 +72,15 @@ func (t *tally) report(s Settings, limits Limits) Report {
 		r.UnreportedDestinations++
 		r.UnreportedPorts += held
 	}
-	for p, counts := range t.pools {
+	for key, i := range t.pools {
+		counts := &t.counts[i]
 		held := counts.held()
-		r.MaxUtilization = max(r.MaxUtilization, utilization(held-counts.reusable, t.capacity))
+		r.MaxUtilization = max(r.MaxUtilization, utilization(held-int(counts.reusable), t.capacity))
 		if held < limits.MinPorts {
 			leaveOut(held)
 			continue
 		}
-		candidates = append(candidates, t.destination(p, counts))
+		candidates = append(candidates, t.destination(key, counts))
 	}
 	slices.SortFunc(candidates, func(a, b Destination) int {
 		return cmp.Or(cmp.Compare(b.Held, a.Held), a.Source.Compare(b.Source), a.Address.Compare(b.Address))
@@ -108,11 +92,11 @@ func (t *tally) report(s Settings, limits Limits) Report {
 	r.Destinations = candidates[:reported]
 
 	r.Sources = make([]Source, 0, len(t.sources))
-	for a, ports := range t.sources {
+	for key, ports := range t.sources {
 		r.Sources = append(r.Sources, Source{
-			Address:    withZone(a.address, a.zone),
+			Address:    address(key.address, key.zone),
 			Ports:      ports.size(),
-			BindParity: ports.withParity(s.PortRange.Low + 1),
+			BindParity: ports.parityOf(t.settings.PortRange.Low + 1),
 		})
 	}
 	slices.SortFunc(r.Sources, func(a, b Source) int {
@@ -128,26 +112,27 @@ func (t *tally) report(s Settings, limits Limits) Report {
 }
 
 // destination judges one pool.
-func (t *tally) destination(p pool, counts *poolCounts) Destination {
+func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 	rule := t.rule(counts.loopback)
 	d := Destination{
-		Source:    withZone(p.source, p.zone),
-		Address:   netip.AddrPortFrom(withZone(p.destination.Addr(), p.zone), p.destination.Port()),
+		Source:    address(key.source, key.zone),
+		Address:   netip.AddrPortFrom(address(key.destination, key.zone), uint16(key.port)),
 		Held:      counts.held(),
-		Reusable:  counts.reusable,
+		Reusable:  int(counts.reusable),
 		Ceiling:   perSecond(t.capacity, rule.hold()),
-		CloseRate: perSecond(counts.closed, rule.closeWindow()),
+		CloseRate: perSecond(int(counts.closed), rule.closeWindow()),
 	}
-	for i, state := range sockdiag.PortHolding {
-		d.Ports[i] = counts.states[state]
+	for i, state := range States {
+		d.Ports[i] = int(counts.states[state])
 	}
 	d.Utilization = utilization(d.Held-d.Reusable, t.capacity)
 	return d
 }
 
-// withZone names the interface of a link-local address by its index, a form
-// that RFC 4007 section 11.2 asks every implementation to know.
-func withZone(a netip.Addr, zone uint32) netip.Addr {
+// address is that of a key. A link-local one has the index of its interface as zone, a
+// form that RFC 4007 section 11.2 asks every implementation to know.
+func address(b [16]byte, zone uint32) netip.Addr {
+	a := netip.AddrFrom16(b).Unmap()
 	if zone == 0 || !a.IsLinkLocalUnicast() {
 		return a
 	}

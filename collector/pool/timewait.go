@@ -1,17 +1,8 @@
-package collector
+package pool
 
-import (
-	"net/netip"
-	"time"
-
-	"ephemeral_port_exporter/collector/sockdiag"
-)
+import "time"
 
 const (
-	// loopbackIndex is the index of the interface lo in every network namespace,
-	// LOOPBACK_IFINDEX of include/net/flow.h.
-	loopbackIndex = 1
-
 	// defaultReuseDelay is what kernels before 6.14 wait, where later ones have
 	// the sysctl tcp_tw_reuse_delay.
 	defaultReuseDelay = time.Second
@@ -27,10 +18,10 @@ type timeWaitRule struct {
 	delay    time.Duration // how old TIME_WAIT must be for it
 }
 
-// timeWaitRule returns the rule for destinations of which the source address, the
-// destination address or the device bound to is loopback, or for the others. It follows tcp_twsk_unique in
-// net/ipv4/tcp_ipv4.c, except that the kernel looks at whether the old connection
-// used timestamps, which a dump does not tell, and not at the sysctl.
+// timeWaitRule returns the rule for connections of which the source address, the
+// destination address or the bound device is loopback, or for all others. It follows
+// tcp_twsk_unique in net/ipv4/tcp_ipv4.c, with one difference: the kernel asks whether
+// the old connection used timestamps, which a dump does not tell. The sysctl stands in.
 func (s Settings) timeWaitRule(loopback bool) timeWaitRule {
 	delay := s.TWReuseDelay
 	if delay == 0 {
@@ -79,16 +70,3 @@ func utilization(used, capacity int) float64 {
 
 // perSecond returns n / d.
 func perSecond(n int, d time.Duration) float64 { return float64(n) / d.Seconds() }
-
-// denies reports whether a listener keeps its port from bind(source, 0). Every
-// listener keeps it from connect().
-func denies(listener sockdiag.Socket, source netip.Addr) bool {
-	switch at := listener.Local.Addr(); at {
-	case netip.IPv4Unspecified():
-		return source.Is4()
-	case netip.IPv6Unspecified():
-		return source.Is6() || !listener.V6Only
-	default:
-		return at == source
-	}
-}

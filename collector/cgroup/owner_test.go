@@ -1,4 +1,4 @@
-package netns
+package cgroup
 
 import (
 	"os"
@@ -84,8 +84,7 @@ func TestParseCgroup(t *testing.T) {
 }
 
 func TestOwnerOf(t *testing.T) {
-	// netnstest starts it as /proc/self/exe.
-	if got := OwnerOf("/proc", os.Getpid()); got.Command != "exe" {
+	if got := OwnerOf("/proc", os.Getpid()); got.Command != "cgroup.test" {
 		t.Errorf("this process: got %+v", got)
 	}
 	for _, pid := range []int{0, 1 << 30} {

@@ -1,4 +1,4 @@
-package collector
+package pool
 
 import (
 	"math/bits"
@@ -72,5 +72,5 @@ func (s *portSet) add(port uint16) {
 // size returns the number of ports.
 func (s *portSet) size() int { return s.parity[0] + s.parity[1] }
 
-// withParity returns the number of ports that are odd or even as like is.
-func (s *portSet) withParity(like uint16) int { return s.parity[like%2] }
+// parityOf returns how many of the ports have the same parity as port.
+func (s *portSet) parityOf(port uint16) int { return s.parity[port%2] }

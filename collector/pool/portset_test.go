@@ -1,4 +1,4 @@
-package collector
+package pool
 
 import (
 	"math/rand/v2"
@@ -39,8 +39,8 @@ func TestPortSet(t *testing.T) {
 			}
 			want[port] = true
 		}
-		if set.size() != n || set.withParity(1) != odd || set.withParity(0) != n-odd {
-			t.Errorf("%d ports, %d odd: got %d, %d odd, %d even", n, odd, set.size(), set.withParity(1), set.withParity(0))
+		if set.size() != n || set.parityOf(1) != odd || set.parityOf(0) != n-odd {
+			t.Errorf("%d ports, %d odd: got %d, %d odd, %d even", n, odd, set.size(), set.parityOf(1), set.parityOf(0))
 		}
 		if dense := set.dense != nil; dense != (n > maxSparse) {
 			t.Errorf("%d ports: dense %v", n, dense)

@@ -1,11 +1,11 @@
-package collector
+package scan
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,25 +25,26 @@ import (
 	"ephemeral_port_exporter/collector/sockdiag"
 )
 
-// surveyor is a collector for the namespaces mounted in a folder.
-func surveyor(scope Scope, folder string) *Collector {
-	c := newTestCollector()
-	c.cfg.Scope, c.cfg.NamespaceFolders = scope, []string{folder}
-	return c
+// namedScanner is a Scanner for the namespaces mounted in directories.
+func namedScanner(tb testing.TB, dirs ...string) *Scanner {
+	tb.Helper()
+	cfg := testConfig()
+	cfg.Scope, cfg.NamespaceDirs = ScopeNamed, dirs
+	return newScanner(tb, cfg)
 }
 
-// byName returns surveys by their label.
-func byName(surveys []Survey) map[string]Survey {
-	m := map[string]Survey{}
-	for _, s := range surveys {
-		m[s.NetNS] = s
+// byName returns the namespaces of a scan by their label.
+func byName(s *Scanner) map[string]Namespace {
+	m := map[string]Namespace{}
+	for _, n := range s.Scan(context.Background()).Namespaces {
+		m[n.Name] = n
 	}
 	return m
 }
 
-// TestSurveyOracle has 50 namespaces, each with settings and load of its own, and compares
+// TestNamespacesOracle has 50 namespaces, each with settings and load of its own, and compares
 // what is said of each with what its kernel grants.
-func TestSurveyOracle(t *testing.T) {
+func TestNamespacesOracle(t *testing.T) {
 	folder := t.TempDir()
 	type namespace struct {
 		path   string
@@ -76,12 +77,12 @@ func TestSurveyOracle(t *testing.T) {
 	}
 	time.Sleep(50 * time.Millisecond)
 
-	surveys := byName(surveyor(ScopeNamed, folder).Survey())
-	if len(surveys) != n+1 {
-		t.Errorf("%d surveys, want %d and our own", len(surveys), n)
+	found := byName(namedScanner(t, folder))
+	if len(found) != n+1 {
+		t.Errorf("%d namespaces, want %d and our own", len(found), n)
 	}
 	for _, ns := range namespaces {
-		s := surveys[filepath.Base(ns.path)]
+		s := found[filepath.Base(ns.path)]
 		if s.Outcome != Collected {
 			t.Errorf("%s: outcome %q: %v", ns.path, s.Outcome, s.Err)
 			continue
@@ -100,8 +101,8 @@ func TestSurveyOracle(t *testing.T) {
 	}
 }
 
-// TestSurveyIdle does not say what was not looked at.
-func TestSurveyIdle(t *testing.T) {
+// TestNamespacesIdle does not say what was not looked at.
+func TestNamespacesIdle(t *testing.T) {
 	folder := t.TempDir()
 	c := clientTo("198.51.100.1", "198.51.100.7:80")
 	for name, connections := range map[string]int{"none": 0, "few": 9, "enough": 10} {
@@ -119,8 +120,7 @@ func TestSurveyIdle(t *testing.T) {
 		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
 	})
 
-	collector := surveyor(ScopeNamed, folder)
-	surveys := byName(collector.Survey())
+	found := byName(namedScanner(t, folder))
 	for name, want := range map[string]struct {
 		outcome  Outcome
 		partial  bool
@@ -133,29 +133,10 @@ func TestSurveyIdle(t *testing.T) {
 		"few":    {Idle, true, 30000, 999},
 		"enough": {Collected, false, 30000, 999},
 	} {
-		s := surveys[name]
+		s := found[name]
 		r := s.Report
-		if s.Outcome != want.outcome || r.Partial != want.partial || r.Settings.PortRange.Low != want.low || r.CapacityPorts != want.capacity || s.Err != nil {
-			t.Errorf("%s: got %q, partial %v, range from %d, capacity %d, %v, want %+v", name, s.Outcome, r.Partial, r.Settings.PortRange.Low, r.CapacityPorts, s.Err, want)
-		}
-	}
-
-	text := string(exposition(t, collector))
-	for series, want := range map[string]bool{
-		`ephemeral_port_capacity_ports{netns="few"} 999`:                                                                true,
-		`ephemeral_port_collect_success{netns="few"} 1`:                                                                 true,
-		`ephemeral_port_max_utilization_ratio{netns="few"}`:                                                             false,
-		`ephemeral_port_unreported_ports{netns="few"}`:                                                                  false,
-		`ephemeral_port_collect_sockets{netns="few"}`:                                                                   false,
-		`ephemeral_port_max_utilization_ratio{netns="empty"} 0`:                                                         true,
-		`ephemeral_port_namespaces{outcome="idle"} 3`:                                                                   true,
-		`ephemeral_port_namespaces{outcome="collected"} 2`:                                                              true,
-		`ephemeral_port_namespaces{outcome="failed"} 0`:                                                                 true,
-		`ephemeral_port_namespaces{outcome="deadline"} 0`:                                                               true,
-		`command="",container_id="",inode="` + inodeOf(t, filepath.Join(folder, "few")) + `",netns="few",pod_uid=""} 1`: true,
-	} {
-		if strings.Contains(text, series) != want {
-			t.Errorf("%s: there %v, want %v", series, !want, want)
+		if s.Outcome != want.outcome || s.Partial != want.partial || r.Settings.PortRange.Low != want.low || r.CapacityPorts != want.capacity || s.Err != nil {
+			t.Errorf("%s: got %q, partial %v, range from %d, capacity %d, %v, want %+v", name, s.Outcome, s.Partial, r.Settings.PortRange.Low, r.CapacityPorts, s.Err, want)
 		}
 	}
 }
@@ -170,9 +151,9 @@ func inodeOf(t *testing.T, path string) string {
 	return strconv.FormatUint(st.Ino, 10)
 }
 
-// TestSurveyFolder finds namespaces among what else a folder can have in it, whatever they
+// TestNamespacesFolder finds namespaces among what else a folder can have in it, whatever they
 // are called.
-func TestSurveyFolder(t *testing.T) {
+func TestNamespacesFolder(t *testing.T) {
 	folder := t.TempDir()
 	odd := []string{"new\nline", "quote\"{}", strings.Repeat("x", 255), "invalid\xff", "invalid\xfe", "self", "netns-1"}
 	for _, name := range odd {
@@ -197,13 +178,12 @@ func TestSurveyFolder(t *testing.T) {
 		}
 	}
 
-	c := surveyor(ScopeNamed, folder)
+	s := namedScanner(t, folder)
 	var log bytes.Buffer
-	c.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
-	surveys := c.Survey()
-	names := byName(surveys)
-	if len(surveys) != len(odd)+1 || len(names) != len(surveys) {
-		t.Errorf("%d surveys, %d names, want %d of both: %+v", len(surveys), len(names), len(odd)+1, surveys)
+	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	names := byName(s)
+	if len(names) != len(odd)+1 || len(s.Scan(t.Context()).Namespaces) != len(odd)+1 {
+		t.Errorf("%d names, want %d: %+v", len(names), len(odd)+1, names)
 	}
 	for _, want := range []string{"new\nline", "quote\"{}", strings.Repeat("x", 255), "invalid\uFFFD"} {
 		if names[want].Outcome != Idle {
@@ -213,18 +193,19 @@ func TestSurveyFolder(t *testing.T) {
 	if log.Len() != 0 {
 		t.Errorf("log: %s", &log)
 	}
-	exposition(t, c) // valid, and no series twice
 
-	c.cfg.NamespaceFolders = []string{filepath.Join(folder, "nonexistent")}
-	if surveys := c.Survey(); len(surveys) != 1 || log.Len() != 0 {
-		t.Errorf("folder that does not exist: %+v, log %s", surveys, &log)
+	s.cfg.NamespaceDirs = []string{filepath.Join(folder, "nonexistent")}
+	if names := byName(s); len(names) != 1 || log.Len() != 0 {
+		t.Errorf("directory that does not exist: %+v, log %s", names, &log)
 	}
 }
 
-// TestSurveyProcesses finds the namespace of a process, says whose it is, and does not
+// TestNamespacesProcesses finds the namespace of a process, says whose it is, and does not
 // take another for it that gets its inode.
-func TestSurveyProcesses(t *testing.T) {
-	c := surveyor(ScopeAll, t.TempDir())
+func TestNamespacesProcesses(t *testing.T) {
+	cfg := testConfig()
+	cfg.Scope, cfg.NamespaceDirs = ScopeAll, []string{t.TempDir()}
+	s := newScanner(t, cfg)
 	labels := map[string]bool{}
 	inodes := map[uint64]int{}
 	for range 20 {
@@ -234,14 +215,18 @@ func TestSurveyProcesses(t *testing.T) {
 			t.Fatal(err)
 		}
 		found := 0
-		for _, s := range c.Survey() {
-			if s.namespace.PID == cmd.Process.Pid {
+		inode, err := strconv.ParseUint(inodeOf(t, fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range s.Scan(t.Context()).Namespaces {
+			if n.Inode == inode {
 				found++
-				if labels[s.NetNS] || !strings.HasPrefix(s.NetNS, cookiePrefix) || s.Owner.Command != "sleep" || s.Outcome != Idle {
-					t.Errorf("got %+v, want a label of its own for a sleep that is idle", s)
+				if labels[n.Name] || !strings.HasPrefix(n.Name, cookiePrefix) || n.Owner.Command != "sleep" || n.Outcome != Idle {
+					t.Errorf("got %+v, want a label of its own for a sleep that is idle", n)
 				}
-				labels[s.NetNS] = true
-				inodes[s.Inode]++
+				labels[n.Name] = true
+				inodes[n.Inode]++
 			}
 		}
 		if found != 1 {
@@ -256,21 +241,17 @@ func TestSurveyProcesses(t *testing.T) {
 	}
 }
 
-// TestSurveyNames stay with a namespace for its life: one that shares the name of its mount
+// TestNamespacesNames stay with a namespace for its life: one that shares the name of its mount
 // with another does not get it when that is removed.
-func TestSurveyNames(t *testing.T) {
+func TestNamespacesNames(t *testing.T) {
 	first, second := t.TempDir(), t.TempDir()
 	path := filepath.Join(first, "blue")
 	netnstest.Mount(t, path, nil)
 	netnstest.Mount(t, filepath.Join(second, "blue"), nil)
-	c := surveyor(ScopeNamed, first)
-	c.cfg.NamespaceFolders = []string{first, second}
+	s := namedScanner(t, first, second)
 	labels := func() map[uint64]string {
-		m := map[uint64]string{}
-		for _, s := range c.Survey()[1:] {
-			m[s.cookie] = s.NetNS
-		}
-		return m
+		s.Scan(t.Context())
+		return s.labels
 	}
 
 	before := labels()
@@ -301,33 +282,33 @@ func TestSurveyNames(t *testing.T) {
 	}
 }
 
-// TestSurveyReplaced does not take the namespace that it looked at for another one that
+// TestNamespacesReplaced does not take the namespace that it surveyed for another one that
 // got its inode before it was read.
-func TestSurveyReplaced(t *testing.T) {
+func TestNamespacesReplaced(t *testing.T) {
 	folder := t.TempDir()
 	netnstest.Mount(t, filepath.Join(folder, "ns"), nil)
-	c := surveyor(ScopeNamed, folder)
-	found, err := c.find()
+	s := namedScanner(t, folder)
+	found, err := s.discover()
 	if err != nil || len(found) != 1 {
 		t.Fatalf("found %v, %v", found, err)
 	}
-	s := Survey{namespace: found[0]}
+	c := candidate{found: found[0]}
 	deadline := time.Now().Add(time.Minute)
-	if err := c.look(&s, deadline); err != nil || s.cookie == 0 {
-		t.Fatalf("look: %+v, %v", s, err)
+	if err := s.survey(&c, deadline); err != nil || c.cookie == 0 {
+		t.Fatalf("survey: %+v, %v", c, err)
 	}
-	if err := c.read(&s, deadline); err != nil {
-		t.Errorf("read: %v", err)
+	if err := s.collectFrom(&c, deadline); err != nil {
+		t.Errorf("collect: %v", err)
 	}
-	s.cookie++
-	if err := c.read(&s, deadline); !errors.Is(err, netns.ErrGone) {
-		t.Errorf("read with another cookie: got %v, want %v", err, netns.ErrGone)
+	c.cookie++
+	if err := s.collectFrom(&c, deadline); !errors.Is(err, netns.ErrGone) {
+		t.Errorf("collect with another cookie: got %v, want %v", err, netns.ErrGone)
 	}
 }
 
-// TestSurveyFailure of one namespace is logged once and does not affect the others, and no
+// TestNamespacesFailure of one namespace is logged once and does not affect the others, and no
 // namespace can take all of the time.
-func TestSurveyFailure(t *testing.T) {
+func TestNamespacesFailure(t *testing.T) {
 	folder := t.TempDir()
 	inodes := map[string]string{}
 	for _, name := range []string{"broken", "well", "zslow"} {
@@ -342,11 +323,11 @@ func TestSurveyFailure(t *testing.T) {
 		})
 		inodes[inodeOf(t, path)] = name
 	}
-	c := surveyor(ScopeNamed, folder)
-	c.cfg.Timeout = time.Second
+	s := namedScanner(t, folder)
+	s.cfg.Timeout = time.Second
 	var log bytes.Buffer
-	c.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
-	c.dial = func() (*sockdiag.Conn, error) {
+	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	s.dial = func() (*sockdiag.Conn, error) {
 		switch inodes[inodeOf(t, "/proc/thread-self/ns/net")] {
 		case "broken":
 			return nil, unix.EPERM
@@ -362,12 +343,15 @@ func TestSurveyFailure(t *testing.T) {
 	want := map[string]Outcome{"self": Collected, "broken": Failed, "zslow": Deadline, "well": Collected}
 	for range 3 {
 		got := map[string]Outcome{}
-		surveys := c.Survey()
-		for _, s := range surveys {
-			got[s.NetNS] = s.Outcome
+		namespaces := s.Scan(t.Context()).Namespaces
+		for _, n := range namespaces {
+			got[n.Name] = n.Outcome
+			if n.Err != nil && n.Report.CapacityPorts != 0 {
+				t.Errorf("%s failed and has numbers: %+v", n.Name, n)
+			}
 		}
-		if surveys[1].NetNS != "zslow" {
-			t.Errorf("%s was read first, want the busiest", surveys[1].NetNS)
+		if namespaces[1].Name != "zslow" {
+			t.Errorf("%s was read first, want the busiest", namespaces[1].Name)
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("outcomes (-want +got):\n%s", diff)
@@ -376,34 +360,21 @@ func TestSurveyFailure(t *testing.T) {
 	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "netns=broken") || !strings.Contains(got, "not permitted") {
 		t.Errorf("log: got %q, want one line about broken", got)
 	}
-	text := string(exposition(t, c))
-	for _, series := range []string{
-		`ephemeral_port_collect_success{netns="broken"} 0`, `ephemeral_port_collect_success{netns="zslow"} 0`,
-		`ephemeral_port_namespaces{outcome="deadline"} 1`, `ephemeral_port_namespaces{outcome="failed"} 1`,
-	} {
-		if !strings.Contains(text, series) {
-			t.Errorf("no %s", series)
-		}
-	}
-	if strings.Contains(text, `ephemeral_port_capacity_ports{netns="broken"}`) {
-		t.Error("numbers of a namespace that failed")
-	}
-
-	c.cfg.Timeout = time.Nanosecond
-	for _, s := range c.Survey() {
-		if s.Outcome != Deadline {
-			t.Errorf("%s: outcome %q in no time, want %q", s.NetNS, s.Outcome, Deadline)
+	s.cfg.Timeout = time.Nanosecond
+	for _, n := range s.Scan(t.Context()).Namespaces {
+		if n.Outcome != Deadline {
+			t.Errorf("%s: outcome %q in no time, want %q", n.Name, n.Outcome, Deadline)
 		}
 	}
 }
 
-// TestSurveyChurn makes and removes namespaces, twenty a second for a minute, while
+// TestNamespacesChurn makes and removes namespaces, twenty a second for a minute, while
 // another goroutine scrapes.
-func TestSurveyChurn(t *testing.T) {
+func TestNamespacesChurn(t *testing.T) {
 	folder := t.TempDir()
-	c := surveyor(ScopeNamed, folder)
+	s := namedScanner(t, folder)
 	var log bytes.Buffer
-	c.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	own := inodeOf(t, "/proc/thread-self/ns/net")
 	before := threads(t) // those of other tests are where they were left
 	// A process that stays here, for ip(8) to send the other end of a veth to.
@@ -431,9 +402,9 @@ func TestSurveyChurn(t *testing.T) {
 				return
 			default:
 			}
-			for _, s := range c.Survey() {
-				if s.Outcome == Failed || s.Outcome == Deadline {
-					t.Errorf("%s: %q: %v", s.NetNS, s.Outcome, s.Err)
+			for _, n := range s.Scan(context.Background()).Namespaces {
+				if n.Outcome == Failed || n.Outcome == Deadline {
+					t.Errorf("%s: %q: %v", n.Name, n.Outcome, n.Err)
 				}
 			}
 			scrapes++
@@ -504,7 +475,7 @@ func threads(t *testing.T) map[string]string {
 	return inodes
 }
 
-func TestLabel(t *testing.T) {
+func TestNewLabel(t *testing.T) {
 	tests := []struct {
 		mount  string
 		cookie uint64
@@ -521,52 +492,10 @@ func TestLabel(t *testing.T) {
 	}
 	taken := map[string]bool{"self": true}
 	for _, tt := range tests {
-		got := label(tt.mount, tt.cookie, taken)
+		got := newLabel(tt.mount, tt.cookie, taken)
 		if got != tt.want {
 			t.Errorf("%q, cookie %d: got %q, want %q", tt.mount, tt.cookie, got, tt.want)
 		}
 		taken[got] = true
-	}
-}
-
-// TestShareLimit keeps the heaviest of all namespaces, and loses no port.
-func TestShareLimit(t *testing.T) {
-	report := func(held ...int) Survey {
-		var s Survey
-		for i, h := range held {
-			address := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 80)
-			s.Report.Destinations = append(s.Report.Destinations, Destination{Address: address, Held: h})
-			s.Report.Sources = append(s.Report.Sources, Source{Address: address.Addr(), Ports: h})
-		}
-		return s
-	}
-	tests := []struct {
-		most int
-		want string
-	}{
-		{0, "[] 0/0 6 149 | [] 0/0 3 75"},
-		{1, "[100] 100/1 5 49 | [] 0/0 3 75"},
-		{3, "[100 20] 120/2 4 29 | [50] 50/1 2 25"},
-		{4, "[100 20 20] 140/3 3 9 | [50] 50/1 2 25"},
-		{5, "[100 20 20] 140/3 3 9 | [50 20] 70/2 1 5"},
-		{100, "[100 20 20 5 3 1] 149/6 0 0 | [50 20 5] 75/3 0 0"},
-	}
-	for _, tt := range tests {
-		surveys := []Survey{report(100, 20, 20, 5, 3, 1), report(50, 20, 5)}
-		shareLimit(surveys, tt.most)
-		var got []string
-		for _, s := range surveys {
-			held, sum := []int{}, 0
-			for _, d := range s.Report.Destinations {
-				held = append(held, d.Held)
-			}
-			for _, src := range s.Report.Sources {
-				sum += src.Ports
-			}
-			got = append(got, fmt.Sprintf("%v %d/%d %d %d", held, sum, len(s.Report.Sources), s.Report.UnreportedDestinations, s.Report.UnreportedPorts))
-		}
-		if got := strings.Join(got, " | "); got != tt.want {
-			t.Errorf("limit %d: got %s, want %s", tt.most, got, tt.want)
-		}
 	}
 }

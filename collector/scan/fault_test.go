@@ -1,4 +1,4 @@
-package collector
+package scan
 
 import (
 	"bytes"
@@ -13,10 +13,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/internal/sockdiagtest"
+	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/procfs"
 )
@@ -26,7 +28,7 @@ type fault struct {
 	name   string
 	answer func(sockdiagtest.Request) [][]byte
 	dial   error
-	want   error // of Report
+	want   error // of Check and Scan
 	text   string
 }
 
@@ -75,22 +77,22 @@ func healthy(r sockdiagtest.Request) [][]byte {
 	return [][]byte{row(r), r.Done(0)}
 }
 
-// faultyCollector is a collector whose kernel fails in the way that *f says, nil for
-// not at all. It logs to the buffer.
-func faultyCollector(t *testing.T, f **fault) (*Collector, *bytes.Buffer) {
+// faultyScanner is a Scanner whose kernel fails in the way that *f says, nil for not at
+// all. It logs to the buffer.
+func faultyScanner(t *testing.T, f **fault) (*Scanner, *bytes.Buffer) {
 	t.Helper()
 	var (
 		log  bytes.Buffer
 		kept []*net.UnixConn // from the garbage collector, which would close them
 	)
-	c := New(Config{
+	s := newScanner(t, Config{
 		Proc:           fixedProc(t),
-		Limits:         Limits{MinPorts: 1, Most: 10},
+		Limits:         pool.Limits{MinPorts: 1, Most: 10},
 		TimeWaitLength: time.Minute,
 		Timeout:        250 * time.Millisecond,
 		Logger:         slog.New(slog.NewTextHandler(&log, nil)),
 	})
-	c.dial = func() (*sockdiag.Conn, error) {
+	s.dial = func() (*sockdiag.Conn, error) {
 		answer := healthy
 		if *f != nil {
 			if (*f).dial != nil {
@@ -105,7 +107,7 @@ func faultyCollector(t *testing.T, f **fault) (*Collector, *bytes.Buffer) {
 		kept = append(kept, conn)
 		return sockdiag.NewConn(conn)
 	}
-	return c, &log
+	return s, &log
 }
 
 // fixedProc is a mount point with the settings of a usual host.
@@ -135,31 +137,29 @@ func fixedProc(t *testing.T) string {
 }
 
 // TestFaults never read as numbers, are logged once with their cause, and are over at
-// the next scrape.
+// the next scan.
 func TestFaults(t *testing.T) {
 	var current *fault
-	c, log := faultyCollector(t, &current)
+	s, log := faultyScanner(t, &current)
 	for i := range faults {
 		f := &faults[i]
 		t.Run(f.name, func(t *testing.T) {
 			current = f
-			if _, err := c.Report(); !errors.Is(err, f.want) {
-				t.Errorf("got %v, want %v", err, f.want)
+			if n, _ := s.Check(); !errors.Is(n.Err, f.want) {
+				t.Errorf("got %v, want %v", n.Err, f.want)
 			}
 
 			log.Reset()
-			if got := samples(t, c); got != `ephemeral_port_collect_success{netns="self"} 0` {
-				t.Errorf("a failed collection sent:\n%s", got)
-			}
+			checkFailed(t, s.Scan(t.Context()), f.want)
 			if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=ERROR") || !strings.Contains(got, f.text) {
 				t.Errorf("log: got %q, want one error that says %q", got, f.text)
 			}
 
 			current = nil
 			log.Reset()
-			if got := samples(t, c); !strings.Contains(got, `ephemeral_port_collect_success{netns="self"} 1`) ||
-				!strings.Contains(got, `destination_ip="10.0.0.2"`) {
-				t.Errorf("the collection after the fault sent:\n%s", got)
+			n := s.Scan(t.Context()).Namespaces[0]
+			if n.Outcome != Collected || n.Err != nil || len(n.Report.Destinations) != 1 || n.Report.Destinations[0].Address.String() != "10.0.0.2:80" {
+				t.Errorf("the scan after the fault: got %+v", n)
 			}
 			if log.Len() != 0 {
 				t.Errorf("log after the fault: %s", log)
@@ -168,37 +168,41 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// samples is an exposition without its comments.
-func samples(t *testing.T, c prometheus.Collector) string {
+// checkFailed has one namespace of which nothing is known but why.
+func checkFailed(t *testing.T, snapshot Snapshot, want error) {
 	t.Helper()
-	var lines []string
-	for line := range strings.Lines(string(exposition(t, c))) {
-		if !strings.HasPrefix(line, "#") {
-			lines = append(lines, strings.TrimSpace(line))
-		}
+	if len(snapshot.Namespaces) != 1 || !errors.Is(snapshot.Namespaces[0].Err, want) {
+		t.Fatalf("got %+v, want our namespace with %v", snapshot, want)
 	}
-	return strings.Join(lines, "\n")
+	got := snapshot.Namespaces[0]
+	empty := Namespace{Name: Self, Outcome: Failed, Err: got.Err}
+	if errors.Is(want, os.ErrDeadlineExceeded) {
+		empty.Outcome = Deadline
+	}
+	if diff := cmp.Diff(empty, got, cmpopts.EquateErrors()); diff != "" {
+		t.Errorf("numbers of a scan that failed (-want +got):\n%s", diff)
+	}
 }
 
-// TestFaultsLeakNothing over 1000 scrapes, one in ten of which goes well.
+// TestFaultsLeakNothing over 1000 scans, one in ten of which goes well.
 func TestFaultsLeakNothing(t *testing.T) {
 	var current *fault
-	c, _ := faultyCollector(t, &current)
-	c.cfg.Timeout = 2 * time.Millisecond
-	scrapes := func(n int) {
+	s, _ := faultyScanner(t, &current)
+	s.cfg.Timeout = 2 * time.Millisecond
+	scans := func(n int) {
 		for i := range n {
 			current = nil
 			if i%10 != 0 {
 				current = &faults[i%10-1]
 			}
-			exposition(t, c)
+			s.Scan(t.Context())
 		}
 	}
-	defer runtime.KeepAlive(c) // with the connections that it keeps
-	scrapes(10)
+	defer runtime.KeepAlive(s) // with the connections that it keeps
+	scans(10)
 	time.Sleep(50 * time.Millisecond)
 	fds, goroutines := inUse(t)
-	scrapes(1000)
+	scans(1000)
 	// The kernel's side of a connection ends a moment after ours.
 	for range 100 {
 		if f, g := inUse(t); f <= fds && g <= goroutines {
@@ -220,17 +224,12 @@ func inUse(t *testing.T) (fds, goroutines int) {
 	return len(entries), runtime.NumGoroutine()
 }
 
-// TestFaultsOfProc fail a collection too.
+// TestFaultsOfProc fail a scan too.
 func TestFaultsOfProc(t *testing.T) {
 	var none *fault
-	c, log := faultyCollector(t, &none)
-	c.fs = procfs.NewFS(t.TempDir())
-	if _, err := c.Report(); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("got %v, want %v", err, os.ErrNotExist)
-	}
-	if got := samples(t, c); got != `ephemeral_port_collect_success{netns="self"} 0` {
-		t.Errorf("a failed collection sent:\n%s", got)
-	}
+	s, log := faultyScanner(t, &none)
+	s.proc = procfs.NewFS(t.TempDir())
+	checkFailed(t, s.Scan(t.Context()), os.ErrNotExist)
 	if got := log.String(); !strings.Contains(got, "sys/net/ipv4") {
 		t.Errorf("log: got %q, want the file's name", got)
 	}

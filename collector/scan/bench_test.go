@@ -1,4 +1,4 @@
-package collector
+package scan
 
 import (
 	"bufio"
@@ -16,12 +16,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/common/expfmt"
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
-	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/collector/pool"
 )
 
 // BenchmarkScrape has 300k connections to 20 destinations and tells, per socket, the
@@ -44,32 +42,21 @@ func BenchmarkScrape(b *testing.B) {
 		netnstest.HoldInChild(b, holdings...)
 	}
 
-	c := newTestCollector()
-	settings := benchSettings(b, c)
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(c)
+	s := newScanner(b, testConfig())
+	settings := benchSettings(b, s)
 
 	var bare, fold, scrape cost
 	for b.Loop() {
 		bare.measure(b, func() int { return bareDump(b, 1024, 65535) })
 		fold.measure(b, func() int {
-			t, err := c.tally(time.Now().Add(time.Minute), settings)
+			table, err := s.fillTable(settings, time.Now().Add(time.Minute))
 			if err != nil {
 				b.Fatal(err)
 			}
-			return t.sockets
+			return table.Report(testConfig().Limits).Sockets
 		})
 		scrape.measure(b, func() int {
-			families, err := registry.Gather()
-			if err != nil {
-				b.Fatal(err)
-			}
-			for _, f := range families {
-				if _, err := expfmt.MetricFamilyToText(io.Discard, f); err != nil {
-					b.Fatal(err)
-				}
-			}
-			return fold.sockets
+			return s.Scan(b.Context()).Namespaces[0].Report.Sockets
 		})
 	}
 	if bare.sockets != fold.sockets || bare.sockets < 100_000 {
@@ -119,28 +106,25 @@ func BenchmarkInbound(b *testing.B) {
 		in.Destination = netip.MustParseAddrPort("192.0.2.3:10000")
 	}
 
-	c := newTestCollector()
-	settings := benchSettings(b, c)
+	s := newScanner(b, testConfig())
+	settings := benchSettings(b, s)
 	var filtered, unfiltered cost
 	for b.Loop() {
 		unfiltered.measure(b, func() int {
-			conn, err := sockdiag.Dial()
+			settings := settings
+			settings.PortRange = pool.PortRange{Low: 0, High: 65535}
+			table, err := s.fillTable(settings, time.Now().Add(time.Minute))
 			if err != nil {
 				b.Fatal(err)
 			}
-			defer conn.Close()
-			t := newTally(settings, nil)
-			if err := conn.Sockets(0, 65535, t.add); err != nil {
-				b.Fatal(err)
-			}
-			return t.sockets
+			return table.Report(testConfig().Limits).Sockets
 		})
 		filtered.measure(b, func() int {
-			t, err := c.tally(time.Now().Add(time.Minute), settings)
+			table, err := s.fillTable(settings, time.Now().Add(time.Minute))
 			if err != nil {
 				b.Fatal(err)
 			}
-			return t.sockets
+			return table.Report(testConfig().Limits).Sockets
 		})
 	}
 	// Scrapes of the other benchmark can be in TIME_WAIT still.
@@ -154,14 +138,14 @@ func BenchmarkInbound(b *testing.B) {
 }
 
 // benchSettings are those of the namespace that the benchmarks run in.
-func benchSettings(b *testing.B, c *Collector) Settings {
+func benchSettings(b *testing.B, s *Scanner) pool.Settings {
 	b.Helper()
-	ns, err := c.fs.Namespace()
+	ns, err := s.proc.Namespace()
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer ns.Close()
-	settings, err := c.settings(ns)
+	settings, err := s.readSettings(ns)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -326,22 +310,20 @@ func BenchmarkNamespaces(b *testing.B) {
 		})
 	}
 
-	one, all := newTestCollector(), newTestCollector()
-	one.cfg.Scope, one.cfg.NamespaceFolders = ScopeNamed, []string{busy}
-	all.cfg.Scope, all.cfg.NamespaceFolders = ScopeNamed, []string{busy, idle}
-	survey := func(c *Collector, namespaces int) func() int {
+	one, all := namedScanner(b, busy), namedScanner(b, busy, idle)
+	scan := func(s *Scanner, others int) func() int {
 		return func() int {
-			surveys := c.Survey()
-			if len(surveys) != namespaces+1 {
-				b.Fatalf("%d surveys, want %d", len(surveys), namespaces+1)
+			namespaces := s.Scan(b.Context()).Namespaces
+			if len(namespaces) != others+1 {
+				b.Fatalf("%d namespaces, want %d", len(namespaces), others+1)
 			}
-			return len(surveys)
+			return len(namespaces)
 		}
 	}
 	var alone, together cost
 	for b.Loop() {
-		alone.measure(b, survey(one, 1))
-		together.measure(b, survey(all, n+1))
+		alone.measure(b, scan(one, 1))
+		together.measure(b, scan(all, n+1))
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(alone.cpu.Seconds()*1000/float64(alone.runs), "one-cpu-ms/scrape")

@@ -1,4 +1,6 @@
-package netns
+// Package cgroup tells whose a process is, by its control group: the pod and the
+// container, see cgroups(7).
+package cgroup
 
 import (
 	"os"
@@ -13,20 +15,6 @@ type Owner struct {
 	PodUID      string // of Kubernetes, as the API has it
 	ContainerID string // 64 hexadecimal digits
 	Command     string // of the process, at most 15 bytes of any kind, see proc_pid_comm(5)
-}
-
-// OwnPID returns the number that this process has in procfs at proc, which can be that of
-// another PID namespace; 0 if it has none there.
-func OwnPID(proc string) int {
-	link, err := os.Readlink(filepath.Join(proc, "self"))
-	if err != nil {
-		return 0
-	}
-	pid, err := strconv.Atoi(link)
-	if err != nil {
-		return 0
-	}
-	return pid
 }
 
 // OwnerOf returns the owner of a process. It is zero if the process ended.

@@ -1,4 +1,4 @@
-package collector
+package pool
 
 import (
 	"fmt"
@@ -9,9 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-
-	"ephemeral_port_exporter/collector/sockdiag"
-	"ephemeral_port_exporter/procfs"
 )
 
 var (
@@ -20,26 +17,29 @@ var (
 	everything = Limits{MinPorts: 0, Most: 1 << 20}
 
 	// tenPorts is a range with nothing special about it.
-	tenPorts = Settings{PortRange: procfs.PortRange{Low: 40000, High: 40009}, TimeWaitLength: time.Minute}
+	tenPorts = Settings{PortRange: PortRange{Low: 40000, High: 40009}, TimeWaitLength: time.Minute}
 )
 
 // socket is one in a state, between two addresses.
-func socket(state sockdiag.State, local, remote string) sockdiag.Socket {
-	return sockdiag.Socket{State: state, Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote)}
+func socket(state State, local, remote string) Socket {
+	return Socket{State: state, Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote)}
 }
 
-// tallied counts these sockets.
-func tallied(s Settings, listeners []sockdiag.Socket, sockets ...sockdiag.Socket) *tally {
-	t := newTally(s, listeners)
+// listener is one on an address.
+func listener(local string) Listener { return Listener{Local: netip.MustParseAddrPort(local)} }
+
+// tableOf counts these sockets.
+func tableOf(s Settings, listeners []Listener, sockets ...Socket) *Table {
+	t := NewTable(s, listeners)
 	for _, s := range sockets {
-		t.add(s)
+		t.Add(&s)
 	}
 	return t
 }
 
 // TestReportNothing on an idle host.
 func TestReportNothing(t *testing.T) {
-	r := newTally(tenPorts, nil).report(tenPorts, everything)
+	r := NewTable(tenPorts, nil).Report(everything)
 	want := Report{Settings: tenPorts, CapacityPorts: 10}
 	if diff := cmp.Diff(want, r, compareAddrs, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -49,8 +49,8 @@ func TestReportNothing(t *testing.T) {
 // TestReportNoPorts where reserved ports and listeners leave none.
 func TestReportNoPorts(t *testing.T) {
 	s := tenPorts
-	s.ReservedPorts = []procfs.PortRange{{Low: 1, High: 40008}}
-	r := newTally(s, []sockdiag.Socket{socket(sockdiag.Listen, "0.0.0.0:40009", "0.0.0.0:0")}).report(s, everything)
+	s.ReservedPorts = []PortRange{{Low: 1, High: 40008}}
+	r := NewTable(s, []Listener{listener("0.0.0.0:40009")}).Report(everything)
 	if r.CapacityPorts != 0 || r.MaxUtilization != 1 {
 		t.Errorf("got capacity %d, greatest utilization %v, want 0 and 1", r.CapacityPorts, r.MaxUtilization)
 	}
@@ -59,14 +59,14 @@ func TestReportNoPorts(t *testing.T) {
 // TestReportStates counts every state that holds a port, and no other.
 func TestReportStates(t *testing.T) {
 	const local, remote = "10.0.0.1:40000", "10.0.0.2:80"
-	var sockets []sockdiag.Socket
-	for i, state := range sockdiag.PortHolding {
+	var sockets []Socket
+	for i, state := range States {
 		for range i + 1 {
 			sockets = append(sockets, socket(state, local, remote))
 		}
 	}
-	sockets = append(sockets, socket(sockdiag.State(200), local, remote))
-	r := tallied(tenPorts, nil, sockets...).report(tenPorts, everything)
+	sockets = append(sockets, socket(State(200), local, remote))
+	r := tableOf(tenPorts, nil, sockets...).Report(everything)
 	if len(r.Destinations) != 1 {
 		t.Fatalf("got %+v, want one destination", r.Destinations)
 	}
@@ -85,20 +85,20 @@ func TestReportStates(t *testing.T) {
 // TestReportOutside leaves out what is not of a pool.
 func TestReportOutside(t *testing.T) {
 	s := tenPorts
-	s.ReservedPorts = []procfs.PortRange{{Low: 40001, High: 40001}}
-	listeners := []sockdiag.Socket{
-		socket(sockdiag.Listen, "10.0.0.1:40002", "0.0.0.0:0"),
-		socket(sockdiag.Listen, "10.0.0.9:40002", "0.0.0.0:0"),
-		socket(sockdiag.Listen, "10.0.0.9:40003", "0.0.0.0:0"),
-		socket(sockdiag.Listen, "0.0.0.0:40001", "0.0.0.0:0"), // reserved, counted as that
+	s.ReservedPorts = []PortRange{{Low: 40001, High: 40001}}
+	listeners := []Listener{
+		listener("10.0.0.1:40002"),
+		listener("10.0.0.9:40002"),
+		listener("10.0.0.9:40003"),
+		listener("0.0.0.0:40001"), // reserved, counted as that
 	}
-	r := tallied(s, listeners,
-		socket(sockdiag.Established, "10.0.0.1:39999", "10.0.0.2:80"), // out of range
-		socket(sockdiag.Established, "10.0.0.1:40001", "10.0.0.2:80"), // reserved
-		socket(sockdiag.Established, "10.0.0.1:40002", "10.0.0.2:80"), // inbound
-		socket(sockdiag.Established, "10.0.0.1:40003", "10.0.0.2:80"), // bound beside a listener on another address
-		socket(sockdiag.Established, "10.0.0.1:40004", "10.0.0.2:80"),
-	).report(s, everything)
+	r := tableOf(s, listeners,
+		socket(Established, "10.0.0.1:39999", "10.0.0.2:80"), // out of range
+		socket(Established, "10.0.0.1:40001", "10.0.0.2:80"), // reserved
+		socket(Established, "10.0.0.1:40002", "10.0.0.2:80"), // inbound
+		socket(Established, "10.0.0.1:40003", "10.0.0.2:80"), // bound beside a listener on another address
+		socket(Established, "10.0.0.1:40004", "10.0.0.2:80"),
+	).Report(everything)
 
 	want := Report{
 		Settings: s, ReservedPorts: 1, BlockedPorts: 2, CapacityPorts: 7, Sockets: 5, MaxUtilization: 1. / 7,
@@ -117,19 +117,19 @@ func TestReportOutside(t *testing.T) {
 // TestReportZones keeps apart the same link-local address on two interfaces, and only
 // that.
 func TestReportZones(t *testing.T) {
-	on := func(ifindex uint32, local, remote string) sockdiag.Socket {
-		s := socket(sockdiag.Established, local, remote)
+	on := func(ifindex uint32, local, remote string) Socket {
+		s := socket(Established, local, remote)
 		s.Interface = ifindex
 		return s
 	}
-	r := tallied(tenPorts, nil,
+	r := tableOf(tenPorts, nil,
 		on(2, "[fe80::1]:40000", "[fe80::2]:80"),
 		on(3, "[fe80::1]:40000", "[fe80::2]:80"),
 		on(3, "[fe80::1]:40001", "[fe80::2]:80"),
 		on(2, "[2001:db8::1]:40000", "[2001:db8::2]:80"), // SO_BINDTODEVICE
 		on(0, "[2001:db8::1]:40001", "[2001:db8::2]:80"),
 		on(2, "[2001:db8::1]:40002", "[fe80::2]:80"),
-	).report(tenPorts, everything)
+	).Report(everything)
 	var got []string
 	for _, d := range r.Destinations {
 		got = append(got, fmt.Sprintf("%v %v %d", d.Source, d.Address, d.Held))
@@ -144,7 +144,6 @@ func TestReportZones(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	exposition(t, reportCollector{descs: newDescs(), report: &r}) // no series twice
 }
 
 // TestReportCloseRate counts over 10 s, or over the reuse delay where ports may be
@@ -157,15 +156,15 @@ func TestReportCloseRate(t *testing.T) {
 	}{{0, 0.3, 0}, {1, 1, 4}} {
 		s := tenPorts
 		s.TWReuse, s.Timestamps, s.TWReuseDelay = tt.reuse, 1, time.Second
-		var sockets []sockdiag.Socket
+		var sockets []Socket
 		for i, age := range []time.Duration{0, time.Second, 1001 * time.Millisecond, 10 * time.Second, 10001 * time.Millisecond, time.Minute} {
-			socket := socket(sockdiag.TimeWait, fmt.Sprintf("10.0.0.1:%d", 40000+i), "10.0.0.2:80")
+			socket := socket(TimeWait, fmt.Sprintf("10.0.0.1:%d", 40000+i), "10.0.0.2:80")
 			socket.Expires = time.Minute - age
 			sockets = append(sockets, socket)
 		}
 		// The timer of another state says nothing.
-		sockets = append(sockets, socket(sockdiag.FinWait2, "10.0.0.1:40009", "10.0.0.2:80"))
-		d := tallied(s, nil, sockets...).report(s, everything).Destinations[0]
+		sockets = append(sockets, socket(FinWait2, "10.0.0.1:40009", "10.0.0.2:80"))
+		d := tableOf(s, nil, sockets...).Report(everything).Destinations[0]
 		if d.CloseRate != tt.want || d.Reusable != tt.reusable || d.Held != 7 {
 			t.Errorf("tcp_tw_reuse %d: got rate %v, reusable %d, held %d, want %v, %d, 7", tt.reuse, d.CloseRate, d.Reusable, d.Held, tt.want, tt.reusable)
 		}
@@ -176,14 +175,14 @@ func TestReportCloseRate(t *testing.T) {
 // a port or preferring a lighter destination.
 func TestReportLimits(t *testing.T) {
 	s := tenPorts
-	s.PortRange = procfs.PortRange{Low: 32768, High: 60999}
+	s.PortRange = PortRange{Low: 32768, High: 60999}
 	const destinations = 100_000
-	var sockets []sockdiag.Socket
+	var sockets []Socket
 	add := func(source string, i, ports int) {
 		remote := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 443)
 		for p := range ports {
-			sockets = append(sockets, sockdiag.Socket{
-				State: sockdiag.Established,
+			sockets = append(sockets, Socket{
+				State: Established,
 				Local: netip.AddrPortFrom(netip.MustParseAddr(source), uint16(32768+p)), Remote: remote,
 			})
 		}
@@ -197,9 +196,9 @@ func TestReportLimits(t *testing.T) {
 	for i := range 1000 {
 		add(fmt.Sprintf("198.51.%d.%d", i/250, i%250), 7, 1)
 	}
-	slices.SortFunc(sockets, func(a, b sockdiag.Socket) int { return int(a.Local.Port()) - int(b.Local.Port()) })
+	slices.SortFunc(sockets, func(a, b Socket) int { return int(a.Local.Port()) - int(b.Local.Port()) })
 
-	r := tallied(s, nil, sockets...).report(s, Limits{MinPorts: 10, Most: 256})
+	r := tableOf(s, nil, sockets...).Report(Limits{MinPorts: 10, Most: 256})
 	if len(r.Destinations) != 256 || len(r.Sources) != 256 {
 		t.Errorf("got %d destinations, %d sources, want 256 of each", len(r.Destinations), len(r.Sources))
 	}
@@ -224,7 +223,7 @@ func TestReportLimits(t *testing.T) {
 	}
 
 	// With no destination reported, the greatest utilization is known all the same.
-	none := tallied(s, nil, sockets...).report(s, Limits{MinPorts: 1, Most: 0})
+	none := tableOf(s, nil, sockets...).Report(Limits{MinPorts: 1, Most: 0})
 	if len(none.Destinations) != 0 || none.UnreportedPorts != len(sockets) || none.MaxUtilization != r.MaxUtilization {
 		t.Errorf("limit 0: got %d destinations, %d ports unreported, utilization %v", len(none.Destinations), none.UnreportedPorts, none.MaxUtilization)
 	}
@@ -232,12 +231,12 @@ func TestReportLimits(t *testing.T) {
 
 // TestReportTies are broken by address, so that series do not come and go.
 func TestReportTies(t *testing.T) {
-	var sockets []sockdiag.Socket
+	var sockets []Socket
 	for _, remote := range []string{"10.0.0.10:80", "10.0.0.9:443", "10.0.0.9:80"} {
-		sockets = append(sockets, socket(sockdiag.Established, "10.0.0.1:40000", remote))
+		sockets = append(sockets, socket(Established, "10.0.0.1:40000", remote))
 	}
 	for range 20 {
-		r := tallied(tenPorts, nil, sockets...).report(tenPorts, Limits{Most: 2})
+		r := tableOf(tenPorts, nil, sockets...).Report(Limits{Most: 2})
 		got := fmt.Sprint(r.Destinations[0].Address, r.Destinations[1].Address)
 		if want := "10.0.0.9:80 10.0.0.9:443"; got != want {
 			t.Fatalf("got %s, want %s", got, want)

@@ -1,0 +1,91 @@
+package pool
+
+import (
+	"net/netip"
+	"time"
+)
+
+// A State is the state of a TCP socket, RFC 9293 section 3.3.2, numbered as in
+// include/net/tcp_states.h.
+type State uint8
+
+// The states in which a socket holds its local port against a connect() to the
+// same destination.
+const (
+	Established State = 1  // TCP_ESTABLISHED
+	SynSent     State = 2  // TCP_SYN_SENT
+	SynRecv     State = 3  // TCP_SYN_RECV
+	FinWait1    State = 4  // TCP_FIN_WAIT1
+	FinWait2    State = 5  // TCP_FIN_WAIT2, also of the mini-socket that outlives the process
+	TimeWait    State = 6  // TCP_TIME_WAIT
+	CloseWait   State = 8  // TCP_CLOSE_WAIT
+	LastAck     State = 9  // TCP_LAST_ACK
+	Closing     State = 11 // TCP_CLOSING
+)
+
+// States lists all of them in the kernel's order.
+var States = [...]State{
+	Established, SynSent, SynRecv, FinWait1, FinWait2, TimeWait, CloseWait, LastAck, Closing,
+}
+
+// String returns the kernel's name in lower case and without "TCP_", or "unknown"
+// for any other state.
+func (s State) String() string {
+	switch s {
+	case Established:
+		return "established"
+	case SynSent:
+		return "syn_sent"
+	case SynRecv:
+		return "syn_recv"
+	case FinWait1:
+		return "fin_wait1"
+	case FinWait2:
+		return "fin_wait2"
+	case TimeWait:
+		return "time_wait"
+	case CloseWait:
+		return "close_wait"
+	case LastAck:
+		return "last_ack"
+	case Closing:
+		return "closing"
+	default:
+		return "unknown"
+	}
+}
+
+// A Socket is a TCP socket that is not a listener.
+type Socket struct {
+	State State
+
+	// Local and Remote are the two ends. IPv4 that runs over an AF_INET6 socket is
+	// IPv4 here: the kernel keeps both in one port space.
+	Local, Remote netip.AddrPort
+
+	// Interface is the index of the interface that the socket is bound to, or 0.
+	Interface uint32
+
+	// Expires is, in TimeWait, the time until the kernel frees the port: 0 while it
+	// is late to do so.
+	Expires time.Duration
+}
+
+// A Listener is a listening TCP socket.
+type Listener struct {
+	Local  netip.AddrPort
+	V6Only bool // it takes no IPv4 connections, IPV6_V6ONLY of ipv6(7)
+}
+
+// denies reports whether the listener keeps its port from bind(source, 0). Every
+// listener keeps its port from connect().
+func (l Listener) denies(source netip.Addr) bool {
+	switch at := l.Local.Addr(); at {
+	case netip.IPv4Unspecified():
+		return source.Is4()
+	case netip.IPv6Unspecified():
+		return source.Is6() || !l.V6Only
+	default:
+		return at == source
+	}
+}

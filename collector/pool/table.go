@@ -1,0 +1,194 @@
+package pool
+
+import "net/netip"
+
+// loopbackInterface is the index of the interface lo in every network namespace,
+// LOOPBACK_IFINDEX of include/net/flow.h.
+const loopbackInterface = 1
+
+// A poolKey is what connect() calls that compete for the same ports have in common.
+// A map of it is looked up for each socket, hence no pointers and no padding.
+type poolKey struct {
+	source, destination [16]byte // IPv6 or IPv4-mapped
+	zone                uint32   // interface index, for link-local addresses; else 0
+	port                uint32
+}
+
+// A sourceKey is what bind(ip, 0) calls that compete for the same ports have in
+// common.
+type sourceKey struct {
+	address [16]byte
+	zone    uint32
+}
+
+// poolCounts are the sockets of one pool.
+type poolCounts struct {
+	states   [Closing + 1]uint32 // by state
+	reusable uint32              // of those in TIME_WAIT
+	closed   uint32              // of those in TIME_WAIT, entered in the close window
+	loopback bool
+	source   *portSet
+}
+
+// held returns the number of ports that the pool's sockets hold.
+func (c *poolCounts) held() int {
+	n := 0
+	for _, count := range c.states {
+		n += int(count)
+	}
+	return n
+}
+
+// A Table counts the sockets of one network namespace by pool and source. Its memory
+// goes with the number of those, not of sockets.
+type Table struct {
+	settings Settings
+	rules    [2]timeWaitRule       // for other destinations and for loopback
+	usable   portMap               // ports that connect() may choose
+	blocked  map[uint16][]Listener // listeners that withhold a port, by port
+	pools    map[poolKey]int32     // index into counts
+	counts   []poolCounts
+	sources  map[sourceKey]*portSet
+	sockets  int
+
+	reserved int // ports of the range that ip_local_reserved_ports withholds
+	capacity int // ports in usable
+}
+
+// NewTable returns an empty Table for a namespace with these settings and listeners.
+func NewTable(s Settings, listeners []Listener) *Table {
+	t := &Table{
+		settings: s,
+		rules:    [2]timeWaitRule{s.timeWaitRule(false), s.timeWaitRule(true)},
+		blocked:  make(map[uint16][]Listener),
+		pools:    make(map[poolKey]int32),
+		sources:  make(map[sourceKey]*portSet),
+	}
+	t.usable.addRange(s.PortRange.Low, s.PortRange.High)
+	for _, r := range s.ReservedPorts {
+		for p := max(int(r.Low), int(s.PortRange.Low)); p <= min(int(r.High), int(s.PortRange.High)); p++ {
+			t.usable.remove(uint16(p))
+		}
+	}
+	unreserved := t.usable.size()
+	t.reserved = s.PortRange.Size() - unreserved
+
+	for _, l := range listeners {
+		port := l.Local.Port()
+		if !t.usable.has(port) && t.blocked[port] == nil {
+			continue // reserved, or out of range
+		}
+		t.usable.remove(port)
+		t.blocked[port] = append(t.blocked[port], l)
+	}
+	t.capacity = unreserved - len(t.blocked)
+	return t
+}
+
+// Capacity returns how many ports a pool has.
+func (t *Table) Capacity() int { return t.capacity }
+
+// Add counts a socket. Nothing of it is kept.
+func (t *Table) Add(s *Socket) {
+	t.sockets++
+	port := s.Local.Port()
+	if !t.usable.has(port) {
+		t.addBlocked(s)
+		return
+	}
+	c := t.poolOf(s)
+	if int(s.State) >= len(c.states) {
+		return // a state that no kernel has today
+	}
+	c.states[s.State]++
+	c.source.add(port)
+
+	if s.State == TimeWait {
+		rule := t.rule(c.loopback)
+		age := rule.age(s.Expires)
+		if rule.canReuse(age) {
+			c.reusable++
+		}
+		if age < rule.closeWindow() {
+			c.closed++
+		}
+	}
+}
+
+// poolOf returns the counts of a socket's pool, valid until the next call.
+func (t *Table) poolOf(s *Socket) *poolCounts {
+	local, remote := s.Local.Addr(), s.Remote.Addr()
+	key := poolKey{source: local.As16(), destination: remote.As16(), port: uint32(s.Remote.Port())}
+	if isLinkLocal(local) || isLinkLocal(remote) {
+		key.zone = s.Interface
+	}
+	i, ok := t.pools[key]
+	if !ok {
+		i = int32(len(t.counts))
+		t.pools[key] = i
+		t.counts = append(t.counts, poolCounts{
+			loopback: local.IsLoopback() || remote.IsLoopback() || s.Interface == loopbackInterface,
+			source:   t.sourceOf(s),
+		})
+	}
+	return &t.counts[i]
+}
+
+// addBlocked counts a socket whose port is not for connect() to choose. If a listener
+// could have accepted it, it is inbound. Otherwise its client bound the port before it
+// connected: a listener on another address does not prevent that.
+func (t *Table) addBlocked(s *Socket) {
+	listeners := t.blocked[s.Local.Port()]
+	if len(listeners) == 0 || deniesAny(listeners, s.Local.Addr()) {
+		return
+	}
+	t.sourceOf(s).add(s.Local.Port())
+}
+
+// sourceOf returns the ports of a socket's source address.
+func (t *Table) sourceOf(s *Socket) *portSet {
+	local := s.Local.Addr()
+	key := sourceKey{address: local.As16()}
+	if isLinkLocal(local) {
+		key.zone = s.Interface
+	}
+	set, ok := t.sources[key]
+	if !ok {
+		set = new(portSet)
+		t.sources[key] = set
+	}
+	return set
+}
+
+// rule returns the TIME_WAIT rule for loopback destinations or for the others.
+func (t *Table) rule(loopback bool) timeWaitRule {
+	if loopback {
+		return t.rules[1]
+	}
+	return t.rules[0]
+}
+
+// sourceCapacity returns how many ports bind(source, 0) can choose from: those of
+// connect(), and those that only listeners on other addresses block.
+func (t *Table) sourceCapacity(source netip.Addr) int {
+	n := t.capacity
+	for _, listeners := range t.blocked {
+		if !deniesAny(listeners, source) {
+			n++
+		}
+	}
+	return n
+}
+
+// deniesAny reports whether one of the listeners keeps its port from bind(source, 0).
+func deniesAny(listeners []Listener, source netip.Addr) bool {
+	for _, l := range listeners {
+		if l.denies(source) {
+			return true
+		}
+	}
+	return false
+}
+
+// isLinkLocal reports whether the same address can be in use on several interfaces.
+func isLinkLocal(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() }

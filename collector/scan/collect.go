@@ -1,0 +1,143 @@
+package scan
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/procfs"
+)
+
+// collectSelf reads the process's own namespace, which needs no privilege.
+func (s *Scanner) collectSelf(deadline time.Time) Namespace {
+	self := Namespace{Name: Self, Outcome: Collected}
+	if err := s.collect(&self, deadline); err != nil {
+		return self.fail(err, outcomeOf(err))
+	}
+	return self
+}
+
+// outcomeOf is what became of a namespace that could not be read.
+func outcomeOf(err error) Outcome {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return Deadline
+	}
+	return Failed
+}
+
+// collect reads the calling thread's namespace. The error is os.ErrDeadlineExceeded, one
+// of package sockdiag, or that of a file under /proc.
+func (s *Scanner) collect(n *Namespace, deadline time.Time) error {
+	start := time.Now()
+	ns, err := s.proc.Namespace()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	settings, err := s.readSettings(ns)
+	if err != nil {
+		return err
+	}
+	table, err := s.fillTable(settings, deadline)
+	if err != nil {
+		return err
+	}
+	sockstat, err := ns.Sockstat()
+	if err != nil {
+		return err
+	}
+	if n.TimeWaitOverflows, err = ns.TimeWaitOverflows(); err != nil {
+		return err
+	}
+	n.TimeWaitSockets = sockstat.TimeWait
+	n.Report = table.Report(s.cfg.Limits)
+	n.Duration = time.Since(start)
+	return nil
+}
+
+// readSettings reads what decides about the ports of a namespace.
+func (s *Scanner) readSettings(ns *procfs.Namespace) (pool.Settings, error) {
+	settings := pool.Settings{TimeWaitLength: s.cfg.TimeWaitLength}
+	portRange, err := ns.IPLocalPortRange()
+	if err != nil {
+		return pool.Settings{}, err
+	}
+	settings.PortRange = pool.PortRange(portRange)
+	reserved, err := ns.IPLocalReservedPorts()
+	if err != nil {
+		return pool.Settings{}, err
+	}
+	for _, r := range reserved {
+		settings.ReservedPorts = append(settings.ReservedPorts, pool.PortRange(r))
+	}
+	if settings.TWReuse, err = ns.TCPTWReuse(); err != nil {
+		return pool.Settings{}, err
+	}
+	if settings.TWReuseDelay, _, err = ns.TCPTWReuseDelay(); err != nil {
+		return pool.Settings{}, err
+	}
+	if settings.Timestamps, err = ns.TCPTimestamps(); err != nil {
+		return pool.Settings{}, err
+	}
+	if settings.FinTimeout, err = ns.TCPFinTimeout(); err != nil {
+		return pool.Settings{}, err
+	}
+	if settings.TimeWaitLimit, err = ns.TCPMaxTWBuckets(); err != nil {
+		return pool.Settings{}, err
+	}
+	return settings, nil
+}
+
+// fillTable reads listeners and sockets.
+func (s *Scanner) fillTable(settings pool.Settings, deadline time.Time) (*pool.Table, error) {
+	conn, err := s.dialUntil(deadline)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	table, err := newTable(conn, settings)
+	if err != nil {
+		return nil, err
+	}
+	states := make([]sockdiag.State, len(pool.States))
+	for i, state := range pool.States {
+		states[i] = sockdiag.State(state)
+	}
+	var row pool.Socket
+	err = conn.Sockets(states, settings.PortRange.Low, settings.PortRange.High, func(socket sockdiag.Socket) {
+		row.State = pool.State(socket.State)
+		row.Local, row.Remote = socket.Local, socket.Remote
+		row.Interface, row.Expires = socket.Interface, socket.Expires
+		table.Add(&row)
+	})
+	return table, err
+}
+
+// newTable returns a table that knows the listeners and no socket yet.
+func newTable(conn *sockdiag.Conn, settings pool.Settings) (*pool.Table, error) {
+	var listeners []pool.Listener
+	err := conn.Listeners(settings.PortRange.Low, settings.PortRange.High, func(l sockdiag.Socket) {
+		listeners = append(listeners, pool.Listener{Local: l.Local, V6Only: l.V6Only})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return pool.NewTable(settings, listeners), nil
+}
+
+// dialUntil opens a connection to the kernel for one namespace and one scan: it holds no
+// state that a failed one could leave behind.
+func (s *Scanner) dialUntil(deadline time.Time) (*sockdiag.Conn, error) {
+	conn, err := s.dial()
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.SetDeadline(deadline); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("set deadline: %w", err)
+	}
+	return conn, nil
+}

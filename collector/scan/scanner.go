@@ -1,0 +1,135 @@
+package scan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
+
+	"ephemeral_port_exporter/collector/connectfail"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/procfs"
+)
+
+// A Scope says which network namespaces a Scanner reads besides that of its process.
+type Scope string
+
+// The scopes.
+const (
+	ScopeSelf  Scope = "self"  // none
+	ScopeNamed Scope = "named" // those mounted in Config.NamespaceDirs
+	ScopeAll   Scope = "all"   // those, and that of every process
+)
+
+// Config tells a Scanner what to read.
+type Config struct {
+	Proc           string // mount point of procfs
+	Limits         pool.Limits
+	TimeWaitLength time.Duration // TCP_TIMEWAIT_LEN of the kernel
+	Timeout        time.Duration // for one scan
+	Logger         *slog.Logger
+
+	Scope         Scope    // the zero value is ScopeSelf
+	NamespaceDirs []string // where ScopeNamed and ScopeAll look for mounts
+
+	ConnectFailures bool // count connects that fail for want of a port
+}
+
+// othersInScope reports whether namespaces besides the process's own are read.
+func (c Config) othersInScope() bool { return c.Scope == ScopeNamed || c.Scope == ScopeAll }
+
+// A Scanner makes Snapshots of a host.
+type Scanner struct {
+	cfg             Config
+	proc            procfs.FS
+	dial            func() (*sockdiag.Conn, error)
+	connectFailures *connectFailures // nil unless counted
+
+	mu     sync.Mutex        // held during a scan, so that no two walk the kernel's table
+	logged map[string]bool   // what failed in the last scan
+	labels map[uint64]string // of the namespaces in the last scan, by cookie
+}
+
+// New returns a Scanner. The error names the rights that the process does not have and
+// cfg asks for. If cfg.ConnectFailures is set, counting starts now and lasts until the
+// process ends.
+func New(cfg Config) (*Scanner, error) {
+	if err := checkCapabilities(cfg.Scope); err != nil {
+		return nil, err
+	}
+	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), dial: sockdiag.Dial}
+	if cfg.ConnectFailures {
+		probe, err := connectfail.Attach()
+		if err != nil {
+			return nil, fmt.Errorf("--connect-failures cannot be had: %w", err)
+		}
+		s.connectFailures = newConnectFailures(probe.Counts, cfg.Limits.Most)
+	}
+	return s, nil
+}
+
+// Check reads the process's own namespace. An error means that every scan will fail until
+// somebody changes the host or the flags, and says what. A failure that may be over at the
+// next scan is no error: it is in Namespace.Err.
+func (s *Scanner) Check() (Namespace, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	self := s.collectSelf(time.Now().Add(s.cfg.Timeout))
+	return self, permanent(self.Err, s.cfg.Proc)
+}
+
+// permanent explains an error that will be there at every scan. It returns nil for any
+// other.
+func permanent(err error, proc string) error {
+	switch {
+	// First, for these wrap ENOENT as absent files do.
+	case errors.Is(err, sockdiag.ErrUnsupported), errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("this host cannot be watched: %w", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("this host cannot be watched, --path.procfs=%s must be a mounted proc file system: %w", proc, err)
+	default:
+		return nil
+	}
+}
+
+// Scan reads all namespaces in scope. It takes no longer than Config.Timeout, nor than
+// ctx allows. Namespaces that vanish meanwhile are not in the Snapshot. Failures are in
+// it, and logged.
+func (s *Scanner) Scan(ctx context.Context) Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	start := time.Now()
+	deadline := start.Add(s.cfg.Timeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	selfDeadline := deadline
+	if s.cfg.othersInScope() {
+		selfDeadline = start.Add(deadline.Sub(start) / 2) // as for all others
+	}
+	snapshot := Snapshot{Namespaces: []Namespace{s.collectSelf(selfDeadline)}, OthersRead: s.cfg.othersInScope()}
+	if snapshot.OthersRead {
+		snapshot.Namespaces = append(snapshot.Namespaces, s.scanOthers(&snapshot.Namespaces[0], deadline)...)
+		shareLimit(snapshot.Namespaces, s.cfg.Limits.Most)
+	}
+	if s.connectFailures != nil {
+		failures := s.connectFailures.collect()
+		snapshot.ConnectFailures = &failures
+	}
+	s.logFailures(snapshot)
+	return snapshot
+}
+
+// shareLimit bounds the destinations and sources of all namespaces together.
+func shareLimit(namespaces []Namespace, most int) {
+	reports := make([]*pool.Report, len(namespaces))
+	for i := range namespaces {
+		reports[i] = &namespaces[i].Report
+	}
+	pool.ShareLimit(reports, most)
+}
