@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package deploy tests what lies in this folder on the programs that it is for.
 package deploy
 

@@ -1,4 +1,5 @@
-// Package capability tells which rights a process has, see capabilities(7).
+//go:build linux
+
 package capability
 
 import (

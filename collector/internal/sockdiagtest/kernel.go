@@ -1,5 +1,5 @@
-// Package sockdiagtest plays the kernel's side of sock_diag, for answers that the
-// real one does not give on demand.
+//go:build linux
+
 package sockdiagtest
 
 import (
