@@ -4,7 +4,6 @@ package scan
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -109,7 +108,7 @@ func (s *Scanner) fillTable(settings pool.Settings, deadline time.Time) (*pool.T
 		states[i] = sockdiag.State(state)
 	}
 	var row pool.Socket
-	err = conn.Sockets(states, settings.PortRange.Low, settings.PortRange.High, func(socket sockdiag.Socket) {
+	err = conn.Sockets(states, settings.PortRange.Low, settings.PortRange.High, func(socket *sockdiag.Socket) {
 		row.State = pool.State(socket.State)
 		row.Local, row.Remote = socket.Local, socket.Remote
 		row.Interface, row.Expires = socket.Interface, socket.Expires
@@ -121,7 +120,7 @@ func (s *Scanner) fillTable(settings pool.Settings, deadline time.Time) (*pool.T
 // newTable returns a table that knows the listeners and no socket yet.
 func newTable(conn *sockdiag.Conn, settings pool.Settings) (*pool.Table, error) {
 	var listeners []pool.Listener
-	err := conn.Listeners(settings.PortRange.Low, settings.PortRange.High, func(l sockdiag.Socket) {
+	err := conn.Listeners(settings.PortRange.Low, settings.PortRange.High, func(l *sockdiag.Socket) {
 		listeners = append(listeners, pool.Listener{Local: l.Local, V6Only: l.V6Only})
 	})
 	if err != nil {
@@ -133,13 +132,10 @@ func newTable(conn *sockdiag.Conn, settings pool.Settings) (*pool.Table, error) 
 // dialUntil opens a connection to the kernel for one namespace and one scan: it holds no
 // state that a failed one could leave behind.
 func (s *Scanner) dialUntil(deadline time.Time) (*sockdiag.Conn, error) {
-	conn, err := s.dial()
+	conn, err := s.dial(s.buffer)
 	if err != nil {
 		return nil, err
 	}
-	if err := conn.SetDeadline(deadline); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("set deadline: %w", err)
-	}
+	conn.SetDeadline(deadline)
 	return conn, nil
 }

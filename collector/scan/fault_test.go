@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -83,10 +82,7 @@ func healthy(r sockdiagtest.Request) [][]byte {
 // all. It logs to the buffer.
 func faultyScanner(t *testing.T, f **fault) (*Scanner, *bytes.Buffer) {
 	t.Helper()
-	var (
-		log  bytes.Buffer
-		kept []*net.UnixConn // from the garbage collector, which would close them
-	)
+	var log bytes.Buffer
 	s := newScanner(t, Config{
 		Proc:           fixedProc(t),
 		Limits:         pool.Limits{MinPorts: 1, Most: 10},
@@ -94,7 +90,7 @@ func faultyScanner(t *testing.T, f **fault) (*Scanner, *bytes.Buffer) {
 		Timeout:        250 * time.Millisecond,
 		Logger:         slog.New(slog.NewTextHandler(&log, nil)),
 	})
-	s.dial = func() (*sockdiag.Conn, error) {
+	s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
 		answer := healthy
 		if *f != nil {
 			if (*f).dial != nil {
@@ -102,12 +98,11 @@ func faultyScanner(t *testing.T, f **fault) (*Scanner, *bytes.Buffer) {
 			}
 			answer = (*f).answer
 		}
-		conn, err := sockdiagtest.Dial(answer)
+		fd, err := sockdiagtest.Dial(answer)
 		if err != nil {
 			return nil, err
 		}
-		kept = append(kept, conn)
-		return sockdiag.NewConn(conn)
+		return sockdiag.NewConn(fd, buffer), nil
 	}
 	return s, &log
 }
@@ -200,7 +195,6 @@ func TestFaultsLeakNothing(t *testing.T) {
 			s.Scan(t.Context())
 		}
 	}
-	defer runtime.KeepAlive(s) // with the connections that it keeps
 	scans(10)
 	time.Sleep(50 * time.Millisecond)
 	fds, goroutines := inUse(t)

@@ -329,18 +329,18 @@ func TestNamespacesFailure(t *testing.T) {
 	s.cfg.Timeout = time.Second
 	var log bytes.Buffer
 	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
-	s.dial = func() (*sockdiag.Conn, error) {
+	s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
 		switch inodes[inodeOf(t, "/proc/thread-self/ns/net")] {
 		case "broken":
 			return nil, unix.EPERM
 		case "zslow":
-			conn, err := sockdiagtest.Dial(func(sockdiagtest.Request) [][]byte { return nil })
+			fd, err := sockdiagtest.Dial(func(sockdiagtest.Request) [][]byte { return nil })
 			if err != nil {
 				return nil, err
 			}
-			return sockdiag.NewConn(conn)
+			return sockdiag.NewConn(fd, buffer), nil
 		}
-		return sockdiag.Dial()
+		return sockdiag.Dial(buffer)
 	}
 	want := map[string]Outcome{"self": Collected, "broken": Failed, "zslow": Deadline, "well": Collected}
 	for range 3 {

@@ -20,10 +20,11 @@ import (
 type Scanner struct {
 	cfg             Config
 	proc            procfs.FS
-	dial            func() (*sockdiag.Conn, error)
+	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	connectFailures *connectFailures // nil unless counted
 
 	mu     sync.Mutex        // held during a scan, so that no two walk the kernel's table
+	buffer []byte            // for what the kernel answers
 	logged map[string]bool   // what failed in the last scan
 	labels map[uint64]string // of the namespaces in the last scan, by cookie
 }
@@ -35,7 +36,7 @@ func New(cfg Config) (*Scanner, error) {
 	if err := checkCapabilities(cfg.Scope); err != nil {
 		return nil, err
 	}
-	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), dial: sockdiag.Dial}
+	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), dial: sockdiag.Dial, buffer: make([]byte, sockdiag.BufferSize)}
 	if cfg.ConnectFailures {
 		probe, err := connectfail.Attach()
 		if err != nil {

@@ -68,7 +68,7 @@ func decode(t *testing.T, file string, typ netlink.HeaderType) []string {
 		t.Fatal(err)
 	}
 	var sockets []string
-	r := reply{typ: typ, seq: 1, each: func(s Socket) {
+	r := reply{typ: typ, seq: 1, each: func(s *Socket) {
 		sockets = append(sockets, fmt.Sprintf("%v %v %v", s.State, s.Local, s.Remote))
 	}}
 	done := false
@@ -161,7 +161,7 @@ func captureDump(t *testing.T, file string, typ netlink.HeaderType, body []byte)
 		t.Fatal(err)
 	}
 	var datagrams []byte
-	r := reply{typ: typ, seq: 1, each: func(Socket) {}}
+	r := reply{typ: typ, seq: 1, each: func(*Socket) {}}
 	for done := false; !done; {
 		b, err := c.receive()
 		if err != nil {

@@ -6,25 +6,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"syscall"
+	"os"
 	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// bufferSize is what one read takes. The kernel fills a datagram of a dump up to
-// the largest buffer it has seen, and no further than 32 KiB (netlink_recvmsg).
-const bufferSize = 64 << 10
-
-// An openSocket is a datagram socket whose peer speaks sock_diag. A
-// *netlink.Conn is one.
-type openSocket interface {
-	syscall.Conn
-	io.Closer
-	SetDeadline(time.Time) error
-}
+// BufferSize is the length of the buffer that Dial takes. The kernel fills a datagram of
+// a dump up to the largest buffer it has seen, and no further than 32 KiB
+// (netlink_recvmsg): one that fills this buffer was cut.
+const BufferSize = 64 << 10
 
 // A Conn asks for the TCP sockets of one network namespace: the one that the
 // calling thread was in when the Conn was dialed.
@@ -32,60 +24,79 @@ type openSocket interface {
 // It needs no privilege. It serves one request at a time, and none after an
 // error: what is left of a broken answer is still in the socket.
 type Conn struct {
-	sock openSocket
-	raw  syscall.RawConn
-	seq  uint32
-
-	// One read of a datagram: the function is made once, for a dump has thousands.
-	read  func(fd uintptr) (done bool)
-	buf   []byte
-	n     int // length of the datagram, also of what did not fit into buf
-	from  unix.Sockaddr
-	errno error
+	fd       int
+	read     func(fd int, b []byte) (int, error) // read(2)
+	buf      []byte
+	deadline time.Time
+	timeout  unix.Timeval // of the next read
+	seq      uint32
 
 	// byFamily is set once the kernel refused TCPDIAG_GETSOCK.
 	byFamily bool
 }
 
-// Dial opens a connection to the kernel. The error is ErrUnsupported where there
-// is no NETLINK_SOCK_DIAG.
-func Dial() (*Conn, error) {
+// Dial opens a connection to the kernel that receives into a buffer of BufferSize bytes.
+// The buffer may be used again once the Conn is closed. The error is ErrUnsupported where
+// there is no NETLINK_SOCK_DIAG.
+func Dial(buffer []byte) (*Conn, error) {
 	nc, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, nil)
 	if err != nil {
 		return nil, dialError(err)
 	}
-	return NewConn(nc)
+	fd, err := takeDescriptor(nc)
+	if err != nil {
+		return nil, dialError(err)
+	}
+	// From here on the kernel keeps messages of other senders away (netlink_getsockbyportid).
+	if err := unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		unix.Close(fd)
+		return nil, dialError(os.NewSyscallError("connect", err))
+	}
+	return NewConn(fd, buffer), nil
 }
 
-// NewConn makes a Conn of a socket that is open and, where it is of AF_NETLINK,
-// bound. The Conn owns it from here on.
-func NewConn(sock openSocket) (*Conn, error) {
-	raw, err := sock.SyscallConn()
+// takeDescriptor returns a blocking descriptor of the same socket and closes nc. In the
+// runtime's poller, each datagram that the kernel queues while it answers would wake a
+// thread for nothing: a sixth of the time of a dump.
+func takeDescriptor(nc *netlink.Conn) (fd int, err error) {
+	defer nc.Close()
+	raw, err := nc.SyscallConn()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("sockdiag: get file descriptor: %w", err), sock.Close())
+		return -1, err
 	}
-	c := &Conn{sock: sock, raw: raw, buf: make([]byte, bufferSize)}
-	c.read = func(fd uintptr) bool {
-		c.n, c.from, c.errno = unix.Recvfrom(int(fd), c.buf, unix.MSG_TRUNC)
-		return !errors.Is(c.errno, unix.EAGAIN)
+	var dupErr error
+	err = raw.Control(func(from uintptr) {
+		fd, dupErr = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	if err := errors.Join(err, os.NewSyscallError("fcntl", dupErr)); err != nil {
+		return -1, err
 	}
-	return c, nil
+	if err := unix.SetNonblock(fd, false); err != nil {
+		unix.Close(fd)
+		return -1, os.NewSyscallError("fcntl", err)
+	}
+	return fd, nil
+}
+
+// NewConn makes a Conn of the descriptor of a datagram socket that blocks, and whose
+// peer speaks sock_diag. The Conn owns it from here on.
+func NewConn(fd int, buffer []byte) *Conn {
+	return &Conn{fd: fd, read: unix.Read, buf: buffer}
 }
 
 // Close closes the connection.
-func (c *Conn) Close() error { return c.sock.Close() }
+func (c *Conn) Close() error { return unix.Close(c.fd) }
 
-// SetDeadline bounds all requests from now on; a zero t lifts the bound. It is
-// looked at before each datagram: the kernel cannot be stopped while it fills
-// one.
-func (c *Conn) SetDeadline(t time.Time) error { return c.sock.SetDeadline(t) }
+// SetDeadline bounds all requests from now on; a zero t lifts the bound. It is checked
+// before each datagram: the kernel cannot be stopped while it fills one.
+func (c *Conn) SetDeadline(t time.Time) { c.deadline = t }
 
 // Listeners calls each for every listening socket whose local port lies from low
 // to high, both included. It costs microseconds: the kernel walks its table of
 // listeners only.
 //
-// See Sockets for errors.
-func (c *Conn) Listeners(low, high uint16, each func(Socket)) error {
+// See Sockets for what each is given, and for errors.
+func (c *Conn) Listeners(low, high uint16, each func(*Socket)) error {
 	if err := c.dump(request{states: Listen.bit(), low: low, high: high}, each); err != nil {
 		return fmt.Errorf("sockdiag: dump listeners: %w", err)
 	}
@@ -93,12 +104,12 @@ func (c *Conn) Listeners(low, high uint16, each func(Socket)) error {
 }
 
 // Sockets calls each for every socket in one of these states whose local port lies
-// from low to high, both included. Nothing is kept of a socket after its call.
+// from low to high, both included. The Socket is valid until the call returns.
 //
 // On an error each may have been called for some sockets: what it gathered is
 // not the namespace's state and must not be used. A dump is not atomic: a socket
 // that comes, goes or changes state meanwhile can be missing or be there twice.
-func (c *Conn) Sockets(states []State, low, high uint16, each func(Socket)) error {
+func (c *Conn) Sockets(states []State, low, high uint16, each func(*Socket)) error {
 	req := request{low: low, high: high}
 	for _, s := range states {
 		req.states |= s.bit()
@@ -110,7 +121,7 @@ func (c *Conn) Sockets(states []State, low, high uint16, each func(Socket)) erro
 }
 
 // dump sends req for both address families and folds the answers.
-func (c *Conn) dump(req request, each func(Socket)) error {
+func (c *Conn) dump(req request, each func(*Socket)) error {
 	if !c.byFamily {
 		rows, err := c.roundTrip(typeGetSock, req.getSock(), each)
 		refused := errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
@@ -130,7 +141,7 @@ func (c *Conn) dump(req request, each func(Socket)) error {
 
 // roundTrip sends one request and hands the sockets of the answer to each. It
 // returns their number, also with an error.
-func (c *Conn) roundTrip(typ netlink.HeaderType, body []byte, each func(Socket)) (rows int, err error) {
+func (c *Conn) roundTrip(typ netlink.HeaderType, body []byte, each func(*Socket)) (rows int, err error) {
 	c.seq++
 	if err := c.send(typ, body); err != nil {
 		return 0, fmt.Errorf("send request: %w", err)
@@ -158,36 +169,49 @@ func (c *Conn) send(typ netlink.HeaderType, body []byte) error {
 	binary.NativeEndian.PutUint32(b[8:], c.seq)
 	b = append(b, body...)
 
-	var errno error
-	err := c.raw.Write(func(fd uintptr) bool {
-		_, errno = unix.Write(int(fd), b)
-		return !errors.Is(errno, unix.EAGAIN)
-	})
-	if err != nil {
-		return err
+	for {
+		_, err := unix.Write(c.fd, b)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
 	}
-	return errno
 }
 
 // receive reads one datagram of the kernel's. It is valid until the next call.
 func (c *Conn) receive() ([]byte, error) {
-	if err := c.raw.Read(c.read); err != nil {
-		return nil, err
+	for {
+		if err := c.applyDeadline(); err != nil {
+			return nil, err
+		}
+		n, err := c.read(c.fd, c.buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			return nil, os.ErrDeadlineExceeded
+		case errors.Is(err, unix.ENOBUFS):
+			return nil, fmt.Errorf("%w: receive buffer overflow: %w", ErrInterrupted, err)
+		case err != nil:
+			return nil, err
+		case n == 0:
+			return nil, fmt.Errorf("%w: empty datagram", ErrMalformed)
+		case n == len(c.buf):
+			return nil, fmt.Errorf("%w: datagram of %d bytes or more", ErrMalformed, n)
+		}
+		return c.buf[:n], nil
 	}
-	if errors.Is(c.errno, unix.ENOBUFS) {
-		return nil, fmt.Errorf("%w: receive buffer overflow: %w", ErrInterrupted, c.errno)
+}
+
+// applyDeadline lets the next read end at the deadline, with EAGAIN.
+func (c *Conn) applyDeadline() error {
+	if c.deadline.IsZero() {
+		return nil
 	}
-	if c.errno != nil {
-		return nil, c.errno
+	left := time.Until(c.deadline)
+	if left <= 0 {
+		return os.ErrDeadlineExceeded
 	}
-	if sa, ok := c.from.(*unix.SockaddrNetlink); ok && sa.Pid != 0 {
-		return nil, fmt.Errorf("%w: sent by port %d, which is not the kernel", ErrMalformed, sa.Pid)
-	}
-	if c.n == 0 {
-		return nil, fmt.Errorf("%w: empty datagram", ErrMalformed)
-	}
-	if c.n > len(c.buf) {
-		return nil, fmt.Errorf("%w: datagram of %d bytes, truncated to %d", ErrMalformed, c.n, len(c.buf))
-	}
-	return c.buf[:c.n], nil
+	// Zero would mean no bound.
+	c.timeout = unix.NsecToTimeval(max(left, time.Millisecond).Nanoseconds())
+	return os.NewSyscallError("setsockopt", unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &c.timeout))
 }

@@ -26,8 +26,10 @@ const (
 type reply struct {
 	typ  netlink.HeaderType // of the request, and so of every row
 	seq  uint32             // of the request
-	each func(Socket)
+	each func(*Socket)
 	rows int
+
+	socket Socket // the one that each is given
 }
 
 // datagram handles the messages in b. It reports whether the answer is complete:
@@ -64,13 +66,13 @@ func (r *reply) datagram(b []byte) (done bool, err error) {
 		body := b[sizeofHeader:length]
 		switch typ {
 		case r.typ:
-			s, ok, err := parseSocket(body)
+			ok, err := r.socket.parse(body)
 			if err != nil {
 				return false, err
 			}
 			if ok {
 				r.rows++
-				r.each(s)
+				r.each(&r.socket)
 			}
 		case netlink.Done:
 			errno, err := parseErrno(body)
@@ -116,10 +118,9 @@ func parseErrno(b []byte) (unix.Errno, error) {
 	return unix.Errno(-int32(binary.NativeEndian.Uint32(b))), nil
 }
 
-// parseSocket reads a struct inet_diag_msg and the attributes behind it. It is
-// not ok, and no error either, for an address family that this package does not
-// know.
-func parseSocket(b []byte) (s Socket, ok bool, err error) {
+// parse reads a struct inet_diag_msg and the attributes behind it. It is not ok, and no
+// error either, for an address family that this package does not know.
+func (s *Socket) parse(b []byte) (ok bool, err error) {
 	// struct inet_diag_sockid {        struct inet_diag_msg {
 	//	__be16	idiag_sport;             	__u8	idiag_family;
 	//	__be16	idiag_dport;             	__u8	idiag_state;
@@ -133,7 +134,7 @@ func parseSocket(b []byte) (s Socket, ok bool, err error) {
 	//                                   	__u32	idiag_inode;
 	//                                   };
 	if len(b) < sizeofMsg {
-		return Socket{}, false, fmt.Errorf("%w: socket of %d bytes, at least %d were due", ErrMalformed, len(b), sizeofMsg)
+		return false, fmt.Errorf("%w: socket of %d bytes, at least %d were due", ErrMalformed, len(b), sizeofMsg)
 	}
 
 	var local, remote netip.Addr
@@ -145,21 +146,20 @@ func parseSocket(b []byte) (s Socket, ok bool, err error) {
 		local = netip.AddrFrom16([16]byte(b[8:24])).Unmap()
 		remote = netip.AddrFrom16([16]byte(b[24:40])).Unmap()
 	default:
-		return Socket{}, false, nil
+		return false, nil
 	}
 
-	s = Socket{
-		State:     State(b[1]),
-		Local:     netip.AddrPortFrom(local, binary.BigEndian.Uint16(b[4:6])),
-		Remote:    netip.AddrPortFrom(remote, binary.BigEndian.Uint16(b[6:8])),
-		Interface: binary.NativeEndian.Uint32(b[40:44]),
-		Expires:   time.Duration(binary.NativeEndian.Uint32(b[52:56])) * time.Millisecond,
-	}
+	s.State = State(b[1])
+	s.Local = netip.AddrPortFrom(local, binary.BigEndian.Uint16(b[4:6]))
+	s.Remote = netip.AddrPortFrom(remote, binary.BigEndian.Uint16(b[6:8]))
+	s.Interface = binary.NativeEndian.Uint32(b[40:44])
+	s.Expires = time.Duration(binary.NativeEndian.Uint32(b[52:56])) * time.Millisecond
+	s.V6Only = false
 	// Only a listener carries an attribute of use here, and there are few.
 	if s.State == Listen {
 		s.V6Only, err = parseV6Only(b[sizeofMsg:])
 	}
-	return s, err == nil, err
+	return err == nil, err
 }
 
 // parseV6Only looks for INET_DIAG_SKV6ONLY among the attributes in b. The kernel

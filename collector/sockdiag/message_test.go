@@ -83,7 +83,7 @@ func TestReplyErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			reply := reply{typ: typeGetSock, seq: 7, each: func(Socket) {}}
+			reply := reply{typ: typeGetSock, seq: 7, each: func(*Socket) {}}
 			done, err := reply.datagram(tt.datagram)
 			if done || !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("got %v, %v, want an error %v that says %q", done, err, tt.want, tt.text)
@@ -136,7 +136,7 @@ func TestReply(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []Socket
-			reply := reply{typ: typeGetSock, seq: 7, each: func(s Socket) { got = append(got, s) }}
+			reply := reply{typ: typeGetSock, seq: 7, each: func(s *Socket) { got = append(got, *s) }}
 			done, err := reply.datagram(tt.datagram)
 			if done != tt.done || err != nil {
 				t.Errorf("got %v, %v, want %v", done, err, tt.done)
@@ -156,7 +156,7 @@ func TestReplyAllocates(t *testing.T) {
 	row := testRequest.Socket(uint8(TimeWait), v6Local, v6Remote, 1)
 	datagram := slices.Repeat(row, 100)
 	sockets := 0
-	reply := reply{typ: typeGetSock, seq: 7, each: func(Socket) { sockets++ }}
+	reply := reply{typ: typeGetSock, seq: 7, each: func(*Socket) { sockets++ }}
 	allocs := testing.AllocsPerRun(10, func() {
 		if _, err := reply.datagram(datagram); err != nil {
 			t.Fatal(err)
@@ -177,7 +177,7 @@ func FuzzReply(f *testing.F) {
 	f.Add(r.Error(unix.EINVAL))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		sockets := 0
-		reply := reply{typ: typeGetSock, seq: 7, each: func(s Socket) {
+		reply := reply{typ: typeGetSock, seq: 7, each: func(s *Socket) {
 			sockets++
 			if !s.Local.IsValid() || !s.Remote.IsValid() || s.Local.Addr().Is4In6() || s.Expires < 0 {
 				t.Errorf("impossible socket %+v", s)

@@ -20,37 +20,25 @@ type Request struct {
 }
 
 // Dial connects to a kernel that answers each request with the datagrams that answer
-// returns, and stops when the connection is closed. An answer of no datagrams keeps the
+// returns, and stops when the descriptor is closed. An answer of no datagrams keeps the
 // caller waiting.
-func Dial(answer func(Request) [][]byte) (*net.UnixConn, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+func Dial(answer func(Request) [][]byte) (fd int, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("sockdiagtest: %w", err)
+		return -1, fmt.Errorf("sockdiagtest: %w", err)
 	}
-	client, err := fileConn(fds[0])
+	f := os.NewFile(uintptr(fds[1]), "sockdiagtest")
+	defer f.Close()
+	kernel, err := net.FileConn(f)
 	if err != nil {
-		return nil, err
-	}
-	kernel, err := fileConn(fds[1])
-	if err != nil {
-		return nil, err
+		unix.Close(fds[0])
+		return -1, fmt.Errorf("sockdiagtest: %w", err)
 	}
 	go serve(kernel, answer)
-	return client, nil
+	return fds[0], nil
 }
 
-// fileConn hands a descriptor to the runtime's poller.
-func fileConn(fd int) (*net.UnixConn, error) {
-	f := os.NewFile(uintptr(fd), "sockdiagtest")
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, fmt.Errorf("sockdiagtest: %w", err)
-	}
-	return c.(*net.UnixConn), nil
-}
-
-func serve(c *net.UnixConn, answer func(Request) [][]byte) {
+func serve(c net.Conn, answer func(Request) [][]byte) {
 	defer c.Close()
 	b := make([]byte, 4096)
 	for {
