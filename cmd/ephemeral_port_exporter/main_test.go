@@ -29,6 +29,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(envBareLoop) != "" {
+		bareLoopMain()
+		return
+	}
 	code := netnstest.Main(m)
 	os.RemoveAll(buildDir())
 	os.Exit(code)

@@ -1,0 +1,352 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
+)
+
+// The benchmarks measure the real process from outside: the CPU time of all its threads
+// for a scrape over HTTP. Where they compare, they take turns with the yardstick, which is
+// another process.
+//
+//	go test ./cmd/ephemeral_port_exporter -run '^$' -bench . -benchtime 20x
+const benchAddress = "127.0.0.1:999"
+
+// holdMany keeps connections open: children times 19,900, spread over destinations.
+func holdMany(b *testing.B, children, destinations int) {
+	b.Helper()
+	netnstest.Sysctl(b, "ipv4/ip_local_port_range", "1024 65535")
+	for range children {
+		var holdings []netnstest.Holding
+		for i := range destinations {
+			holdings = append(holdings, netnstest.Holding{
+				Client: netnstest.Client{Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 443)},
+				Count:  19900 / destinations,
+			})
+		}
+		netnstest.HoldInChild(b, holdings...)
+	}
+}
+
+// BenchmarkScrape has 298,500 connections to 20 destinations, and compares with the least
+// that a dump can cost: a loop that receives the same answer and throws it away.
+func BenchmarkScrape(b *testing.B) {
+	holdMany(b, 15, 20)
+	compareWithBareLoop(b)
+}
+
+// BenchmarkMillion has 1,014,900 connections to 100 destinations.
+func BenchmarkMillion(b *testing.B) {
+	holdMany(b, 51, 100)
+	compareWithBareLoop(b)
+}
+
+// BenchmarkDestinations has 119,400 connections, each to a destination of its own.
+func BenchmarkDestinations(b *testing.B) {
+	netnstest.Sysctl(b, "ipv4/ip_local_port_range", "1024 65535")
+	for i := range 6 {
+		netnstest.HoldInChild(b, netnstest.Holding{
+			Client:              netnstest.Client{Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 10000)},
+			Count:               19900,
+			NextDestinationPort: true,
+		})
+	}
+	compareWithBareLoop(b)
+}
+
+// BenchmarkInbound has 20,000 inbound connections to one listener and 2,000 outbound ones.
+// The yardstick asks for all of them, where the exporter lets the kernel filter by port.
+func BenchmarkInbound(b *testing.B) {
+	const inbound, outbound = 20000, 2000
+	netnstest.Sysctl(b, "ipv4/ip_local_port_range", "32768 60999")
+	out := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:443")}
+	netnstest.HoldInChild(b, netnstest.Holding{Client: out, Count: outbound})
+	in := netnstest.Client{
+		Bind:        netnstest.BindReuseAddr,
+		Source:      netip.MustParseAddrPort("198.51.100.1:8080"),
+		Destination: netip.MustParseAddrPort("192.0.2.2:10000"),
+	}
+	for range 2 {
+		netnstest.HoldInChild(b, netnstest.Holding{Client: in, Count: inbound / 2, NextDestinationPort: true})
+		in.Destination = netip.MustParseAddrPort("192.0.2.3:10000")
+	}
+	compareWithBareLoop(b)
+}
+
+// BenchmarkNamespaces has 10 namespaces with 11,940 connections each, and 990 idle ones,
+// four of five with a few sockets. It compares with an exporter that sees the ten only.
+func BenchmarkNamespaces(b *testing.B) {
+	const busy, idle = 10, 990
+	busyDir, allDir := b.TempDir(), b.TempDir()
+	for i := range busy + idle {
+		path := filepath.Join(allDir, fmt.Sprint(i))
+		if i < busy {
+			path = filepath.Join(busyDir, fmt.Sprint("busy", i))
+		}
+		netnstest.Mount(b, path, func() {
+			c := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:443")}
+			if i >= busy {
+				c.Hold(b, i%5)
+				return
+			}
+			netnstest.HoldInChild(b, netnstest.Holding{Client: c, Count: 11940})
+		})
+	}
+
+	few := startBench(b, "127.0.0.1:998", "--namespaces=named", "--namespaces.dir="+busyDir)
+	all := startBench(b, benchAddress, "--namespaces=named", "--namespaces.dir="+busyDir, "--namespaces.dir="+allDir)
+	var fewCPU, allCPU, wall, perIdle []float64
+	for b.Loop() {
+		without, _ := few.scrape(b)
+		start := time.Now()
+		with, metrics := all.scrape(b)
+		wall = append(wall, time.Since(start).Seconds()*1000)
+		if !strings.Contains(metrics, fmt.Sprintf("ephemeral_port_namespaces{outcome=\"idle\"} %d\n", idle)) ||
+			!strings.Contains(metrics, fmt.Sprintf("ephemeral_port_namespaces{outcome=\"collected\"} %d\n", busy+1)) {
+			b.Fatalf("not %d idle namespaces", idle)
+		}
+		fewCPU = append(fewCPU, without.Seconds()*1000)
+		allCPU = append(allCPU, with.Seconds()*1000)
+		perIdle = append(perIdle, (with-without).Seconds()*1e6/idle)
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(fewCPU), "busy-cpu-ms/scrape")
+	b.ReportMetric(median(allCPU), "all-cpu-ms/scrape")
+	b.ReportMetric(median(perIdle), "cpu-us/idle-namespace")
+	b.ReportMetric(median(wall), "wall-ms/scrape")
+	b.ReportMetric(all.rss(b), "RSS-MB")
+}
+
+// compareWithBareLoop scrapes in turns with the bare loop.
+func compareWithBareLoop(b *testing.B) {
+	b.Helper()
+	e := startBench(b, benchAddress)
+	loop := startBareLoop(b)
+	var bare, scrape, ratio, wall []float64
+	sockets := 0
+	for b.Loop() {
+		var loopCPU time.Duration
+		loopCPU, sockets = loop.dump(b)
+		start := time.Now()
+		cpu, _ := e.scrape(b)
+		wall = append(wall, time.Since(start).Seconds()*1000)
+		bare = append(bare, loopCPU.Seconds()*1000)
+		scrape = append(scrape, cpu.Seconds()*1000)
+		ratio = append(ratio, cpu.Seconds()/loopCPU.Seconds())
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(sockets), "sockets")
+	b.ReportMetric(median(bare), "bare-cpu-ms")
+	b.ReportMetric(median(scrape), "cpu-ms/scrape")
+	b.ReportMetric(median(ratio), "cpu/bare")
+	b.ReportMetric(median(wall), "wall-ms/scrape")
+	b.ReportMetric(e.rss(b), "RSS-MB")
+}
+
+func median(values []float64) float64 {
+	slices.Sort(values)
+	return values[len(values)/2]
+}
+
+// A benchProcess is a running process.
+type benchProcess struct {
+	cmd *exec.Cmd
+	url string
+
+	stdin  io.Writer
+	stdout *bufio.Reader
+}
+
+// startBench runs the exporter until the benchmark ends. The first scrapes do not count.
+func startBench(b *testing.B, address string, args ...string) benchProcess {
+	b.Helper()
+	path, err := build()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(path, append(args, "--web.listen-address="+address, "--log.level=error")...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = cmd.Process.Signal(unix.SIGTERM)
+		_ = cmd.Wait()
+	})
+	p := benchProcess{cmd: cmd, url: "http://" + address + "/metrics"}
+	for range 200 {
+		if resp, err := http.Get(p.url); err == nil {
+			resp.Body.Close()
+			p.scrape(b)
+			return p
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	b.Fatal("the exporter does not listen")
+	return p
+}
+
+// scrape returns the CPU time of a scrape and its answer.
+func (p benchProcess) scrape(b *testing.B) (time.Duration, string) {
+	b.Helper()
+	start := p.cpu(b)
+	resp, err := http.Get(p.url)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || !strings.Contains(string(body), `ephemeral_port_collect_success{netns="self"} 1`) {
+		b.Fatalf("%s, %v:\n%.500s", resp.Status, err, body)
+	}
+	return p.cpu(b) - start, string(body)
+}
+
+// cpu returns the time that all threads of the process have run, those that ended included.
+func (p benchProcess) cpu(b *testing.B) time.Duration {
+	b.Helper()
+	// MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) of linux/posix-timers_types.h.
+	const cpuClockSched = 2
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(^p.cmd.Process.Pid<<3|cpuClockSched), &ts); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(ts.Nano())
+}
+
+// rss returns the greatest resident memory that the process had, in MB.
+func (p benchProcess) rss(b *testing.B) float64 {
+	b.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if fields := strings.Fields(line); fields[0] == "VmHWM:" {
+			kib, err := strconv.Atoi(fields[1])
+			if err != nil {
+				b.Fatal(err)
+			}
+			return float64(kib) * 1024 / 1e6
+		}
+	}
+	b.Fatal("no VmHWM")
+	return 0
+}
+
+// envBareLoop makes the test binary the yardstick.
+const envBareLoop = "BENCH_BARE_LOOP"
+
+// startBareLoop runs the yardstick until the benchmark ends.
+func startBareLoop(b *testing.B) benchProcess {
+	b.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), envBareLoop+"=1", "GOGC=off")
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		stdin.Close()
+		_ = cmd.Wait()
+	})
+	p := benchProcess{cmd: cmd, stdin: stdin, stdout: bufio.NewReader(stdout)}
+	p.dump(b)
+	return p
+}
+
+// dump lets the yardstick receive one dump, and returns its CPU time and the sockets.
+func (p benchProcess) dump(b *testing.B) (cpu time.Duration, sockets int) {
+	b.Helper()
+	start := p.cpu(b)
+	if _, err := p.stdin.Write([]byte{'\n'}); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := fmt.Fscanln(p.stdout, &sockets); err != nil {
+		b.Fatal(err)
+	}
+	return p.cpu(b) - start, sockets
+}
+
+// bareLoopMain is the yardstick: for each line of its input, one dump and a line with the
+// number of sockets. Its loop is one thread that blocks in recvfrom(2), with nothing of the
+// runtime in between.
+func bareLoopMain() {
+	runtime.LockOSThread()
+	buf := make([]byte, 64<<10)
+	for in := bufio.NewReader(os.Stdin); ; {
+		if _, err := in.ReadString('\n'); err != nil {
+			return
+		}
+		sockets, err := bareDump(buf)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bare loop:", err)
+			os.Exit(1)
+		}
+		fmt.Println(sockets)
+	}
+}
+
+// bareDump asks for all TCP sockets but listeners and throws the answer away.
+func bareDump(buf []byte) (sockets int, err error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+
+	const getSock, states = 18, 0xb7e // TCPDIAG_GETSOCK; all but TCP_CLOSE and TCP_LISTEN
+	req := make([]byte, 16+60)
+	binary.NativeEndian.PutUint32(req[0:], uint32(len(req)))
+	binary.NativeEndian.PutUint16(req[4:], getSock)
+	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	binary.NativeEndian.PutUint32(req[16+52:], states)
+	if _, err := unix.Write(fd, req); err != nil {
+		return 0, err
+	}
+	for {
+		n, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0, 0)
+		if errno != 0 {
+			return 0, errno
+		}
+		for m := buf[:n]; len(m) >= 16; m = m[(binary.NativeEndian.Uint32(m)+3)&^3:] {
+			switch binary.NativeEndian.Uint16(m[4:]) {
+			case getSock:
+				sockets++
+			case unix.NLMSG_DONE:
+				return sockets, nil
+			default:
+				return 0, fmt.Errorf("message of type %d", binary.NativeEndian.Uint16(m[4:]))
+			}
+		}
+	}
+}
