@@ -1,0 +1,31 @@
+package pool
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+)
+
+// BenchmarkAdd tells what a socket costs, by the number of destinations.
+func BenchmarkAdd(b *testing.B) {
+	s := Settings{PortRange: PortRange{Low: 1024, High: 65535}, TimeWaitLength: tenPorts.TimeWaitLength}
+	for _, destinations := range []int{1, 20, 1000, 100_000} {
+		b.Run(fmt.Sprint(destinations), func(b *testing.B) {
+			random := rand.New(rand.NewPCG(1, 2))
+			sockets := make([]Socket, 1<<18)
+			for i := range sockets {
+				d := random.IntN(destinations)
+				sockets[i] = Socket{
+					State:  Established,
+					Local:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, 1}), uint16(1024+random.IntN(60000))),
+					Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(d >> 16), byte(d >> 8), byte(d)}), 443),
+				}
+			}
+			t := NewTable(s, nil)
+			for i := 0; b.Loop(); i++ {
+				t.Add(&sockets[i%len(sockets)])
+			}
+		})
+	}
+}
