@@ -26,9 +26,9 @@ type descs struct {
 
 	collectSuccess, collectDuration, collectSockets *prometheus.Desc
 
-	netnsInfo, namespaces *prometheus.Desc
+	netnsInfo, namespaces, discoveryFailures *prometheus.Desc
 
-	connectFailures, connectFailuresUnattributed *prometheus.Desc
+	connectFailures, connectFailuresUnattributed, connectFailuresSuccess *prometheus.Desc
 }
 
 // newDescs names and explains every metric.
@@ -127,17 +127,23 @@ func newDescs() descs {
 			namespace, nil),
 
 		netnsInfo: prometheus.NewDesc("ephemeral_port_netns_info",
-			"Always 1. Whose a network namespace is, by the cgroup of a process in it; empty where that is not known. Only with --namespaces.",
+			"Always 1. The pod and container that a network namespace belongs to, by the control group of a process in it; empty where unknown. Only with --namespaces.",
 			[]string{"netns", "inode", "pod_uid", "container_id", "command"}, nil),
 		namespaces: prometheus.NewDesc("ephemeral_port_namespaces",
-			"Network namespaces by outcome of this scrape: collected, idle (less than 1% of its capacity in sockets, which were not read), failed, deadline. Only with --namespaces.",
+			"Network namespaces by outcome of this scrape: collected, idle (it has fewer sockets than --destination.min-ports or 1% of its capacity, and they were not read), failed, deadline (no time was left to read it). Only with --namespaces.",
 			[]string{"outcome"}, nil),
+		discoveryFailures: prometheus.NewDesc("ephemeral_port_namespaces_discovery_failures",
+			"Places that could not be searched for network namespaces (directories, processes): some namespaces may be missing. The log names them. Only with --namespaces.",
+			nil, nil),
 
 		connectFailures: prometheus.NewDesc("ephemeral_port_connect_failures_total",
 			"Calls of connect() since the exporter started that failed with EADDRNOTAVAIL because no port was free, in any network namespace of the host. Only with --connect-failures.",
 			[]string{"source_ip", "destination_ip", "destination_port"}, nil),
 		connectFailuresUnattributed: prometheus.NewDesc("ephemeral_port_connect_failures_unattributed_total",
 			"Further such calls, from and to addresses without series of their own, see --destination.limit. Only with --connect-failures.",
+			nil, nil),
+		connectFailuresSuccess: prometheus.NewDesc("ephemeral_port_connect_failures_collect_success",
+			"1 if this scrape could read the counts of failed connects, else 0 and they are absent. Only with --connect-failures.",
 			nil, nil),
 	}
 }
@@ -153,8 +159,8 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.sourcePorts, d.sourceBindParityPorts, d.sourceUtilization,
 		d.unreportedDestinations, d.unreportedPorts,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
-		d.netnsInfo, d.namespaces,
-		d.connectFailures, d.connectFailuresUnattributed,
+		d.netnsInfo, d.namespaces, d.discoveryFailures,
+		d.connectFailures, d.connectFailuresUnattributed, d.connectFailuresSuccess,
 	} {
 		ch <- desc
 	}
@@ -167,6 +173,7 @@ func (d *descs) sendSnapshot(ch chan<- prometheus.Metric, s scan.Snapshot) {
 	}
 	if s.OthersRead {
 		d.sendOutcomes(ch, s.Namespaces)
+		ch <- prometheus.MustNewConstMetric(d.discoveryFailures, prometheus.GaugeValue, float64(s.DiscoveryFailures))
 	}
 	if s.ConnectFailures != nil {
 		d.sendConnectFailures(ch, *s.ConnectFailures)
@@ -191,16 +198,21 @@ func (d *descs) sendNamespace(ch chan<- prometheus.Metric, n scan.Namespace) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, n.Name)
 	}
 	gauge(d.collectSuccess, 1)
+	if n.Outcome == scan.Idle {
+		// There can be thousands of them: only what is worth a series.
+		if n.TimeWaitSockets != 0 {
+			gauge(d.timeWaitSockets, float64(n.TimeWaitSockets))
+		}
+		return
+	}
 	gauge(d.collectDuration, n.Duration.Seconds())
 	gauge(d.timeWaitSockets, float64(n.TimeWaitSockets))
 	ch <- prometheus.MustNewConstMetric(d.timeWaitOverflows, prometheus.CounterValue, float64(n.TimeWaitOverflows), n.Name)
 	d.sendSettings(gauge, n.Report)
-	if !n.Partial {
-		d.sendPools(ch, n.Name, n.Report)
-	}
+	d.sendPools(ch, n.Name, n.Report)
 }
 
-// sendSettings sends what a report knows also of an idle namespace.
+// sendSettings sends the sysctls, and the ports that they and listeners withhold.
 func (d *descs) sendSettings(gauge func(*prometheus.Desc, float64), r pool.Report) {
 	gauge(d.rangeLow, float64(r.Settings.PortRange.Low))
 	gauge(d.rangeHigh, float64(r.Settings.PortRange.High))
@@ -259,12 +271,14 @@ func (d *descs) sendOutcomes(ch chan<- prometheus.Metric, namespaces []scan.Name
 	}
 }
 
-// sendConnectFailures sends the failed connects of the host, or nothing if they could not
-// be read.
+// sendConnectFailures sends the failed connects of the host, or only that they could not be
+// read.
 func (d *descs) sendConnectFailures(ch chan<- prometheus.Metric, f scan.ConnectFailures) {
 	if f.Err != nil {
+		ch <- prometheus.MustNewConstMetric(d.connectFailuresSuccess, prometheus.GaugeValue, 0)
 		return
 	}
+	ch <- prometheus.MustNewConstMetric(d.connectFailuresSuccess, prometheus.GaugeValue, 1)
 	for _, p := range f.Pools {
 		ch <- prometheus.MustNewConstMetric(d.connectFailures, prometheus.CounterValue, float64(p.Failures),
 			p.Source.String(), p.Destination.Addr().String(), strconv.Itoa(int(p.Destination.Port())))

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -114,6 +117,9 @@ func TestMetricsFailure(t *testing.T) {
 	want := `# HELP ephemeral_port_collect_success 1 if this scrape could read the network namespace, else 0 and none of its other metrics is there.
 # TYPE ephemeral_port_collect_success gauge
 ephemeral_port_collect_success{netns="self"} 0
+# HELP ephemeral_port_connect_failures_collect_success 1 if this scrape could read the counts of failed connects, else 0 and they are absent. Only with --connect-failures.
+# TYPE ephemeral_port_connect_failures_collect_success gauge
+ephemeral_port_connect_failures_collect_success 0
 `
 	got := exposition(t, New(scan.Snapshot{
 		Namespaces:      []scan.Namespace{{Name: scan.Self, Outcome: scan.Failed, Err: failed}},
@@ -124,26 +130,77 @@ ephemeral_port_collect_success{netns="self"} 0
 	}
 }
 
-// TestMetricsPartial says nothing of sockets that were not read.
-func TestMetricsPartial(t *testing.T) {
-	n := scan.Namespace{Name: "few", Inode: 7, Outcome: scan.Idle, Partial: true, Report: pool.Report{CapacityPorts: 999}}
-	text := string(exposition(t, New(scan.Snapshot{OthersRead: true, Namespaces: []scan.Namespace{n}})))
-	for series, want := range map[string]bool{
-		`ephemeral_port_capacity_ports{netns="few"} 999`:                 true,
-		`ephemeral_port_collect_success{netns="few"} 1`:                  true,
-		`ephemeral_port_max_utilization_ratio{netns="few"}`:              false,
-		`ephemeral_port_unreported_ports{netns="few"}`:                   false,
-		`ephemeral_port_collect_sockets{netns="few"}`:                    false,
-		`ephemeral_port_namespaces{outcome="idle"} 1`:                    true,
-		`ephemeral_port_namespaces{outcome="collected"} 0`:               true,
-		`ephemeral_port_namespaces{outcome="failed"} 0`:                  true,
-		`ephemeral_port_namespaces{outcome="deadline"} 0`:                true,
-		`command="",container_id="",inode="7",netns="few",pod_uid=""} 1`: true,
-	} {
-		if strings.Contains(text, series) != want {
-			t.Errorf("%s: there %v, want %v", series, !want, want)
+// TestMetricsIdle has few series, and none of what was not read.
+func TestMetricsIdle(t *testing.T) {
+	idle := func(timeWait int) scan.Namespace {
+		return scan.Namespace{Name: "few", Inode: 7, Outcome: scan.Idle, TimeWaitSockets: timeWait}
+	}
+	const series = `ephemeral_port_collect_success{netns="few"} 1
+ephemeral_port_netns_info{command="",container_id="",inode="7",netns="few",pod_uid=""} 1
+`
+	for timeWait, want := range map[int]string{0: series, 3: series + "ephemeral_port_time_wait_sockets{netns=\"few\"} 3\n"} {
+		if diff := cmp.Diff(want, samples(t, scan.Snapshot{Namespaces: []scan.Namespace{idle(timeWait)}})); diff != "" {
+			t.Errorf("%d in TIME_WAIT (-want +got):\n%s", timeWait, diff)
 		}
 	}
+}
+
+// TestMetricsBound holds the formula of the README.
+func TestMetricsBound(t *testing.T) {
+	const limit, collected, idle = 256, 3, 50
+	address := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 443)
+	}
+	var s scan.Snapshot
+	s.OthersRead = true
+	for i := range collected {
+		n := scan.Namespace{Name: fmt.Sprint("busy", i), Inode: uint64(i + 1), Outcome: scan.Collected}
+		n.Report.Settings.TWReuseDelay = time.Second
+		s.Namespaces = append(s.Namespaces, n)
+	}
+	for i := range limit { // the limit is that of all namespaces together
+		r := &s.Namespaces[i%collected].Report
+		r.Destinations = append(r.Destinations, pool.Destination{Source: address(0).Addr(), Address: address(i)})
+		r.Sources = append(r.Sources, pool.Source{Address: address(i).Addr()})
+	}
+	for i := range idle {
+		s.Namespaces = append(s.Namespaces, scan.Namespace{Name: fmt.Sprint("idle", i), Inode: uint64(1000 + i), Outcome: scan.Idle, TimeWaitSockets: 1})
+	}
+	s.ConnectFailures = &scan.ConnectFailures{}
+	for i := range limit {
+		s.ConnectFailures.Pools = append(s.ConnectFailures.Pools, scan.FailedPool{Source: address(0).Addr(), Destination: address(i)})
+	}
+
+	b, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`series = (\d+) × limit \+ (\d+) × collected \+ (\d+) × idle \+ (\d+)\n`).FindSubmatch(b)
+	if m == nil {
+		t.Fatal("no formula in the README")
+	}
+	var factors [4]int
+	for i := range factors {
+		if factors[i], err = strconv.Atoi(string(m[i+1])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := factors[0]*limit + factors[1]*collected + factors[2]*idle + factors[3]
+	if got := strings.Count(samples(t, s), "\n"); got != want {
+		t.Errorf("%d series, the README says %s = %d", got, m[0], want)
+	}
+}
+
+// samples is an exposition without its comments.
+func samples(t *testing.T, s scan.Snapshot) string {
+	t.Helper()
+	var lines []string
+	for line := range strings.Lines(string(exposition(t, New(s)))) {
+		if !strings.HasPrefix(line, "#") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "")
 }
 
 // TestMetricsOldKernel has no reuse delay to tell.

@@ -11,56 +11,53 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An FS is a mounted proc(5) file system.
+// An FS is a mounted proc(5) file system. It serves one goroutine at a time.
 type FS struct {
-	mount string
+	mount  string
+	buffer []byte // for the content of a file
 }
 
 // NewFS returns the file system at a mount point, usually /proc. Nothing is read yet.
-func NewFS(mount string) FS { return FS{mount: mount} }
+func NewFS(mount string) *FS { return &FS{mount: mount} }
 
-// A Namespace is what the file system shows of one network namespace, opened once: with
-// hundreds of namespaces, the kernel's search for each path is what costs.
+// A Namespace is the sysctls of one network namespace. Their directory is opened once: with
+// thousands of namespaces, the kernel's search for it is what costs.
 type Namespace struct {
-	ipv4, net folder
+	ipv4 directory
 }
 
-// A folder is one that is open.
-type folder struct {
+// An open directory.
+type directory struct {
+	fs   *FS
 	path string
 	fd   int
 }
 
-// Namespace opens the network namespace of the calling thread, which must not change to
-// another one as long as it is in use.
-func (fs FS) Namespace() (*Namespace, error) {
-	ipv4, err := openFolder(filepath.Join(fs.mount, "sys/net/ipv4"))
+// Namespace opens the network namespace of the calling thread, which must not go to another
+// one as long as it is in use.
+func (fs *FS) Namespace() (*Namespace, error) {
+	ipv4, err := fs.open(filepath.Join(fs.mount, "sys/net/ipv4"))
 	if err != nil {
 		return nil, err
 	}
-	net, err := openFolder(filepath.Join(fs.mount, "thread-self/net"))
-	if err != nil {
-		unix.Close(ipv4.fd)
-		return nil, err
-	}
-	return &Namespace{ipv4: ipv4, net: net}, nil
+	return &Namespace{ipv4: ipv4}, nil
 }
 
 // Close closes what Namespace opened.
-func (ns *Namespace) Close() error {
-	return errors.Join(unix.Close(ns.ipv4.fd), unix.Close(ns.net.fd))
-}
+func (ns *Namespace) Close() error { return ns.ipv4.close() }
 
-func openFolder(path string) (folder, error) {
+func (fs *FS) open(path string) (directory, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return folder{}, fmt.Errorf("procfs: %w", &os.PathError{Op: "open", Path: path, Err: err})
+		return directory{}, fmt.Errorf("procfs: %w", &os.PathError{Op: "open", Path: path, Err: err})
 	}
-	return folder{path: path, fd: fd}, nil
+	return directory{fs: fs, path: path, fd: fd}, nil
 }
 
-// name is the path of a file in the folder, for messages.
-func (f folder) name(file string) string { return filepath.Join(f.path, file) }
+func (d directory) close() error { return unix.Close(d.fd) }
+
+// pathOf is the path of a file in the directory, for messages.
+func (d directory) pathOf(file string) string { return filepath.Join(d.path, file) }
 
 // errTooLong means that a file does not fit into the buffer for it.
 var errTooLong = errors.New("longer than expected")
@@ -72,19 +69,22 @@ var errTooLong = errors.New("longer than expected")
 // 512 bytes, loses the rest without an error. What fills the buffer is therefore
 // refused. A file of /proc/PID/net gives all of its content to one read that is large
 // enough, too (seq_read).
-func (f folder) read(file string, size int) (string, error) {
-	b := make([]byte, size)
-	fd, err := unix.Openat(f.fd, file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func (d directory) read(file string, size int) (string, error) {
+	if len(d.fs.buffer) < size {
+		d.fs.buffer = make([]byte, size)
+	}
+	b := d.fs.buffer[:size]
+	fd, err := unix.Openat(d.fd, file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", fmt.Errorf("procfs: %w", &os.PathError{Op: "open", Path: f.name(file), Err: err})
+		return "", fmt.Errorf("procfs: %w", &os.PathError{Op: "open", Path: d.pathOf(file), Err: err})
 	}
 	n, err := unix.Read(fd, b)
 	unix.Close(fd)
 	if err != nil {
-		return "", fmt.Errorf("procfs: %w", &os.PathError{Op: "read", Path: f.name(file), Err: err})
+		return "", fmt.Errorf("procfs: %w", &os.PathError{Op: "read", Path: d.pathOf(file), Err: err})
 	}
 	if n == len(b) {
-		return "", fmt.Errorf("procfs: %s: %w: %d bytes or more", f.name(file), errTooLong, size)
+		return "", fmt.Errorf("procfs: %s: %w: %d bytes or more", d.pathOf(file), errTooLong, size)
 	}
 	return string(b[:n]), nil
 }

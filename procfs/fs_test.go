@@ -16,7 +16,7 @@ import (
 )
 
 // mount makes a proc file system of these files.
-func mount(t *testing.T, files map[string]string) FS {
+func mount(t *testing.T, files map[string]string) *FS {
 	t.Helper()
 	dir := t.TempDir()
 	for _, folder := range []string{"sys/net/ipv4", "thread-self/net"} {
@@ -48,28 +48,28 @@ func withSockstat(name, content string) map[string]string {
 // readers are all that a Namespace reads, with the file that it is in.
 var readers = []struct {
 	file string
-	read func(*Namespace) (any, error)
+	read func(*FS, *Namespace) (any, error)
 }{
-	{"sys/net/ipv4/ip_local_port_range", func(ns *Namespace) (any, error) { return ns.IPLocalPortRange() }},
-	{"sys/net/ipv4/ip_local_reserved_ports", func(ns *Namespace) (any, error) { return ns.IPLocalReservedPorts() }},
-	{"sys/net/ipv4/tcp_tw_reuse", func(ns *Namespace) (any, error) { return ns.TCPTWReuse() }},
-	{"sys/net/ipv4/tcp_tw_reuse_delay", func(ns *Namespace) (any, error) {
+	{"sys/net/ipv4/ip_local_port_range", func(_ *FS, ns *Namespace) (any, error) { return ns.IPLocalPortRange() }},
+	{"sys/net/ipv4/ip_local_reserved_ports", func(_ *FS, ns *Namespace) (any, error) { return ns.IPLocalReservedPorts() }},
+	{"sys/net/ipv4/tcp_tw_reuse", func(_ *FS, ns *Namespace) (any, error) { return ns.TCPTWReuse() }},
+	{"sys/net/ipv4/tcp_tw_reuse_delay", func(_ *FS, ns *Namespace) (any, error) {
 		delay, ok, err := ns.TCPTWReuseDelay()
 		if !ok {
 			return nil, err
 		}
 		return delay, err
 	}},
-	{"sys/net/ipv4/tcp_timestamps", func(ns *Namespace) (any, error) { return ns.TCPTimestamps() }},
-	{"sys/net/ipv4/tcp_fin_timeout", func(ns *Namespace) (any, error) { return ns.TCPFinTimeout() }},
-	{"sys/net/ipv4/tcp_max_tw_buckets", func(ns *Namespace) (any, error) { return ns.TCPMaxTWBuckets() }},
-	{"thread-self/net/sockstat", func(ns *Namespace) (any, error) { return ns.Sockstat() }},
-	{"thread-self/net/sockstat6", func(ns *Namespace) (any, error) { return ns.Sockstat() }},
-	{"thread-self/net/netstat", func(ns *Namespace) (any, error) { return ns.TimeWaitOverflows() }},
+	{"sys/net/ipv4/tcp_timestamps", func(_ *FS, ns *Namespace) (any, error) { return ns.TCPTimestamps() }},
+	{"sys/net/ipv4/tcp_fin_timeout", func(_ *FS, ns *Namespace) (any, error) { return ns.TCPFinTimeout() }},
+	{"sys/net/ipv4/tcp_max_tw_buckets", func(_ *FS, ns *Namespace) (any, error) { return ns.TCPMaxTWBuckets() }},
+	{"thread-self/net/sockstat", func(fs *FS, _ *Namespace) (any, error) { return fs.Sockstat() }},
+	{"thread-self/net/sockstat6", func(fs *FS, _ *Namespace) (any, error) { return fs.Sockstat() }},
+	{"thread-self/net/netstat", func(fs *FS, _ *Namespace) (any, error) { return fs.TimeWaitOverflows() }},
 }
 
 // open opens the namespace that a file system shows.
-func open(t *testing.T, fs FS) *Namespace {
+func open(t *testing.T, fs *FS) *Namespace {
 	t.Helper()
 	ns, err := fs.Namespace()
 	if err != nil {
@@ -77,6 +77,12 @@ func open(t *testing.T, fs FS) *Namespace {
 	}
 	t.Cleanup(func() { ns.Close() })
 	return ns
+}
+
+// readFrom reads one thing.
+func readFrom(t *testing.T, fs *FS, read func(*FS, *Namespace) (any, error)) (any, error) {
+	t.Helper()
+	return read(fs, open(t, fs))
 }
 
 // TestMalformed content is an error that names the file and shows the content.
@@ -109,7 +115,7 @@ func TestMalformed(t *testing.T) {
 		}
 		for _, content := range contents[r.file] {
 			t.Run(fmt.Sprintf("%s/%q", filepath.Base(r.file), content), func(t *testing.T) {
-				got, err := r.read(open(t, mount(t, withSockstat(r.file, content))))
+				got, err := readFrom(t, mount(t, withSockstat(r.file, content)), r.read)
 				if err == nil {
 					t.Fatalf("got %v, want an error", got)
 				}
@@ -125,7 +131,7 @@ func TestMalformed(t *testing.T) {
 func TestUnreadable(t *testing.T) {
 	for _, r := range readers {
 		t.Run(filepath.Base(r.file), func(t *testing.T) {
-			got, err := r.read(open(t, mount(t, withSockstat(r.file+".absent", ""))))
+			got, err := readFrom(t, mount(t, withSockstat(r.file+".absent", "")), r.read)
 			if r.file == "sys/net/ipv4/tcp_tw_reuse_delay" || r.file == "thread-self/net/sockstat6" {
 				if err != nil {
 					t.Errorf("absent: got %v, %v, want no error", got, err)
@@ -134,7 +140,7 @@ func TestUnreadable(t *testing.T) {
 				t.Errorf("absent: got %v, want %v that names the file", err, fs.ErrNotExist)
 			}
 
-			if _, err := r.read(open(t, mount(t, withSockstat(r.file+"/is-a-directory", "")))); err == nil {
+			if _, err := readFrom(t, mount(t, withSockstat(r.file+"/is-a-directory", "")), r.read); err == nil {
 				t.Error("a directory: want an error")
 			}
 			// Cut anywhere, these are well formed.
@@ -144,7 +150,7 @@ func TestUnreadable(t *testing.T) {
 			} else if r.file != "sys/net/ipv4/ip_local_port_range" {
 				long = "1" + strings.Repeat("\n", maxPortList)
 			}
-			if got, err := r.read(open(t, mount(t, withSockstat(r.file, long)))); err == nil {
+			if got, err := readFrom(t, mount(t, withSockstat(r.file, long)), r.read); err == nil {
 				t.Errorf("%d bytes: got %v, want an error", len(long), got)
 			} else if len(err.Error()) > 1000 {
 				t.Errorf("%d bytes: the error has %d", len(long), len(err.Error()))
@@ -182,7 +188,7 @@ func TestRead(t *testing.T) {
 				if r.file != tt.file {
 					continue
 				}
-				got, err := r.read(open(t, mount(t, withSockstat(tt.file, tt.content))))
+				got, err := readFrom(t, mount(t, withSockstat(tt.file, tt.content)), r.read)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -218,7 +224,7 @@ func TestKernel(t *testing.T) {
 		want["sys/net/ipv4/tcp_tw_reuse_delay"] = 250 * time.Millisecond
 	}
 	for _, r := range readers {
-		got, err := r.read(open(t, NewFS("/proc")))
+		got, err := readFrom(t, NewFS("/proc"), r.read)
 		if err != nil {
 			t.Error(err)
 		}

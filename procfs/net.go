@@ -3,6 +3,7 @@
 package procfs
 
 import (
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -16,21 +17,26 @@ type Sockstat struct {
 	TimeWait int // in TIME_WAIT, FIN_WAIT2 mini-sockets included
 }
 
-// Sockstat returns the numbers of sockets of both families: "inuse" and "tw" of the TCP
-// lines of /proc/thread-self/net/sockstat and sockstat6. It costs a few microseconds,
-// however many there are.
-func (ns *Namespace) Sockstat() (Sockstat, error) {
-	content, err := ns.net.read("sockstat", maxNet)
+// Sockstat returns the numbers of sockets of both families in the calling thread's network
+// namespace: "inuse" and "tw" of the TCP lines of /proc/thread-self/net/sockstat and
+// sockstat6. It costs a few microseconds, however many there are.
+func (fs *FS) Sockstat() (Sockstat, error) {
+	net, err := fs.openNet()
+	if err != nil {
+		return Sockstat{}, err
+	}
+	defer net.close()
+	content, err := net.read("sockstat", maxNet)
 	if err != nil {
 		return Sockstat{}, err
 	}
 	inUse, ok := parseSockstat(content, "TCP:", "inuse")
 	timeWait, ok2 := parseSockstat(content, "TCP:", "tw")
 	if !ok || !ok2 {
-		return Sockstat{}, malformed(ns.net.name("sockstat"), content)
+		return Sockstat{}, malformed(net.pathOf("sockstat"), content)
 	}
 
-	content, err = ns.net.read("sockstat6", maxNet)
+	content, err = net.read("sockstat6", maxNet)
 	if isNotExist(err) { // a kernel without IPv6
 		return Sockstat{InUse: inUse, TimeWait: timeWait}, nil
 	}
@@ -39,33 +45,43 @@ func (ns *Namespace) Sockstat() (Sockstat, error) {
 	}
 	inUse6, ok := parseSockstat(content, "TCP6:", "inuse")
 	if !ok {
-		return Sockstat{}, malformed(ns.net.name("sockstat6"), content)
+		return Sockstat{}, malformed(net.pathOf("sockstat6"), content)
 	}
 	return Sockstat{InUse: inUse + inUse6, TimeWait: timeWait}, nil
 }
 
-// TimeWaitOverflows returns how many sockets were dropped instead of put into
-// TIME_WAIT because there were tcp_max_tw_buckets already: TCPTimeWaitOverflow of
-// /proc/thread-self/net/netstat.
-func (ns *Namespace) TimeWaitOverflows() (uint64, error) {
-	content, err := ns.net.read("netstat", maxNet)
+// TimeWaitOverflows returns how many sockets of the calling thread's network namespace were
+// dropped instead of put into TIME_WAIT because there were tcp_max_tw_buckets already:
+// TCPTimeWaitOverflow of /proc/thread-self/net/netstat.
+func (fs *FS) TimeWaitOverflows() (uint64, error) {
+	net, err := fs.openNet()
+	if err != nil {
+		return 0, err
+	}
+	defer net.close()
+	content, err := net.read("netstat", maxNet)
 	if err != nil {
 		return 0, err
 	}
 	n, ok := parseNetstat(content, "TcpExt:", "TCPTimeWaitOverflow")
 	if !ok {
-		return 0, malformed(ns.net.name("netstat"), content)
+		return 0, malformed(net.pathOf("netstat"), content)
 	}
 	return n, nil
+}
+
+// openNet opens the counters of the calling thread's network namespace.
+func (fs *FS) openNet() (directory, error) {
+	return fs.open(filepath.Join(fs.mount, "thread-self/net"))
 }
 
 // parseSockstat finds a value in lines of the form "TCP: inuse 4 orphan 0 tw 2".
 func parseSockstat(content, protocol, name string) (int, bool) {
 	for line := range strings.Lines(content) {
-		fields := strings.Fields(line)
-		if len(fields) == 0 || fields[0] != protocol {
+		if !strings.HasPrefix(line, protocol) {
 			continue
 		}
+		fields := strings.Fields(line)
 		for i := 1; i+1 < len(fields); i += 2 {
 			if fields[i] == name {
 				return parseInt(fields[i+1])

@@ -36,7 +36,7 @@ func (ns *Namespace) IPLocalPortRange() (PortRange, error) {
 	}
 	r, ok := parseLocalPortRange(content)
 	if !ok {
-		return PortRange{}, malformed(ns.ipv4.name(file), content)
+		return PortRange{}, malformed(ns.ipv4.pathOf(file), content)
 	}
 	return r, nil
 }
@@ -55,7 +55,7 @@ func (ns *Namespace) IPLocalReservedPorts() ([]PortRange, error) {
 	}
 	ranges, ok := parseReservedPorts(content)
 	if !ok {
-		return nil, malformed(ns.ipv4.name(file), content)
+		return nil, malformed(ns.ipv4.pathOf(file), content)
 	}
 	return ranges, nil
 }

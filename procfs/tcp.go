@@ -51,7 +51,7 @@ func (ns *Namespace) readInt(file string) (int, error) {
 	}
 	n, ok := parseInt(content)
 	if !ok {
-		return 0, malformed(ns.ipv4.name(file), content)
+		return 0, malformed(ns.ipv4.pathOf(file), content)
 	}
 	return n, nil
 }

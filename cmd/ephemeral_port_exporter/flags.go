@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,9 +20,6 @@ import (
 
 // defaultAddress has a port outside of the default ephemeral range, 32768-60999.
 const defaultAddress = ":10149"
-
-// defaultNamespaceDirs are where ip-netns(8), CNI plugins and Docker mount network namespaces.
-var defaultNamespaceDirs = []string{"/run/netns", "/run/docker/netns"}
 
 // flags are the command line.
 type flags struct {
@@ -61,7 +57,7 @@ func addFlags(app *kingpin.Application) *flags {
 		namespaces: app.Flag("namespaces",
 			"Network namespaces to watch besides the exporter's own: none (self), those that are mounted (named; needs CAP_SYS_ADMIN), or also those of all processes (all; needs CAP_SYS_PTRACE too).").Default(string(scan.ScopeSelf)).Enum(string(scan.ScopeSelf), string(scan.ScopeNamed), string(scan.ScopeAll)),
 		namespaceDirs: app.Flag("namespaces.dir",
-			"Folder of mounted network namespaces, besides "+strings.Join(defaultNamespaceDirs, " and ")+". Repeatable.").Strings(),
+			"Directory of mounted network namespaces, besides /run/netns and /run/docker/netns. Repeatable.").Strings(),
 		connectFailures: app.Flag("connect-failures",
 			"Count the connects that fail for want of a port, in all network namespaces, with an eBPF program (needs CAP_BPF, CAP_PERFMON and a readable tracefs).").Bool(),
 
@@ -90,7 +86,7 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 		Logger:         logger,
 
 		Scope:         scan.Scope(*f.namespaces),
-		NamespaceDirs: slices.Concat(defaultNamespaceDirs, *f.namespaceDirs),
+		NamespaceDirs: *f.namespaceDirs,
 
 		ConnectFailures: *f.connectFailures,
 	}

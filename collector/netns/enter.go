@@ -5,6 +5,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -13,25 +14,19 @@ import (
 // ErrGone means that a namespace does not exist any more, which is normal.
 var ErrGone = errors.New("network namespace is gone")
 
-// Enter calls fn in a namespace, with the number that the kernel has for it as long as
-// it runs: unlike the inode it is never given to another namespace (SO_NETNS_COOKIE,
-// Linux 5.14; 0 before).
+// Visit calls fn on a thread of its own, which can go to other network namespaces. When
+// fn has returned, the thread is back where it came from, or it ends.
 //
-// Files of /proc/sys/net and /proc/thread-self/net that fn opens and sockets that it makes
-// are of the namespace; it must not start goroutines for that. proc is the mount point of
-// procfs.
-//
-// The error is that of fn, ErrGone, or the kernel's refusal: setns(2) needs CAP_SYS_ADMIN in
-// the user namespaces of both the caller and the network namespace.
-func Enter(proc string, ns Namespace, fn func(cookie uint64) error) error {
+// fn must not start goroutines for what it does in a namespace. proc is the mount point of
+// procfs. The error is that of fn, or of the thread's way home.
+func Visit(proc string, fn func(*Visitor) error) error {
 	result := make(chan error)
-	go func() { result <- enter(proc, ns, fn) }()
+	go func() { result <- visit(proc, fn) }()
 	return <-result
 }
 
-// enter runs in a goroutine of its own. Its thread goes back to where it came from, or
-// ends with the goroutine.
-func enter(proc string, ns Namespace, fn func(cookie uint64) error) error {
+// visit runs in a goroutine of its own.
+func visit(proc string, fn func(*Visitor) error) error {
 	runtime.LockOSThread()
 	home, err := unix.Open(selfPath(proc), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -40,26 +35,41 @@ func enter(proc string, ns Namespace, fn func(cookie uint64) error) error {
 	}
 	defer unix.Close(home)
 
-	fd, err := open(ns)
-	if err != nil {
-		runtime.UnlockOSThread()
-		return err
-	}
-	err = unix.Setns(fd, unix.CLONE_NEWNET)
-	// Nothing must keep the namespace longer than the thread is in it.
-	unix.Close(fd)
-	if err != nil {
-		runtime.UnlockOSThread()
-		return fmt.Errorf("netns: enter: %w", err)
-	}
-
-	err = call(fn)
+	err = fn(&Visitor{})
 	if homeErr := unix.Setns(home, unix.CLONE_NEWNET); homeErr != nil {
 		// Still locked: the runtime ends the thread instead of giving it to others.
 		return errors.Join(err, fmt.Errorf("netns: return: %w", homeErr))
 	}
 	runtime.UnlockOSThread()
 	return err
+}
+
+// A Visitor is a thread that goes from one network namespace to the next.
+type Visitor struct{}
+
+// Enter moves the thread to a namespace. From here on, files of /proc/sys/net and
+// /proc/thread-self/net that it opens and sockets that it makes are of that namespace. The
+// cookie is the kernel's number for it (SO_NETNS_COOKIE, Linux 5.14; 0 before): unlike the
+// inode, it is never given to another namespace.
+//
+// After an error the thread is where it was before. The error is ErrGone or the kernel's
+// refusal: setns(2) needs CAP_SYS_ADMIN in the user namespaces of both the caller and the
+// network namespace.
+func (v *Visitor) Enter(ns Namespace) (cookie uint64, err error) {
+	fd, err := open(ns)
+	if err != nil {
+		return 0, err
+	}
+	err = unix.Setns(fd, unix.CLONE_NEWNET)
+	// Nothing must keep the namespace longer than the thread is in it.
+	unix.Close(fd)
+	if errors.Is(err, unix.EINVAL) {
+		return 0, ErrGone // never was a network namespace
+	}
+	if err != nil {
+		return 0, fmt.Errorf("netns: enter: %w", os.NewSyscallError("setns", err))
+	}
+	return ownCookie()
 }
 
 // open opens a namespace by one of its paths.
@@ -93,24 +103,19 @@ func openPath(path string, inode uint64) (fd int, err error) {
 		unix.Close(fd)
 		return -1, ErrGone
 	}
-	kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
-	if err != nil || kind != unix.CLONE_NEWNET {
-		unix.Close(fd)
-		return -1, ErrGone // never was a network namespace
-	}
 	return fd, nil
 }
 
-// call calls fn with the cookie of the thread's namespace.
-func call(fn func(cookie uint64) error) error {
+// ownCookie returns the cookie of the thread's namespace.
+func ownCookie() (uint64, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("netns: open socket: %w", err)
+		return 0, fmt.Errorf("netns: open socket: %w", err)
 	}
 	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	unix.Close(fd)
 	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
-		return fmt.Errorf("netns: get cookie: %w", err)
+		return 0, fmt.Errorf("netns: get cookie: %w", err)
 	}
-	return fn(cookie)
+	return cookie, nil
 }

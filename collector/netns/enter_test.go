@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -28,10 +30,21 @@ func here(t *testing.T) uint64 {
 	return inode
 }
 
-// mounted returns the only namespace of a folder.
+// enter calls fn in a namespace.
+func enter(ns Namespace, fn func(cookie uint64) error) error {
+	return Visit("/proc", func(v *Visitor) error {
+		cookie, err := v.Enter(ns)
+		if err != nil {
+			return err
+		}
+		return fn(cookie)
+	})
+}
+
+// mounted returns the only namespace of a directory.
 func mounted(t *testing.T, folder string) Namespace {
 	t.Helper()
-	namespaces, err := Mounted([]string{folder})
+	namespaces, err := Mounted(folder)
 	if err != nil || len(namespaces) != 1 {
 		t.Fatalf("got %v, %v, want one namespace", namespaces, err)
 	}
@@ -47,7 +60,7 @@ func TestEnter(t *testing.T) {
 		wanted := errors.New("the error of fn")
 		for range 2 {
 			var first uint64
-			err := Enter("/proc", ns, func(cookie uint64) error {
+			err := enter(ns, func(cookie uint64) error {
 				if here(t) != ns.Inode || cookie == 0 || first != 0 && cookie != first {
 					t.Errorf("in %d with cookie %d, want %d", here(t), cookie, ns.Inode)
 				}
@@ -109,7 +122,7 @@ func TestEnterGone(t *testing.T) {
 			ns := mounted(t, folder)
 			netnstest.Unmount(t, path)
 			tt.replace(t, path)
-			err := Enter("/proc", ns, func(uint64) error {
+			err := enter(ns, func(uint64) error {
 				t.Error("entered it")
 				return nil
 			})
@@ -127,7 +140,7 @@ func TestEnterOtherKind(t *testing.T) {
 	if !ok {
 		t.Fatal("no namespace to try")
 	}
-	if err := Enter("/proc", Namespace{Inode: inode, paths: []string{path}}, func(uint64) error { return nil }); !errors.Is(err, ErrGone) {
+	if err := enter(Namespace{Inode: inode, paths: []string{path}}, func(uint64) error { return nil }); !errors.Is(err, ErrGone) {
 		t.Errorf("got %v, want %v", err, ErrGone)
 	}
 }
@@ -138,7 +151,7 @@ func TestEnterRemoved(t *testing.T) {
 	path := filepath.Join(folder, "ns")
 	netnstest.Mount(t, path, nil)
 	ns := mounted(t, folder)
-	err := Enter("/proc", ns, func(uint64) error {
+	err := enter(ns, func(uint64) error {
 		netnstest.Unmount(t, path)
 		if here(t) != ns.Inode {
 			t.Error("thrown out")
@@ -149,25 +162,48 @@ func TestEnterRemoved(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if namespaces, err := Mounted([]string{folder}); err != nil || len(namespaces) != 0 {
+	if namespaces, err := Mounted(folder); err != nil || len(namespaces) != 0 {
 		t.Errorf("got %v, %v after it was removed", namespaces, err)
 	}
 }
 
-// TestMountedUnreadable folders are errors that do not hide the others.
-func TestMountedUnreadable(t *testing.T) {
-	folder := t.TempDir()
-	netnstest.Mount(t, filepath.Join(folder, "ns"), nil)
-	if err := os.WriteFile(filepath.Join(folder, "plain"), nil, 0o444); err != nil {
-		t.Fatal(err)
+// TestVisitRoute goes from one namespace to the next, stays where it is if one is gone, and
+// comes home.
+func TestVisitRoute(t *testing.T) {
+	home := here(t)
+	var namespaces []Namespace
+	for range 2 {
+		folder := t.TempDir()
+		netnstest.Mount(t, filepath.Join(folder, "ns"), nil)
+		namespaces = append(namespaces, mounted(t, folder))
 	}
+	gone := Namespace{Inode: 1, paths: []string{"/nonexistent"}}
+	err := Visit("/proc", func(v *Visitor) error {
+		for _, ns := range slices.Concat(namespaces, namespaces) {
+			if _, err := v.Enter(ns); err != nil || here(t) != ns.Inode {
+				t.Errorf("in %d, %v, want %d", here(t), err, ns.Inode)
+			}
+			if _, err := v.Enter(gone); !errors.Is(err, ErrGone) || here(t) != ns.Inode {
+				t.Errorf("in %d, %v, want %d, %v", here(t), err, ns.Inode, ErrGone)
+			}
+		}
+		return nil
+	})
+	if err != nil || here(t) != home {
+		t.Errorf("in %d, %v, want %d", here(t), err, home)
+	}
+}
+
+// TestMountedUnreadable is an error.
+func TestMountedUnreadable(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
-	namespaces, err := Mounted([]string{"/nonexistent", file, folder})
-	if len(namespaces) != 1 || !errors.Is(err, unix.ENOTDIR) {
-		t.Errorf("got %v, %v, want one namespace and %v", namespaces, err, unix.ENOTDIR)
+	for path, want := range map[string]error{"/nonexistent": unix.ENOENT, file: unix.ENOTDIR} {
+		if namespaces, err := Mounted(path); len(namespaces) != 0 || !errors.Is(err, want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("got %v, %v, want %v", namespaces, err, want)
+		}
 	}
 }
 
@@ -175,8 +211,9 @@ func TestMerge(t *testing.T) {
 	got := Merge(
 		[]Namespace{{Inode: 1, Name: "a"}, {Inode: 2, Name: "b"}, {Inode: 1, Name: "again"}},
 		[]Namespace{{Inode: 3, PID: 30}, {Inode: 1, PID: 10}, {Inode: 1, PID: 11}},
+		[]Namespace{{Inode: 3, Name: "c"}},
 	)
-	want := []Namespace{{Inode: 1, Name: "a", PID: 10}, {Inode: 2, Name: "b"}, {Inode: 3, PID: 30}}
+	want := []Namespace{{Inode: 1, Name: "a", PID: 10}, {Inode: 2, Name: "b"}, {Inode: 3, Name: "c", PID: 30}}
 	if len(got) != len(want) {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
@@ -212,7 +249,7 @@ func TestProcessEnded(t *testing.T) {
 		if ns.PID != cmd.Process.Pid {
 			continue
 		}
-		if err := Enter("/proc", ns, func(uint64) error { return nil }); err != nil {
+		if err := enter(ns, func(uint64) error { return nil }); err != nil {
 			t.Errorf("after the first process ended: %v", err)
 		}
 		return

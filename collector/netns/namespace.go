@@ -21,11 +21,11 @@ type Namespace struct {
 	// The kernel gives it to another namespace at once.
 	Inode uint64
 
-	// Name is the base name of its mount, as it is: any bytes but "/" and NUL. Empty if
-	// it is not mounted in a folder that was looked at.
+	// Name is the base name of its mount, as it is: any bytes but "/" and NUL. Empty
+	// without a mount.
 	Name string
 
-	// PID is a process in it, the lowest of those that were looked at, 0 without any.
+	// PID is a process in it, the one with the lowest number; 0 without any.
 	PID int
 
 	paths []string // to open it by, whichever is still there
@@ -61,32 +61,26 @@ func OwnPID(proc string) int {
 
 func selfPath(proc string) string { return filepath.Join(proc, "thread-self/ns/net") }
 
-// Mounted returns the namespaces that are mounted in folders, such as /run/netns. A folder
-// that does not exist has none. What is no network namespace is left out: plain files,
-// that CNI plugins leave behind, dangling links, other folders.
-func Mounted(folders []string) ([]Namespace, error) {
-	var (
-		namespaces []Namespace
-		errs       []error
-	)
-	for _, folder := range folders {
-		entries, err := os.ReadDir(folder)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("netns: %w", err))
-		}
-		for _, e := range entries {
-			path := filepath.Join(folder, e.Name())
-			inode, ok := stat(path)
-			if ok {
-				namespaces = append(namespaces, Namespace{Inode: inode, Name: e.Name(), paths: []string{path}})
-			}
+// Mounted returns the namespaces that are mounted in a directory, such as /run/netns, in
+// the order of their names. What is no network namespace is left out: plain files, which
+// CNI plugins leave behind, dangling links, other directories.
+func Mounted(dir string) ([]Namespace, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("netns: list mounts: %w", err)
+	}
+	var namespaces []Namespace
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if inode, ok := stat(path); ok {
+			namespaces = append(namespaces, Namespace{Inode: inode, Name: e.Name(), paths: []string{path}})
 		}
 	}
-	return namespaces, errors.Join(errs...)
+	return namespaces, nil
 }
 
-// stat returns the inode of what may be a network namespace. It opens nothing: a folder
-// can have a FIFO or a device in it.
+// stat returns the inode of what may be a network namespace. It opens nothing: a
+// directory can have a FIFO or a device in it.
 func stat(path string) (inode uint64, ok bool) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
@@ -100,9 +94,9 @@ func stat(path string) (inode uint64, ok bool) {
 }
 
 // OfProcesses returns the namespaces of all processes that procfs at proc shows. It needs
-// CAP_SYS_PTRACE for those of other users. Processes that end meanwhile are left out;
-// those that the kernel does not let us look at are named in the error, which does not
-// affect the others.
+// CAP_SYS_PTRACE for those of other users. Processes that end meanwhile are left out. The
+// error counts those that the kernel does not let us examine; the others are returned all
+// the same.
 func OfProcesses(proc string) ([]Namespace, error) {
 	d, err := os.Open(proc)
 	if err != nil {
@@ -147,7 +141,7 @@ func OfProcesses(proc string) ([]Namespace, error) {
 		}
 	}
 	if forbidden > 0 {
-		return namespaces, fmt.Errorf("netns: %d processes that the kernel does not let us look at, the first: %w", forbidden, first)
+		return namespaces, fmt.Errorf("netns: %d processes may not be examined, the first: %w", forbidden, first)
 	}
 	return namespaces, nil
 }
@@ -172,22 +166,22 @@ func processLink(process string) (path, link string, err error) {
 	return path, link, err
 }
 
-// Merge returns each namespace of a and b once. One that is in both has its name from
-// a and its process from b.
-func Merge(a, b []Namespace) []Namespace {
+// Merge returns each namespace once. One that is there several times has its name from
+// the first that has one, and all its processes.
+func Merge(lists ...[]Namespace) []Namespace {
 	var merged []Namespace
 	at := map[uint64]int{}
-	for _, ns := range slices.Concat(a, b) {
+	for _, ns := range slices.Concat(lists...) {
 		i, ok := at[ns.Inode]
 		if !ok {
 			at[ns.Inode] = len(merged)
 			merged = append(merged, ns)
 			continue
 		}
-		if merged[i].PID == 0 {
-			merged[i].PID = ns.PID
-		}
-		merged[i].paths = append(merged[i].paths, ns.paths...)
+		m := &merged[i]
+		m.Name = cmp.Or(m.Name, ns.Name)
+		m.PID = cmp.Or(m.PID, ns.PID)
+		m.paths = append(m.paths, ns.paths...)
 	}
 	return merged
 }

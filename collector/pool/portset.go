@@ -22,6 +22,16 @@ func (m *portMap) addRange(low, high uint16) {
 	m[last] &= ^uint64(0) >> (63 - high%64)
 }
 
+// addUnreserved adds the ports of the range that are not reserved to an empty map.
+func (m *portMap) addUnreserved(s Settings) {
+	m.addRange(s.PortRange.Low, s.PortRange.High)
+	for _, r := range s.ReservedPorts {
+		for p := max(int(r.Low), int(s.PortRange.Low)); p <= min(int(r.High), int(s.PortRange.High)); p++ {
+			m.remove(uint16(p))
+		}
+	}
+}
+
 // size returns the number of ports.
 func (m *portMap) size() int {
 	n := 0

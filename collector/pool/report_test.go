@@ -112,6 +112,9 @@ func TestReportOutside(t *testing.T) {
 	if diff := cmp.Diff(want, r, compareAddrs); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	if got := Capacity(s); got != r.CapacityPorts+r.BlockedPorts {
+		t.Errorf("Capacity: got %d, want %d", got, r.CapacityPorts+r.BlockedPorts)
+	}
 }
 
 // TestReportZones keeps apart the same link-local address on two interfaces, and only

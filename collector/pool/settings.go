@@ -26,3 +26,10 @@ type Settings struct {
 	TimeWaitLimit  int           // tcp_max_tw_buckets, in sockets
 	TimeWaitLength time.Duration // TCP_TIMEWAIT_LEN, compiled in, told by a flag
 }
+
+// Capacity returns how many ports a pool has in a namespace without listeners.
+func Capacity(s Settings) int {
+	var usable portMap
+	usable.addUnreserved(s)
+	return usable.size()
+}

@@ -64,12 +64,7 @@ func NewTable(s Settings, listeners []Listener) *Table {
 		pools:    make(map[poolKey]int32),
 		sources:  make(map[sourceKey]*portSet),
 	}
-	t.usable.addRange(s.PortRange.Low, s.PortRange.High)
-	for _, r := range s.ReservedPorts {
-		for p := max(int(r.Low), int(s.PortRange.Low)); p <= min(int(r.High), int(s.PortRange.High)); p++ {
-			t.usable.remove(uint16(p))
-		}
-	}
+	t.usable.addUnreserved(s)
 	unreserved := t.usable.size()
 	t.reserved = s.PortRange.Size() - unreserved
 
@@ -84,9 +79,6 @@ func NewTable(s Settings, listeners []Listener) *Table {
 	t.capacity = unreserved - len(t.blocked)
 	return t
 }
-
-// Capacity returns how many ports a pool has.
-func (t *Table) Capacity() int { return t.capacity }
 
 // Add counts a socket. Nothing of it is kept.
 func (t *Table) Add(s *Socket) {

@@ -46,11 +46,11 @@ func (s *Scanner) collect(n *Namespace, deadline time.Time) error {
 	if err != nil {
 		return err
 	}
-	sockstat, err := ns.Sockstat()
+	sockstat, err := s.proc.Sockstat()
 	if err != nil {
 		return err
 	}
-	if n.TimeWaitOverflows, err = ns.TimeWaitOverflows(); err != nil {
+	if n.TimeWaitOverflows, err = s.proc.TimeWaitOverflows(); err != nil {
 		return err
 	}
 	n.TimeWaitSockets = sockstat.TimeWait
@@ -59,14 +59,13 @@ func (s *Scanner) collect(n *Namespace, deadline time.Time) error {
 	return nil
 }
 
-// readSettings reads what decides about the ports of a namespace.
-func (s *Scanner) readSettings(ns *procfs.Namespace) (pool.Settings, error) {
-	settings := pool.Settings{TimeWaitLength: s.cfg.TimeWaitLength}
+// readPorts reads the sysctls that say which ports connect() may choose.
+func readPorts(ns *procfs.Namespace) (pool.Settings, error) {
 	portRange, err := ns.IPLocalPortRange()
 	if err != nil {
 		return pool.Settings{}, err
 	}
-	settings.PortRange = pool.PortRange(portRange)
+	settings := pool.Settings{PortRange: pool.PortRange(portRange)}
 	reserved, err := ns.IPLocalReservedPorts()
 	if err != nil {
 		return pool.Settings{}, err
@@ -74,6 +73,16 @@ func (s *Scanner) readSettings(ns *procfs.Namespace) (pool.Settings, error) {
 	for _, r := range reserved {
 		settings.ReservedPorts = append(settings.ReservedPorts, pool.PortRange(r))
 	}
+	return settings, nil
+}
+
+// readSettings reads what decides about the ports of a namespace.
+func (s *Scanner) readSettings(ns *procfs.Namespace) (pool.Settings, error) {
+	settings, err := readPorts(ns)
+	if err != nil {
+		return pool.Settings{}, err
+	}
+	settings.TimeWaitLength = s.cfg.TimeWaitLength
 	if settings.TWReuse, err = ns.TCPTWReuse(); err != nil {
 		return pool.Settings{}, err
 	}
@@ -99,10 +108,11 @@ func (s *Scanner) fillTable(settings pool.Settings, deadline time.Time) (*pool.T
 		return nil, err
 	}
 	defer conn.Close()
-	table, err := newTable(conn, settings)
+	listeners, err := readListeners(conn, settings.PortRange)
 	if err != nil {
 		return nil, err
 	}
+	table := pool.NewTable(settings, listeners)
 	states := make([]sockdiag.State, len(pool.States))
 	for i, state := range pool.States {
 		states[i] = sockdiag.State(state)
@@ -117,16 +127,13 @@ func (s *Scanner) fillTable(settings pool.Settings, deadline time.Time) (*pool.T
 	return table, err
 }
 
-// newTable returns a table that knows the listeners and no socket yet.
-func newTable(conn *sockdiag.Conn, settings pool.Settings) (*pool.Table, error) {
+// readListeners returns the listeners that withhold ports of the range.
+func readListeners(conn *sockdiag.Conn, r pool.PortRange) ([]pool.Listener, error) {
 	var listeners []pool.Listener
-	err := conn.Listeners(settings.PortRange.Low, settings.PortRange.High, func(l *sockdiag.Socket) {
+	err := conn.Listeners(r.Low, r.High, func(l *sockdiag.Socket) {
 		listeners = append(listeners, pool.Listener{Local: l.Local, V6Only: l.V6Only})
 	})
-	if err != nil {
-		return nil, err
-	}
-	return pool.NewTable(settings, listeners), nil
+	return listeners, err
 }
 
 // dialUntil opens a connection to the kernel for one namespace and one scan: it holds no

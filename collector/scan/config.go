@@ -13,7 +13,7 @@ type Scope string
 // The scopes.
 const (
 	ScopeSelf  Scope = "self"  // none
-	ScopeNamed Scope = "named" // those mounted in Config.NamespaceDirs
+	ScopeNamed Scope = "named" // those mounted in the usual directories and Config.NamespaceDirs
 	ScopeAll   Scope = "all"   // those, and that of every process
 )
 
@@ -26,7 +26,7 @@ type Config struct {
 	Logger         *slog.Logger
 
 	Scope         Scope    // the zero value is ScopeSelf
-	NamespaceDirs []string // where ScopeNamed and ScopeAll look for mounts
+	NamespaceDirs []string // besides /run/netns and /run/docker/netns
 
 	ConnectFailures bool // count connects that fail for want of a port
 }

@@ -8,15 +8,23 @@ import (
 	"os"
 )
 
-// logFailures logs what went wrong in a scan. Of other namespaces than our own, which can
-// be thousands, a failure that was there in the last scan already is not logged again.
-func (s *Scanner) logFailures(snapshot Snapshot) {
+// logFailures logs what went wrong in a scan. A failure of other namespaces than our own,
+// which can be thousands, or of a place, is not logged again if it was there in the last
+// scan.
+func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 	logged := map[string]bool{}
+	for _, f := range discovery {
+		key := "place " + f.place
+		logged[key] = true
+		if !s.logged[key] {
+			s.cfg.Logger.Warn("Some network namespaces may be missing", "place", f.place, "err", f.err)
+		}
+	}
 	for _, n := range snapshot.Namespaces {
 		if n.Err == nil || errors.Is(n.Err, os.ErrDeadlineExceeded) && n.Name != Self {
 			continue
 		}
-		key := fmt.Sprint(n.Name, n.Inode)
+		key := fmt.Sprintf("namespace %d", n.Inode)
 		logged[key] = true
 		if n.Name == Self || !s.logged[key] {
 			s.cfg.Logger.Error("Collection failed", "netns", n.Name, "err", n.Err)

@@ -5,7 +5,6 @@ package scan
 import (
 	"cmp"
 	"errors"
-	"io/fs"
 	"os"
 	"slices"
 	"time"
@@ -15,8 +14,8 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// idleFactor bounds the sockets of an idle namespace: all of them, times this, are fewer
-// than the ports of one pool.
+// idleFactor times its sockets are fewer than the ports of one pool: then a namespace is
+// idle.
 const idleFactor = 100
 
 // A candidate is a namespace that was found, and what is known of it so far.
@@ -27,20 +26,96 @@ type candidate struct {
 	sockets int // in any state, on any port
 }
 
-// scanOthers surveys all namespaces but our own, and collects from the busy ones.
-func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) []Namespace {
-	var namespaces []Namespace
-	found, err := s.discover()
-	if err != nil {
-		namespaces = append(namespaces, Namespace{}.fail(err, Failed))
-	}
+// scanOthers surveys all namespaces but our own, and collects from the busy ones. The error
+// means that none could be visited at all.
+func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []Namespace, failures []discoveryFailure) {
+	found, failures := s.discover()
+	var err error
 	if self.Inode, err = netns.Self(s.cfg.Proc); err != nil {
-		return append(namespaces, Namespace{}.fail(err, Failed))
+		return nil, append(failures, discoveryFailure{"own namespace", err})
 	}
 	self.Owner = cgroup.OwnerOf(s.cfg.Proc, netns.OwnPID(s.cfg.Proc))
 
-	candidates := s.surveyAll(found, self.Inode, deadline)
-	s.assignLabels(candidates)
+	err = netns.Visit(s.cfg.Proc, func(v *netns.Visitor) error {
+		candidates := s.surveyAll(v, found, self.Inode, deadline)
+		s.assignLabels(candidates)
+		namespaces = s.collectBusy(v, candidates, deadline)
+		return nil
+	})
+	if err != nil {
+		failures = append(failures, discoveryFailure{"visit", err})
+	}
+	return namespaces, failures
+}
+
+// surveyAll surveys all namespaces but our own. A flood of them leaves half of the time to
+// collect from those that matter.
+func (s *Scanner) surveyAll(v *netns.Visitor, found []netns.Namespace, self uint64, deadline time.Time) []candidate {
+	now := time.Now()
+	deadline = now.Add(deadline.Sub(now) / 2)
+	candidates := make([]candidate, 0, len(found))
+	for _, ns := range found {
+		if ns.Inode == self {
+			continue
+		}
+		c := candidate{Namespace: Namespace{Inode: ns.Inode}, found: ns}
+		err := s.survey(v, &c, deadline)
+		if errors.Is(err, netns.ErrGone) {
+			continue
+		}
+		if err != nil {
+			c.Namespace = c.fail(err, outcomeOf(err))
+		}
+		candidates = append(candidates, c)
+	}
+	return candidates
+}
+
+// survey enters a namespace to see how busy it is. If it is idle, that completes it;
+// otherwise it has no outcome yet.
+func (s *Scanner) survey(v *netns.Visitor, c *candidate, deadline time.Time) (err error) {
+	if !time.Now().Before(deadline) {
+		return os.ErrDeadlineExceeded
+	}
+	if c.cookie, err = v.Enter(c.found); err != nil {
+		return err
+	}
+	sockstat, err := s.proc.Sockstat()
+	if err != nil {
+		return err
+	}
+	c.sockets = sockstat.InUse + sockstat.TimeWait
+	idle, err := s.isIdle(c.sockets)
+	if idle {
+		c.Outcome, c.TimeWaitSockets = Idle, sockstat.TimeWait
+	}
+	return err
+}
+
+// isIdle reports whether the calling thread's namespace has too few sockets for any pool to
+// matter: fewer than a destination with series of its own must have, or fewer than 1% of
+// the ports of one pool. The sysctls are read only if they decide: with thousands of
+// namespaces, the kernel takes long to find them.
+func (s *Scanner) isIdle(sockets int) (bool, error) {
+	if sockets < s.cfg.Limits.MinPorts {
+		return true, nil
+	}
+	ns, err := s.proc.Namespace()
+	if err != nil {
+		return false, err
+	}
+	defer ns.Close()
+	settings, err := readPorts(ns)
+	if err != nil {
+		return false, err
+	}
+	return sockets*idleFactor < pool.Capacity(settings), nil
+}
+
+// collectBusy collects from the candidates that are not idle, the busiest first, and
+// returns all of them. Those that are gone meanwhile are left out.
+func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline time.Time) []Namespace {
+	namespaces := make([]Namespace, 0, len(candidates))
 	var busy []candidate
 	for _, c := range candidates {
 		c.Owner = cgroup.OwnerOf(s.cfg.Proc, c.found.PID)
@@ -58,7 +133,7 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) []Namespace {
 	for _, c := range busy {
 		// Whatever one of them has in it, half of the time is left for the others.
 		now := time.Now()
-		err := s.collectFrom(&c, now.Add(deadline.Sub(now)/2))
+		err := s.collectFrom(v, &c, now.Add(deadline.Sub(now)/2))
 		if errors.Is(err, netns.ErrGone) {
 			continue
 		}
@@ -70,101 +145,18 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) []Namespace {
 	return namespaces
 }
 
-// discover lists the namespaces in scope.
-func (s *Scanner) discover() ([]netns.Namespace, error) {
-	mounted, err := netns.Mounted(s.cfg.NamespaceDirs)
-	if s.cfg.Scope != ScopeAll {
-		return mounted, err
-	}
-	if errors.Is(err, fs.ErrPermission) {
-		err = nil // Docker's directory is for root only; its namespaces have processes
-	}
-	ofProcesses, processErr := netns.OfProcesses(s.cfg.Proc)
-	return netns.Merge(mounted, ofProcesses), errors.Join(err, processErr)
-}
-
-// surveyAll surveys all namespaces but our own. A flood of them leaves half of the time to
-// collect from those that matter.
-func (s *Scanner) surveyAll(found []netns.Namespace, self uint64, deadline time.Time) []candidate {
-	now := time.Now()
-	deadline = now.Add(deadline.Sub(now) / 2)
-	var candidates []candidate
-	for _, ns := range found {
-		if ns.Inode == self {
-			continue
-		}
-		c := candidate{Namespace: Namespace{Inode: ns.Inode}, found: ns}
-		err := s.survey(&c, deadline)
-		if errors.Is(err, netns.ErrGone) {
-			continue
-		}
-		if err != nil {
-			c.Namespace = c.fail(err, outcomeOf(err))
-		}
-		candidates = append(candidates, c)
-	}
-	return candidates
-}
-
-// survey enters a namespace for as long as it takes to see how busy it is. If it is idle,
-// that completes it; otherwise it has no outcome yet.
-func (s *Scanner) survey(c *candidate, deadline time.Time) error {
-	if !time.Now().Before(deadline) {
-		return os.ErrDeadlineExceeded
-	}
-	return netns.Enter(s.cfg.Proc, c.found, func(cookie uint64) error {
-		c.cookie = cookie
-		start := time.Now()
-		ns, err := s.proc.Namespace()
-		if err != nil {
-			return err
-		}
-		defer ns.Close()
-		settings, err := s.readSettings(ns)
-		if err != nil {
-			return err
-		}
-		sockstat, err := ns.Sockstat()
-		if err != nil {
-			return err
-		}
-		c.sockets = sockstat.InUse + sockstat.TimeWait
-		table := pool.NewTable(settings, nil)
-		if c.sockets*idleFactor >= table.Capacity() {
-			return nil
-		}
-		if c.sockets > 0 {
-			conn, err := s.dialUntil(deadline)
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			if table, err = newTable(conn, settings); err != nil {
-				return err
-			}
-		}
-		if c.TimeWaitOverflows, err = ns.TimeWaitOverflows(); err != nil {
-			return err
-		}
-		c.Outcome = Idle
-		c.Report = table.Report(s.cfg.Limits)
-		c.Partial = c.sockets > 0
-		c.TimeWaitSockets = sockstat.TimeWait
-		c.Duration = time.Since(start)
-		return nil
-	})
-}
-
 // collectFrom enters a busy namespace and reads it.
-func (s *Scanner) collectFrom(c *candidate, deadline time.Time) error {
+func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time) error {
 	if !time.Now().Before(deadline) {
 		return os.ErrDeadlineExceeded
 	}
-	return netns.Enter(s.cfg.Proc, c.found, func(cookie uint64) error {
-		if cookie != c.cookie {
-			return netns.ErrGone // and its inode went to another
-		}
-		c.Outcome = Collected
-		return s.collect(&c.Namespace, deadline)
-	})
+	cookie, err := v.Enter(c.found)
+	if err != nil {
+		return err
+	}
+	if cookie != c.cookie {
+		return netns.ErrGone // and its inode went to another
+	}
+	c.Outcome = Collected
+	return s.collect(&c.Namespace, deadline)
 }

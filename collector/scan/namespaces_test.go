@@ -122,24 +122,28 @@ func TestNamespacesIdle(t *testing.T) {
 		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
 	})
 
-	found := byName(namedScanner(t, folder))
+	scanner := namedScanner(t, folder)
+	scanner.cfg.Limits.MinPorts = 1
+	found := byName(scanner)
 	for name, want := range map[string]struct {
 		outcome  Outcome
-		partial  bool
-		low      uint16
-		capacity int
+		capacity int // 0 where the sockets were not read
 	}{
-		"self":   {Collected, false, 32768, 28232},
-		"empty":  {Idle, false, 40000, 100},
-		"none":   {Idle, true, 31000, 1000},
-		"few":    {Idle, true, 30000, 999},
-		"enough": {Collected, false, 30000, 999},
+		"self":   {Collected, 28232},
+		"empty":  {Idle, 0},
+		"none":   {Idle, 0},
+		"few":    {Idle, 0},
+		"enough": {Collected, 999},
 	} {
-		s := found[name]
-		r := s.Report
-		if s.Outcome != want.outcome || s.Partial != want.partial || r.Settings.PortRange.Low != want.low || r.CapacityPorts != want.capacity || s.Err != nil {
-			t.Errorf("%s: got %q, partial %v, range from %d, capacity %d, %v, want %+v", name, s.Outcome, s.Partial, r.Settings.PortRange.Low, r.CapacityPorts, s.Err, want)
+		if n := found[name]; n.Outcome != want.outcome || n.Report.CapacityPorts != want.capacity || n.Err != nil {
+			t.Errorf("%s: got %q, capacity %d, %v, want %+v", name, n.Outcome, n.Report.CapacityPorts, n.Err, want)
 		}
+	}
+
+	// Whatever its range is: none of its destinations would have series.
+	scanner.cfg.Limits.MinPorts = 11
+	if n := byName(scanner)["enough"]; n.Outcome != Idle {
+		t.Errorf("10 sockets where 11 are the minimum: got %q, want %q", n.Outcome, Idle)
 	}
 }
 
@@ -196,9 +200,78 @@ func TestNamespacesFolder(t *testing.T) {
 		t.Errorf("log: %s", &log)
 	}
 
-	s.cfg.NamespaceDirs = []string{filepath.Join(folder, "nonexistent")}
-	if names := byName(s); len(names) != 1 || log.Len() != 0 {
-		t.Errorf("directory that does not exist: %+v, log %s", names, &log)
+}
+
+// TestNamespacesAgain has a directory twice, and two names for one namespace: each namespace
+// is there once, with the same label in every scan.
+func TestNamespacesAgain(t *testing.T) {
+	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
+	netnstest.Mount(t, filepath.Join(dir, "blue"), nil)
+	if err := os.WriteFile(filepath.Join(dir, "green"), nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(filepath.Join(dir, "green"), unix.MNT_DETACH) })
+	if err := unix.Mount(filepath.Join(dir, "blue"), filepath.Join(dir, "green"), "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	s := namedScanner(t, dir, dir, link)
+	for range 3 {
+		var names []string
+		for _, n := range s.Scan(t.Context()).Namespaces {
+			names = append(names, n.Name)
+		}
+		if got := strings.Join(names, " "); got != "self blue" {
+			t.Errorf("got %s, want self and blue", got)
+		}
+	}
+}
+
+// TestDiscoveryFailures are counted and logged once each, and hide nothing.
+func TestDiscoveryFailures(t *testing.T) {
+	dir := t.TempDir()
+	netnstest.Mount(t, filepath.Join(dir, "blue"), nil)
+	missing, file := filepath.Join(dir, "missing"), filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	s := namedScanner(t, missing, file, dir)
+	var log bytes.Buffer
+	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	for range 3 {
+		snapshot := s.Scan(t.Context())
+		if len(snapshot.Namespaces) != 2 || snapshot.DiscoveryFailures != 2 {
+			t.Errorf("got %+v, want our namespace, blue and 2 failures", snapshot)
+		}
+	}
+	got := log.String()
+	if strings.Count(got, "\n") != 2 || strings.Count(got, "level=WARN") != 2 || !strings.Contains(got, "place="+missing) || !strings.Contains(got, "place="+file) {
+		t.Errorf("log: got %q, want a warning for each", got)
+	}
+}
+
+// TestCheckEntered tells at the start that no namespace may be entered.
+func TestCheckEntered(t *testing.T) {
+	forbidden := Namespace{Outcome: Failed, Err: fmt.Errorf("setns: %w", unix.EPERM)}
+	broken := Namespace{Outcome: Failed, Err: unix.EIO}
+	idle := Namespace{Outcome: Idle}
+	s := namedScanner(t)
+	for _, tt := range []struct {
+		name   string
+		others []Namespace
+		fatal  bool
+	}{
+		{"none", nil, false},
+		{"all", []Namespace{forbidden, forbidden}, true},
+		{"one entered", []Namespace{forbidden, idle}, false},
+		{"another failure", []Namespace{forbidden, broken}, false},
+	} {
+		err := s.checkEntered(tt.others)
+		if (err != nil) != tt.fatal || tt.fatal && !strings.Contains(err.Error(), "--namespaces=named: none of 2 network namespaces may be entered") {
+			t.Errorf("%s: got %v", tt.name, err)
+		}
 	}
 }
 
@@ -290,20 +363,23 @@ func TestNamespacesReplaced(t *testing.T) {
 	folder := t.TempDir()
 	netnstest.Mount(t, filepath.Join(folder, "ns"), nil)
 	s := namedScanner(t, folder)
-	found, err := s.discover()
+	found, err := netns.Mounted(folder)
 	if err != nil || len(found) != 1 {
 		t.Fatalf("found %v, %v", found, err)
 	}
 	c := candidate{found: found[0]}
 	deadline := time.Now().Add(time.Minute)
-	if err := s.survey(&c, deadline); err != nil || c.cookie == 0 {
-		t.Fatalf("survey: %+v, %v", c, err)
-	}
-	if err := s.collectFrom(&c, deadline); err != nil {
-		t.Errorf("collect: %v", err)
-	}
-	c.cookie++
-	if err := s.collectFrom(&c, deadline); !errors.Is(err, netns.ErrGone) {
+	err = netns.Visit("/proc", func(v *netns.Visitor) error {
+		if err := s.survey(v, &c, deadline); err != nil || c.cookie == 0 {
+			t.Errorf("survey: %+v, %v", c, err)
+		}
+		if err := s.collectFrom(v, &c, deadline); err != nil {
+			t.Errorf("collect: %v", err)
+		}
+		c.cookie++
+		return s.collectFrom(v, &c, deadline)
+	})
+	if !errors.Is(err, netns.ErrGone) {
 		t.Errorf("collect with another cookie: got %v, want %v", err, netns.ErrGone)
 	}
 }

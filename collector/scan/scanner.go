@@ -19,7 +19,7 @@ import (
 // A Scanner makes Snapshots of a host.
 type Scanner struct {
 	cfg             Config
-	proc            procfs.FS
+	proc            *procfs.FS
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	connectFailures *connectFailures // nil unless counted
 
@@ -47,14 +47,33 @@ func New(cfg Config) (*Scanner, error) {
 	return s, nil
 }
 
-// Check reads the process's own namespace. An error means that every scan will fail until
-// somebody changes the host or the flags, and says what. A failure that may be over at the
-// next scan is no error: it is in Namespace.Err.
+// Check scans once and returns the process's own namespace. An error means that every scan
+// will fail until somebody changes the host or the flags, and says what. A failure that may
+// be over at the next scan is no error: it is in Namespace.Err.
 func (s *Scanner) Check() (Namespace, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	self := s.collectSelf(time.Now().Add(s.cfg.Timeout))
-	return self, permanent(self.Err, s.cfg.Proc)
+	snapshot, _ := s.scan(time.Now().Add(s.cfg.Timeout))
+	self := snapshot.Namespaces[0]
+	if err := permanent(self.Err, s.cfg.Proc); err != nil {
+		return self, err
+	}
+	return self, s.checkEntered(snapshot.Namespaces[1:])
+}
+
+// checkEntered returns an error if there are other namespaces and none may be entered: a
+// user namespace gives capabilities that do not reach those of the host.
+func (s *Scanner) checkEntered(others []Namespace) error {
+	for _, n := range others {
+		if !errors.Is(n.Err, fs.ErrPermission) {
+			return nil
+		}
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	return fmt.Errorf("--namespaces=%s: none of %d network namespaces may be entered, as in a user namespace (a rootless or remapped container): run in the user namespace of the host, or with --namespaces=%s: %w",
+		s.cfg.Scope, len(others), ScopeSelf, others[0].Err)
 }
 
 // permanent explains an error that will be there at every scan. It returns nil for any
@@ -77,27 +96,41 @@ func permanent(err error, proc string) error {
 func (s *Scanner) Scan(ctx context.Context) Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-
-	start := time.Now()
-	deadline := start.Add(s.cfg.Timeout)
+	deadline := time.Now().Add(s.cfg.Timeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
+	snapshot, failures := s.scan(deadline)
+	s.logFailures(snapshot, failures)
+	return snapshot
+}
+
+// scan is Scan without the log.
+func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	selfDeadline := deadline
 	if s.cfg.othersInScope() {
-		selfDeadline = start.Add(deadline.Sub(start) / 2) // as for all others
+		now := time.Now()
+		selfDeadline = now.Add(deadline.Sub(now) / 2) // as for all others
 	}
-	snapshot := Snapshot{Namespaces: []Namespace{s.collectSelf(selfDeadline)}, OthersRead: s.cfg.othersInScope()}
-	if snapshot.OthersRead {
-		snapshot.Namespaces = append(snapshot.Namespaces, s.scanOthers(&snapshot.Namespaces[0], deadline)...)
-		shareLimit(snapshot.Namespaces, s.cfg.Limits.Most)
+	self := s.collectSelf(selfDeadline)
+	var (
+		others   []Namespace
+		failures []discoveryFailure
+	)
+	if s.cfg.othersInScope() {
+		others, failures = s.scanOthers(&self, deadline)
 	}
+	snapshot := Snapshot{
+		Namespaces:        append([]Namespace{self}, others...),
+		OthersRead:        s.cfg.othersInScope(),
+		DiscoveryFailures: len(failures),
+	}
+	shareLimit(snapshot.Namespaces, s.cfg.Limits.Most)
 	if s.connectFailures != nil {
-		failures := s.connectFailures.collect()
-		snapshot.ConnectFailures = &failures
+		counted := s.connectFailures.collect()
+		snapshot.ConnectFailures = &counted
 	}
-	s.logFailures(snapshot)
-	return snapshot
+	return snapshot, failures
 }
 
 // shareLimit bounds the destinations and sources of all namespaces together.

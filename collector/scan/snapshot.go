@@ -16,6 +16,10 @@ type Snapshot struct {
 	Namespaces []Namespace // the process's own first
 	OthersRead bool        // other namespaces were in scope
 
+	// DiscoveryFailures counts the directories and kinds of places that could not be
+	// searched for namespaces: some may be missing.
+	DiscoveryFailures int
+
 	ConnectFailures *ConnectFailures // nil unless they are counted
 }
 
@@ -41,10 +45,8 @@ type Namespace struct {
 	Outcome Outcome
 	Err     error // if Failed or Deadline; then nothing below is known
 
-	// Report, if Idle and not without any socket, knows settings and capacity only.
-	Report  pool.Report
-	Partial bool // Report is such a one
-
+	// If Idle, of these only TimeWaitSockets is known.
+	Report            pool.Report
 	TimeWaitSockets   int    // on any port
 	TimeWaitOverflows uint64 // TCPTimeWaitOverflow
 	Duration          time.Duration

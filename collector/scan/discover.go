@@ -1,0 +1,53 @@
+//go:build linux
+
+package scan
+
+import (
+	"errors"
+	"io/fs"
+
+	"ephemeral_port_exporter/collector/netns"
+)
+
+// usualNamespaceDirs are where ip-netns(8), CNI plugins and Docker mount network
+// namespaces. One that does not exist has none.
+var usualNamespaceDirs = [...]string{"/run/netns", "/run/docker/netns"}
+
+// A discoveryFailure is a place that could not be searched for namespaces. Those in it may
+// be missing from the scan.
+type discoveryFailure struct {
+	place string
+	err   error
+}
+
+// discover lists the namespaces in scope, each once.
+func (s *Scanner) discover() ([]netns.Namespace, []discoveryFailure) {
+	var (
+		found    [][]netns.Namespace
+		failures []discoveryFailure
+	)
+	for _, dir := range usualNamespaceDirs {
+		mounted, err := netns.Mounted(dir)
+		found = append(found, mounted)
+		// Docker's directory is for root only, but its namespaces have processes.
+		elsewhere := s.cfg.Scope == ScopeAll && errors.Is(err, fs.ErrPermission)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !elsewhere {
+			failures = append(failures, discoveryFailure{dir, err})
+		}
+	}
+	for _, dir := range s.cfg.NamespaceDirs {
+		mounted, err := netns.Mounted(dir)
+		found = append(found, mounted)
+		if err != nil {
+			failures = append(failures, discoveryFailure{dir, err})
+		}
+	}
+	if s.cfg.Scope == ScopeAll {
+		ofProcesses, err := netns.OfProcesses(s.cfg.Proc)
+		found = append(found, ofProcesses)
+		if err != nil {
+			failures = append(failures, discoveryFailure{"processes", err})
+		}
+	}
+	return netns.Merge(found...), failures
+}
