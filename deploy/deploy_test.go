@@ -13,7 +13,17 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
+// The names of the programs that TestMain builds.
+const (
+	exporterProgram = "ephemeral_port_exporter"
+	kubernetesTest  = "kubernetes.test"
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(netnstest.Main(m,
+		netnstest.Program{Name: exporterProgram, Args: []string{"build", "ephemeral_port_exporter/cmd/ephemeral_port_exporter"}},
+		netnstest.Program{Name: kubernetesTest, Args: []string{"test", "-c", "."}, Dir: "kubernetes"}))
+}
 
 // tool returns the path of a program of a Debian package. Without it the test is
 // skipped, but never under CI.

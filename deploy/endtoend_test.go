@@ -17,10 +17,10 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// startExporter builds and runs the real exporter on its usual port.
+// startExporter runs the real exporter on its usual port.
 func startExporter(t *testing.T, flags ...string) *exec.Cmd {
 	t.Helper()
-	return background(t, buildExporter(t), append(flags, "--web.listen-address=127.0.0.1:10149")...)
+	return background(t, netnstest.ProgramPath(exporterProgram), append(flags, "--web.listen-address=127.0.0.1:10149")...)
 }
 
 // startPrometheus runs Prometheus on its usual port with the shipped configuration, once

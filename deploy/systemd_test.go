@@ -8,20 +8,14 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-)
 
-// buildExporter returns the path of the real binary.
-func buildExporter(t *testing.T) string {
-	t.Helper()
-	binary := filepath.Join(t.TempDir(), "ephemeral_port_exporter")
-	run(t, "go", "build", "-o", binary, "ephemeral_port_exporter/cmd/ephemeral_port_exporter")
-	return binary
-}
+	"ephemeral_port_exporter/collector/netns/netnstest"
+)
 
 // checkFlags reports flags in a text that the exporter does not have.
 func checkFlags(t *testing.T, path, text string) {
 	t.Helper()
-	help := run(t, buildExporter(t), "--help")
+	help := run(t, netnstest.ProgramPath(exporterProgram), "--help")
 	for _, flag := range regexp.MustCompile(`--[a-z][a-z.-]*[a-z]`).FindAllString(text, -1) {
 		name := strings.TrimPrefix(flag, "--")
 		if !regexp.MustCompile(`--(\[no-\])?` + regexp.QuoteMeta(name) + `[ =]`).MatchString(help) {
@@ -47,7 +41,7 @@ func systemdVariants(t *testing.T) map[string]string {
 // TestSystemdUnits have nothing that systemd complains about, and flags that exist.
 func TestSystemdUnits(t *testing.T) {
 	analyze := tool(t, "systemd-analyze", "systemd")
-	binary := buildExporter(t)
+	binary := netnstest.ProgramPath(exporterProgram)
 	for variant, service := range systemdVariants(t) {
 		dir := t.TempDir()
 		service = strings.ReplaceAll(service, "/usr/local/bin/ephemeral_port_exporter", binary)
@@ -111,7 +105,7 @@ func TestSystemdPort(t *testing.T) {
 // defaultPort is where the exporter listens if not told otherwise.
 func defaultPort(t *testing.T) string {
 	t.Helper()
-	m := regexp.MustCompile(`--web\.listen-address=:(\d+)`).FindStringSubmatch(run(t, buildExporter(t), "--help"))
+	m := regexp.MustCompile(`--web\.listen-address=:(\d+)`).FindStringSubmatch(run(t, netnstest.ProgramPath(exporterProgram), "--help"))
 	if m == nil {
 		t.Fatal("no default listen address in --help")
 	}

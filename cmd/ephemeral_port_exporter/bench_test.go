@@ -183,11 +183,7 @@ type benchProcess struct {
 // startBench runs the exporter until the benchmark ends. The first scrapes do not count.
 func startBench(b *testing.B, address string, args ...string) benchProcess {
 	b.Helper()
-	path, err := build()
-	if err != nil {
-		b.Fatal(err)
-	}
-	cmd := exec.Command(path, append(args, "--web.listen-address="+address, "--log.level=error")...)
+	cmd := exec.Command(netnstest.ProgramPath(name), append(args, "--web.listen-address="+address, "--log.level=error")...)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -33,37 +32,15 @@ func TestMain(m *testing.M) {
 		bareLoopMain()
 		return
 	}
-	code := netnstest.Main(m)
-	os.RemoveAll(buildDir())
-	os.Exit(code)
+	os.Exit(netnstest.Main(m, netnstest.Program{Name: name, Args: []string{"build", "."}}))
 }
-
-// buildDir is where the binary of this process lies.
-func buildDir() string { return filepath.Join(os.TempDir(), fmt.Sprintf("%s-%d", name, os.Getpid())) }
-
-// build makes the binary once. Every user may run it.
-var build = sync.OnceValues(func() (string, error) {
-	if err := os.Mkdir(buildDir(), 0o755); err != nil {
-		return "", err
-	}
-	path := filepath.Join(buildDir(), name)
-	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("go build: %w: %s", err, out)
-	}
-	return path, nil
-})
 
 // command is the binary with these arguments.
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	path, err := build()
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
-	return exec.CommandContext(ctx, path, args...)
+	return exec.CommandContext(ctx, netnstest.ProgramPath(name), args...)
 }
 
 // An exporter is the running binary.

@@ -20,9 +20,10 @@ import (
 const envInside = "NETNSTEST_INSIDE"
 
 // Main runs the tests of a package in a new network namespace, set up as New does, a new
-// mount namespace, and a new user namespace where the user is not root. It returns the
-// exit code for TestMain.
-func Main(m *testing.M) int {
+// mount namespace, and a new user namespace where the user is not root. Before, it builds
+// the programs that the tests run, outside: inside there is no network to download modules
+// from. It returns the exit code for TestMain.
+func Main(m *testing.M, programs ...Program) int {
 	if spec := os.Getenv(envHold); spec != "" {
 		return holdMain(spec)
 	}
@@ -42,6 +43,14 @@ func Main(m *testing.M) int {
 		return m.Run()
 	}
 
+	folder, err := build(programs)
+	defer os.RemoveAll(folder)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "netnstest:", err)
+		return 1
+	}
+	os.Setenv(envPrograms, folder)
+
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), envInside+"=new")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -53,7 +62,7 @@ func Main(m *testing.M) int {
 	}
 	// The signal comes when the parent's thread ends, not its process.
 	runtime.LockOSThread()
-	err := cmd.Run()
+	err = cmd.Run()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
