@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -250,9 +249,7 @@ func filterCalls(t testing.TB, filter []unix.SockFilter) {
 // TestRun is the exporter as its user meets it, without any privilege.
 func TestRun(t *testing.T) {
 	cmd := command(t, "--web.listen-address=127.0.0.1:10149", "--destination.min-ports=1")
-	if os.Geteuid() == 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	}
+	unprivileged(t, cmd)
 	e := start(t, cmd, "http://127.0.0.1:10149")
 
 	for _, want := range []string{
