@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -282,9 +283,13 @@ func TestNamespacesProcesses(t *testing.T) {
 	cfg.Scope, cfg.NamespaceDirs = ScopeAll, []string{t.TempDir()}
 	s := newScanner(t, cfg)
 	labels := map[string]bool{}
-	inodes := map[uint64]int{}
-	for range 20 {
-		cmd := exec.Command("sleep", "60")
+	inodes := map[uint64]bool{}
+	again := 0 // how often the kernel gave an inode that another namespace had
+	for deadline := time.Now().Add(time.Minute); len(labels) < 5 || again == 0; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d namespaces found, but none with the inode of another", len(labels))
+		}
+		cmd := exec.Command("sleep", "600")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -301,7 +306,10 @@ func TestNamespacesProcesses(t *testing.T) {
 					t.Errorf("got %+v, want a label of its own for a sleep that is idle", n)
 				}
 				labels[n.Name] = true
-				inodes[n.Inode]++
+				if inodes[n.Inode] {
+					again++
+				}
+				inodes[n.Inode] = true
 			}
 		}
 		if found != 1 {
@@ -310,9 +318,6 @@ func TestNamespacesProcesses(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		time.Sleep(20 * time.Millisecond) // for the kernel to free the namespace
-	}
-	if len(inodes) == 20 {
-		t.Log("the kernel gave no inode twice: nothing was proved about it")
 	}
 }
 
@@ -402,7 +407,7 @@ func TestNamespacesFailure(t *testing.T) {
 		inodes[inodeOf(t, path)] = name
 	}
 	s := namedScanner(t, folder)
-	s.cfg.Timeout = time.Second
+	s.cfg.Timeout = 3 * time.Second // half of it for the slow one
 	var log bytes.Buffer
 	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
@@ -419,7 +424,7 @@ func TestNamespacesFailure(t *testing.T) {
 		return sockdiag.Dial(buffer)
 	}
 	want := map[string]Outcome{"self": Collected, "broken": Failed, "zslow": Deadline, "well": Collected}
-	for range 3 {
+	for range 2 {
 		got := map[string]Outcome{}
 		namespaces := s.Scan(t.Context()).Namespaces
 		for _, n := range namespaces {
@@ -446,9 +451,14 @@ func TestNamespacesFailure(t *testing.T) {
 	}
 }
 
-// TestNamespacesChurn makes and removes namespaces, twenty a second for a minute, while
-// another goroutine scrapes.
+// TestNamespacesChurn makes and removes namespaces, at most twenty a second, while another
+// goroutine scrapes.
 func TestNamespacesChurn(t *testing.T) {
+	const scrapes = 100
+	namespaces := 400
+	if testing.Short() {
+		namespaces = 100
+	}
 	folder := t.TempDir()
 	s := namedScanner(t, folder)
 	var log bytes.Buffer
@@ -456,7 +466,7 @@ func TestNamespacesChurn(t *testing.T) {
 	own := inodeOf(t, "/proc/thread-self/ns/net")
 	before := threads(t) // those of other tests are where they were left
 	// A process that stays here, for ip(8) to send the other end of a veth to.
-	anchor := exec.Command("sleep", "120")
+	anchor := exec.Command("sleep", "600")
 	if err := anchor.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -467,16 +477,16 @@ func TestNamespacesChurn(t *testing.T) {
 	fds, goroutines := inUse(t)
 
 	var (
-		home sync.Mutex // held by whoever is in another namespace, or looks who is
-		stop = make(chan struct{})
-		done = make(chan int)
+		home    sync.Mutex // held by whoever is in another namespace, or looks who is
+		stop    = make(chan struct{})
+		done    = make(chan struct{})
+		scraped atomic.Int64
 	)
 	go func() {
-		scrapes := 0
+		defer close(done)
 		for {
 			select {
 			case <-stop:
-				done <- scrapes
 				return
 			default:
 			}
@@ -485,7 +495,7 @@ func TestNamespacesChurn(t *testing.T) {
 					t.Errorf("%s: %q: %v", n.Name, n.Outcome, n.Err)
 				}
 			}
-			scrapes++
+			scraped.Add(1)
 			home.Lock()
 			for task, inode := range threads(t) {
 				if was, ok := before[task]; inode != own && (!ok || inode != was) {
@@ -497,7 +507,7 @@ func TestNamespacesChurn(t *testing.T) {
 	}()
 
 	start := time.Now()
-	for i := 0; time.Since(start) < time.Minute; i++ {
+	for i := 0; i < namespaces || scraped.Load() < scrapes; i++ {
 		path := filepath.Join(folder, fmt.Sprintf("ns%d", i))
 		veth := fmt.Sprintf("v%d", i)
 		home.Lock()
@@ -511,8 +521,8 @@ func TestNamespacesChurn(t *testing.T) {
 		netnstest.Unmount(t, path)
 		removed := time.Now()
 		for exec.Command("ip", "link", "show", veth).Run() == nil {
-			if time.Since(removed) > time.Second {
-				t.Errorf("%s is there a second after its namespace was removed", veth)
+			if time.Since(removed) > 30*time.Second {
+				t.Errorf("%s is there 30 s after its namespace was removed", veth)
 				break
 			}
 			time.Sleep(5 * time.Millisecond)
@@ -520,19 +530,14 @@ func TestNamespacesChurn(t *testing.T) {
 		time.Sleep(time.Until(start.Add(time.Duration(i+1) * 50 * time.Millisecond)))
 	}
 	close(stop)
-	if scrapes := <-done; scrapes < 100 {
-		t.Errorf("%d scrapes only", scrapes)
-	}
+	<-done
 	if log.Len() != 0 {
 		t.Errorf("log: %s", &log)
 	}
-	time.Sleep(100 * time.Millisecond)
+	checkInUse(t, fds+1, goroutines+1)
 	// The runtime starts threads for system calls that last, and keeps them.
-	if n := len(threads(t)); n > len(before)+10 {
+	if n := len(threads(t)); n > len(before)+20 {
 		t.Errorf("%d threads, %d before", n, len(before))
-	}
-	if f, g := inUse(t); f > fds+1 || g > goroutines+1 {
-		t.Errorf("before: %d descriptors, %d goroutines; after: %d, %d", fds, goroutines, f, g)
 	}
 }
 
