@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 // command is the binary with these arguments.
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return exec.CommandContext(ctx, netnstest.ProgramPath(name), args...)
 }
@@ -82,11 +82,10 @@ func start(t *testing.T, cmd *exec.Cmd, url string) *exporter {
 			_ = e.cmd.Wait()
 		}
 	})
-	for range 500 {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if strings.Contains(e.log.String(), `msg="TLS is`) {
 			return e
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	t.Fatalf("the exporter does not listen:\n%s", e.log)
 	return nil
@@ -275,7 +274,7 @@ func TestRun(t *testing.T) {
 	}
 	const timeWait = `ephemeral_port_destination_ports{destination_ip="127.0.0.1",destination_port="10149",netns="self",source_ip="127.0.0.1",state="time_wait"} `
 	waiting := 0.
-	for deadline := time.Now().Add(5 * time.Second); waiting < 30 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); waiting < 30 && time.Now().Before(deadline); {
 		_, metrics := e.get(t, "/metrics") // the server closes when it gets to it
 		waiting = sample(t, metrics, timeWait)
 	}

@@ -57,7 +57,7 @@ func boundCapabilities(t *testing.T, capabilities ...uintptr) {
 // startSleep runs a process in a network namespace of its own until the test ends.
 func startSleep(t *testing.T) (pid int) {
 	t.Helper()
-	cmd := exec.Command("sleep", "60")
+	cmd := exec.Command("sleep", "600")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -227,7 +227,7 @@ func TestMerge(t *testing.T) {
 // TestProcessEnded finds another process of the namespace, whichever is left.
 func TestProcessEnded(t *testing.T) {
 	// The first process starts the second and waits for it.
-	cmd := exec.Command("sh", "-c", "sleep 60 & echo $!; wait")
+	cmd := exec.Command("sh", "-c", "sleep 600 & echo $!; wait")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
