@@ -75,11 +75,11 @@ func background(t *testing.T, program string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// eventually tries until there is no error, for at most a minute.
+// eventually tries until there is no error, for at most two minutes.
 func eventually(t *testing.T, what string, try func() error) {
 	t.Helper()
 	var err error
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if err = try(); err == nil {
 			return
 		}
