@@ -125,7 +125,7 @@ func BenchmarkNamespaces(b *testing.B) {
 		if n := strings.Count(metrics, "ephemeral_port_max_utilization_ratio{"); n < busy {
 			b.Fatalf("%d namespaces were read, want %d", n, busy)
 		}
-		if n := strings.Count(metrics, "ephemeral_port_capacity_ports{"); n < busy+idle {
+		if n := strings.Count(metrics, "ephemeral_port_netns_info{"); n < busy+idle {
 			b.Fatalf("%d namespaces in the answer, want %d", n, busy+idle)
 		}
 		fewCPU = append(fewCPU, without.Seconds()*1000)

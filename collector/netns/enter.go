@@ -76,7 +76,7 @@ func (v *Visitor) Enter(ns Namespace) (cookie uint64, err error) {
 func open(ns Namespace) (fd int, err error) {
 	err = ErrGone
 	for _, path := range ns.paths {
-		fd, err = openPath(path, ns.Inode)
+		fd, err = openPath(path, ns.Inode, ns.device)
 		if !errors.Is(err, ErrGone) {
 			break
 		}
@@ -85,7 +85,7 @@ func open(ns Namespace) (fd int, err error) {
 }
 
 // openPath opens a namespace, if it is the one that was found.
-func openPath(path string, inode uint64) (fd int, err error) {
+func openPath(path string, inode, device uint64) (fd int, err error) {
 	// A name can be taken by a FIFO since.
 	fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENXIO) {
@@ -94,16 +94,22 @@ func openPath(path string, inode uint64) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("netns: open: %w", err)
 	}
-	var (
-		fs unix.Statfs_t
-		st unix.Stat_t
-	)
-	same := unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.NSFS_MAGIC && unix.Fstat(fd, &st) == nil && st.Ino == inode
-	if !same {
+	if !isNamespace(fd, inode, device) {
 		unix.Close(fd)
 		return -1, ErrGone
 	}
 	return fd, nil
+}
+
+// isNamespace reports whether a file is the namespace of that inode. device is that of nsfs,
+// or 0.
+func isNamespace(fd int, inode, device uint64) bool {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Ino != inode {
+		return false
+	}
+	var fs unix.Statfs_t
+	return st.Dev == device || unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.NSFS_MAGIC
 }
 
 // ownCookie returns the cookie of the thread's namespace.

@@ -136,7 +136,7 @@ func TestEnterGone(t *testing.T) {
 // TestEnterOtherKind refuses a namespace that never was one of the network.
 func TestEnterOtherKind(t *testing.T) {
 	path := "/proc/self/ns/uts"
-	inode, ok := stat(path)
+	inode, _, ok := stat(path, 0)
 	if !ok {
 		t.Fatal("no namespace to try")
 	}

@@ -28,7 +28,8 @@ type Namespace struct {
 	// PID is a process in it, the one with the lowest number; 0 without any.
 	PID int
 
-	paths []string // to open it by, whichever is still there
+	paths  []string // to open it by, whichever is still there
+	device uint64   // of nsfs, 0 where that is not known
 }
 
 // maxPaths is how many processes of a namespace are remembered: one can end any time.
@@ -69,28 +70,35 @@ func Mounted(dir string) ([]Namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netns: list mounts: %w", err)
 	}
-	var namespaces []Namespace
+	namespaces := make([]Namespace, 0, len(entries))
+	var nsfs uint64 // its device
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if inode, ok := stat(path); ok {
-			namespaces = append(namespaces, Namespace{Inode: inode, Name: e.Name(), paths: []string{path}})
+		inode, device, ok := stat(path, nsfs)
+		if !ok {
+			continue
 		}
+		nsfs = device
+		namespaces = append(namespaces, Namespace{Inode: inode, Name: e.Name(), paths: []string{path}, device: device})
 	}
 	return namespaces, nil
 }
 
-// stat returns the inode of what may be a network namespace. It opens nothing: a
-// directory can have a FIFO or a device in it.
-func stat(path string) (inode uint64, ok bool) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
-		return 0, false
-	}
+// stat returns the inode and the device of what may be a network namespace. It opens
+// nothing: a directory can have a FIFO or a device in it. nsfs is the device of a
+// namespace, or 0: all are on the same.
+func stat(path string, nsfs uint64) (inode, device uint64, ok bool) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return 0, false
+		return 0, 0, false
 	}
-	return st.Ino, true
+	if st.Dev != nsfs {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
+			return 0, 0, false
+		}
+	}
+	return st.Ino, st.Dev, true
 }
 
 // OfProcesses returns the namespaces of all processes that procfs at proc shows. It needs
