@@ -127,7 +127,7 @@ func newDescs() descs {
 			namespace, nil),
 
 		netnsInfo: prometheus.NewDesc("ephemeral_port_netns_info",
-			"Always 1. The pod and container that a network namespace belongs to, by the control group of a process in it; empty where unknown. Only with --namespaces.",
+			"Always 1. The pod and container that a network namespace belongs to, and the process in it that had most sockets when the namespace was first busy; empty where unknown. Only with --namespaces.",
 			[]string{"netns", "inode", "pod_uid", "container_id", "command"}, nil),
 		namespaces: prometheus.NewDesc("ephemeral_port_namespaces",
 			"Network namespaces by outcome of this scrape: collected, idle (it has fewer sockets than --destination.min-ports or 1% of its capacity, and they were not read), failed, deadline (no time was left to read it). Only with --namespaces.",

@@ -76,7 +76,10 @@ func TestMetrics(t *testing.T) {
 		Namespaces: []scan.Namespace{
 			{
 				Name: scan.Self, Inode: 4026531840, Outcome: scan.Collected,
-				Owner:  cgroup.Owner{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: "9b1c7a0d", Command: "pause\xff\n"},
+				Owner: scan.Owner{
+					Owner:   cgroup.Owner{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: "9b1c7a0d"},
+					Command: "pause\xff\n",
+				},
 				Report: report, TimeWaitSockets: 10000, TimeWaitOverflows: 7, Duration: 2500 * time.Microsecond,
 			},
 			{Outcome: scan.Idle}, {Outcome: scan.Idle}, {Outcome: scan.Failed}, // without a label

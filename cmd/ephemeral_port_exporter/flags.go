@@ -147,6 +147,9 @@ func (f *flags) validate() error {
 	if !isFreePath(*f.telemetryPath) {
 		return fmt.Errorf("--web.telemetry-path=%s: must be a plain path such as /metrics, and not /, %s or %s", *f.telemetryPath, healthyPath, readyPath)
 	}
+	if len(*f.namespaceDirs) > 0 && scan.Scope(*f.namespaces) == scan.ScopeSelf {
+		return fmt.Errorf("--namespaces.dir=%s: has no meaning with --namespaces=%s", (*f.namespaceDirs)[0], scan.ScopeSelf)
+	}
 	for _, address := range *f.web.WebListenAddresses {
 		if _, err := listenPort(address); err != nil {
 			return fmt.Errorf("--web.listen-address=%s: must be host:port, [host]:port or :port, with a port from 0 to 65535: %w", address, err)

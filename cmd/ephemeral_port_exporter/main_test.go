@@ -149,6 +149,7 @@ func TestBadFlags(t *testing.T) {
 		{"--web.telemetry-path=/-/ready", "must be a plain path"},
 		{"--web.telemetry-path=/{x", "must be a plain path"},
 		{"--web.telemetry-path=/metrics/", "must be a plain path"},
+		{"--namespaces.dir=/run/netns", "--namespaces.dir=/run/netns: has no meaning with --namespaces=self"},
 		{"--no-such-flag", "unknown long flag '--no-such-flag'"},
 		{"--log.level=loud", "loud"},
 	}

@@ -54,8 +54,9 @@ func boundCapabilities(t *testing.T, capabilities ...uintptr) {
 	}
 }
 
-// startSleep runs a process in a network namespace of its own until the test ends.
-func startSleep(t *testing.T) (pid int) {
+// startSleep runs a process in a network namespace of its own until the test ends, and
+// returns a part of that namespace's series.
+func startSleep(t *testing.T) (info string) {
 	t.Helper()
 	cmd := exec.Command("sleep", "600")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
@@ -66,7 +67,11 @@ func startSleep(t *testing.T) (pid int) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	return cmd.Process.Pid
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join("/proc", strconv.Itoa(cmd.Process.Pid), "ns/net"), &st); err != nil {
+		t.Fatal(err)
+	}
+	return `inode="` + strconv.FormatUint(st.Ino, 10) + `",netns="netns-`
 }
 
 // openTempDir is a temporary folder that every user may look into.
@@ -85,12 +90,7 @@ func openTempDir(t *testing.T) string {
 func TestNamespacesCapabilities(t *testing.T) {
 	folder := openTempDir(t)
 	netnstest.Mount(t, filepath.Join(folder, "mounted"), nil)
-	pid := startSleep(t)
-	var st unix.Stat_t
-	if err := unix.Stat(filepath.Join("/proc", strconv.Itoa(pid), "ns/net"), &st); err != nil {
-		t.Fatal(err)
-	}
-	ofProcess := `command="sleep",container_id="",inode="` + strconv.FormatUint(st.Ino, 10) + `",netns="netns-`
+	ofProcess := startSleep(t)
 
 	const admin, ptrace = unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE
 	const mounted = `ephemeral_port_collect_success{netns="mounted"} 1`
@@ -112,7 +112,11 @@ func TestNamespacesCapabilities(t *testing.T) {
 	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			address := "127.0.0.1:" + strconv.Itoa(10160+i)
-			cmd := command(t, "--namespaces="+tt.scope, "--namespaces.dir="+folder, "--web.listen-address="+address)
+			args := []string{"--namespaces=" + tt.scope, "--web.listen-address=" + address}
+			if tt.scope != "self" {
+				args = append(args, "--namespaces.dir="+folder)
+			}
+			cmd := command(t, args...)
 			unprivileged(t, cmd, tt.capabilities...)
 			if tt.missing != "" {
 				out, err := cmd.CombinedOutput()
@@ -139,7 +143,7 @@ func TestNamespacesCapabilities(t *testing.T) {
 // TestNamespacesProcfs is procfs at another place, as in a container, with and without
 // hidepid=2.
 func TestNamespacesProcfs(t *testing.T) {
-	startSleep(t)
+	ofProcess := startSleep(t)
 	for i, tt := range []struct {
 		name  string
 		mount func(path string) error
@@ -163,9 +167,60 @@ func TestNamespacesProcfs(t *testing.T) {
 
 			e := start(t, cmd, "http://"+address)
 			_, metrics := e.get(t, "/metrics")
-			if !strings.Contains(metrics, `command="sleep"`) {
+			if !strings.Contains(metrics, ofProcess) {
 				t.Errorf("the namespace of the process is not there:\n%s", e.log)
 			}
 		})
+	}
+}
+
+// TestNamespacesUserNamespace does not start where its capabilities reach nothing.
+func TestNamespacesUserNamespace(t *testing.T) {
+	dir := openTempDir(t)
+	netnstest.Mount(t, filepath.Join(dir, "mounted"), nil)
+	for scope, want := range map[string]string{
+		"named": "setns: operation not permitted",
+		"all":   "processes may not be examined",
+	} {
+		t.Run(scope, func(t *testing.T) {
+			args := []string{"--namespaces=" + scope, "--web.listen-address=127.0.0.1:10175"}
+			if scope == "named" {
+				args = append(args, "--namespaces.dir="+dir)
+			}
+			cmd := command(t, args...)
+			cmd.SysProcAttr = &syscall.SysProcAttr{
+				Cloneflags:  unix.CLONE_NEWUSER,
+				UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
+				GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+			}
+			out, err := cmd.CombinedOutput()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+				t.Errorf("ended with %v, want exit status 1", err)
+			}
+			for _, want := range []string{want, "--namespaces=" + scope + " reaches no other network namespace", "run in the user namespace of the host"} {
+				if !strings.Contains(string(out), want) {
+					t.Errorf("did not say %q:\n%s", want, out)
+				}
+			}
+		})
+	}
+}
+
+// TestNamespacesDirMissing is said at the start, and is no reason to stop.
+func TestNamespacesDirMissing(t *testing.T) {
+	const address = "127.0.0.1:10176"
+	e := start(t, command(t, "--namespaces=named", "--namespaces.dir=/nonexistent", "--web.listen-address="+address), "http://"+address)
+	for range 2 {
+		_, metrics := e.get(t, "/metrics")
+		if got := sample(t, metrics, "ephemeral_port_namespaces_discovery_failures "); got != 1 {
+			t.Errorf("%v failures, want 1", got)
+		}
+		if got := sample(t, metrics, `ephemeral_port_namespaces{outcome="failed"} `); got != 0 {
+			t.Errorf("%v failed namespaces, want 0", got)
+		}
+	}
+	if log := e.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "place=/nonexistent") {
+		t.Errorf("want one warning that names the directory:\n%s", log)
 	}
 }

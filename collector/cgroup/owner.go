@@ -14,26 +14,15 @@ import (
 type Owner struct {
 	PodUID      string // of Kubernetes, as the API has it
 	ContainerID string // 64 hexadecimal digits
-	Command     string // of the process, at most 15 bytes of any kind, see proc_pid_comm(5)
 }
 
 // OwnerOf returns the owner of a process. It is zero if the process ended.
 func OwnerOf(proc string, pid int) Owner {
-	if pid == 0 {
-		return Owner{}
-	}
-	dir := filepath.Join(proc, strconv.Itoa(pid))
-	comm, err := os.ReadFile(filepath.Join(dir, "comm"))
+	content, err := os.ReadFile(filepath.Join(proc, strconv.Itoa(pid), "cgroup"))
 	if err != nil {
 		return Owner{}
 	}
-	cgroup, err := os.ReadFile(filepath.Join(dir, "cgroup"))
-	if err != nil {
-		return Owner{}
-	}
-	o := parseCgroup(string(cgroup))
-	o.Command = strings.TrimSuffix(string(comm), "\n")
-	return o
+	return parseCgroup(string(content))
 }
 
 var (

@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -84,12 +85,16 @@ func TestParseCgroup(t *testing.T) {
 }
 
 func TestOwnerOf(t *testing.T) {
-	if got := OwnerOf("/proc", os.Getpid()); got.Command != "cgroup.test" {
-		t.Errorf("this process: got %+v", got)
+	proc := t.TempDir()
+	if err := os.Mkdir(filepath.Join(proc, "7"), 0o755); err != nil {
+		t.Fatal(err)
 	}
-	for _, pid := range []int{0, 1 << 30} {
-		if got := OwnerOf("/proc", pid); got != (Owner{}) {
-			t.Errorf("process %d: got %+v", pid, got)
+	if err := os.WriteFile(filepath.Join(proc, "7/cgroup"), []byte("0::/docker/"+testContainer+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for pid, want := range map[int]Owner{7: {ContainerID: testContainer}, 8: {}} {
+		if got := OwnerOf(proc, pid); got != want {
+			t.Errorf("process %d: got %+v, want %+v", pid, got, want)
 		}
 	}
 }

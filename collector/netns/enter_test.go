@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -210,15 +211,15 @@ func TestMountedUnreadable(t *testing.T) {
 func TestMerge(t *testing.T) {
 	got := Merge(
 		[]Namespace{{Inode: 1, Name: "a"}, {Inode: 2, Name: "b"}, {Inode: 1, Name: "again"}},
-		[]Namespace{{Inode: 3, PID: 30}, {Inode: 1, PID: 10}, {Inode: 1, PID: 11}},
+		[]Namespace{{Inode: 3, PIDs: []int{30}}, {Inode: 1, PIDs: []int{10, 11}}},
 		[]Namespace{{Inode: 3, Name: "c"}},
 	)
-	want := []Namespace{{Inode: 1, Name: "a", PID: 10}, {Inode: 2, Name: "b"}, {Inode: 3, Name: "c", PID: 30}}
+	want := []Namespace{{Inode: 1, Name: "a", PIDs: []int{10, 11}}, {Inode: 2, Name: "b"}, {Inode: 3, Name: "c", PIDs: []int{30}}}
 	if len(got) != len(want) {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
 	for i := range want {
-		if got[i].Inode != want[i].Inode || got[i].Name != want[i].Name || got[i].PID != want[i].PID {
+		if got[i].Inode != want[i].Inode || got[i].Name != want[i].Name || !slices.Equal(got[i].PIDs, want[i].PIDs) {
 			t.Errorf("got %+v, want %+v", got[i], want[i])
 		}
 	}
@@ -246,7 +247,7 @@ func TestProcessEnded(t *testing.T) {
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	for _, ns := range namespaces {
-		if ns.PID != cmd.Process.Pid {
+		if !slices.Contains(ns.PIDs, cmd.Process.Pid) {
 			continue
 		}
 		if err := enter(ns, func(uint64) error { return nil }); err != nil {
@@ -257,12 +258,57 @@ func TestProcessEnded(t *testing.T) {
 	t.Error("the namespace was not found")
 }
 
-// TestOwnPID is that of this process.
-func TestOwnPID(t *testing.T) {
-	if got := OwnPID("/proc"); got != os.Getpid() {
-		t.Errorf("got %d, want %d", got, os.Getpid())
+// TestForbidden counts the processes of others, which a user without capabilities may not
+// examine.
+func TestForbidden(t *testing.T) {
+	proc := t.TempDir()
+	for name, link := range map[string]string{"7": "net:[4026531840]", "8": "net:[4026532000]", "9": ""} {
+		dir := filepath.Join(proc, name, "ns")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if link != "" {
+			if err := os.Symlink(link, filepath.Join(dir, "net")); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	if got := OwnPID("/nonexistent"); got != 0 {
-		t.Errorf("without procfs: got %d, want 0", got)
+	// The kernel refuses readlink(2); in a directory without x, so does a plain file system.
+	forbidden := filepath.Join(proc, "8")
+	if err := os.Chmod(forbidden, 0); err != nil {
+		t.Fatal(err)
 	}
+	withoutCapabilities(t, func() {
+		namespaces, err := OfProcesses(proc)
+		var got *ForbiddenError
+		if !errors.As(err, &got) || got.Forbidden != 1 || got.Examined != 1 || !errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), forbidden) {
+			t.Errorf("got %v", err)
+		}
+		if len(namespaces) != 1 || namespaces[0].Inode != 4026531840 || !slices.Equal(namespaces[0].PIDs, []int{7}) {
+			t.Errorf("got %+v", namespaces)
+		}
+	})
+}
+
+// withoutCapabilities calls fn on a thread that has no capability in effect.
+func withoutCapabilities(t *testing.T, fn func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	none := data
+	none[0].Effective, none[1].Effective = 0, 0
+	if err := unix.Capset(&header, &none[0]); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Capset(&header, &data[0]); err != nil {
+			t.Fatal(err) // with the thread locked
+		}
+	}()
+	fn()
 }

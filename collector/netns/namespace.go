@@ -25,15 +25,15 @@ type Namespace struct {
 	// without a mount.
 	Name string
 
-	// PID is a process in it, the one with the lowest number; 0 without any.
-	PID int
+	// PIDs are processes in it, at most maxPIDs, those with the lowest numbers.
+	PIDs []int
 
 	paths  []string // to open it by, whichever is still there
 	device uint64   // of nsfs, 0 where that is not known
 }
 
-// maxPaths is how many processes of a namespace are remembered: one can end any time.
-const maxPaths = 4
+// maxPIDs bounds the processes of a namespace that are remembered: any can end at any time.
+const maxPIDs = 16
 
 // Self returns the inode of the calling thread's namespace. proc is the mount point of
 // procfs.
@@ -44,20 +44,6 @@ func Self(proc string) (uint64, error) {
 		return 0, fmt.Errorf("netns: stat %s: %w", path, err)
 	}
 	return st.Ino, nil
-}
-
-// OwnPID returns the number that this process has in procfs at proc, which can be that of
-// another PID namespace; 0 if it has none there.
-func OwnPID(proc string) int {
-	link, err := os.Readlink(filepath.Join(proc, "self"))
-	if err != nil {
-		return 0
-	}
-	pid, err := strconv.Atoi(link)
-	if err != nil {
-		return 0
-	}
-	return pid
 }
 
 func selfPath(proc string) string { return filepath.Join(proc, "thread-self/ns/net") }
@@ -102,9 +88,9 @@ func stat(path string, nsfs uint64) (inode, device uint64, ok bool) {
 }
 
 // OfProcesses returns the namespaces of all processes that procfs at proc shows. It needs
-// CAP_SYS_PTRACE for those of other users. Processes that end meanwhile are left out. The
-// error counts those that the kernel does not let us examine; the others are returned all
-// the same.
+// CAP_SYS_PTRACE for those of other users. Processes that end meanwhile are left out. A
+// ForbiddenError counts those that the kernel does not let us examine; the others are
+// returned all the same.
 func OfProcesses(proc string) ([]Namespace, error) {
 	d, err := os.Open(proc)
 	if err != nil {
@@ -125,34 +111,51 @@ func OfProcesses(proc string) ([]Namespace, error) {
 
 	var (
 		namespaces []Namespace
-		forbidden  int
-		first      error
+		forbidden  ForbiddenError
 	)
 	at := map[uint64]int{}
 	for _, pid := range pids {
 		path, link, err := processLink(filepath.Join(proc, strconv.Itoa(pid)))
 		if errors.Is(err, fs.ErrPermission) {
-			forbidden++
-			first = cmp.Or(first, err)
+			forbidden.Forbidden++
+			forbidden.First = cmp.Or(forbidden.First, err)
 			continue
 		}
 		var inode uint64
 		if _, scanErr := fmt.Sscanf(link, "net:[%d]", &inode); err != nil || scanErr != nil {
 			continue // it ended
 		}
+		forbidden.Examined++
 		i, ok := at[inode]
 		if !ok {
-			at[inode] = len(namespaces)
-			namespaces = append(namespaces, Namespace{Inode: inode, PID: pid, paths: []string{path}})
-		} else if len(namespaces[i].paths) < maxPaths {
-			namespaces[i].paths = append(namespaces[i].paths, path)
+			i = len(namespaces)
+			at[inode] = i
+			namespaces = append(namespaces, Namespace{Inode: inode})
+		}
+		if ns := &namespaces[i]; len(ns.PIDs) < maxPIDs {
+			ns.PIDs = append(ns.PIDs, pid)
+			ns.paths = append(ns.paths, path)
 		}
 	}
-	if forbidden > 0 {
-		return namespaces, fmt.Errorf("netns: %d processes may not be examined, the first: %w", forbidden, first)
+	if forbidden.Forbidden > 0 {
+		return namespaces, &forbidden
 	}
 	return namespaces, nil
 }
+
+// A ForbiddenError tells of processes that the kernel does not let us examine.
+type ForbiddenError struct {
+	Forbidden, Examined int
+	First               error // of those forbidden
+}
+
+// Error implements error.
+func (e *ForbiddenError) Error() string {
+	return fmt.Sprintf("netns: %d of %d processes may not be examined, the first: %v", e.Forbidden, e.Forbidden+e.Examined, e.First)
+}
+
+// Unwrap returns First.
+func (e *ForbiddenError) Unwrap() error { return e.First }
 
 // processLink reads the link to the namespace of a process, or of another of its threads if
 // the first one ended.
@@ -175,7 +178,7 @@ func processLink(process string) (path, link string, err error) {
 }
 
 // Merge returns each namespace once. One that is there several times has its name from
-// the first that has one, and all its processes.
+// the first that has one, and all processes.
 func Merge(lists ...[]Namespace) []Namespace {
 	var merged []Namespace
 	at := map[uint64]int{}
@@ -188,7 +191,7 @@ func Merge(lists ...[]Namespace) []Namespace {
 		}
 		m := &merged[i]
 		m.Name = cmp.Or(m.Name, ns.Name)
-		m.PID = cmp.Or(m.PID, ns.PID)
+		m.PIDs = append(m.PIDs, ns.PIDs...)
 		m.paths = append(m.paths, ns.paths...)
 	}
 	return merged

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -34,11 +33,11 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []
 	if self.Inode, err = netns.Self(s.cfg.Proc); err != nil {
 		return nil, append(failures, discoveryFailure{"own namespace", err})
 	}
-	self.Owner = cgroup.OwnerOf(s.cfg.Proc, netns.OwnPID(s.cfg.Proc))
 
 	err = netns.Visit(s.cfg.Proc, func(v *netns.Visitor) error {
 		candidates := s.surveyAll(v, found, self.Inode, deadline)
 		s.assignLabels(candidates)
+		s.assignOwners(candidates)
 		namespaces = s.collectBusy(v, candidates, deadline)
 		return nil
 	})
@@ -118,7 +117,6 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 	namespaces := make([]Namespace, 0, len(candidates))
 	var busy []candidate
 	for _, c := range candidates {
-		c.Owner = cgroup.OwnerOf(s.cfg.Proc, c.found.PID)
 		if c.Err == nil && c.Name == "" {
 			c.Namespace = c.fail(errNoCookie, Failed)
 		}

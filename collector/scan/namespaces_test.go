@@ -253,25 +253,31 @@ func TestDiscoveryFailures(t *testing.T) {
 	}
 }
 
-// TestCheckEntered tells at the start that no namespace may be entered.
-func TestCheckEntered(t *testing.T) {
+// TestCheckReach tells at the start that nothing but our own namespace is in reach.
+func TestCheckReach(t *testing.T) {
 	forbidden := Namespace{Outcome: Failed, Err: fmt.Errorf("setns: %w", unix.EPERM)}
 	broken := Namespace{Outcome: Failed, Err: unix.EIO}
 	idle := Namespace{Outcome: Idle}
-	s := namedScanner(t)
+	processes := func(examined int) []discoveryFailure {
+		return []discoveryFailure{{"processes", &netns.ForbiddenError{Forbidden: 3, Examined: examined, First: unix.EACCES}}}
+	}
 	for _, tt := range []struct {
-		name   string
-		others []Namespace
-		fatal  bool
+		name     string
+		others   []Namespace
+		failures []discoveryFailure
+		want     string
 	}{
-		{"none", nil, false},
-		{"all", []Namespace{forbidden, forbidden}, true},
-		{"one entered", []Namespace{forbidden, idle}, false},
-		{"another failure", []Namespace{forbidden, broken}, false},
+		{"nothing there", nil, nil, ""},
+		{"all forbidden", []Namespace{forbidden, forbidden}, nil, "setns: operation not permitted"},
+		{"one entered", []Namespace{forbidden, idle}, nil, ""},
+		{"another failure", []Namespace{forbidden, broken}, nil, ""},
+		{"no process but ours", nil, processes(1), "3 of 4 processes may not be examined"},
+		{"some processes", nil, processes(2), ""},
+		{"some processes and a namespace", []Namespace{idle}, processes(1), ""},
 	} {
-		err := s.checkEntered(tt.others)
-		if (err != nil) != tt.fatal || tt.fatal && !strings.Contains(err.Error(), "--namespaces=named: none of 2 network namespaces may be entered") {
-			t.Errorf("%s: got %v", tt.name, err)
+		err := checkReach(tt.others, tt.failures)
+		if (err != nil) != (tt.want != "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 		}
 	}
 }
@@ -302,7 +308,7 @@ func TestNamespacesProcesses(t *testing.T) {
 		for _, n := range s.Scan(t.Context()).Namespaces {
 			if n.Inode == inode {
 				found++
-				if labels[n.Name] || !strings.HasPrefix(n.Name, cookiePrefix) || n.Owner.Command != "sleep" || n.Outcome != Idle {
+				if labels[n.Name] || !strings.HasPrefix(n.Name, cookiePrefix) || n.Owner != (Owner{}) || n.Outcome != Idle {
 					t.Errorf("got %+v, want a label of its own for a sleep that is idle", n)
 				}
 				labels[n.Name] = true

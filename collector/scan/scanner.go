@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/connectfail"
+	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/procfs"
@@ -23,10 +24,11 @@ type Scanner struct {
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	connectFailures *connectFailures // nil unless counted
 
-	mu     sync.Mutex        // held during a scan, so that no two walk the kernel's table
-	buffer []byte            // for what the kernel answers
-	logged map[string]bool   // what failed in the last scan
-	labels map[uint64]string // of the namespaces in the last scan, by cookie
+	mu     sync.Mutex            // held during a scan, so that no two walk the kernel's table
+	buffer []byte                // for what the kernel answers
+	logged map[string]bool       // what failed in the last scan
+	labels map[uint64]string     // of the namespaces in the last scan, by cookie
+	owners map[uint64]knownOwner // likewise
 }
 
 // New returns a Scanner. The error names the rights that the process does not have and
@@ -53,27 +55,38 @@ func New(cfg Config) (*Scanner, error) {
 func (s *Scanner) Check() (Namespace, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	snapshot, _ := s.scan(time.Now().Add(s.cfg.Timeout))
+	snapshot, failures := s.scan(time.Now().Add(s.cfg.Timeout))
 	self := snapshot.Namespaces[0]
 	if err := permanent(self.Err, s.cfg.Proc); err != nil {
 		return self, err
 	}
-	return self, s.checkEntered(snapshot.Namespaces[1:])
+	if err := checkReach(snapshot.Namespaces[1:], failures); err != nil {
+		return self, fmt.Errorf("--namespaces=%s reaches no other network namespace, as in a user namespace (a rootless or remapped container): run in the user namespace of the host, or with --namespaces=%s: %w",
+			s.cfg.Scope, ScopeSelf, err)
+	}
+	s.logFailures(Snapshot{}, failures)
+	return self, nil
 }
 
-// checkEntered returns an error if there are other namespaces and none may be entered: a
-// user namespace gives capabilities that do not reach those of the host.
-func (s *Scanner) checkEntered(others []Namespace) error {
+// checkReach returns an error if there are other namespaces and none may be entered, or
+// other processes and none may be examined: a user namespace gives capabilities that do not
+// reach what belongs to the host.
+func checkReach(others []Namespace, failures []discoveryFailure) error {
+	if len(others) == 0 {
+		for _, f := range failures {
+			var forbidden *netns.ForbiddenError
+			if errors.As(f.err, &forbidden) && forbidden.Examined <= 1 { // the exporter itself
+				return forbidden
+			}
+		}
+		return nil
+	}
 	for _, n := range others {
 		if !errors.Is(n.Err, fs.ErrPermission) {
 			return nil
 		}
 	}
-	if len(others) == 0 {
-		return nil
-	}
-	return fmt.Errorf("--namespaces=%s: none of %d network namespaces may be entered, as in a user namespace (a rootless or remapped container): run in the user namespace of the host, or with --namespaces=%s: %w",
-		s.cfg.Scope, len(others), ScopeSelf, others[0].Err)
+	return others[0].Err
 }
 
 // permanent explains an error that will be there at every scan. It returns nil for any

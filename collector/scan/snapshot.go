@@ -41,7 +41,7 @@ var Outcomes = [...]Outcome{Collected, Idle, Failed, Deadline}
 type Namespace struct {
 	Name    string // the label; empty if it failed before it got one
 	Inode   uint64 // 0 where no other namespaces are in scope
-	Owner   cgroup.Owner
+	Owner   Owner
 	Outcome Outcome
 	Err     error // if Failed or Deadline; then nothing below is known
 
@@ -50,6 +50,12 @@ type Namespace struct {
 	TimeWaitSockets   int    // on any port
 	TimeWaitOverflows uint64 // TCPTimeWaitOverflow
 	Duration          time.Duration
+}
+
+// An Owner tells whose a namespace is. What is not known is empty.
+type Owner struct {
+	cgroup.Owner        // of its processes
+	Command      string // of the process with most sockets, once the namespace was not idle; see proc_pid_comm(5)
 }
 
 // fail makes a Namespace of which nothing is known but why.

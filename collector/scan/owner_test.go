@@ -1,0 +1,119 @@
+//go:build linux
+
+package scan
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A fakeProcess has a command, a container and a number of sockets.
+type fakeProcess struct {
+	command, container string
+	sockets            int
+}
+
+func writeProcess(t *testing.T, proc string, pid int, p fakeProcess) {
+	t.Helper()
+	dir := filepath.Join(proc, strconv.Itoa(pid))
+	if err := os.MkdirAll(filepath.Join(dir, "fd"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{"comm": p.command + "\n", "cgroup": "0::/docker/" + p.container + "\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range p.sockets + 2 {
+		link := "pipe:[7]"
+		if i < p.sockets {
+			link = fmt.Sprintf("socket:[%d]", i)
+		}
+		if err := os.Symlink(link, filepath.Join(dir, "fd", strconv.Itoa(i))); err != nil && !os.IsExist(err) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestAssignOwners names the process that has the sockets, and keeps the name.
+func TestAssignOwners(t *testing.T) {
+	const container = "9b1c7a0de4f35a6b8c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b"
+	proc := t.TempDir()
+	writeProcess(t, proc, 7, fakeProcess{"pause", container, 0})
+	writeProcess(t, proc, 8, fakeProcess{"nginx", container, 30})
+	writeProcess(t, proc, 9, fakeProcess{"agent", container, 3})
+
+	s := newScanner(t, testConfig())
+	s.cfg.Proc = proc
+	owner := func(outcome Outcome, pids ...int) Owner {
+		c := candidate{cookie: 1}
+		c.Outcome, c.found.PIDs = outcome, pids
+		candidates := []candidate{c}
+		s.assignOwners(candidates)
+		return candidates[0].Owner
+	}
+	steps := []struct {
+		name    string
+		outcome Outcome // "" for busy
+		pids    []int
+		change  func()
+		command string
+	}{
+		{"idle", Idle, []int{7, 8, 9}, nil, ""},
+		{"busy", "", []int{7, 8, 9}, nil, "nginx"},
+		{"idle again", Idle, []int{7, 8, 9}, nil, "nginx"},
+		{"renamed", "", []int{7, 8, 9}, func() { writeProcess(t, proc, 8, fakeProcess{"other", container, 30}) }, "nginx"},
+		{"ended", "", []int{7, 9}, nil, "agent"},
+		{"without sockets", "", []int{7}, nil, ""},
+		{"gone", "", []int{}, nil, ""},
+	}
+	for _, step := range steps {
+		if step.change != nil {
+			step.change()
+		}
+		got := owner(step.outcome, step.pids...)
+		want := Owner{Command: step.command}
+		if len(step.pids) > 0 {
+			want.ContainerID = container
+		}
+		if got != want {
+			t.Errorf("%s: got %+v, want %+v", step.name, got, want)
+		}
+	}
+	s.assignOwners(nil)
+	if len(s.owners) != 0 {
+		t.Errorf("remembers %d namespaces that are gone", len(s.owners))
+	}
+}
+
+// TestMostSockets is asked of real processes.
+func TestMostSockets(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	for range 3 {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+	}
+	self := os.Getpid()
+	if pid, command := mostSockets("/proc", []int{cmd.Process.Pid, self, 1 << 30}); pid != self || command == "" {
+		t.Errorf("got %d, %q, want this process, %d", pid, command, self)
+	}
+	if pid, command := mostSockets("/proc", []int{cmd.Process.Pid}); pid != 0 || command != "" {
+		t.Errorf("a process without sockets: got %d, %q", pid, command)
+	}
+}
