@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -53,7 +54,7 @@ func endsWith(t *testing.T, cmd *exec.Cmd, want ...string) {
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 		t.Errorf("ended with %v, want exit status 1:\n%s", err, out)
 	}
-	for _, w := range append(want, "level=ERROR", "--connect-failures cannot be had") {
+	for _, w := range append(want, "level=ERROR", "--connect-failures cannot count") {
 		if !strings.Contains(string(out), w) {
 			t.Errorf("did not say %q:\n%s", w, out)
 		}
@@ -241,7 +242,7 @@ func TestConnectFailuresStartFails(t *testing.T) {
 		want  []string
 	}{
 		{"no tracefs", []func(testing.TB){netnstest.Untracefs}, []string{
-			"tracefs: it is not mounted (mount -t tracefs nodev /sys/kernel/tracing;",
+			"tracefs: it is not mounted (mount -t tracefs nodev /sys/kernel/tracing;", "use nsenter --net=/run/netns/NAME",
 		}},
 		{"no tracepoint", []func(testing.TB){cover(event)}, []string{
 			"not supported by this kernel: no tracepoint sock:inet_sock_set_state (Linux 4.16", event + "/id: no such file",
@@ -277,6 +278,54 @@ func TestConnectFailuresStartFails(t *testing.T) {
 			}
 			endsWith(t, cmd, tt.want...)
 		})
+	}
+}
+
+// TestConnectFailuresDebugfs has tracefs where debugfs mounts it, and nowhere else.
+func TestConnectFailuresDebugfs(t *testing.T) {
+	netnstest.Tracefs(t)
+	netnstest.Untracefs(t)
+	const debugfs, mount = "/sys/kernel/debug", "/sys/kernel/debug/tracing"
+	if err := unix.Mount("tmpfs", debugfs, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(debugfs, unix.MNT_DETACH) })
+	if err := os.Mkdir(mount, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tracefs", mount, "tracefs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	const address = "127.0.0.1:10184"
+	e := start(t, command(t, "--connect-failures", "--web.listen-address="+address), "http://"+address)
+	_, metrics := e.get(t, "/metrics")
+	if got := sample(t, metrics, "ephemeral_port_connect_failures_collect_success "); got != 1 {
+		t.Errorf("success %v, want 1", got)
+	}
+}
+
+// TestConnectFailuresOfflineCPU attaches by way of another CPU where the first is offline.
+func TestConnectFailuresOfflineCPU(t *testing.T) {
+	netnstest.Tracefs(t)
+	if runtime.NumCPU() < 2 {
+		t.Fatal("a machine with one CPU cannot show this")
+	}
+	const address, destination = "127.0.0.1:10185", "192.0.2.1:7103"
+	cmd := command(t, "--connect-failures", "--web.listen-address="+address)
+	const cpu = 16 + 2*8 // struct seccomp_data: the third argument
+	filterCalls(t, []unix.SockFilter{
+		{Code: loadWord, K: 0},
+		{Code: jumpIf, K: unix.SYS_PERF_EVENT_OPEN, Jf: 3},
+		{Code: loadWord, K: cpu},
+		{Code: jumpIf, K: 0, Jf: 1},
+		{Code: ret, K: seccompErrno | uint32(unix.ENODEV)},
+		{Code: ret, K: seccompAllow},
+	})
+	e := start(t, cmd, "http://"+address)
+	failToConnect(t, destination, 3)
+	_, metrics := e.get(t, "/metrics")
+	if got := sample(t, metrics, failuresTo(destination)); got != 3 {
+		t.Errorf("counted %v failures, want 3", got)
 	}
 }
 

@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"net/netip"
+	"os"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -85,13 +87,25 @@ func attach(tableSize uint32) (*Probe, error) {
 
 // openEvent opens the perf event of a tracepoint, for programs to be attached to. It stays
 // disabled, which is nothing to them: perf itself has no work with it.
+//
+// A program sees the events of all CPUs, but a perf event is opened on one that is online.
 func openEvent(id uint64) (fd int, err error) {
 	attr := unix.PerfEventAttr{
 		Type: unix.PERF_TYPE_TRACEPOINT, Size: unix.PERF_ATTR_SIZE_VER0, Config: id, Bits: unix.PerfBitDisabled,
 	}
-	// The CPU is of no meaning to a program, but there must be one.
-	const allProcesses, cpu, noGroup = -1, 0, -1
-	return unix.PerfEventOpen(&attr, allProcesses, cpu, noGroup, unix.PERF_FLAG_FD_CLOEXEC)
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		return -1, os.NewSyscallError("sched_getaffinity", err)
+	}
+	err = unix.ENODEV
+	for cpu := 0; cpu < len(cpus)*bits.UintSize && errors.Is(err, unix.ENODEV); cpu++ {
+		if !cpus.IsSet(cpu) {
+			continue
+		}
+		const allProcesses, noGroup = -1, -1
+		fd, err = unix.PerfEventOpen(&attr, allProcesses, cpu, noGroup, unix.PERF_FLAG_FD_CLOEXEC)
+	}
+	return fd, err
 }
 
 // newProbe makes a Probe whose program is not there yet.

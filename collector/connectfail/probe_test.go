@@ -606,7 +606,7 @@ func attachElsewhere(t *testing.T) error {
 	if err := os.WriteFile(number, []byte("2147483647\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	id := filepath.Join(tracefs, "events", eventGroup, eventName, "id")
+	id := filepath.Join(tracefsMounts[0], "events", eventGroup, eventName, "id")
 	if err := unix.Mount(number, id, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}

@@ -20,28 +20,30 @@ const (
 	eventName  = "inet_sock_set_state"
 )
 
-// tracefs is where it belongs, see Documentation/trace/ftrace.rst.
-const tracefs = "/sys/kernel/tracing"
+// tracefsMounts are where tracefs may be, see Documentation/trace/ftrace.rst: where it
+// belongs, and where debugfs mounts it by itself.
+var tracefsMounts = [...]string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"}
 
 // readTracepoint reads the number of the tracepoint, and the description of its record.
 func readTracepoint() (id uint64, format string, err error) {
-	if err := checkTracefs(); err != nil {
+	mount, err := findTracefs()
+	if err != nil {
 		return 0, "", err
 	}
-	number, err := readEvent("id")
+	number, err := readEvent(mount, "id")
 	if err != nil {
 		return 0, "", err
 	}
 	if id, err = strconv.ParseUint(strings.TrimSpace(number), 10, 64); err != nil {
 		return 0, "", fmt.Errorf("read tracefs: id: %w", err)
 	}
-	format, err = readEvent("format")
+	format, err = readEvent(mount, "format")
 	return id, format, err
 }
 
 // readEvent reads a file of the tracepoint.
-func readEvent(name string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(tracefs, "events", eventGroup, eventName, name))
+func readEvent(mount, name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(mount, "events", eventGroup, eventName, name))
 	switch {
 	case err == nil:
 		return string(b), nil
@@ -54,16 +56,15 @@ func readEvent(name string) (string, error) {
 	}
 }
 
-// checkTracefs returns an error if tracefs is not mounted. To see that takes no right to read it.
-func checkTracefs() error {
-	var st unix.Statfs_t
-	err := unix.Statfs(tracefs, &st)
-	switch {
-	case err == nil && st.Type == unix.TRACEFS_MAGIC:
-		return nil
-	case err == nil, errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("find tracefs: it is not mounted (mount -t tracefs nodev %s; in a container, mount that folder of the host): %w", tracefs, fs.ErrNotExist)
-	default:
-		return fmt.Errorf("find tracefs: %w", &fs.PathError{Op: "statfs", Path: tracefs, Err: err})
+// findTracefs returns where tracefs is mounted. That takes no right to read it, but debugfs
+// may be searched by root only.
+func findTracefs() (string, error) {
+	for _, mount := range tracefsMounts {
+		var st unix.Statfs_t
+		if err := unix.Statfs(mount, &st); err == nil && st.Type == unix.TRACEFS_MAGIC {
+			return mount, nil
+		}
 	}
+	return "", fmt.Errorf("find tracefs: it is not mounted (mount -t tracefs nodev %s; in a container, mount that directory of the host; "+
+		"ip netns exec hides it: use nsenter --net=/run/netns/NAME instead): %w", tracefsMounts[0], fs.ErrNotExist)
 }

@@ -42,7 +42,7 @@ func New(cfg Config) (*Scanner, error) {
 	if cfg.ConnectFailures {
 		probe, err := connectfail.Attach()
 		if err != nil {
-			return nil, fmt.Errorf("--connect-failures cannot be had: %w", err)
+			return nil, fmt.Errorf("--connect-failures cannot count: %w", err)
 		}
 		s.connectFailures = newConnectFailures(probe.Counts, cfg.Limits.Most)
 	}
