@@ -1,25 +1,18 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net/http"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/version"
 	"github.com/prometheus/exporter-toolkit/web"
-	"golang.org/x/sync/singleflight"
-
-	"ephemeral_port_exporter/collector"
-	"ephemeral_port_exporter/collector/scan"
 )
 
 const (
@@ -36,7 +29,7 @@ func isFreePath(p string) bool {
 
 // newServer returns a server that is ready to serve. The metrics are those of the registry,
 // and what a scan finds.
-func newServer(flags *flags, registry *prometheus.Registry, scanHost func(context.Context) scan.Snapshot, logger *slog.Logger) (*http.Server, error) {
+func newServer(flags *flags, registry *prometheus.Registry, scanHost scanFunc, logger *slog.Logger) (*http.Server, error) {
 	landing, err := web.NewLandingPage(web.LandingConfig{
 		Name:        "Ephemeral Port Exporter",
 		Description: "Prometheus exporter for ephemeral-port exhaustion",
@@ -54,13 +47,13 @@ func newServer(flags *flags, registry *prometheus.Registry, scanHost func(contex
 
 	mux := http.NewServeMux()
 	mux.Handle("/", landing)
-	mux.Handle("GET "+*flags.telemetryPath, metricsHandler(flags, registry, scanHost, logger))
+	mux.Handle("GET "+*flags.telemetryPath, newMetricsHandler(flags, registry, scanHost, logger))
 	mux.HandleFunc("GET "+healthyPath, answerProbe)
 	mux.HandleFunc("GET "+readyPath, answerProbe)
 
 	return &http.Server{
 		Handler:           mux,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+		ErrorLog:          log.New(connectionLog{logger}, "", 0),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		// From the request on: a scrape may wait for the collection before its own.
@@ -69,40 +62,20 @@ func newServer(flags *flags, registry *prometheus.Registry, scanHost func(contex
 	}, nil
 }
 
-// metricsHandler serves scrapes. Those that overlap share one scan.
-func metricsHandler(flags *flags, registry *prometheus.Registry, scanHost func(context.Context) scan.Snapshot, logger *slog.Logger) http.Handler {
-	shared := &sharedGatherer{gather: func() ([]*dto.MetricFamily, error) {
-		host := prometheus.NewRegistry()
-		host.MustRegister(collector.New(scanHost(context.Background())))
-		return prometheus.Gatherers{host, registry}.Gather()
-	}}
-	opts := promhttp.HandlerOpts{
-		ErrorLog:            slog.NewLogLogger(logger.Handler(), slog.LevelError),
-		ErrorHandling:       promhttp.ContinueOnError,
-		MaxRequestsInFlight: *flags.maxRequests,
-	}
-	if *flags.disableExporterMetrics {
-		return promhttp.HandlerFor(shared, opts)
-	}
-	opts.Registry = registry
-	return promhttp.InstrumentMetricHandler(registry, promhttp.HandlerFor(shared, opts))
-}
-
-// A sharedGatherer gives the result of one scan to all that ask while it runs.
-//
-// CoalesceGather of promhttp would hand it out for longer, until the slowest client has
-// read its answer: one that stalls freezes the numbers for everybody.
-type sharedGatherer struct {
-	gather func() ([]*dto.MetricFamily, error)
-	flight singleflight.Group
-}
-
-// Gather implements prometheus.Gatherer.
-func (g *sharedGatherer) Gather() ([]*dto.MetricFamily, error) {
-	families, err, _ := g.flight.Do("", func() (any, error) { return g.gather() })
-	// The slice is for the caller to reorder, what it points to is not.
-	return slices.Clone(families.([]*dto.MetricFamily)), err
-}
-
 // answerProbe says that the process serves. It asks nothing of the kernel.
 func answerProbe(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "OK\n") }
+
+// A connectionLog logs what a server has to say of its connections, but for one that is closed
+// before its TLS handshake: so does every TCP probe.
+type connectionLog struct {
+	logger *slog.Logger
+}
+
+// Write implements io.Writer for one line.
+func (l connectionLog) Write(line []byte) (int, error) {
+	text := strings.TrimSpace(string(line))
+	if !strings.HasPrefix(text, "http: TLS handshake error") || !strings.HasSuffix(text, ": EOF") {
+		l.logger.Warn("HTTP connection failed", "err", text)
+	}
+	return len(line), nil
+}

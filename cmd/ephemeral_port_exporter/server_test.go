@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -223,6 +224,117 @@ func TestScrapesKeepMemoryFlat(t *testing.T) {
 	if goroutinesAfter > goroutinesBefore+5 {
 		t.Errorf("goroutines grew from %d to %d", goroutinesBefore, goroutinesAfter)
 	}
+}
+
+// get asks for a page with some headers, as pairs of name and value.
+func get(t *testing.T, url string, headers ...string) (status int, header http.Header, body string) {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Error(err)
+		return 0, nil, ""
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Error(err)
+	}
+	return resp.StatusCode, resp.Header, string(b)
+}
+
+// TestOpenMetrics is there for those who ask for it.
+func TestOpenMetrics(t *testing.T) {
+	s := serveTest(t, scannerOf(t))
+	_, header, body := get(t, s.URL+"/metrics", "Accept", "application/openmetrics-text;version=1.0.0")
+	if !strings.HasPrefix(header.Get("Content-Type"), "application/openmetrics-text;") || !strings.HasSuffix(body, "\n# EOF\n") ||
+		!strings.Contains(body, "# TYPE ephemeral_port_time_wait_overflows counter\nephemeral_port_time_wait_overflows_total{") {
+		t.Errorf("content type %q:\n%s", header.Get("Content-Type"), body)
+	}
+	_, header, _ = get(t, s.URL+"/metrics")
+	if !strings.HasPrefix(header.Get("Content-Type"), "text/plain;") {
+		t.Errorf("without asking: content type %q", header.Get("Content-Type"))
+	}
+}
+
+// TestScrapeTimeout does not keep a scrape waiting longer than it says it will.
+func TestScrapeTimeout(t *testing.T) {
+	tests := []struct {
+		header string
+		want   time.Duration // of the scan
+	}{
+		{"", 20 * time.Second},
+		{"nonsense", 20 * time.Second},
+		{"0", 20 * time.Second},
+		{"-1", 20 * time.Second},
+		{"NaN", 20 * time.Second},
+		{"1e300", 20 * time.Second},
+		{"60", 20 * time.Second},
+		{"10", 9500 * time.Millisecond},
+		{"3.5", 3 * time.Second},
+		{"0.5", 250 * time.Millisecond},
+	}
+	for _, tt := range tests {
+		var left time.Duration
+		s := serveTest(t, func(ctx context.Context) scan.Snapshot {
+			if deadline, ok := ctx.Deadline(); ok {
+				left = time.Until(deadline)
+			}
+			return scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected}}}
+		}, "--collect.timeout=20s")
+		get(t, s.URL+"/metrics", scrapeTimeoutHeader, tt.header)
+		if left > tt.want || left < tt.want-tt.want/5 {
+			t.Errorf("%q: the scan has %v, want %v", tt.header, left, tt.want)
+		}
+	}
+}
+
+// TestScrapeTimeoutShared has one that waits long and one that does not, in one scan.
+func TestScrapeTimeoutShared(t *testing.T) {
+	slow := &slowScanner{goOn: make(chan struct{})}
+	s := serveTest(t, slow.scan)
+	long := scrapeAtOnce(t, s.URL+"/metrics", 1, "ephemeral_port_collect_success")
+	for slow.scans.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	status, _, body := get(t, s.URL+"/metrics", scrapeTimeoutHeader, "0.2")
+	if status != http.StatusServiceUnavailable || !strings.Contains(body, "scrape timeout") {
+		t.Errorf("the impatient: status %d, %q", status, body)
+	}
+	close(slow.goOn)
+	checkStatuses(t, long, 1, http.StatusOK)
+}
+
+// TestScrapeTimeoutCut has a scrape that waits long join a scan that an impatient one began,
+// and that was cut short for it.
+func TestScrapeTimeoutCut(t *testing.T) {
+	var scans atomic.Int32
+	began := make(chan struct{})
+	s := serveTest(t, func(ctx context.Context) scan.Snapshot {
+		n := scan.Namespace{Name: scan.Self, Outcome: scan.Collected}
+		if scans.Add(1) == 1 {
+			close(began)
+			<-ctx.Done()
+			n.Outcome, n.Err = scan.Deadline, ctx.Err()
+		}
+		return scan.Snapshot{Namespaces: []scan.Namespace{n}}
+	})
+	impatient := make(chan struct{})
+	go func() {
+		defer close(impatient)
+		get(t, s.URL+"/metrics", scrapeTimeoutHeader, "1")
+	}()
+	<-began
+	if _, _, body := get(t, s.URL+"/metrics", scrapeTimeoutHeader, "10"); !strings.Contains(body, `ephemeral_port_collect_success{netns="self"} 1`) {
+		t.Errorf("the patient got the result of the impatient:\n%.300s", body)
+	}
+	<-impatient
 }
 
 // TestServerTimeouts are set, and leave a collection its time.
