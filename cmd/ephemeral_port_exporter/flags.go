@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -54,8 +55,9 @@ func addFlags(app *kingpin.Application) *flags {
 		maxRequests: countFlag(app, "web.max-requests",
 			"Most scrapes served at once, further ones get status 503. All of them share one collection. 0 for no limit.", "40"),
 
-		namespaces: app.Flag("namespaces",
-			"Network namespaces to watch besides the exporter's own: none (self), those that are mounted (named; needs CAP_SYS_ADMIN), or also those of all processes (all; needs CAP_SYS_PTRACE too).").Default(string(scan.ScopeSelf)).Enum(string(scan.ScopeSelf), string(scan.ScopeNamed), string(scan.ScopeAll)),
+		namespaces: choiceFlag(app, "namespaces",
+			"Network namespaces to watch besides the exporter's own: none (self), those that are mounted (named; needs CAP_SYS_ADMIN), or also those of all processes (all; needs CAP_SYS_PTRACE too).",
+			string(scan.ScopeSelf), string(scan.ScopeNamed), string(scan.ScopeAll)),
 		namespaceDirs: app.Flag("namespaces.dir",
 			"Directory of mounted network namespaces, besides /run/netns and /run/docker/netns. Repeatable.").Strings(),
 		connectFailures: app.Flag("connect-failures",
@@ -72,7 +74,12 @@ func addFlags(app *kingpin.Application) *flags {
 		collectTimeout: durationFlag(app, "collect.timeout",
 			"Give up a collection after this time; keep it below the scrape timeout of Prometheus.", "5s"),
 	}
-	promslogflag.AddFlags(app, f.log)
+	// As promslogflag.AddFlags, with errors that name the flag.
+	f.log.Level, f.log.Format = promslog.NewLevel(), promslog.NewFormat()
+	app.Flag(promslogflag.LevelFlagName, promslogflag.LevelFlagHelp).Default("info").
+		SetValue(named{promslogflag.LevelFlagName, f.log.Level})
+	app.Flag(promslogflag.FormatFlagName, promslogflag.FormatFlagHelp).Default("logfmt").
+		SetValue(named{promslogflag.FormatFlagName, f.log.Format})
 	return f
 }
 
@@ -91,6 +98,46 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 		ConnectFailures: *f.connectFailures,
 	}
 }
+
+// named is the value of a flag whose errors name the flag.
+type named struct {
+	flag string
+	kingpin.Value
+}
+
+// Set implements kingpin.Value.
+func (n named) Set(s string) error {
+	if err := n.Value.Set(s); err != nil {
+		return fmt.Errorf("--%s=%s: %w", n.flag, s, err)
+	}
+	return nil
+}
+
+// A choice is the value of a flag: one of several words.
+type choice struct {
+	flag  string
+	words []string
+	value *string
+}
+
+// choiceFlag declares a flag whose default is the first of the words.
+func choiceFlag(app *kingpin.Application, flag, help string, words ...string) *string {
+	c := choice{flag: flag, words: words, value: new(string)}
+	app.Flag(flag, help).Default(words[0]).HintOptions(words...).SetValue(c)
+	return c.value
+}
+
+// Set implements kingpin.Value.
+func (c choice) Set(s string) error {
+	if !slices.Contains(c.words, s) {
+		return fmt.Errorf("--%s=%s: must be one of %s", c.flag, s, strings.Join(c.words, ", "))
+	}
+	*c.value = s
+	return nil
+}
+
+// String implements kingpin.Value.
+func (c choice) String() string { return *c.value }
 
 // A count is the value of a flag: a whole number, 0 or more.
 type count struct {
@@ -149,6 +196,9 @@ func (f *flags) validate() error {
 	}
 	if len(*f.namespaceDirs) > 0 && scan.Scope(*f.namespaces) == scan.ScopeSelf {
 		return fmt.Errorf("--namespaces.dir=%s: has no meaning with --namespaces=%s", (*f.namespaceDirs)[0], scan.ScopeSelf)
+	}
+	if err := web.Validate(*f.web.WebConfigFile); err != nil {
+		return fmt.Errorf("--web.config.file=%s: %w", *f.web.WebConfigFile, err)
 	}
 	for _, address := range *f.web.WebListenAddresses {
 		if _, err := listenPort(address); err != nil {

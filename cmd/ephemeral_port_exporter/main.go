@@ -86,6 +86,10 @@ func firstScan(scanner *scan.Scanner, flags *flags, logger *slog.Logger) error {
 	logger.Info("Watching ephemeral ports",
 		"range_low", ports.Low, "range_high", ports.High, "capacity", self.Report.CapacityPorts,
 		"sockets", self.Report.Sockets, "duration", self.Duration)
+	if self.Report.CapacityPorts == 0 {
+		logger.Warn("No port is left for outgoing connections: each connect() fails unless its client has chosen a port",
+			"range_low", ports.Low, "range_high", ports.High, "reserved", self.Report.ReservedPorts, "blocked", self.Report.BlockedPorts)
+	}
 	for _, port := range flags.listenPorts() {
 		if ports.Contains(port) {
 			logger.Warn("The listen port lies in the ephemeral range: it costs every destination a port, and an outgoing connection may take it before the exporter starts",

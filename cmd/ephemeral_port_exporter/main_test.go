@@ -6,8 +6,15 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -151,7 +158,10 @@ func TestBadFlags(t *testing.T) {
 		{"--web.telemetry-path=/metrics/", "must be a plain path"},
 		{"--namespaces.dir=/run/netns", "--namespaces.dir=/run/netns: has no meaning with --namespaces=self"},
 		{"--no-such-flag", "unknown long flag '--no-such-flag'"},
-		{"--log.level=loud", "loud"},
+		{"--log.level=loud", "--log.level=loud: unrecognized log level"},
+		{"--log.format=xml", "--log.format=xml: unrecognized log format"},
+		{"--namespaces=some", "--namespaces=some: must be one of self, named, all"},
+		{"--web.config.file=/nonexistent", "--web.config.file=/nonexistent: open /nonexistent: no such file"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.flag, func(t *testing.T) {
@@ -319,6 +329,49 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestNoPortsLeft is worth a warning.
+func TestNoPortsLeft(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40009")
+	netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "40000-40008")
+	netnstest.Listen(t, "127.0.0.1:40009", false)
+	const address = "127.0.0.1:10155"
+	e := start(t, command(t, "--web.listen-address="+address), "http://"+address)
+	if log := e.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "No port is left") || !strings.Contains(log, "reserved=9 blocked=1") {
+		t.Errorf("want one warning:\n%s", log)
+	}
+}
+
+// TestProcSubset is named where procfs hides the sysctls.
+func TestProcSubset(t *testing.T) {
+	proc := t.TempDir()
+	cmd := command(t, "--path.procfs="+proc, "--web.listen-address=127.0.0.1:10156")
+	if err := unix.Mount("/proc", proc, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(proc, unix.MNT_DETACH) })
+	// As subset=pid, which an ordinary user may not mount: nothing is in sys.
+	if err := unix.Mount("tmpfs", filepath.Join(proc, "sys"), "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "does not show the sysctls of networks: mount it without subset=pid") {
+		t.Errorf("ended with %v:\n%s", err, out)
+	}
+}
+
+// TestPlaceholderHash fails at the start, and names the file.
+func TestPlaceholderHash(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "web.yml")
+	if err := os.WriteFile(config, []byte("basic_auth_users:\n  prometheus: $2y$10$...\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := command(t, "--web.config.file="+config).CombinedOutput()
+	if err == nil || strings.Count(string(out), "\n") != 1 || !strings.Contains(string(out), "--web.config.file="+config+": crypto/bcrypt: ") {
+		t.Errorf("ended with %v:\n%s", err, out)
+	}
+}
+
 // TestListenPortInRange warns.
 func TestListenPortInRange(t *testing.T) {
 	e := start(t, command(t, "--web.listen-address=127.0.0.1:10150", "--web.listen-address=127.0.0.1:40000"), "http://127.0.0.1:40000")
@@ -372,5 +425,85 @@ func TestBasicAuth(t *testing.T) {
 	e.url = "http://prometheus:secret@" + address
 	if status, body := e.get(t, "/metrics"); status != http.StatusOK || !strings.Contains(body, "ephemeral_port_collect_success") {
 		t.Errorf("with password: status %d, body %q", status, body)
+	}
+}
+
+// TestProbes are TCP connections: with TLS and a password, HTTP probes would need both. They
+// leave nothing in the log.
+func TestProbes(t *testing.T) {
+	dir := t.TempDir()
+	certificate(t, dir)
+	config := filepath.Join(dir, "web.yml")
+	if err := os.WriteFile(config, []byte(`tls_server_config:
+  cert_file: server.crt
+  key_file: server.key
+basic_auth_users:
+  prometheus: $2a$04$JxYPWr0djqEs5o6UGuZP3OggPDos30.vkpvW2mbiMc3wreLmtsWmK # bcrypt of "secret"
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const address = "127.0.0.1:10157"
+	e := start(t, command(t, "--web.listen-address="+address, "--web.config.file="+config), "https://"+address)
+	before := e.log.String()
+	for range 5 {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	defer client.CloseIdleConnections()
+	for url, want := range map[string]int{
+		e.url + healthyPath: http.StatusUnauthorized,
+		"https://prometheus:secret@" + address + readyPath: http.StatusOK,
+	} {
+		resp, err := client.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s: status %d, want %d", url, resp.StatusCode, want)
+		}
+	}
+	if got := strings.TrimPrefix(e.log.String(), before); got != "" {
+		t.Errorf("probes are in the log:\n%s", got)
+	}
+
+	// What is wrong with TLS still is.
+	if _, err := http.Get("http://" + address + healthyPath); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if strings.Contains(e.log.String(), "HTTP connection failed") {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("HTTP on the port of HTTPS is not in the log:\n%s", e.log)
+}
+
+// certificate writes server.crt and server.key.
+func certificate(t *testing.T, dir string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{"server.crt": {Type: "CERTIFICATE", Bytes: der}, "server.key": {Type: "PRIVATE KEY", Bytes: keyDER}} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

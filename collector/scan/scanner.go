@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ephemeral_port_exporter/collector/connectfail"
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
@@ -96,11 +98,20 @@ func permanent(err error, proc string) error {
 	// First, for these wrap ENOENT as absent files do.
 	case errors.Is(err, sockdiag.ErrUnsupported), errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("this host cannot be watched: %w", err)
+	case errors.Is(err, fs.ErrNotExist) && isProcfs(proc):
+		return fmt.Errorf("this host cannot be watched, the proc file system at --path.procfs=%s does not show the sysctls of networks: "+
+			"mount it without subset=pid (in systemd ProcSubset=all), and do not cover its directory sys/net: %w", proc, err)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("this host cannot be watched, --path.procfs=%s must be a mounted proc file system: %w", proc, err)
 	default:
 		return nil
 	}
+}
+
+// isProcfs reports whether a proc file system is mounted there.
+func isProcfs(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
 }
 
 // Scan reads all namespaces in scope. It takes no longer than Config.Timeout, nor than
