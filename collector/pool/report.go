@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"time"
 )
 
 // A Report says how the ephemeral ports of one network namespace are used.
@@ -25,7 +26,14 @@ type Report struct {
 	UnreportedDestinations int // left out of Destinations by the limits
 	UnreportedPorts        int // that those hold
 
-	Sockets int // added to the Table
+	Sockets  int // added to the Table
+	TimeWait TimeWaitSeen
+}
+
+// TimeWaitSeen tells how long TIME_WAIT lasts, by those of the sockets that are in it.
+type TimeWaitSeen struct {
+	Sockets int           // on usable ports
+	Longest time.Duration // the most that one of them still had to go
 }
 
 // A Destination is one pool of ports: what connect() calls from one source address
@@ -62,6 +70,7 @@ func (t *Table) Report(limits Limits) Report {
 		BlockedPorts:  len(t.blocked),
 		CapacityPorts: t.capacity,
 		Sockets:       t.sockets,
+		TimeWait:      t.seen,
 	}
 	if t.capacity == 0 {
 		r.MaxUtilization = 1

@@ -50,6 +50,7 @@ type Table struct {
 	counts   []poolCounts
 	sources  map[sourceKey]*portSet
 	sockets  int
+	seen     TimeWaitSeen
 
 	reserved int // ports of the range that ip_local_reserved_ports withholds
 	capacity int // ports in usable
@@ -96,6 +97,8 @@ func (t *Table) Add(s *Socket) {
 	c.source.add(port)
 
 	if s.State == TimeWait {
+		t.seen.Sockets++
+		t.seen.Longest = max(t.seen.Longest, s.Expires)
 		rule := t.rule(c.loopback)
 		age := rule.age(s.Expires)
 		if rule.canReuse(age) {

@@ -5,7 +5,7 @@
 // sockets mean is the matter of package pool, how they are read that of packages
 // sockdiag, procfs, netns, cgroup and connectfail.
 //
-// No number is remembered from one scan to the next. What is remembered, is bounded and
-// may be lost: the labels of other namespaces, failures that are logged already, and
-// which pools have a series of failed connects.
+// No number is remembered from one scan to the next. What is remembered is bounded and may be
+// lost: labels and owners of other namespaces, failures that are logged already, how long
+// TIME_WAIT was seen to last, and which pools have a series of failed connects.
 package scan

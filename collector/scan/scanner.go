@@ -31,6 +31,8 @@ type Scanner struct {
 	logged map[string]bool       // what failed in the last scan
 	labels map[uint64]string     // of the namespaces in the last scan, by cookie
 	owners map[uint64]knownOwner // likewise
+
+	timeWait timeWaitCheck
 }
 
 // New returns a Scanner. The error names the rights that the process does not have and
@@ -126,6 +128,10 @@ func (s *Scanner) Scan(ctx context.Context) Snapshot {
 	}
 	snapshot, failures := s.scan(deadline)
 	s.logFailures(snapshot, failures)
+	self := snapshot.Namespaces[0].Report.TimeWait
+	if warning := s.timeWait.observe(s.cfg.TimeWaitLength, self); warning != "" {
+		s.cfg.Logger.Warn(warning, "time-wait.length", s.cfg.TimeWaitLength, "longest", s.timeWait.longest)
+	}
 	return snapshot
 }
 
