@@ -4,6 +4,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 // readme returns the cells of the tables of the README whose rows begin with a name.
@@ -95,5 +98,40 @@ func TestReadmeFlags(t *testing.T) {
 	slices.Sort(got)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("flags (-program +README):\n%s", diff)
+	}
+}
+
+// TestReadmeIncident runs the incident that the README shows, and gets what it says.
+func TestReadmeIncident(t *testing.T) {
+	if _, err := exec.LookPath("curl"); err != nil {
+		if os.Getenv("CI") == "" {
+			t.Skip("no curl: install the package curl")
+		}
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(readme), "\n### An incident in one minute\n")
+	_, section, _ = strings.Cut(section, "\n```sh\n")
+	script, section, _ := strings.Cut(section, "\n```\n")
+	_, section, _ = strings.Cut(section, "\n```\n")
+	want, _, ok := strings.Cut(section, "\n```\n")
+	const build, binary = "go build -o /tmp/ephemeral_port_exporter ./cmd/ephemeral_port_exporter\n", "/tmp/ephemeral_port_exporter"
+	if !ok || !strings.HasPrefix(script, build) {
+		t.Fatalf("not the script and its output:\n%s\n%s", script, want)
+	}
+	script = strings.ReplaceAll(strings.TrimPrefix(script, build), binary, netnstest.ProgramPath(name))
+
+	got, err := exec.Command("bash", "-c", script).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v:\n%s", err, got)
+	}
+	// How fast the machine is.
+	times := regexp.MustCompile(`after \d+ ms|(closes_per_second\{.*\}) .*`)
+	normal := func(text string) string { return strings.TrimSpace(times.ReplaceAllString(text, "$1")) }
+	if diff := cmp.Diff(normal(want), normal(string(got))); diff != "" {
+		t.Errorf("(-README +got):\n%s", diff)
 	}
 }
