@@ -7,12 +7,13 @@ import (
 
 // Limits bound the size of a Report.
 type Limits struct {
-	MinPorts int // a destination is reported if it holds as many ports
-	Most     int // destinations reported, and sources
+	MinPorts int // a destination is reported if it holds at least this many ports
+	Most     int // at most this many destinations and this many sources are reported
 }
 
-// ShareLimit applies Limits.Most to several reports together: it keeps the destinations
-// and the sources that hold most ports in all of them. The others become unreported.
+// ShareLimit bounds several reports together: most is the limit for all their destinations,
+// and for all their sources. It keeps those that hold most ports and removes the others.
+// Destinations that it removes are counted as unreported.
 func ShareLimit(reports []*Report, most int) {
 	var held, ports []int
 	for _, r := range reports {
@@ -23,47 +24,48 @@ func ShareLimit(reports []*Report, most int) {
 			ports = append(ports, src.Ports)
 		}
 	}
-	destinations, sources := newCut(held, most), newCut(ports, most)
+	destinations, sources := newThreshold(held, most), newThreshold(ports, most)
 	for _, r := range reports {
 		r.Destinations = slices.DeleteFunc(r.Destinations, func(d Destination) bool {
-			if destinations.keeps(d.Held) {
+			if destinations.accept(d.Held) {
 				return false
 			}
 			r.UnreportedDestinations++
 			r.UnreportedPorts += d.Held
 			return true
 		})
-		r.Sources = slices.DeleteFunc(r.Sources, func(s Source) bool { return !sources.keeps(s.Ports) })
+		r.Sources = slices.DeleteFunc(r.Sources, func(s Source) bool { return !sources.accept(s.Ports) })
 	}
 }
 
-// A cut keeps the greatest of some numbers: all above a limit, and as many of the limit
-// itself as there is place for.
-type cut struct {
-	limit, place int
+// A threshold selects the greatest of some numbers. It accepts each number above the limit.
+// Of the numbers equal to the limit, it accepts as many as the quota.
+type threshold struct {
+	limit, quota int
 }
 
-// newCut makes a cut that keeps as many of these numbers as most says.
-func newCut(numbers []int, most int) cut {
+// newThreshold returns a threshold that accepts the greatest of the numbers, at most most of
+// them. No number may be negative. It sorts numbers.
+func newThreshold(numbers []int, most int) threshold {
 	if len(numbers) <= most {
-		return cut{limit: -1}
+		return threshold{limit: -1}
 	}
 	slices.SortFunc(numbers, func(a, b int) int { return cmp.Compare(b, a) })
 	limit := numbers[most]
-	place := most
+	quota := most
 	for _, n := range numbers[:most] {
 		if n > limit {
-			place--
+			quota--
 		}
 	}
-	return cut{limit: limit, place: place}
+	return threshold{limit: limit, quota: quota}
 }
 
-// keeps reports whether a number is kept. It is to be asked once for each.
-func (c *cut) keeps(n int) bool {
-	if n == c.limit && c.place > 0 {
-		c.place--
+// accept reports whether n is selected. It uses up the quota: call it once for each number.
+func (t *threshold) accept(n int) bool {
+	if n == t.limit && t.quota > 0 {
+		t.quota--
 		return true
 	}
-	return n > c.limit
+	return n > t.limit
 }

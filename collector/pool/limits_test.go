@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestShareLimit keeps the heaviest of all namespaces, and loses no port.
+// TestShareLimit checks that the destinations with most ports stay, and that all others are counted as unreported.
 func TestShareLimit(t *testing.T) {
 	report := func(held ...int) *Report {
 		var r Report

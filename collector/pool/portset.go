@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// A portMap is a set of ports as one bit for each.
+// A portMap is a set of ports, with one bit for each port.
 type portMap [1 << 16 / 64]uint64
 
 func (m *portMap) has(port uint16) bool { return m[port/64]&(1<<(port%64)) != 0 }
@@ -41,20 +41,20 @@ func (m *portMap) size() int {
 	return n
 }
 
-// maxSparse is the number of ports that a portSet lists before it maps them: at
-// that size both take about the same memory for each port.
+// maxSparse is the number of ports up to which a portSet keeps a sorted list. A larger set
+// uses a portMap, which takes 8 KiB: insertion into a long list is slow.
 const maxSparse = 128
 
-// A portSet is a set of ports that stays small while it has few, because a
-// transparent proxy has a source for every client.
+// A portSet is a set of ports that needs little memory for few ports. A transparent proxy
+// has one source address, and so one portSet, for every client.
 type portSet struct {
-	sparse []uint16 // sorted; unused once dense is there
+	sparse []uint16 // sorted; nil once dense is set
 	dense  *portMap
 
-	parity [2]int // ports that are even, ports that are odd
+	parity [2]int // number of even ports, number of odd ports
 }
 
-// add puts a port into the set.
+// add adds a port to the set.
 func (s *portSet) add(port uint16) {
 	if s.dense != nil {
 		if s.dense.has(port) {

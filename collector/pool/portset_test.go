@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestPortMapRange has the ports of a range and no other.
+// TestPortMapRange checks that the map contains the ports of the range and no others.
 func TestPortMapRange(t *testing.T) {
 	for _, r := range [][2]uint16{{0, 0}, {0, 65535}, {65535, 65535}, {63, 64}, {64, 127}, {65, 66}, {32768, 60999}, {1024, 1087}} {
 		var m portMap
@@ -21,8 +21,7 @@ func TestPortMapRange(t *testing.T) {
 	}
 }
 
-// TestPortSet compares with a map, below, at and above the size where the set changes
-// its form.
+// TestPortSet compares the set with a Go map, at sizes below, at and above maxSparse.
 func TestPortSet(t *testing.T) {
 	for _, n := range []int{0, 1, maxSparse - 1, maxSparse, maxSparse + 1, 5000} {
 		var set portSet
@@ -31,7 +30,7 @@ func TestPortSet(t *testing.T) {
 		random := rand.New(rand.NewPCG(1, uint64(n)))
 		for len(want) < n {
 			port := uint16(random.Uint32())
-			for range 2 { // a port counts once
+			for range 2 { // a port that is added twice counts once
 				set.add(port)
 			}
 			if !want[port] && port%2 == 1 {

@@ -8,36 +8,37 @@ import (
 	"time"
 )
 
-// A Report says how the ephemeral ports of one network namespace are used.
+// A Report tells how the ephemeral ports of one network namespace are used.
 type Report struct {
 	Settings Settings
 
-	ReservedPorts int // of the range, withheld by ip_local_reserved_ports
-	BlockedPorts  int // of the range, withheld by listeners
-	CapacityPorts int // that connect() can choose from
+	ReservedPorts int // in the range, reserved by ip_local_reserved_ports
+	BlockedPorts  int // in the range, not reserved, blocked by listeners
+	CapacityPorts int // in the range, connect() can choose from these
 
-	// MaxUtilization is that of the worst destination, reported or not; 0 without
-	// any, 1 where no destination can be connected to.
+	// MaxUtilization is the highest utilization of a destination, reported or not. It is 0
+	// without destinations, and 1 if CapacityPorts is 0.
 	MaxUtilization float64
 
-	Destinations []Destination // those that hold most ports, in that order
-	Sources      []Source      // those that hold most ports, in that order
+	Destinations []Destination // those that hold most ports, in descending order
+	Sources      []Source      // those that hold most ports, in descending order
 
-	UnreportedDestinations int // left out of Destinations by the limits
-	UnreportedPorts        int // that those hold
+	UnreportedDestinations int // not in Destinations because of the limits
+	UnreportedPorts        int // held by unreported destinations
 
-	Sockets  int // added to the Table
+	Sockets  int // that were added to the Table
 	TimeWait TimeWaitSeen
 }
 
-// TimeWaitSeen tells how long TIME_WAIT lasts, by those of the sockets that are in it.
+// TimeWaitSeen describes the TIME_WAIT sockets that were added to a Table. They show how long
+// TIME_WAIT lasts in the kernel.
 type TimeWaitSeen struct {
-	Sockets int           // on usable ports
-	Longest time.Duration // the most that one of them still had to go
+	Sockets int           // number of them, on ports that connect() can choose
+	Longest time.Duration // longest time until the kernel frees one of them
 }
 
-// A Destination is one pool of ports: what connect() calls from one source address
-// to one destination compete for.
+// A Destination is one pool of ports: connect() calls from one source address to one
+// destination compete for it.
 type Destination struct {
 	Source  netip.Addr
 	Address netip.AddrPort
@@ -47,22 +48,22 @@ type Destination struct {
 
 	Held        int     // the sum of Ports
 	Reusable    int     // ports in TIME_WAIT that connect() may take over now
-	Utilization float64 // from 0 to 1, where the next connect() fails
+	Utilization float64 // from 0 to 1; at 1 the next connect() fails
 
 	Ceiling   float64 // new connections per second that the pool can sustain
-	CloseRate float64 // connections per second that this host was first to close
+	CloseRate float64 // connections per second that this host closed first
 }
 
 // A Source is one local address.
 type Source struct {
 	Address     netip.Addr
 	Ports       int     // distinct ports in use
-	BindParity  int     // those of Ports with the parity that bind(ip, 0) fills first
+	BindParity  int     // ports with the parity that bind(ip, 0) tries first
 	Capacity    int     // ports that bind(ip, 0) can choose from
-	Utilization float64 // from 0 to 1, where the next bind(ip, 0) fails
+	Utilization float64 // from 0 to 1; at 1 the next bind(ip, 0) fails
 }
 
-// Report judges what was counted.
+// Report returns the report of the sockets that were added, bounded by the limits.
 func (t *Table) Report(limits Limits) Report {
 	r := Report{
 		Settings:      t.settings,
@@ -77,7 +78,7 @@ func (t *Table) Report(limits Limits) Report {
 	}
 
 	var candidates []Destination
-	leaveOut := func(held int) {
+	countUnreported := func(held int) {
 		r.UnreportedDestinations++
 		r.UnreportedPorts += held
 	}
@@ -86,7 +87,7 @@ func (t *Table) Report(limits Limits) Report {
 		held := counts.held()
 		r.MaxUtilization = max(r.MaxUtilization, utilization(held-int(counts.reusable), t.capacity))
 		if held < limits.MinPorts {
-			leaveOut(held)
+			countUnreported(held)
 			continue
 		}
 		candidates = append(candidates, t.destination(key, counts))
@@ -96,14 +97,14 @@ func (t *Table) Report(limits Limits) Report {
 	})
 	reported := min(limits.Most, len(candidates))
 	for _, d := range candidates[reported:] {
-		leaveOut(d.Held)
+		countUnreported(d.Held)
 	}
 	r.Destinations = candidates[:reported]
 
 	r.Sources = make([]Source, 0, len(t.sources))
 	for key, ports := range t.sources {
 		r.Sources = append(r.Sources, Source{
-			Address:    address(key.address, key.zone),
+			Address:    keyAddr(key.address, key.zone),
 			Ports:      ports.size(),
 			BindParity: ports.parityOf(t.settings.PortRange.Low + 1),
 		})
@@ -120,12 +121,12 @@ func (t *Table) Report(limits Limits) Report {
 	return r
 }
 
-// destination judges one pool.
+// destination returns the report of one pool.
 func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 	rule := t.rule(counts.loopback)
 	d := Destination{
-		Source:    address(key.source, key.zone),
-		Address:   netip.AddrPortFrom(address(key.destination, key.zone), uint16(key.port)),
+		Source:    keyAddr(key.source, key.zone),
+		Address:   netip.AddrPortFrom(keyAddr(key.destination, key.zone), uint16(key.port)),
 		Held:      counts.held(),
 		Reusable:  int(counts.reusable),
 		Ceiling:   perSecond(t.capacity, rule.hold()),
@@ -138,9 +139,9 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 	return d
 }
 
-// address is that of a key. A link-local one has the index of its interface as zone, a
-// form that RFC 4007 section 11.2 asks every implementation to know.
-func address(b [16]byte, zone uint32) netip.Addr {
+// keyAddr returns the address that a key holds. A link-local address gets the index of its
+// interface as zone: every implementation supports this form (RFC 4007 section 11.2).
+func keyAddr(b [16]byte, zone uint32) netip.Addr {
 	a := netip.AddrFrom16(b).Unmap()
 	if zone == 0 || !a.IsLinkLocalUnicast() {
 		return a

@@ -16,19 +16,19 @@ var (
 
 	everything = Limits{MinPorts: 0, Most: 1 << 20}
 
-	// tenPorts is a range with nothing special about it.
+	// tenPorts is an ordinary range.
 	tenPorts = Settings{PortRange: PortRange{Low: 40000, High: 40009}, TimeWaitLength: time.Minute}
 )
 
-// socket is one in a state, between two addresses.
+// socket returns a socket in a state, between two addresses.
 func socket(state State, local, remote string) Socket {
 	return Socket{State: state, Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote)}
 }
 
-// listener is one on an address.
+// listener returns a listener on an address.
 func listener(local string) Listener { return Listener{Local: netip.MustParseAddrPort(local)} }
 
-// tableOf counts these sockets.
+// tableOf returns a Table with these listeners and sockets.
 func tableOf(s Settings, listeners []Listener, sockets ...Socket) *Table {
 	t := NewTable(s, listeners)
 	for _, s := range sockets {
@@ -37,7 +37,7 @@ func tableOf(s Settings, listeners []Listener, sockets ...Socket) *Table {
 	return t
 }
 
-// TestReportNothing on an idle host.
+// TestReportNothing reports an idle host.
 func TestReportNothing(t *testing.T) {
 	r := NewTable(tenPorts, nil).Report(everything)
 	want := Report{Settings: tenPorts, CapacityPorts: 10}
@@ -46,7 +46,7 @@ func TestReportNothing(t *testing.T) {
 	}
 }
 
-// TestReportNoPorts where reserved ports and listeners leave none.
+// TestReportNoPorts reports a host on which every port is reserved or has a listener.
 func TestReportNoPorts(t *testing.T) {
 	s := tenPorts
 	s.ReservedPorts = []PortRange{{Low: 1, High: 40008}}
@@ -56,7 +56,7 @@ func TestReportNoPorts(t *testing.T) {
 	}
 }
 
-// TestReportStates counts every state that holds a port, and no other.
+// TestReportStates checks that every state that holds a port counts, and no other state.
 func TestReportStates(t *testing.T) {
 	const local, remote = "10.0.0.1:40000", "10.0.0.2:80"
 	var sockets []Socket
@@ -82,7 +82,7 @@ func TestReportStates(t *testing.T) {
 	}
 }
 
-// TestReportOutside leaves out what is not of a pool.
+// TestReportOutside checks that sockets outside of all pools do not count.
 func TestReportOutside(t *testing.T) {
 	s := tenPorts
 	s.ReservedPorts = []PortRange{{Low: 40001, High: 40001}}
@@ -90,7 +90,7 @@ func TestReportOutside(t *testing.T) {
 		listener("10.0.0.1:40002"),
 		listener("10.0.0.9:40002"),
 		listener("10.0.0.9:40003"),
-		listener("0.0.0.0:40001"), // reserved, counted as that
+		listener("0.0.0.0:40001"), // counts as reserved, not as blocked
 	}
 	r := tableOf(s, listeners,
 		socket(Established, "10.0.0.1:39999", "10.0.0.2:80"), // out of range
@@ -117,8 +117,8 @@ func TestReportOutside(t *testing.T) {
 	}
 }
 
-// TestReportZones keeps apart the same link-local address on two interfaces, and only
-// that.
+// TestReportZones checks that a link-local address on two interfaces makes two pools. Any
+// other address makes one.
 func TestReportZones(t *testing.T) {
 	on := func(ifindex uint32, local, remote string) Socket {
 		s := socket(Established, local, remote)
@@ -149,8 +149,8 @@ func TestReportZones(t *testing.T) {
 	}
 }
 
-// TestReportCloseRate counts over 10 s, or over the reuse delay where ports may be
-// reused after it.
+// TestReportCloseRate checks that closes count over 10 s, or over the reuse delay if ports may
+// be reused after it.
 func TestReportCloseRate(t *testing.T) {
 	for _, tt := range []struct {
 		reuse    int
@@ -165,7 +165,7 @@ func TestReportCloseRate(t *testing.T) {
 			socket.Expires = time.Minute - age
 			sockets = append(sockets, socket)
 		}
-		// The timer of another state says nothing.
+		// The timer of another state does not count.
 		sockets = append(sockets, socket(FinWait2, "10.0.0.1:40009", "10.0.0.2:80"))
 		d := tableOf(s, nil, sockets...).Report(everything).Destinations[0]
 		if d.CloseRate != tt.want || d.Reusable != tt.reusable || d.Held != 7 {
@@ -174,8 +174,8 @@ func TestReportCloseRate(t *testing.T) {
 	}
 }
 
-// TestReportLimits has many destinations and bounds what is reported, without losing
-// a port or preferring a lighter destination.
+// TestReportLimits checks that the limits keep the destinations with most ports, and that all
+// others are counted as unreported.
 func TestReportLimits(t *testing.T) {
 	s := tenPorts
 	s.PortRange = PortRange{Low: 32768, High: 60999}
@@ -225,14 +225,14 @@ func TestReportLimits(t *testing.T) {
 		t.Errorf("sources with most ports: got %+v", r.Sources[:2])
 	}
 
-	// With no destination reported, the greatest utilization is known all the same.
+	// MaxUtilization includes destinations that are not reported.
 	none := tableOf(s, nil, sockets...).Report(Limits{MinPorts: 1, Most: 0})
 	if len(none.Destinations) != 0 || none.UnreportedPorts != len(sockets) || none.MaxUtilization != r.MaxUtilization {
 		t.Errorf("limit 0: got %d destinations, %d ports unreported, utilization %v", len(none.Destinations), none.UnreportedPorts, none.MaxUtilization)
 	}
 }
 
-// TestReportTies are broken by address, so that series do not come and go.
+// TestReportTies checks that addresses break ties, so that the same series stay.
 func TestReportTies(t *testing.T) {
 	var sockets []Socket
 	for _, remote := range []string{"10.0.0.10:80", "10.0.0.9:443", "10.0.0.9:80"} {

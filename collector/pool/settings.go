@@ -13,18 +13,19 @@ func (r PortRange) Size() int { return int(r.High) - int(r.Low) + 1 }
 // Contains reports whether port is in the range.
 func (r PortRange) Contains(port uint16) bool { return r.Low <= port && port <= r.High }
 
-// Settings are the sysctls of one network namespace that decide about its ports,
-// see Documentation/networking/ip-sysctl.rst. Those of TCP hold for IPv6 too.
+// Settings are what the ephemeral ports of one network namespace depend on: its sysctls, see
+// Documentation/networking/ip-sysctl.rst, and the length of TIME_WAIT. They apply to IPv4 and
+// IPv6.
 type Settings struct {
 	PortRange     PortRange   // ip_local_port_range
-	ReservedPorts []PortRange // ip_local_reserved_ports, also outside PortRange
+	ReservedPorts []PortRange // ip_local_reserved_ports, inside and outside PortRange
 
 	TWReuse        int           // tcp_tw_reuse: 0 never, 1 always, 2 on loopback
-	TWReuseDelay   time.Duration // tcp_tw_reuse_delay; 0 where the kernel, before 6.14, has none
+	TWReuseDelay   time.Duration // tcp_tw_reuse_delay; 0 if the kernel does not have it (before 6.14)
 	Timestamps     int           // tcp_timestamps: 0 off
 	FinTimeout     time.Duration // tcp_fin_timeout
 	TimeWaitLimit  int           // tcp_max_tw_buckets, in sockets
-	TimeWaitLength time.Duration // TCP_TIMEWAIT_LEN, compiled in, told by a flag
+	TimeWaitLength time.Duration // TCP_TIMEWAIT_LEN, a constant of the kernel
 }
 
 // Capacity returns how many ports a pool has in a namespace without listeners.

@@ -9,8 +9,8 @@ import (
 // include/net/tcp_states.h.
 type State uint8
 
-// The states in which a socket holds its local port against a connect() to the
-// same destination.
+// The states in which a socket holds its local port: a connect() to the same destination
+// cannot choose that port.
 const (
 	Established State = 1  // TCP_ESTABLISHED
 	SynSent     State = 2  // TCP_SYN_SENT
@@ -23,13 +23,13 @@ const (
 	Closing     State = 11 // TCP_CLOSING
 )
 
-// States lists all of them in the kernel's order.
+// States lists these states in the order of their numbers.
 var States = [...]State{
 	Established, SynSent, SynRecv, FinWait1, FinWait2, TimeWait, CloseWait, LastAck, Closing,
 }
 
-// String returns the kernel's name in lower case and without "TCP_", or "unknown"
-// for any other state.
+// String returns the kernel's name in lower case without "TCP_". It returns "unknown" for a
+// state that is not in States.
 func (s State) String() string {
 	switch s {
 	case Established:
@@ -59,26 +59,26 @@ func (s State) String() string {
 type Socket struct {
 	State State
 
-	// Local and Remote are the two ends. IPv4 that runs over an AF_INET6 socket is
-	// IPv4 here: the kernel keeps both in one port space.
+	// Local and Remote are the two ends. An AF_INET6 socket that uses IPv4 has IPv4
+	// addresses here: the kernel has one port space for both.
 	Local, Remote netip.AddrPort
 
 	// Interface is the index of the interface that the socket is bound to, or 0.
 	Interface uint32
 
-	// Expires is, in TimeWait, the time until the kernel frees the port: 0 while it
-	// is late to do so.
+	// Expires is the time until the kernel frees the port, for a socket in TimeWait. It is
+	// 0 if the kernel is late.
 	Expires time.Duration
 }
 
 // A Listener is a listening TCP socket.
 type Listener struct {
 	Local  netip.AddrPort
-	V6Only bool // it takes no IPv4 connections, IPV6_V6ONLY of ipv6(7)
+	V6Only bool // it accepts no IPv4 connections, IPV6_V6ONLY of ipv6(7)
 }
 
-// denies reports whether the listener keeps its port from bind(source, 0). Every
-// listener keeps its port from connect().
+// denies reports whether bind(source, 0) cannot choose the port because of this listener.
+// connect() can never choose the port of a listener.
 func (l Listener) denies(source netip.Addr) bool {
 	switch at := l.Local.Addr(); at {
 	case netip.IPv4Unspecified():

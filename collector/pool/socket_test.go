@@ -15,7 +15,7 @@ func TestDenies(t *testing.T) {
 	tests := []struct {
 		listen string
 		v6only bool
-		want   string // which of sources
+		want   string // for each of sources, whether it is denied
 	}{
 		{"10.0.0.1", false, "[true false false false]"},
 		{"2001:db8::2", false, "[false false false true]"},

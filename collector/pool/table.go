@@ -6,16 +6,16 @@ import "net/netip"
 // LOOPBACK_IFINDEX of include/net/flow.h.
 const loopbackInterface = 1
 
-// A poolKey is what connect() calls that compete for the same ports have in common.
-// A map of it is looked up for each socket, hence no pointers and no padding.
+// A poolKey identifies a pool: connect() calls with the same key compete for the same ports.
+// It has no pointers and no padding, because a map is searched for it for each socket.
 type poolKey struct {
 	source, destination [16]byte // IPv6 or IPv4-mapped
 	zone                uint32   // interface index, for link-local addresses; else 0
 	port                uint32
 }
 
-// A sourceKey is what bind(ip, 0) calls that compete for the same ports have in
-// common.
+// A sourceKey identifies a source: bind(ip, 0) calls with the same key compete for the same
+// ports.
 type sourceKey struct {
 	address [16]byte
 	zone    uint32
@@ -24,8 +24,8 @@ type sourceKey struct {
 // poolCounts are the sockets of one pool.
 type poolCounts struct {
 	states   [Closing + 1]uint32 // by state
-	reusable uint32              // of those in TIME_WAIT
-	closed   uint32              // of those in TIME_WAIT, entered in the close window
+	reusable uint32              // in TIME_WAIT, connect() may take over their ports
+	closed   uint32              // in TIME_WAIT for less than the close window
 	loopback bool
 	source   *portSet
 }
@@ -39,20 +39,20 @@ func (c *poolCounts) held() int {
 	return n
 }
 
-// A Table counts the sockets of one network namespace by pool and source. Its memory
-// goes with the number of those, not of sockets.
+// A Table counts the sockets of one network namespace by pool and source. Its memory grows
+// with the number of pools and sources, not with the number of sockets.
 type Table struct {
 	settings Settings
 	rules    [2]timeWaitRule       // for other destinations and for loopback
 	usable   portMap               // ports that connect() may choose
-	blocked  map[uint16][]Listener // listeners that withhold a port, by port
+	blocked  map[uint16][]Listener // listeners by the port that they block
 	pools    map[poolKey]int32     // index into counts
 	counts   []poolCounts
 	sources  map[sourceKey]*portSet
 	sockets  int
 	seen     TimeWaitSeen
 
-	reserved int // ports of the range that ip_local_reserved_ports withholds
+	reserved int // ports of the range that are in ip_local_reserved_ports
 	capacity int // ports in usable
 }
 
@@ -81,7 +81,7 @@ func NewTable(s Settings, listeners []Listener) *Table {
 	return t
 }
 
-// Add counts a socket. Nothing of it is kept.
+// Add counts a socket. The caller may reuse s afterwards.
 func (t *Table) Add(s *Socket) {
 	t.sockets++
 	port := s.Local.Port()
@@ -129,9 +129,10 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 	return &t.counts[i]
 }
 
-// addBlocked counts a socket whose port is not for connect() to choose. If a listener
-// could have accepted it, it is inbound. Otherwise its client bound the port before it
-// connected: a listener on another address does not prevent that.
+// addBlocked counts a socket whose port connect() cannot choose. A port that is reserved or
+// outside the range does not count. A socket that a listener could have accepted is inbound
+// and does not count either. Otherwise the client bound the port before it connected: a
+// listener on another address does not prevent that.
 func (t *Table) addBlocked(s *Socket) {
 	listeners := t.blocked[s.Local.Port()]
 	if len(listeners) == 0 || deniesAny(listeners, s.Local.Addr()) {
@@ -155,7 +156,7 @@ func (t *Table) sourceOf(s *Socket) *portSet {
 	return set
 }
 
-// rule returns the TIME_WAIT rule for loopback destinations or for the others.
+// rule returns the TIME_WAIT rule for loopback destinations or for other destinations.
 func (t *Table) rule(loopback bool) timeWaitRule {
 	if loopback {
 		return t.rules[1]
@@ -163,8 +164,8 @@ func (t *Table) rule(loopback bool) timeWaitRule {
 	return t.rules[0]
 }
 
-// sourceCapacity returns how many ports bind(source, 0) can choose from: those of
-// connect(), and those that only listeners on other addresses block.
+// sourceCapacity returns how many ports bind(source, 0) can choose from: the ports that
+// connect() can choose, and the ports that only listeners on other addresses block.
 func (t *Table) sourceCapacity(source netip.Addr) int {
 	n := t.capacity
 	for _, listeners := range t.blocked {
@@ -175,7 +176,7 @@ func (t *Table) sourceCapacity(source netip.Addr) int {
 	return n
 }
 
-// deniesAny reports whether one of the listeners keeps its port from bind(source, 0).
+// deniesAny reports whether one of the listeners denies its port to bind(source, 0).
 func deniesAny(listeners []Listener, source netip.Addr) bool {
 	for _, l := range listeners {
 		if l.denies(source) {
@@ -185,5 +186,5 @@ func deniesAny(listeners []Listener, source netip.Addr) bool {
 	return false
 }
 
-// isLinkLocal reports whether the same address can be in use on several interfaces.
+// isLinkLocal reports whether several interfaces can have this address at the same time.
 func isLinkLocal(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() }

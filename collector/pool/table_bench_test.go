@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// BenchmarkAdd tells what a socket costs, by the number of destinations.
+// BenchmarkAdd measures the cost of a socket, by the number of destinations.
 func BenchmarkAdd(b *testing.B) {
 	s := Settings{PortRange: PortRange{Low: 1024, High: 65535}, TimeWaitLength: tenPorts.TimeWaitLength}
 	for _, destinations := range []int{1, 20, 1000, 100_000} {

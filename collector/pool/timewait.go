@@ -3,25 +3,27 @@ package pool
 import "time"
 
 const (
-	// defaultReuseDelay is what kernels before 6.14 wait, where later ones have
-	// the sysctl tcp_tw_reuse_delay.
+	// defaultReuseDelay is the delay of kernels before 6.14. Later kernels have the
+	// sysctl tcp_tw_reuse_delay.
 	defaultReuseDelay = time.Second
 
-	// maxCloseWindow is the longest time over which closes are counted.
+	// maxCloseWindow is the greatest close window.
 	maxCloseWindow = 10 * time.Second
 )
 
-// A timeWaitRule says what TIME_WAIT does to the ports of one destination.
+// A timeWaitRule tells how long TIME_WAIT keeps a port of one destination.
 type timeWaitRule struct {
-	length   time.Duration // until the kernel frees the port by itself
-	reusable bool          // connect() may take the port over before that
-	delay    time.Duration // how old TIME_WAIT must be for it
+	length   time.Duration // of TIME_WAIT: after it the kernel frees the port
+	reusable bool          // connect() may take over the port earlier
+	delay    time.Duration // age in TIME_WAIT after which connect() may do so
 }
 
-// timeWaitRule returns the rule for connections of which the source address, the
-// destination address or the bound device is loopback, or for all others. It follows
-// tcp_twsk_unique in net/ipv4/tcp_ipv4.c, with one difference: the kernel asks whether
-// the old connection used timestamps, which a dump does not tell. The sysctl stands in.
+// timeWaitRule returns the rule for loopback connections, or for all others. A connection is
+// loopback if its source address, its destination address or its bound device is.
+//
+// The rule follows tcp_twsk_unique in net/ipv4/tcp_ipv4.c, with one difference: the kernel
+// checks whether the old connection used timestamps. A dump does not contain that, so the rule
+// uses the sysctl instead.
 func (s Settings) timeWaitRule(loopback bool) timeWaitRule {
 	delay := s.TWReuseDelay
 	if delay == 0 {
@@ -34,7 +36,8 @@ func (s Settings) timeWaitRule(loopback bool) timeWaitRule {
 	}
 }
 
-// hold is how long a closed connection keeps its port from the next connect().
+// hold returns how long a closed connection holds its port before connect() can choose it
+// again.
 func (r timeWaitRule) hold() time.Duration {
 	if r.reusable {
 		return min(r.delay, r.length)
@@ -42,8 +45,8 @@ func (r timeWaitRule) hold() time.Duration {
 	return r.length
 }
 
-// closeWindow is the age up to which TIME_WAIT sockets are counted for the close
-// rate: where they can be taken over, older ones may be gone already.
+// closeWindow returns the age up to which TIME_WAIT sockets count for the close rate. It is at
+// most hold(): an older socket may be gone, because connect() took over its port.
 func (r timeWaitRule) closeWindow() time.Duration {
 	return min(r.hold(), maxCloseWindow)
 }
@@ -58,9 +61,9 @@ func (r timeWaitRule) canReuse(age time.Duration) bool {
 	return r.reusable && age > r.delay
 }
 
-// utilization returns used / capacity, in [0, 1]. A dump is not atomic and can show
-// a socket twice, hence the bound. Where there is no port at all, the next connect()
-// fails.
+// utilization returns used / capacity, from 0 to 1. It is 1 without capacity: the next
+// connect() fails. It is never above 1, although a dump is not atomic and can contain a socket
+// twice.
 func utilization(used, capacity int) float64 {
 	if capacity <= 0 {
 		return 1
@@ -68,5 +71,5 @@ func utilization(used, capacity int) float64 {
 	return min(float64(used)/float64(capacity), 1)
 }
 
-// perSecond returns n / d.
+// perSecond returns the rate of n events in the time d.
 func perSecond(n int, d time.Duration) float64 { return float64(n) / d.Seconds() }

@@ -46,11 +46,11 @@ func TestTimeWaitAge(t *testing.T) {
 		expires, age time.Duration
 		reusable     bool
 	}{
-		{2 * time.Minute, 0, false}, // a kernel with a longer TIME_WAIT than we were told
+		{2 * time.Minute, 0, false}, // a kernel whose TIME_WAIT is longer than the settings say
 		{time.Minute, 0, false},
-		{59 * time.Second, time.Second, false}, // older than the delay, not as old as
+		{59 * time.Second, time.Second, false}, // the age must exceed the delay
 		{59*time.Second - time.Millisecond, time.Second + time.Millisecond, true},
-		{0, time.Minute, true}, // the kernel is late to free it
+		{0, time.Minute, true}, // the kernel is late to free the port
 	}
 	for _, tt := range tests {
 		age := r.age(tt.expires)
@@ -74,7 +74,7 @@ func TestUtilization(t *testing.T) {
 		{0, 10, 0},
 		{5, 10, 0.5},
 		{10, 10, 1},
-		{11, 10, 1}, // a socket that the dump showed twice
+		{11, 10, 1}, // a dump that contains a socket twice
 	}
 	for _, tt := range tests {
 		if got := utilization(tt.used, tt.capacity); got != tt.want {
@@ -83,7 +83,7 @@ func TestUtilization(t *testing.T) {
 	}
 }
 
-// TestCeiling has the figures that the literature knows.
+// TestCeiling checks well-known figures.
 func TestCeiling(t *testing.T) {
 	tests := []struct {
 		ports int
