@@ -57,7 +57,7 @@ var faults = []fault{
 		}
 		return [][]byte{row(r)}
 	}},
-	{name: "half a message", want: sockdiag.ErrMalformed, text: "44 are there", answer: func(r sockdiagtest.Request) [][]byte {
+	{name: "half a message", want: sockdiag.ErrMalformed, text: "44 bytes left", answer: func(r sockdiagtest.Request) [][]byte {
 		return [][]byte{row(r)[:44]}
 	}},
 	{name: "interrupted", want: sockdiag.ErrInterrupted, text: "interrupted", answer: func(r sockdiagtest.Request) [][]byte {

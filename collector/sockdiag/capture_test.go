@@ -22,15 +22,15 @@ import (
 
 var updateCapture = flag.Bool("update-capture", false, "capture the dumps in testdata anew from this kernel")
 
-// TestCapture decodes dumps that a real kernel gave, and compares with what ss(8) said
-// of the same sockets in the same second.
+// TestCapture decodes dumps of a real kernel. It compares them with the output of ss(8) for the
+// same sockets in the same second.
 //
 // The files were written by
 //
 //	go test ./collector/sockdiag -run TestCapture -update-capture
 //
-// on Linux 6.18 x86_64 with ss of iproute2 6.1: by "ss -Htan" and, for each type of
-// request, the datagrams of the answer with the length of each before it.
+// on Linux 6.18 x86_64 with ss of iproute2 6.1. One file is the output of "ss -Htan". For each
+// type of request, another has the datagrams of the answer, each after its length.
 func TestCapture(t *testing.T) {
 	if *updateCapture {
 		capture(t)
@@ -60,7 +60,7 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-// decode returns the sockets of a captured dump in our words, sorted.
+// decode returns the sockets of a captured dump as sorted lines of text.
 func decode(t *testing.T, file string, typ netlink.HeaderType) []string {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -86,7 +86,7 @@ func decode(t *testing.T, file string, typ netlink.HeaderType) []string {
 	return sockets
 }
 
-// parseSS returns the sockets of "ss -Htan" in our words, sorted.
+// parseSS returns the sockets of "ss -Htan" as sorted lines of text, in the form of decode.
 func parseSS(t *testing.T, text string) []string {
 	t.Helper()
 	names := map[string]State{
@@ -108,7 +108,7 @@ func parseSS(t *testing.T, text string) []string {
 	return sockets
 }
 
-// capture makes sockets in several states and writes what kernel and ss say of them.
+// capture makes sockets in several states and writes the files of TestCapture.
 func capture(t *testing.T) {
 	t.Helper()
 	netnstest.New(t)

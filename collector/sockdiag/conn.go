@@ -13,16 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BufferSize is the length of the buffer that Dial takes. The kernel fills a datagram of
-// a dump up to the largest buffer it has seen, and no further than 32 KiB
-// (netlink_recvmsg): one that fills this buffer was cut.
+// BufferSize is the length in bytes of the buffer for Dial. A datagram of a dump is as long as
+// the largest buffer that the kernel has seen, but at most 32 KiB (netlink_recvmsg). A datagram
+// that fills this buffer was therefore truncated.
 const BufferSize = 64 << 10
 
-// A Conn asks for the TCP sockets of one network namespace: the one that the
-// calling thread was in when the Conn was dialed.
+// A Conn lists the TCP sockets of one network namespace: the namespace of the thread that
+// called Dial.
 //
-// It needs no privilege. It serves one request at a time, and none after an
-// error: what is left of a broken answer is still in the socket.
+// It needs no privilege. It serves one request at a time. It must not be used after an error:
+// the rest of the broken answer is still in the socket.
 type Conn struct {
 	fd       int
 	read     func(fd int, b []byte) (int, error) // read(2)
@@ -35,9 +35,9 @@ type Conn struct {
 	byFamily bool
 }
 
-// Dial opens a connection to the kernel that receives into a buffer of BufferSize bytes.
-// The buffer may be used again once the Conn is closed. The error is ErrUnsupported where
-// there is no NETLINK_SOCK_DIAG.
+// Dial opens a connection to the kernel. The Conn receives into buffer, which must have
+// BufferSize bytes and may be used again after Close. The error is ErrUnsupported if the kernel
+// has no NETLINK_SOCK_DIAG.
 func Dial(buffer []byte) (*Conn, error) {
 	nc, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, nil)
 	if err != nil {
@@ -47,7 +47,7 @@ func Dial(buffer []byte) (*Conn, error) {
 	if err != nil {
 		return nil, dialError(err)
 	}
-	// From here on the kernel keeps messages of other senders away (netlink_getsockbyportid).
+	// From here on the kernel rejects messages of other senders (netlink_getsockbyportid).
 	if err := unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		unix.Close(fd)
 		return nil, dialError(os.NewSyscallError("connect", err))
@@ -55,9 +55,9 @@ func Dial(buffer []byte) (*Conn, error) {
 	return NewConn(fd, buffer), nil
 }
 
-// takeDescriptor returns a blocking descriptor of the same socket and closes nc. In the
-// runtime's poller, each datagram that the kernel queues while it answers would wake a
-// thread for nothing: a sixth of the time of a dump.
+// takeDescriptor returns a blocking descriptor of the socket of nc and closes nc. With the
+// runtime's poller, each datagram that the kernel queues would wake a thread without need. That
+// would take a sixth of the time of a dump.
 func takeDescriptor(nc *netlink.Conn) (fd int, err error) {
 	defer nc.Close()
 	raw, err := nc.SyscallConn()
@@ -78,8 +78,8 @@ func takeDescriptor(nc *netlink.Conn) (fd int, err error) {
 	return fd, nil
 }
 
-// NewConn makes a Conn of the descriptor of a datagram socket that blocks, and whose
-// peer speaks sock_diag. The Conn owns it from here on.
+// NewConn returns a Conn that uses fd: a blocking datagram socket whose peer answers sock_diag
+// requests. The Conn owns fd and closes it.
 func NewConn(fd int, buffer []byte) *Conn {
 	return &Conn{fd: fd, read: unix.Read, buf: buffer}
 }
@@ -87,15 +87,14 @@ func NewConn(fd int, buffer []byte) *Conn {
 // Close closes the connection.
 func (c *Conn) Close() error { return unix.Close(c.fd) }
 
-// SetDeadline bounds all requests from now on; a zero t lifts the bound. It is checked
-// before each datagram: the kernel cannot be stopped while it fills one.
+// SetDeadline sets the deadline of all later requests; a zero t means none. It is checked
+// before each datagram: the kernel cannot be interrupted while it fills one.
 func (c *Conn) SetDeadline(t time.Time) { c.deadline = t }
 
-// Listeners calls each for every listening socket whose local port lies from low
-// to high, both included. It costs microseconds: the kernel walks its table of
-// listeners only.
+// Listeners calls each for every listening socket whose local port lies from low to high, both
+// included. It takes microseconds: the kernel walks only its table of listeners.
 //
-// See Sockets for what each is given, and for errors.
+// The Socket and the errors are as for Sockets.
 func (c *Conn) Listeners(low, high uint16, each func(*Socket)) error {
 	if err := c.dump(request{states: Listen.bit(), low: low, high: high}, each); err != nil {
 		return fmt.Errorf("sockdiag: dump listeners: %w", err)
@@ -106,9 +105,9 @@ func (c *Conn) Listeners(low, high uint16, each func(*Socket)) error {
 // Sockets calls each for every socket in one of these states whose local port lies
 // from low to high, both included. The Socket is valid until the call returns.
 //
-// On an error each may have been called for some sockets: what it gathered is
-// not the namespace's state and must not be used. A dump is not atomic: a socket
-// that comes, goes or changes state meanwhile can be missing or be there twice.
+// Before an error, each may have been called for some sockets: these are incomplete and must
+// not be used. A dump is not atomic: a socket that opens, closes or changes its state meanwhile
+// can be missing or appear twice.
 func (c *Conn) Sockets(states []State, low, high uint16, each func(*Socket)) error {
 	req := request{low: low, high: high}
 	for _, s := range states {
@@ -120,7 +119,7 @@ func (c *Conn) Sockets(states []State, low, high uint16, each func(*Socket)) err
 	return nil
 }
 
-// dump sends req for both address families and folds the answers.
+// dump calls each for the sockets of both address families.
 func (c *Conn) dump(req request, each func(*Socket)) error {
 	if !c.byFamily {
 		rows, err := c.roundTrip(typeGetSock, req.getSock(), each)
@@ -134,13 +133,13 @@ func (c *Conn) dump(req request, each func(*Socket)) error {
 	if _, err := c.roundTrip(typeByFamily, req.byFamily(unix.AF_INET), each); err != nil {
 		return err
 	}
-	// A kernel without IPv6 has an answer to this too, without rows.
+	// A kernel without IPv6 answers this too, with no rows.
 	_, err := c.roundTrip(typeByFamily, req.byFamily(unix.AF_INET6), each)
 	return err
 }
 
-// roundTrip sends one request and hands the sockets of the answer to each. It
-// returns their number, also with an error.
+// roundTrip sends one request and calls each for the sockets of the answer. It returns their
+// number, with an error too.
 func (c *Conn) roundTrip(typ netlink.HeaderType, body []byte, each func(*Socket)) (rows int, err error) {
 	c.seq++
 	if err := c.send(typ, body); err != nil {
@@ -177,7 +176,7 @@ func (c *Conn) send(typ netlink.HeaderType, body []byte) error {
 	}
 }
 
-// receive reads one datagram of the kernel's. It is valid until the next call.
+// receive returns one datagram of the kernel, valid until the next call.
 func (c *Conn) receive() ([]byte, error) {
 	for {
 		if err := c.applyDeadline(); err != nil {
@@ -202,7 +201,7 @@ func (c *Conn) receive() ([]byte, error) {
 	}
 }
 
-// applyDeadline lets the next read end at the deadline, with EAGAIN.
+// applyDeadline sets the timeout of the next read: it fails with EAGAIN at the deadline.
 func (c *Conn) applyDeadline() error {
 	if c.deadline.IsZero() {
 		return nil
@@ -211,7 +210,7 @@ func (c *Conn) applyDeadline() error {
 	if left <= 0 {
 		return os.ErrDeadlineExceeded
 	}
-	// Zero would mean no bound.
+	// A timeout of zero would mean no timeout.
 	c.timeout = unix.NsecToTimeval(max(left, time.Millisecond).Nanoseconds())
 	return os.NewSyscallError("setsockopt", unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &c.timeout))
 }

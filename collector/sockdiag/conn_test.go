@@ -20,7 +20,7 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// fakeConn is a Conn to a kernel that answers as told.
+// fakeConn returns a Conn to a fake kernel that sends these answers.
 func fakeConn(t *testing.T, answer func(sockdiagtest.Request) [][]byte) *Conn {
 	t.Helper()
 	fd, err := sockdiagtest.Dial(answer)
@@ -32,23 +32,24 @@ func fakeConn(t *testing.T, answer func(sockdiagtest.Request) [][]byte) *Conn {
 	return c
 }
 
-// collectSockets gathers all sockets of a dump.
+// collectSockets returns all sockets of a dump.
 func collectSockets(dump func(low, high uint16, each func(*Socket)) error) ([]Socket, error) {
 	var sockets []Socket
 	err := dump(0, 65535, func(s *Socket) { sockets = append(sockets, *s) })
 	return sockets, err
 }
 
-// connected dumps all sockets that have a peer, or had one.
+// connected returns a dump of all sockets that have or had a peer.
 func connected(c *Conn) func(low, high uint16, each func(*Socket)) error {
 	states := []State{Established, SynSent, SynRecv, FinWait1, FinWait2, TimeWait, CloseWait, LastAck, Closing}
 	return func(low, high uint16, each func(*Socket)) error { return c.Sockets(states, low, high, each) }
 }
 
-// sortSockets makes the order of a dump, which means nothing, irrelevant.
+// sortSockets makes comparisons ignore the order of a dump, which has no meaning.
 var sortSockets = cmpopts.SortSlices(func(a, b Socket) bool { return fmt.Sprint(a) < fmt.Sprint(b) })
 
-// TestConnFallsBack to one dump for each family where the kernel refuses one for both.
+// TestConnFallsBack checks that a Conn dumps each family by itself if the kernel refuses to dump
+// both at once.
 func TestConnFallsBack(t *testing.T) {
 	for _, errno := range []unix.Errno{unix.EOPNOTSUPP, unix.EINVAL} {
 		t.Run(errno.Error(), func(t *testing.T) {
@@ -102,7 +103,7 @@ func TestConnErrors(t *testing.T) {
 	}{
 		{"nothing", reply(), os.ErrDeadlineExceeded, "receive answer"},
 		{"rows without an end", reply(row, row), os.ErrDeadlineExceeded, "receive answer"},
-		{"half a message", reply(func(r sockdiagtest.Request) []byte { return row(r)[:40] }), ErrMalformed, "88 bytes, 40 are there"},
+		{"half a message", reply(func(r sockdiagtest.Request) []byte { return row(r)[:40] }), ErrMalformed, "length 88, 40 bytes left"},
 		{"datagram beyond the buffer", reply(func(r sockdiagtest.Request) []byte {
 			return slices.Repeat(row(r), BufferSize/88+1)
 		}), ErrMalformed, "datagram of 65536 bytes or more"},
@@ -138,7 +139,7 @@ func TestConnErrors(t *testing.T) {
 			if r.Type == 18 {
 				return [][]byte{row(r), r.Error(unix.EINVAL)}
 			}
-			return [][]byte{row(r), r.Done(0)} // would count the row twice
+			return [][]byte{row(r), r.Done(0)} // a second dump would count the row twice
 		}, unix.EINVAL, "refused"},
 		{"forbidden", reply(func(r sockdiagtest.Request) []byte { return r.Error(unix.EPERM) }), os.ErrPermission, "security policy"},
 	}
@@ -161,7 +162,7 @@ func TestConnErrors(t *testing.T) {
 	}
 }
 
-// TestReceiveErrors are those that no peer but a netlink socket can provoke.
+// TestReceiveErrors fakes results of read(2) that only a netlink socket has.
 func TestReceiveErrors(t *testing.T) {
 	tests := []struct {
 		name string
@@ -182,7 +183,7 @@ func TestReceiveErrors(t *testing.T) {
 			reads := 0
 			c := &Conn{buf: make([]byte, 100), read: func(int, []byte) (int, error) {
 				if reads++; reads < 3 {
-					return -1, unix.EINTR // a signal is nothing
+					return -1, unix.EINTR // a signal is no error
 				}
 				return tt.n, tt.err
 			}}
@@ -197,7 +198,7 @@ func TestReceiveErrors(t *testing.T) {
 	}
 }
 
-// TestConnForeignSender has another process try to answer in the kernel's place.
+// TestConnForeignSender checks that no other process can send an answer to a Conn.
 func TestConnForeignSender(t *testing.T) {
 	c := dial(t)
 	sa, err := unix.Getsockname(c.fd)
@@ -214,7 +215,7 @@ func TestConnForeignSender(t *testing.T) {
 	}
 }
 
-// TestConnAllocations are none for a socket, and none for a datagram.
+// TestConnAllocations checks that a Conn allocates nothing for a socket or a datagram.
 func TestConnAllocations(t *testing.T) {
 	allocations := func(datagrams int) float64 {
 		return testing.AllocsPerRun(10, func() {
@@ -264,7 +265,7 @@ func TestDialErrors(t *testing.T) {
 	}
 }
 
-// dial opens a Conn to the test's namespace.
+// dial returns a Conn to the test's namespace.
 func dial(t *testing.T) *Conn {
 	t.Helper()
 	c, err := Dial(make([]byte, BufferSize))
@@ -275,7 +276,7 @@ func dial(t *testing.T) *Conn {
 	return c
 }
 
-// TestConnKernel dumps known sockets by either type of request.
+// TestConnKernel dumps known sockets with both types of request.
 func TestConnKernel(t *testing.T) {
 	netnstest.New(t)
 	var sockets, listeners []Socket
@@ -336,7 +337,7 @@ func TestConnKernel(t *testing.T) {
 	}
 }
 
-// TestConnKernelTimeWait reads how long TIME_WAIT still lasts.
+// TestConnKernelTimeWait checks the time that remains in TIME_WAIT.
 func TestConnKernelTimeWait(t *testing.T) {
 	netnstest.New(t)
 	listener := netnstest.Listen(t, "198.51.100.7:80", false)
@@ -351,8 +352,8 @@ func TestConnKernelTimeWait(t *testing.T) {
 	}
 }
 
-// TestConnKernelLinkLocal tells apart two connections between the same link-local
-// addresses on two interfaces.
+// TestConnKernelLinkLocal checks that two connections between the same link-local addresses
+// differ by their interface.
 func TestConnKernelLinkLocal(t *testing.T) {
 	netnstest.New(t)
 	var want []Socket
@@ -406,7 +407,7 @@ func TestConnKernelLinkLocal(t *testing.T) {
 	}
 }
 
-// TestConnKernelDeadline is honoured by the real socket too.
+// TestConnKernelDeadline checks the deadline with a real socket.
 func TestConnKernelDeadline(t *testing.T) {
 	c := dial(t)
 	c.SetDeadline(time.Now().Add(-time.Second))

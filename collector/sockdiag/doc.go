@@ -1,5 +1,6 @@
-// Package sockdiag asks the Linux kernel for TCP sockets over netlink socket
+// Package sockdiag lists the TCP sockets of the Linux kernel over netlink socket
 // diagnostics, see sock_diag(7).
 //
-// It knows the kernel's bytes and nothing of what they mean to a port pool.
+// It encodes requests and decodes answers. What the sockets mean for ephemeral ports is
+// computed in package pool.
 package sockdiag

@@ -9,31 +9,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Errors that a caller may want to tell apart with errors.Is. A deadline that
-// passed is os.ErrDeadlineExceeded, a refusal os.ErrPermission, and every errno
-// that the kernel sent is in the chain as a syscall.Errno.
+// Errors for errors.Is. Besides these, an expired deadline is os.ErrDeadlineExceeded and a
+// refusal is os.ErrPermission. An errno that the kernel sent is in the chain, as a
+// syscall.Errno.
 var (
-	// ErrUnsupported means that this kernel cannot answer at all until somebody
-	// changes it: there is no netlink, no sock_diag, or tcp_diag is not loaded.
+	// ErrUnsupported means that this kernel cannot answer: it has no netlink or no sock_diag,
+	// or tcp_diag is not loaded. A retry does not help.
 	ErrUnsupported = errors.New("not supported by this kernel")
 
-	// ErrInterrupted means that the kernel gave an incomplete answer that may
-	// well be complete the next time: the table changed under the dump, or the
-	// receive buffer overflowed.
+	// ErrInterrupted means that the answer is incomplete: the table changed during the
+	// dump, or the receive buffer overflowed. A retry may help.
 	ErrInterrupted = errors.New("dump was interrupted")
 
 	// ErrMalformed means that the answer is not what the kernel's headers promise.
 	ErrMalformed = errors.New("malformed answer")
 )
 
-// The modules behind a request. The kernel loads them on demand, unless it was
-// told not to or the asking process may not.
+// The modules that answer requests. The kernel loads them on demand, unless that is disabled or
+// the process has no right to it.
 var (
 	errNoInetDiag = fmt.Errorf("%w: inet_diag is not loaded: modprobe inet_diag", ErrUnsupported)
 	errNoTCPDiag  = fmt.Errorf("%w: tcp_diag is not loaded: modprobe tcp_diag", ErrUnsupported)
 )
 
-// dialError explains why no netlink socket could be had.
+// dialError explains why the netlink socket could not be opened.
 func dialError(err error) error {
 	switch {
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT):
@@ -45,8 +44,7 @@ func dialError(err error) error {
 	}
 }
 
-// requestError explains an errno that the kernel answered to a request as a
-// whole, in NLMSG_ERROR.
+// requestError explains the errno of an NLMSG_ERROR: the kernel refused the request.
 func requestError(errno unix.Errno) error {
 	switch errno {
 	case unix.ENOENT, unix.EOPNOTSUPP:
@@ -58,8 +56,8 @@ func requestError(errno unix.Errno) error {
 	}
 }
 
-// doneError explains an errno that the kernel put into NLMSG_DONE, where a dump
-// that failed looks like one that found nothing.
+// doneError explains the errno of an NLMSG_DONE: the dump failed. Without a check of that errno,
+// it would look like a dump without sockets.
 func doneError(errno unix.Errno) error {
 	if errno == unix.ENOENT {
 		return fmt.Errorf("%w (%w)", errNoTCPDiag, errno)

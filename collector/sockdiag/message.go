@@ -14,7 +14,7 @@ import (
 
 const (
 	sizeofMsg   = 72 // struct inet_diag_msg
-	sizeofErrno = 4  // the int that leads NLMSG_ERROR and NLMSG_DONE
+	sizeofErrno = 4  // the int at the start of NLMSG_ERROR and NLMSG_DONE
 
 	// flagDumpInterrupted is NLM_F_DUMP_INTR of linux/netlink.h.
 	flagDumpInterrupted netlink.HeaderFlags = 0x10
@@ -22,22 +22,22 @@ const (
 	attrV6Only = 11 // INET_DIAG_SKV6ONLY
 )
 
-// A reply folds the datagrams that answer one request.
+// A reply decodes the datagrams that answer one request.
 type reply struct {
-	typ  netlink.HeaderType // of the request, and so of every row
+	typ  netlink.HeaderType // of the request, and of every row
 	seq  uint32             // of the request
 	each func(*Socket)
 	rows int
 
-	socket Socket // the one that each is given
+	socket Socket // the argument of each
 }
 
-// datagram handles the messages in b. It reports whether the answer is complete:
-// done is set by NLMSG_DONE only.
+// datagram decodes the messages in b. It is done when it finds NLMSG_DONE: then the answer is
+// complete.
 func (r *reply) datagram(b []byte) (done bool, err error) {
 	for len(b) > 0 {
 		if len(b) < sizeofHeader {
-			return false, fmt.Errorf("%w: %d bytes where a message header of %d was due", ErrMalformed, len(b), sizeofHeader)
+			return false, fmt.Errorf("%w: %d bytes, expected a message header of %d", ErrMalformed, len(b), sizeofHeader)
 		}
 
 		// struct nlmsghdr {
@@ -54,7 +54,7 @@ func (r *reply) datagram(b []byte) (done bool, err error) {
 			seq    = binary.NativeEndian.Uint32(b[8:12])
 		)
 		if length < sizeofHeader || uint64(length) > uint64(len(b)) {
-			return false, fmt.Errorf("%w: message says %d bytes, %d are there", ErrMalformed, length, len(b))
+			return false, fmt.Errorf("%w: message length %d, %d bytes left", ErrMalformed, length, len(b))
 		}
 		if seq != r.seq {
 			return false, fmt.Errorf("%w: sequence number %d, sent %d", ErrMalformed, seq, r.seq)
@@ -89,7 +89,7 @@ func (r *reply) datagram(b []byte) (done bool, err error) {
 				return false, err
 			}
 			if errno == 0 {
-				return false, fmt.Errorf("%w: acknowledgement where sockets were due", ErrMalformed)
+				return false, fmt.Errorf("%w: acknowledgement, expected sockets", ErrMalformed)
 			}
 			return false, requestError(errno)
 		case netlink.Overrun:
@@ -104,12 +104,12 @@ func (r *reply) datagram(b []byte) (done bool, err error) {
 	return false, nil
 }
 
-// align rounds n up to where the next message or attribute begins.
+// align rounds n up to the start of the next message or attribute.
 //
 //	#define NLMSG_ALIGN(len) ( ((len)+NLMSG_ALIGNTO-1) & ~(NLMSG_ALIGNTO-1) )
 func align(n int) int { return (n + 3) &^ 3 }
 
-// parseErrno reads the negative errno that leads the body of NLMSG_ERROR and
+// parseErrno decodes the negative errno at the start of the body of NLMSG_ERROR and
 // NLMSG_DONE.
 func parseErrno(b []byte) (unix.Errno, error) {
 	if len(b) < sizeofErrno {
@@ -118,8 +118,8 @@ func parseErrno(b []byte) (unix.Errno, error) {
 	return unix.Errno(-int32(binary.NativeEndian.Uint32(b))), nil
 }
 
-// parse reads a struct inet_diag_msg and the attributes behind it. It is not ok, and no
-// error either, for an address family that this package does not know.
+// parse decodes a struct inet_diag_msg and the attributes behind it. For an unknown address
+// family it returns false and no error.
 func (s *Socket) parse(b []byte) (ok bool, err error) {
 	// struct inet_diag_sockid {        struct inet_diag_msg {
 	//	__be16	idiag_sport;             	__u8	idiag_family;
@@ -134,7 +134,7 @@ func (s *Socket) parse(b []byte) (ok bool, err error) {
 	//                                   	__u32	idiag_inode;
 	//                                   };
 	if len(b) < sizeofMsg {
-		return false, fmt.Errorf("%w: socket of %d bytes, at least %d were due", ErrMalformed, len(b), sizeofMsg)
+		return false, fmt.Errorf("%w: socket of %d bytes, expected at least %d", ErrMalformed, len(b), sizeofMsg)
 	}
 
 	var local, remote netip.Addr
@@ -155,24 +155,24 @@ func (s *Socket) parse(b []byte) (ok bool, err error) {
 	s.Interface = binary.NativeEndian.Uint32(b[40:44])
 	s.Expires = time.Duration(binary.NativeEndian.Uint32(b[52:56])) * time.Millisecond
 	s.V6Only = false
-	// Only a listener carries an attribute of use here, and there are few.
+	// Of the attributes, only INET_DIAG_SKV6ONLY of listeners is used.
 	if s.State == Listen {
 		s.V6Only, err = parseV6Only(b[sizeofMsg:])
 	}
 	return err == nil, err
 }
 
-// parseV6Only looks for INET_DIAG_SKV6ONLY among the attributes in b. The kernel
-// adds it to each AF_INET6 listener, asked or not, since Linux 3.19; without it a
-// listener counts as dual-stack, which is what the default makes of it.
+// parseV6Only returns the value of INET_DIAG_SKV6ONLY from the attributes in b. The kernel adds
+// it to each AF_INET6 listener since Linux 3.19, without a request for it. A listener without it
+// counts as dual-stack, which is the default.
 func parseV6Only(b []byte) (bool, error) {
 	for len(b) > 0 {
 		if len(b) < sizeofAttr {
-			return false, fmt.Errorf("%w: %d bytes where an attribute was due", ErrMalformed, len(b))
+			return false, fmt.Errorf("%w: %d bytes, expected an attribute", ErrMalformed, len(b))
 		}
 		length := int(binary.NativeEndian.Uint16(b[0:2]))
 		if length < sizeofAttr || length > len(b) {
-			return false, fmt.Errorf("%w: attribute says %d bytes, %d are there", ErrMalformed, length, len(b))
+			return false, fmt.Errorf("%w: attribute length %d, %d bytes left", ErrMalformed, length, len(b))
 		}
 		if binary.NativeEndian.Uint16(b[2:4]) == attrV6Only && length > sizeofAttr {
 			return b[sizeofAttr] != 0, nil

@@ -35,7 +35,7 @@ func patch(b []byte, offset int, with ...byte) []byte {
 	return b
 }
 
-// native32 is n as the kernel writes it.
+// native32 returns n as bytes in native order.
 func native32(n uint32) []byte { return concat(n) }
 
 func TestReplyErrors(t *testing.T) {
@@ -51,25 +51,25 @@ func TestReplyErrors(t *testing.T) {
 		want     error
 		text     string
 	}{
-		{"one byte", []byte{1}, ErrMalformed, "1 bytes where a message header"},
-		{"half a header", row[:15], ErrMalformed, "15 bytes where a message header"},
-		{"length 0", patch(row, 0, native32(0)...), ErrMalformed, "says 0 bytes"},
-		{"length less than header", patch(row, 0, native32(15)...), ErrMalformed, "says 15 bytes"},
-		{"length more than datagram", patch(row, 0, native32(89)...), ErrMalformed, "says 89 bytes, 88 are there"},
-		{"length near 4 GiB", patch(row, 0, native32(1<<32-1)...), ErrMalformed, "says 4294967295 bytes"},
-		{"half a row", row[:len(row)/2], ErrMalformed, "88 bytes, 44 are there"},
-		{"short row", r.Message(r.Type, 0, row[16:87]), ErrMalformed, "socket of 71 bytes, at least 72"},
+		{"one byte", []byte{1}, ErrMalformed, "1 bytes, expected a message header"},
+		{"half a header", row[:15], ErrMalformed, "15 bytes, expected a message header"},
+		{"length 0", patch(row, 0, native32(0)...), ErrMalformed, "length 0,"},
+		{"length less than header", patch(row, 0, native32(15)...), ErrMalformed, "length 15,"},
+		{"length more than datagram", patch(row, 0, native32(89)...), ErrMalformed, "length 89, 88 bytes left"},
+		{"length near 4 GiB", patch(row, 0, native32(1<<32-1)...), ErrMalformed, "length 4294967295,"},
+		{"half a row", row[:len(row)/2], ErrMalformed, "length 88, 44 bytes left"},
+		{"short row", r.Message(r.Type, 0, row[16:87]), ErrMalformed, "socket of 71 bytes, expected at least 72"},
 		{"row without body", r.Message(r.Type, 0, nil), ErrMalformed, "socket of 0 bytes"},
-		{"second message cut", append(slices.Clone(row), row[:20]...), ErrMalformed, "88 bytes, 20 are there"},
-		{"bytes left over", append(slices.Clone(row), 0, 0), ErrMalformed, "2 bytes where a message header"},
+		{"second message truncated", append(slices.Clone(row), row[:20]...), ErrMalformed, "length 88, 20 bytes left"},
+		{"bytes left over", append(slices.Clone(row), 0, 0), ErrMalformed, "2 bytes, expected a message header"},
 		{"wrong sequence", patch(row, 8, native32(6)...), ErrMalformed, "sequence number 6, sent 7"},
 		{"unknown message", r.Message(99, 0, row[16:]), ErrMalformed, "type 99"},
 		{"row of another type", r.Message(20, 0, row[16:]), ErrMalformed, "type 20"},
 		{"error without code", r.Message(unix.NLMSG_ERROR, 0, nil), ErrMalformed, "error code of 0 bytes"},
 		{"done without code", r.Message(unix.NLMSG_DONE, 0, []byte{0, 0, 0}), ErrMalformed, "error code of 3 bytes"},
-		{"attribute cut", listener(5, 0), ErrMalformed, "2 bytes where an attribute"},
-		{"attribute length 0", listener(0, 0, 11, 0), ErrMalformed, "attribute says 0 bytes"},
-		{"attribute too long", listener(9, 0, 11, 0, 1), ErrMalformed, "attribute says 9 bytes, 5 are there"},
+		{"attribute header truncated", listener(5, 0), ErrMalformed, "2 bytes, expected an attribute"},
+		{"attribute length 0", listener(0, 0, 11, 0), ErrMalformed, "attribute length 0"},
+		{"attribute too long", listener(9, 0, 11, 0, 1), ErrMalformed, "attribute length 9, 5 bytes left"},
 		{"overrun", r.Message(unix.NLMSG_OVERRUN, 0, nil), ErrInterrupted, "lost messages"},
 		{"interrupted", r.Message(r.Type, 0x10, row[16:]), ErrInterrupted, "changed during the dump"},
 		{"interrupted done", r.Message(unix.NLMSG_DONE, 0x10, native32(0)), ErrInterrupted, "changed during the dump"},
@@ -151,7 +151,7 @@ func TestReply(t *testing.T) {
 	}
 }
 
-// TestReplyAllocates nothing for a socket.
+// TestReplyAllocates checks that a reply allocates nothing for a socket.
 func TestReplyAllocates(t *testing.T) {
 	row := testRequest.Socket(uint8(TimeWait), v6Local, v6Remote, 1)
 	datagram := slices.Repeat(row, 100)
@@ -167,7 +167,7 @@ func TestReplyAllocates(t *testing.T) {
 	}
 }
 
-// FuzzReply feeds the decoder with what no kernel says.
+// FuzzReply decodes any bytes. The decoder must not panic or return an impossible socket.
 func FuzzReply(f *testing.F) {
 	r := testRequest
 	row := r.Socket(uint8(TimeWait), v4Local, v4Remote, 1000)

@@ -31,15 +31,15 @@ const (
 	sizeofBytecode = 4 * sizeofOp
 )
 
-// A request asks for the sockets in states whose local port lies from low to
-// high, both included.
+// A request selects the sockets in some states whose local port lies from low to high, both
+// included. states is a mask of State.bit.
 type request struct {
 	states    uint32
 	low, high uint16
 }
 
-// getSock is the body of a TCPDIAG_GETSOCK request. It dumps both families in
-// one walk of the kernel's table.
+// getSock returns the body of a TCPDIAG_GETSOCK request. It dumps both families in one walk of
+// the kernel's table.
 func (r request) getSock() []byte {
 	// struct inet_diag_req {
 	//	__u8	idiag_family;
@@ -55,7 +55,7 @@ func (r request) getSock() []byte {
 	return r.appendFilter(b)
 }
 
-// byFamily is the body of a SOCK_DIAG_BY_FAMILY request for AF_INET or AF_INET6.
+// byFamily returns the body of a SOCK_DIAG_BY_FAMILY request for AF_INET or AF_INET6.
 func (r request) byFamily(family uint8) []byte {
 	// struct inet_diag_req_v2 {
 	//	__u8	sdiag_family;
@@ -72,13 +72,12 @@ func (r request) byFamily(family uint8) []byte {
 	return r.appendFilter(b)
 }
 
-// appendFilter appends the attribute that keeps sockets of other ports in the
-// kernel: on a server, nearly all of them.
+// appendFilter appends the attribute that makes the kernel filter by local port. On a server,
+// nearly all sockets have other ports.
 //
-// A comparison is two operations; the second carries the port where an operation
-// has its "no" offset. "yes" and "no" are byte offsets from the operation. The
-// program accepts by ending exactly at its length and rejects by jumping 4 bytes
-// past it (inet_diag_bc_run).
+// A comparison is two operations. The second holds the port, in the place of the "no" offset.
+// "yes" and "no" are byte offsets from the operation. The program accepts a socket if it ends
+// exactly at its length, and rejects it if it jumps 4 bytes past that (inet_diag_bc_run).
 func (r request) appendFilter(b []byte) []byte {
 	b = binary.NativeEndian.AppendUint16(b, sizeofAttr+sizeofBytecode)
 	b = binary.NativeEndian.AppendUint16(b, attrReqBytecode)

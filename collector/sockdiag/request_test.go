@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// concat joins bytes, and numbers in the kernel's own order.
+// concat joins bytes and numbers, in native byte order.
 func concat(parts ...any) []byte {
 	var b []byte
 	for _, p := range parts {

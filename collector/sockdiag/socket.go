@@ -11,8 +11,7 @@ import (
 // include/net/tcp_states.h.
 type State uint8
 
-// The states that a Socket can be in. TCP_CLOSE is missing: a closed socket is
-// in no table that a dump walks.
+// The states of a Socket. TCP_CLOSE is missing: a dump does not contain closed sockets.
 const (
 	Established State = 1  // TCP_ESTABLISHED
 	SynSent     State = 2  // TCP_SYN_SENT
@@ -26,27 +25,27 @@ const (
 	Closing     State = 11 // TCP_CLOSING
 )
 
-// bit is the state's place in idiag_states, a mask of 1 << TCP_*.
+// bit returns the bit of the state in idiag_states, a mask of 1 << TCP_*.
 func (s State) bit() uint32 { return 1 << s }
 
 // A Socket is one row of a dump: struct inet_diag_msg of linux/inet_diag.h.
 type Socket struct {
 	State State
 
-	// Local and Remote are the two ends. IPv4 that runs over an AF_INET6 socket
-	// is shown as IPv4, for the kernel keeps both in one port space.
+	// Local and Remote are the two ends. An AF_INET6 socket that uses IPv4 has IPv4
+	// addresses here: the kernel has one port space for both.
 	Local, Remote netip.AddrPort
 
-	// Expires is what remains of the socket's running timer; in TimeWait that is
-	// the time until the kernel frees the port. Never negative. It reads 0 while
-	// the kernel is late, up to 4 s.
+	// Expires is the remaining time of the socket's timer. In TimeWait, it is the time
+	// until the kernel frees the port. It is never negative. It is 0 while the kernel is
+	// late, which it can be by up to 4 s.
 	Expires time.Duration
 
 	// Interface is the index of the interface that the socket is bound to, or 0.
 	// A socket with a link-local address is always bound to one (RFC 4007).
 	Interface uint32
 
-	// V6Only is set for an AF_INET6 listener that takes no IPv4 connections,
-	// IPV6_V6ONLY of ipv6(7). False for everything else.
+	// V6Only is true for an AF_INET6 listener that accepts no IPv4 connections,
+	// IPV6_V6ONLY of ipv6(7). It is false for all other sockets.
 	V6Only bool
 }
