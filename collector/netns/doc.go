@@ -1,6 +1,6 @@
-// Package netns finds the network namespaces of a host, enters them and tells whose they
-// are. See namespaces(7) and network_namespaces(7).
+// Package netns lists the network namespaces of a host with their processes, and enters them.
+// See namespaces(7) and network_namespaces(7).
 //
-// Nothing is kept open between two calls: a namespace that is open keeps the interfaces
+// It keeps no descriptor open between two calls: an open namespace would keep the interfaces
 // of a dead container alive.
 package netns

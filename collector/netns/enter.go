@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrGone means that a namespace does not exist any more, which is normal.
+// ErrGone means that a namespace does not exist any more. That is normal.
 var ErrGone = errors.New("network namespace is gone")
 
-// Visit calls fn on a thread of its own, which can go to other network namespaces. When
-// fn has returned, the thread is back where it came from, or it ends.
+// Visit calls fn on a thread of its own, which the Visitor moves to other network namespaces.
+// When fn returns, the thread returns to its first namespace. If that fails, the thread ends.
 //
-// fn must not start goroutines for what it does in a namespace. proc is the mount point of
-// procfs. The error is that of fn, or of the thread's way home.
+// Goroutines that fn starts are not in the namespace. proc is the mount point of procfs. The
+// error is that of fn, or of the thread's return.
 func Visit(proc string, fn func(*Visitor) error) error {
 	result := make(chan error)
 	go func() { result <- visit(proc, fn) }()
@@ -37,34 +37,34 @@ func visit(proc string, fn func(*Visitor) error) error {
 
 	err = fn(&Visitor{})
 	if homeErr := unix.Setns(home, unix.CLONE_NEWNET); homeErr != nil {
-		// Still locked: the runtime ends the thread instead of giving it to others.
-		return errors.Join(err, fmt.Errorf("netns: return: %w", homeErr))
+		// The thread stays locked: the runtime ends it instead of giving it to other goroutines.
+		return errors.Join(err, fmt.Errorf("netns: return to own namespace: %w", homeErr))
 	}
 	runtime.UnlockOSThread()
 	return err
 }
 
-// A Visitor is a thread that goes from one network namespace to the next.
+// A Visitor moves its thread from one network namespace to the next.
 type Visitor struct{}
 
-// Enter moves the thread to a namespace. From here on, files of /proc/sys/net and
-// /proc/thread-self/net that it opens and sockets that it makes are of that namespace. The
-// cookie is the kernel's number for it (SO_NETNS_COOKIE, Linux 5.14; 0 before): unlike the
+// Enter moves the thread to a namespace. Files of /proc/sys/net and /proc/thread-self/net that
+// it opens after that belong to that namespace, and so do sockets that it creates. The cookie is
+// the kernel's number for the namespace (SO_NETNS_COOKIE, Linux 5.14; 0 before). Unlike the
 // inode, it is never given to another namespace.
 //
-// After an error the thread is where it was before. The error is ErrGone or the kernel's
-// refusal: setns(2) needs CAP_SYS_ADMIN in the user namespaces of both the caller and the
-// network namespace.
+// If the namespace cannot be entered, the thread stays where it was. The error is then ErrGone
+// or the kernel's refusal: setns(2) needs CAP_SYS_ADMIN in the user namespaces of both the
+// caller and the network namespace.
 func (v *Visitor) Enter(ns Namespace) (cookie uint64, err error) {
 	fd, err := open(ns)
 	if err != nil {
 		return 0, err
 	}
 	err = unix.Setns(fd, unix.CLONE_NEWNET)
-	// Nothing must keep the namespace longer than the thread is in it.
+	// Nothing must keep the namespace alive once the thread has left it.
 	unix.Close(fd)
 	if errors.Is(err, unix.EINVAL) {
-		return 0, ErrGone // never was a network namespace
+		return 0, ErrGone // it is no network namespace
 	}
 	if err != nil {
 		return 0, fmt.Errorf("netns: enter: %w", os.NewSyscallError("setns", err))
@@ -84,9 +84,9 @@ func open(ns Namespace) (fd int, err error) {
 	return fd, err
 }
 
-// openPath opens a namespace, if it is the one that was found.
+// openPath opens path. The error is ErrGone if path is not the namespace with that inode.
 func openPath(path string, inode, device uint64) (fd int, err error) {
-	// A name can be taken by a FIFO since.
+	// The path may be a FIFO by now: without O_NONBLOCK, open would wait.
 	fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENXIO) {
 		return -1, ErrGone
@@ -101,8 +101,8 @@ func openPath(path string, inode, device uint64) (fd int, err error) {
 	return fd, nil
 }
 
-// isNamespace reports whether a file is the namespace of that inode. device is that of nsfs,
-// or 0.
+// isNamespace reports whether a file is the namespace with that inode. device is the device of
+// nsfs, or 0 if it is not known.
 func isNamespace(fd int, inode, device uint64) bool {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Ino != inode {

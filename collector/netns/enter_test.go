@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
 
-// here is the inode of the calling thread's namespace.
+// here returns the inode of the calling thread's namespace.
 func here(t *testing.T) uint64 {
 	t.Helper()
 	inode, err := Self("/proc")
@@ -43,21 +43,22 @@ func enter(ns Namespace, fn func(cookie uint64) error) error {
 }
 
 // mounted returns the only namespace of a directory.
-func mounted(t *testing.T, folder string) Namespace {
+func mounted(t *testing.T, dir string) Namespace {
 	t.Helper()
-	namespaces, err := Mounted(folder)
+	namespaces, err := Mounted(dir)
 	if err != nil || len(namespaces) != 1 {
 		t.Fatalf("got %v, %v, want one namespace", namespaces, err)
 	}
 	return namespaces[0]
 }
 
-// TestEnter is inside for the time of the call, and each namespace has its cookie.
+// TestEnter checks that the thread is in the namespace during the call only, and that each
+// namespace has a cookie of its own.
 func TestEnter(t *testing.T) {
 	cookies := map[uint64]bool{}
-	for _, folder := range []string{t.TempDir(), t.TempDir()} {
-		netnstest.Mount(t, filepath.Join(folder, "ns"), nil)
-		ns := mounted(t, folder)
+	for _, dir := range []string{t.TempDir(), t.TempDir()} {
+		netnstest.Mount(t, filepath.Join(dir, "ns"), nil)
+		ns := mounted(t, dir)
 		wanted := errors.New("the error of fn")
 		for range 2 {
 			var first uint64
@@ -82,8 +83,8 @@ func TestEnter(t *testing.T) {
 	}
 }
 
-// TestEnterGone is what becomes of a namespace that is removed after it was found, or
-// whose name was taken by something else.
+// TestEnterGone enters a namespace that was removed after it was listed, or whose path is
+// something else by now.
 func TestEnterGone(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -101,7 +102,7 @@ func TestEnterGone(t *testing.T) {
 			}
 		}},
 		{"another namespace", func(t *testing.T, path string) {
-			// One more first, which gets the inode.
+			// This one gets the inode.
 			netnstest.Mount(t, path+"x", nil)
 			netnstest.Mount(t, path, nil)
 		}},
@@ -117,10 +118,10 @@ func TestEnterGone(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			folder := t.TempDir()
-			path := filepath.Join(folder, "ns")
+			dir := t.TempDir()
+			path := filepath.Join(dir, "ns")
 			netnstest.Mount(t, path, nil)
-			ns := mounted(t, folder)
+			ns := mounted(t, dir)
 			netnstest.Unmount(t, path)
 			tt.replace(t, path)
 			err := enter(ns, func(uint64) error {
@@ -134,7 +135,7 @@ func TestEnterGone(t *testing.T) {
 	}
 }
 
-// TestEnterOtherKind refuses a namespace that never was one of the network.
+// TestEnterOtherKind checks that a namespace of another kind is refused.
 func TestEnterOtherKind(t *testing.T) {
 	path := "/proc/self/ns/uts"
 	inode, _, ok := stat(path, 0)
@@ -146,12 +147,12 @@ func TestEnterOtherKind(t *testing.T) {
 	}
 }
 
-// TestEnterRemoved is still inside a namespace that is removed meanwhile.
+// TestEnterRemoved checks that the thread stays in a namespace that is removed meanwhile.
 func TestEnterRemoved(t *testing.T) {
-	folder := t.TempDir()
-	path := filepath.Join(folder, "ns")
+	dir := t.TempDir()
+	path := filepath.Join(dir, "ns")
 	netnstest.Mount(t, path, nil)
-	ns := mounted(t, folder)
+	ns := mounted(t, dir)
 	err := enter(ns, func(uint64) error {
 		netnstest.Unmount(t, path)
 		if here(t) != ns.Inode {
@@ -163,20 +164,20 @@ func TestEnterRemoved(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if namespaces, err := Mounted(folder); err != nil || len(namespaces) != 0 {
+	if namespaces, err := Mounted(dir); err != nil || len(namespaces) != 0 {
 		t.Errorf("got %v, %v after it was removed", namespaces, err)
 	}
 }
 
-// TestVisitRoute goes from one namespace to the next, stays where it is if one is gone, and
-// comes home.
+// TestVisitRoute goes from one namespace to the next and returns. The thread stays where it is
+// if the next one is gone.
 func TestVisitRoute(t *testing.T) {
 	home := here(t)
 	var namespaces []Namespace
 	for range 2 {
-		folder := t.TempDir()
-		netnstest.Mount(t, filepath.Join(folder, "ns"), nil)
-		namespaces = append(namespaces, mounted(t, folder))
+		dir := t.TempDir()
+		netnstest.Mount(t, filepath.Join(dir, "ns"), nil)
+		namespaces = append(namespaces, mounted(t, dir))
 	}
 	gone := Namespace{Inode: 1, paths: []string{"/nonexistent"}}
 	err := Visit("/proc", func(v *Visitor) error {
@@ -195,7 +196,7 @@ func TestVisitRoute(t *testing.T) {
 	}
 }
 
-// TestMountedUnreadable is an error.
+// TestMountedUnreadable checks the error for a directory that cannot be listed.
 func TestMountedUnreadable(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o444); err != nil {
@@ -225,7 +226,7 @@ func TestMerge(t *testing.T) {
 	}
 }
 
-// TestProcessEnded finds another process of the namespace, whichever is left.
+// TestProcessEnded enters a namespace by another process after the first one ended.
 func TestProcessEnded(t *testing.T) {
 	// The first process starts the second and waits for it.
 	cmd := exec.Command("sh", "-c", "sleep 600 & echo $!; wait")
@@ -258,8 +259,7 @@ func TestProcessEnded(t *testing.T) {
 	t.Error("the namespace was not found")
 }
 
-// TestForbidden counts the processes of others, which a user without capabilities may not
-// examine.
+// TestForbidden checks that processes which the user may not examine are counted.
 func TestForbidden(t *testing.T) {
 	proc := t.TempDir()
 	for name, link := range map[string]string{"7": "net:[4026531840]", "8": "net:[4026532000]", "9": ""} {
@@ -273,7 +273,7 @@ func TestForbidden(t *testing.T) {
 			}
 		}
 	}
-	// The kernel refuses readlink(2); in a directory without x, so does a plain file system.
+	// The kernel refuses readlink(2) there. A directory without x has the same effect.
 	forbidden := filepath.Join(proc, "8")
 	if err := os.Chmod(forbidden, 0); err != nil {
 		t.Fatal(err)
@@ -307,7 +307,7 @@ func withoutCapabilities(t *testing.T, fn func()) {
 	}
 	defer func() {
 		if err := unix.Capset(&header, &data[0]); err != nil {
-			t.Fatal(err) // with the thread locked
+			t.Fatal(err) // the thread stays locked
 		}
 	}()
 	fn()

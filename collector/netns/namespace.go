@@ -15,24 +15,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Namespace is a network namespace that was there a moment ago.
+// A Namespace is a network namespace that existed when it was listed.
 type Namespace struct {
-	// Inode is its number on nsfs, unique among the namespaces that exist at one time.
-	// The kernel gives it to another namespace at once.
+	// Inode is its number on nsfs. No two namespaces have the same at one time. The kernel
+	// may give the inode of a removed namespace to a new one at once.
 	Inode uint64
 
-	// Name is the base name of its mount, as it is: any bytes but "/" and NUL. Empty
-	// without a mount.
+	// Name is the base name of its mount, with any bytes except "/" and NUL. It is empty
+	// for a namespace without a mount.
 	Name string
 
-	// PIDs are processes in it, at most maxPIDs, those with the lowest numbers.
+	// PIDs are processes in it, in ascending order: those with the lowest numbers, at most
+	// maxPIDs.
 	PIDs []int
 
-	paths  []string // to open it by, whichever is still there
-	device uint64   // of nsfs, 0 where that is not known
+	paths  []string // to open it; some may be gone
+	device uint64   // of nsfs, 0 if it is not known
 }
 
-// maxPIDs bounds the processes of a namespace that are remembered: any can end at any time.
+// maxPIDs bounds the processes that are listed for a namespace. One is not enough: any can end
+// at any time.
 const maxPIDs = 16
 
 // Self returns the inode of the calling thread's namespace. proc is the mount point of
@@ -48,9 +50,9 @@ func Self(proc string) (uint64, error) {
 
 func selfPath(proc string) string { return filepath.Join(proc, "thread-self/ns/net") }
 
-// Mounted returns the namespaces that are mounted in a directory, such as /run/netns, in
-// the order of their names. What is no network namespace is left out: plain files, which
-// CNI plugins leave behind, dangling links, other directories.
+// Mounted returns the namespaces that are mounted in a directory like /run/netns, sorted by
+// name. It ignores other entries: the plain files that CNI plugins leave behind, dangling
+// links, directories.
 func Mounted(dir string) ([]Namespace, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -70,9 +72,9 @@ func Mounted(dir string) ([]Namespace, error) {
 	return namespaces, nil
 }
 
-// stat returns the inode and the device of what may be a network namespace. It opens
-// nothing: a directory can have a FIFO or a device in it. nsfs is the device of a
-// namespace, or 0: all are on the same.
+// stat returns the inode and the device of a path, and whether it is a namespace of any kind. It
+// opens nothing, because the path may be a FIFO or a device. nsfs is the device of another
+// namespace, or 0: all namespaces are on the same device.
 func stat(path string, nsfs uint64) (inode, device uint64, ok bool) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -87,10 +89,10 @@ func stat(path string, nsfs uint64) (inode, device uint64, ok bool) {
 	return st.Ino, st.Dev, true
 }
 
-// OfProcesses returns the namespaces of all processes that procfs at proc shows. It needs
-// CAP_SYS_PTRACE for those of other users. Processes that end meanwhile are left out. A
-// ForbiddenError counts those that the kernel does not let us examine; the others are
-// returned all the same.
+// OfProcesses returns the namespaces of all processes in procfs, which is mounted at proc. It
+// needs CAP_SYS_PTRACE for processes of other users. It ignores processes that end meanwhile.
+// The error is a ForbiddenError if the kernel does not let us examine some processes; the
+// namespaces of the others are returned with it.
 func OfProcesses(proc string) ([]Namespace, error) {
 	d, err := os.Open(proc)
 	if err != nil {
@@ -143,10 +145,10 @@ func OfProcesses(proc string) ([]Namespace, error) {
 	return namespaces, nil
 }
 
-// A ForbiddenError tells of processes that the kernel does not let us examine.
+// A ForbiddenError counts the processes that the kernel does not let us examine.
 type ForbiddenError struct {
 	Forbidden, Examined int
-	First               error // of those forbidden
+	First               error // for the first of the forbidden processes
 }
 
 // Error implements error.
@@ -157,8 +159,8 @@ func (e *ForbiddenError) Error() string {
 // Unwrap returns First.
 func (e *ForbiddenError) Unwrap() error { return e.First }
 
-// processLink reads the link to the namespace of a process, or of another of its threads if
-// the first one ended.
+// processLink returns the path and the content of the link to the namespace of a process. If the
+// first thread has ended, it returns those of another thread.
 func processLink(process string) (path, link string, err error) {
 	path = filepath.Join(process, "ns/net")
 	link, err = os.Readlink(path)
@@ -177,8 +179,8 @@ func processLink(process string) (path, link string, err error) {
 	return path, link, err
 }
 
-// Merge returns each namespace once. One that is there several times has its name from
-// the first that has one, and all processes.
+// Merge returns each namespace once. For one that is listed several times, it returns the first
+// name, and the processes of all entries.
 func Merge(lists ...[]Namespace) []Namespace {
 	var merged []Namespace
 	at := map[uint64]int{}

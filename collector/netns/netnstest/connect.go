@@ -11,32 +11,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Bind tells how a client comes by its source.
+// A Bind says how a client gets its source address and port.
 type Bind int
 
-// What a Client does before it connects.
+// The ways in which a Client gets its source before it connects.
 const (
 	NoBind        Bind = iota // nothing: the kernel chooses address and port
 	BindNoPort                // bind(source, 0) with IP_BIND_ADDRESS_NO_PORT: the kernel chooses the port in connect()
 	BindFirst                 // bind(source, port): if 0, the kernel chooses the port in bind()
-	BindReuseAddr             // BindFirst with SO_REUSEADDR, so that connections can share a given port
+	BindReuseAddr             // BindFirst with SO_REUSEADDR: several connections can share a port
 )
 
 // A Client makes connections to one destination.
 type Client struct {
 	Bind        Bind
-	Source      netip.AddrPort // what to bind to
+	Source      netip.AddrPort // address and port for bind(), unless NoBind
 	Destination netip.AddrPort
 	Mapped      bool   // IPv4 over an AF_INET6 socket
 	Device      string // SO_BINDTODEVICE, if not empty
 }
 
-// Connect opens a connection that is ESTABLISHED and has no peer: in TCP_REPAIR
-// mode connect() takes a real port and sends no packet. Closing it leaves no
-// TIME_WAIT. The error is the errno of bind() or connect().
+// Connect opens a connection that is ESTABLISHED and has no peer: in TCP_REPAIR mode,
+// connect() takes a real port and sends no packet. The connection leaves no TIME_WAIT when it is
+// closed. The error is the errno of bind() or connect().
 func (c Client) Connect() (fd int, err error) { return c.connect(true) }
 
-// Dial opens a real connection. It is non-blocking and so may be in SYN_SENT.
+// Dial opens a real connection. The socket does not block, so it may still be in SYN_SENT.
 func (c Client) Dial() (fd int, err error) { return c.connect(false) }
 
 func (c Client) connect(repair bool) (fd int, err error) {
@@ -58,7 +58,7 @@ func (c Client) connect(repair bool) (fd int, err error) {
 	return fd, nil
 }
 
-// bound opens a socket that has done what c.Bind says.
+// bound returns a new socket, bound as c.Bind says.
 func (c Client) bound() (fd int, err error) {
 	family := unix.AF_INET
 	if c.Mapped || c.Destination.Addr().Is6() {
@@ -92,9 +92,9 @@ func (c Client) bound() (fd int, err error) {
 	return fd, nil
 }
 
-// Fill connects until the kernel refuses or max connections are open. It returns
-// how many the kernel granted and its refusal, nil at max. All are closed when the
-// test ends.
+// Fill connects until the kernel refuses or maximum connections are open. It returns the number
+// of connections and the kernel's error, which is nil at maximum. All are closed when the test
+// ends.
 func (c Client) Fill(tb testing.TB, maximum int) (granted int, refusal error) {
 	tb.Helper()
 	for granted < maximum {
@@ -116,13 +116,13 @@ func (c Client) Hold(tb testing.TB, n int) {
 	}
 }
 
-// CloseRepaired closes a connection so that nothing is left of it.
+// CloseRepaired closes a connection without TIME_WAIT.
 func CloseRepaired(fd int) {
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1)
 	_ = unix.Close(fd)
 }
 
-// Listen opens a listener. v6only is IPV6_V6ONLY, for an IPv6 address.
+// Listen opens a listener until the test ends. v6only sets IPV6_V6ONLY for an IPv6 address.
 func Listen(tb testing.TB, addr string, v6only bool) (fd int) {
 	tb.Helper()
 	ap := netip.MustParseAddrPort(addr)
@@ -152,8 +152,8 @@ func Listen(tb testing.TB, addr string, v6only bool) (fd int) {
 	return fd
 }
 
-// Sockaddr converts an address for the system calls, to AF_INET6 where it is IPv6
-// or where mapped is set.
+// Sockaddr converts an address for the system calls: to AF_INET6 if it is IPv6 or mapped is set,
+// else to AF_INET.
 func Sockaddr(ap netip.AddrPort, mapped bool) unix.Sockaddr {
 	if ap.Addr().Is4() && !mapped {
 		return &unix.SockaddrInet4{Port: int(ap.Port()), Addr: ap.Addr().As4()}

@@ -1,3 +1,3 @@
-// Package netnstest gives tests a kernel of their own: throw-away network
-// namespaces, and sockets in them that reach any destination without a peer.
+// Package netnstest gives tests temporary network namespaces. Sockets in them can connect to any
+// destination without a peer.
 package netnstest

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// envHold tells a re-executed test binary what connections to hold.
+// envHold tells a re-executed test binary which connections to hold.
 const envHold = "NETNSTEST_HOLD"
 
 // A Holding is a number of connections that a child process keeps open.
@@ -23,13 +23,13 @@ type Holding struct {
 	Client Client
 	Count  int
 
-	// What is one higher in each next connection.
+	// Each connection uses the next source port, or the next destination port.
 	NextSourcePort, NextDestinationPort bool
 }
 
-// HoldInChild opens connections in a child process, which keeps them until the test
-// ends, for tests that need more descriptors than one process may have. The
-// package's TestMain must call Main.
+// HoldInChild opens connections in a child process, which holds them until the test ends. It is
+// for tests that need more descriptors than one process may have. The package's TestMain must
+// call Main.
 func HoldInChild(tb testing.TB, holdings ...Holding) {
 	tb.Helper()
 	spec, err := json.Marshal(holdings)
@@ -79,13 +79,13 @@ func holdMain(spec string) int {
 	}
 
 	fmt.Println("ready")
-	// Until the parent closes its end, or dies. The connections are in repair mode
-	// still: the end of this process leaves nothing of them.
+	// This returns when the parent closes its end or dies. The connections are still in
+	// repair mode: they leave no TIME_WAIT when this process ends.
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	return 0
 }
 
-// open opens the connections and forgets their descriptors.
+// open opens the connections. They stay open until the process ends.
 func (h Holding) open() error {
 	c := h.Client
 	for n := range h.Count {
@@ -102,7 +102,7 @@ func (h Holding) open() error {
 	return nil
 }
 
-// raiseOpenFiles allows this process as many descriptors as it may have.
+// raiseOpenFiles raises the limit of open files of this process as far as it may.
 func raiseOpenFiles() error {
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mount makes a network namespace as New does and mounts it at path, as "ip netns add"
-// would. It calls inside, if not nil, in the namespace. The test itself stays where it is.
+// Mount creates a network namespace like New and mounts it at path, like "ip netns add". It
+// calls inside, if not nil, in that namespace. The test itself stays in its own.
 func Mount(tb testing.TB, path string, inside func()) {
 	tb.Helper()
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o444)
@@ -21,7 +21,7 @@ func Mount(tb testing.TB, path string, inside func()) {
 	}
 	f.Close()
 	tb.Cleanup(func() { Unmount(tb, path) })
-	away(tb, func() error {
+	callInside(tb, func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -32,8 +32,8 @@ func Mount(tb testing.TB, path string, inside func()) {
 	}, inside)
 }
 
-// Unmount removes a namespace that Mount made, as "ip netns del" would. It does nothing if
-// that was done.
+// Unmount removes a namespace that Mount created, like "ip netns del". It does nothing if the
+// namespace is already removed.
 func Unmount(tb testing.TB, path string) {
 	tb.Helper()
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
@@ -45,7 +45,7 @@ func Unmount(tb testing.TB, path string) {
 // In calls inside in the namespace that is mounted at path.
 func In(tb testing.TB, path string, inside func()) {
 	tb.Helper()
-	away(tb, func() error {
+	callInside(tb, func() error {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -55,8 +55,9 @@ func In(tb testing.TB, path string, inside func()) {
 	}, inside)
 }
 
-// away leaves the test's namespace, calls inside, and returns.
-func away(tb testing.TB, leave func() error, inside func()) {
+// callInside calls enter, which moves the thread to another namespace, and then inside. After
+// that it moves the thread back to the test's namespace.
+func callInside(tb testing.TB, enter func() error, inside func()) {
 	tb.Helper()
 	runtime.LockOSThread()
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -65,12 +66,12 @@ func away(tb testing.TB, leave func() error, inside func()) {
 	}
 	defer func() {
 		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
-			tb.Fatalf("return to the test's namespace: %v", err) // with the thread locked
+			tb.Fatalf("return to the test's namespace: %v", err) // the thread stays locked
 		}
 		unix.Close(home)
 		runtime.UnlockOSThread()
 	}()
-	if err := leave(); err != nil {
+	if err := enter(); err != nil {
 		tb.Fatalf("enter a namespace: %v", err)
 	}
 	if inside != nil {

@@ -19,10 +19,12 @@ import (
 // envInside marks the re-executed test binary.
 const envInside = "NETNSTEST_INSIDE"
 
-// Main runs the tests of a package in a new network namespace, set up as New does, a new
-// mount namespace, and a new user namespace where the user is not root. Before, it builds
-// the programs that the tests run, outside: inside there is no network to download modules
-// from. It returns the exit code for TestMain.
+// Main runs the tests of a package in a new network namespace, set up like that of New, and in a
+// new mount namespace. A user who is not root also gets a new user namespace. Main returns the
+// exit code for TestMain.
+//
+// It first builds the programs that the tests run. It does so outside of the namespace, which
+// has no network for the download of modules.
 func Main(m *testing.M, programs ...Program) int {
 	if spec := os.Getenv(envHold); spec != "" {
 		return holdMain(spec)
@@ -34,7 +36,7 @@ func Main(m *testing.M, programs ...Program) int {
 			err = setUp()
 		}
 		if err != nil {
-			fmt.Fprintf(os.Stderr, "netnstest: the tests need namespaces, of root or where user namespaces are allowed: %v\n", err)
+			fmt.Fprintf(os.Stderr, "netnstest: the tests need new namespaces: run them as root, or allow user namespaces: %v\n", err)
 			return 1
 		}
 		os.Setenv(envInside, "ready") // for the workers that fuzzing starts
@@ -43,13 +45,13 @@ func Main(m *testing.M, programs ...Program) int {
 		return m.Run()
 	}
 
-	folder, err := build(programs)
-	defer os.RemoveAll(folder)
+	dir, err := build(programs)
+	defer os.RemoveAll(dir)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "netnstest:", err)
 		return 1
 	}
-	os.Setenv(envPrograms, folder)
+	os.Setenv(envPrograms, dir)
 
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), envInside+"=new")
@@ -60,7 +62,7 @@ func Main(m *testing.M, programs ...Program) int {
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
-	// The signal comes when the parent's thread ends, not its process.
+	// Pdeathsig is sent when the parent's thread ends, not when its process ends.
 	runtime.LockOSThread()
 	err = cmd.Run()
 	var exit *exec.ExitError
@@ -70,23 +72,22 @@ func Main(m *testing.M, programs ...Program) int {
 	case errors.As(err, &exit):
 		return exit.ExitCode()
 	default:
-		// Not without: tests listen on fixed ports and set sysctls.
-		fmt.Fprintf(os.Stderr, "netnstest: the tests need namespaces, of root or where user namespaces are allowed: %v\n", err)
+		// The tests must not run on the host: they listen on fixed ports and set sysctls.
+		fmt.Fprintf(os.Stderr, "netnstest: the tests need new namespaces: run them as root, or allow user namespaces: %v\n", err)
 		return 1
 	}
 }
 
-// New puts the calling test, and what it starts by exec, into a new network
-// namespace that is gone when the test ends. Goroutines that the test starts stay
-// outside; sockets that it opens are inside, whoever uses them later.
+// New moves the calling test to a new network namespace, which ends with the test. Processes
+// that the test starts are in it, and sockets that the test opens belong to it. Goroutines that
+// the test starts are outside.
 //
-// Inside, all of 127.0.0.0/8, ::1, 198.51.100.0/24, 203.0.113.0/24 and
-// 2001:db8::/64 is local: a listener can have any of these addresses. 192.0.2.0/24
-// swallows every packet.
+// Inside, all of 127.0.0.0/8, ::1, 198.51.100.0/24, 203.0.113.0/24 and 2001:db8::/64 is local:
+// a listener can have any of these addresses. Packets to 192.0.2.0/24 are lost.
 func New(tb testing.TB) {
 	tb.Helper()
-	// Never unlocked: the runtime ends the thread together with the goroutine,
-	// and the namespace goes with its last thread.
+	// The thread is never unlocked: the runtime ends it together with the goroutine. The
+	// namespace ends with its last thread.
 	runtime.LockOSThread()
 
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {

@@ -23,7 +23,7 @@ func Pair(tb testing.TB, c Client, listener int) (client, server int) {
 	return client, server
 }
 
-// TimeWait makes n connections that the client closes first, so that its ends are in
+// TimeWait makes n connections that the client closes first: the client's ends are then in
 // TIME_WAIT.
 func TimeWait(tb testing.TB, c Client, listener, n int) {
 	tb.Helper()
@@ -34,8 +34,8 @@ func TimeWait(tb testing.TB, c Client, listener, n int) {
 	}
 }
 
-// Hangup ends a connection now. A close alone would wait for copies of the descriptor
-// that a concurrent fork holds until its exec.
+// Hangup closes a connection at once. close(2) alone would have no effect as long as a
+// concurrent fork holds a copy of the descriptor, which it does until its exec.
 func Hangup(fd int) {
 	_ = unix.Shutdown(fd, unix.SHUT_RDWR)
 	_ = unix.Close(fd)

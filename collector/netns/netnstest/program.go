@@ -10,38 +10,39 @@ import (
 	"slices"
 )
 
-// envPrograms is the folder of the programs that Main built.
+// envPrograms names the directory of the programs that Main built.
 const envPrograms = "NETNSTEST_PROGRAMS"
 
-// A Program is one that the tests of a package run.
+// A Program is built for the tests of a package.
 type Program struct {
 	Name string   // of the file
-	Args []string // of go(1), which writes the file: "build" or "test -c", and the package
-	Dir  string   // where to call go, if not in the folder of the tests
+	Args []string // of go(1): "build" or "test", its flags, and the package
+	Dir  string   // working directory of go, if not that of the tests
 }
 
-// ProgramPath returns where the program of that name lies. Every user may run it.
+// ProgramPath returns the path of the program with that name. Every user may run it.
 func ProgramPath(name string) string { return filepath.Join(os.Getenv(envPrograms), name) }
 
-// build makes a temporary folder with the programs, which the caller removes.
-func build(programs []Program) (folder string, err error) {
+// build builds the programs in a new temporary directory. The caller removes it, also after an
+// error.
+func build(programs []Program) (dir string, err error) {
 	if len(programs) == 0 {
 		return "", nil
 	}
-	if folder, err = os.MkdirTemp("", "netnstest-"); err != nil {
+	if dir, err = os.MkdirTemp("", "netnstest-"); err != nil {
 		return "", err
 	}
 	for _, p := range programs {
-		path := filepath.Join(folder, p.Name)
-		// git tells nothing about a checkout of another user, which go takes for an error.
+		path := filepath.Join(dir, p.Name)
+		// git refuses to read a checkout of another user, and go would fail because of that.
 		cmd := exec.Command("go", slices.Concat(p.Args[:1], []string{"-buildvcs=false", "-o", path}, p.Args[1:])...)
 		cmd.Dir = p.Dir
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return folder, fmt.Errorf("build %s: go %q: %w: %s", p.Name, p.Args, err, out)
+			return dir, fmt.Errorf("build %s: go %q: %w: %s", p.Name, p.Args, err, out)
 		}
 		if err := os.Chmod(path, 0o755); err != nil {
-			return folder, err
+			return dir, err
 		}
 	}
-	return folder, os.Chmod(folder, 0o755)
+	return dir, os.Chmod(dir, 0o755)
 }
