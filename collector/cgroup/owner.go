@@ -1,5 +1,5 @@
-// Package cgroup tells whose a process is, by its control group: the pod and the
-// container, see cgroups(7).
+// Package cgroup identifies the pod and the container of a process by its control group, see
+// cgroups(7).
 package cgroup
 
 import (
@@ -10,13 +10,14 @@ import (
 	"strings"
 )
 
-// An Owner tells whose a process is. What is not known is empty.
+// An Owner is the pod and the container of a process. Unknown fields are empty.
 type Owner struct {
-	PodUID      string // of Kubernetes, as the API has it
+	PodUID      string // of Kubernetes, in the form of its API
 	ContainerID string // 64 hexadecimal digits
 }
 
-// OwnerOf returns the owner of a process. It is zero if the process ended.
+// OwnerOf returns the owner of a process. It is zero if the process has ended. proc is the mount
+// point of procfs.
 func OwnerOf(proc string, pid int) Owner {
 	content, err := os.ReadFile(filepath.Join(proc, strconv.Itoa(pid), "cgroup"))
 	if err != nil {
@@ -26,16 +27,16 @@ func OwnerOf(proc string, pid int) Owner {
 }
 
 var (
-	// podUID matches the folder or slice of a pod: kubelet writes "_" for "-" where
-	// systemd manages cgroups. Static pods have 32 digits without any.
+	// podUID matches the directory or slice of a pod. With the systemd cgroup driver,
+	// kubelet writes "_" for "-". Static pods have 32 digits without separators.
 	podUID = regexp.MustCompile(`pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b`)
 
-	// containerID matches what Docker, containerd, CRI-O and Podman have in common. The
-	// monitor of a container has a scope of its own, with the same number.
+	// containerID matches the container IDs of Docker, containerd, CRI-O and Podman. The
+	// monitor of a container, conmon, has a scope of its own with the same ID.
 	containerID = regexp.MustCompile(`(?:^|[^0-9a-f])(conmon-)?([0-9a-f]{64})(?:$|[^0-9a-f])`)
 )
 
-// parseCgroup reads /proc/PID/cgroup, of version 1 or 2: lines of
+// parseCgroup parses /proc/PID/cgroup of cgroup version 1 or 2. Its lines have the form
 // "hierarchy:controllers:path", see cgroups(7).
 func parseCgroup(content string) Owner {
 	var o Owner

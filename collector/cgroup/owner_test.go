@@ -14,8 +14,8 @@ const (
 	testContainer = "9b1c7a0de4f35a6b8c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b"
 )
 
-// TestParseCgroup has the shapes that the container runtimes and kubelet document or
-// write, cgroup version 1 and 2, driver systemd and cgroupfs.
+// TestParseCgroup parses the forms that container runtimes and kubelet document or write, with
+// cgroup versions 1 and 2 and the drivers systemd and cgroupfs.
 func TestParseCgroup(t *testing.T) {
 	pod := strings.ReplaceAll(testPod, "-", "_")
 	tests := []struct {
@@ -99,7 +99,7 @@ func TestOwnerOf(t *testing.T) {
 	}
 }
 
-// FuzzParseCgroup feeds the parser with what a container can call its cgroups.
+// FuzzParseCgroup parses any content: a container chooses the names of its own cgroups.
 func FuzzParseCgroup(f *testing.F) {
 	f.Add("0::/kubepods.slice/kubepods-pod" + testPod + ".slice/cri-containerd-" + testContainer + ".scope\n")
 	f.Fuzz(func(t *testing.T, content string) {
