@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Capability is a number of linux/capability.h.
+// A Capability is a number from linux/capability.h.
 type Capability int
 
-// Those that the exporter may need.
+// The capabilities that the exporter may need.
 const (
 	DACReadSearch Capability = unix.CAP_DAC_READ_SEARCH
 	SysPtrace     Capability = unix.CAP_SYS_PTRACE
@@ -21,7 +21,7 @@ const (
 	BPF           Capability = unix.CAP_BPF     // Linux 5.8
 )
 
-// String returns the name that linux/capability.h has for it.
+// String returns the name in linux/capability.h.
 func (c Capability) String() string {
 	switch c {
 	case DACReadSearch:
@@ -39,7 +39,8 @@ func (c Capability) String() string {
 	}
 }
 
-// Missing returns those that the process does not have in effect, in the order given.
+// Missing returns the needed capabilities that are not in the effective set of the calling
+// thread, in the given order.
 func Missing(needed ...Capability) ([]Capability, error) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -49,7 +50,7 @@ func Missing(needed ...Capability) ([]Capability, error) {
 	has := func(c Capability) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
 	var missing []Capability
 	for _, c := range needed {
-		// As in the kernel's bpf_capable() and perfmon_capable().
+		// CAP_SYS_ADMIN includes both: bpf_capable() and perfmon_capable() of the kernel.
 		included := (c == BPF || c == Perfmon) && has(SysAdmin)
 		if !has(c) && !included {
 			missing = append(missing, c)
@@ -58,7 +59,7 @@ func Missing(needed ...Capability) ([]Capability, error) {
 	return missing, nil
 }
 
-// Join makes "A, B and C" of capabilities.
+// Join returns the names in the form "A, B and C".
 func Join(capabilities []Capability) string {
 	var names []string
 	for _, c := range capabilities {

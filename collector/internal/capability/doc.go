@@ -1,2 +1,2 @@
-// Package capability tells which rights a process has, see capabilities(7).
+// Package capability tells which capabilities the process has, see capabilities(7).
 package capability

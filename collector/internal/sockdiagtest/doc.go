@@ -1,3 +1,3 @@
-// Package sockdiagtest plays the kernel's side of sock_diag, for answers that the
-// real one does not give on demand.
+// Package sockdiagtest is a fake kernel for sock_diag. Tests use it for answers that the real
+// kernel does not send on demand.
 package sockdiagtest

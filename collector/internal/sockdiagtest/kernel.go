@@ -12,16 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Request is what a Kernel was asked.
+// A Request is a request to the fake kernel.
 type Request struct {
 	Type     uint16 // of the message: TCPDIAG_GETSOCK or SOCK_DIAG_BY_FAMILY
 	Sequence uint32
 	Body     []byte
 }
 
-// Dial connects to a kernel that answers each request with the datagrams that answer
-// returns, and stops when the descriptor is closed. An answer of no datagrams keeps the
-// caller waiting.
+// Dial connects to a fake kernel, which ends when fd is closed. It sends the datagrams that
+// answer returns for a request. If there are none, the reader of fd waits.
 func Dial(answer func(Request) [][]byte) (fd int, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -58,7 +57,7 @@ func serve(c net.Conn, answer func(Request) [][]byte) {
 	}
 }
 
-// Message is a netlink message that answers r.
+// Message returns a netlink message that answers r.
 func (r Request) Message(typ, flags uint16, body []byte) []byte {
 	b := binary.NativeEndian.AppendUint32(nil, uint32(16+len(body)))
 	b = binary.NativeEndian.AppendUint16(b, typ)
@@ -72,17 +71,17 @@ func (r Request) Message(typ, flags uint16, body []byte) []byte {
 	return b
 }
 
-// Done is NLMSG_DONE with an errno, 0 for success.
+// Done returns NLMSG_DONE with an errno, 0 for success.
 func (r Request) Done(errno unix.Errno) []byte {
 	return r.Message(unix.NLMSG_DONE, unix.NLM_F_MULTI, binary.NativeEndian.AppendUint32(nil, uint32(-int32(errno))))
 }
 
-// Error is NLMSG_ERROR with an errno.
+// Error returns NLMSG_ERROR with an errno.
 func (r Request) Error(errno unix.Errno) []byte {
 	return r.Message(unix.NLMSG_ERROR, 0, binary.NativeEndian.AppendUint32(nil, uint32(-int32(errno))))
 }
 
-// Socket is a row: struct inet_diag_msg without attributes.
+// Socket returns a row: struct inet_diag_msg without attributes. expires is in milliseconds.
 func (r Request) Socket(state uint8, local, remote netip.AddrPort, expires uint32) []byte {
 	b := make([]byte, 72)
 	b[0], b[1] = unix.AF_INET, state
