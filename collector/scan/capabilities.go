@@ -8,8 +8,8 @@ import (
 	"ephemeral_port_exporter/collector/internal/capability"
 )
 
-// checkCapabilities returns an error that names what a scope needs and the process does
-// not have.
+// checkCapabilities returns an error that names the capabilities that the scope needs and the
+// process does not have.
 func checkCapabilities(scope Scope) error {
 	needed := map[Scope][]capability.Capability{
 		ScopeNamed: {capability.SysAdmin},
@@ -20,7 +20,7 @@ func checkCapabilities(scope Scope) error {
 		return err
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("--namespaces=%s enters other network namespaces and needs %s: give the process that, or run with --namespaces=%s",
+		return fmt.Errorf("--namespaces=%s enters other network namespaces and needs %s: grant this to the process, or run with --namespaces=%s",
 			scope, capability.Join(missing), ScopeSelf)
 	}
 	return nil

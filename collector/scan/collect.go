@@ -12,16 +12,16 @@ import (
 	"ephemeral_port_exporter/procfs"
 )
 
-// collectSelf reads the process's own namespace, which needs no privilege.
+// collectSelf reads the process's own namespace. It needs no privilege.
 func (s *Scanner) collectSelf(deadline time.Time) Namespace {
 	self := Namespace{Name: Self, Outcome: Collected}
 	if err := s.collect(&self, deadline); err != nil {
-		return self.fail(err, outcomeOf(err))
+		return self.failed(err, outcomeOf(err))
 	}
 	return self
 }
 
-// outcomeOf is what became of a namespace that could not be read.
+// outcomeOf returns the outcome of a namespace that could not be read because of err.
 func outcomeOf(err error) Outcome {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return Deadline
@@ -29,8 +29,8 @@ func outcomeOf(err error) Outcome {
 	return Failed
 }
 
-// collect reads the calling thread's namespace. The error is os.ErrDeadlineExceeded, one
-// of package sockdiag, or that of a file under /proc.
+// collect reads the calling thread's namespace into n. The error is os.ErrDeadlineExceeded, an
+// error of package sockdiag, or the error of a file under /proc.
 func (s *Scanner) collect(n *Namespace, deadline time.Time) error {
 	start := time.Now()
 	ns, err := s.proc.Namespace()
@@ -59,7 +59,7 @@ func (s *Scanner) collect(n *Namespace, deadline time.Time) error {
 	return nil
 }
 
-// readPorts reads the sysctls that say which ports connect() may choose.
+// readPorts returns Settings with the sysctls that say which ports connect() may choose.
 func readPorts(ns *procfs.Namespace) (pool.Settings, error) {
 	portRange, err := ns.IPLocalPortRange()
 	if err != nil {
@@ -76,7 +76,7 @@ func readPorts(ns *procfs.Namespace) (pool.Settings, error) {
 	return settings, nil
 }
 
-// readSettings reads what decides about the ports of a namespace.
+// readSettings returns all Settings of a namespace.
 func (s *Scanner) readSettings(ns *procfs.Namespace) (pool.Settings, error) {
 	settings, err := readPorts(ns)
 	if err != nil {
@@ -101,7 +101,7 @@ func (s *Scanner) readSettings(ns *procfs.Namespace) (pool.Settings, error) {
 	return settings, nil
 }
 
-// fillTable reads listeners and sockets.
+// fillTable returns a Table with the listeners and sockets of the calling thread's namespace.
 func (s *Scanner) fillTable(settings pool.Settings, deadline time.Time) (*pool.Table, error) {
 	conn, err := s.dialUntil(deadline)
 	if err != nil {
@@ -127,7 +127,7 @@ func (s *Scanner) fillTable(settings pool.Settings, deadline time.Time) (*pool.T
 	return table, err
 }
 
-// readListeners returns the listeners that withhold ports of the range.
+// readListeners returns the listeners on ports of the range.
 func readListeners(conn *sockdiag.Conn, r pool.PortRange) ([]pool.Listener, error) {
 	var listeners []pool.Listener
 	err := conn.Listeners(r.Low, r.High, func(l *sockdiag.Socket) {
@@ -136,8 +136,8 @@ func readListeners(conn *sockdiag.Conn, r pool.PortRange) ([]pool.Listener, erro
 	return listeners, err
 }
 
-// dialUntil opens a connection to the kernel for one namespace and one scan: it holds no
-// state that a failed one could leave behind.
+// dialUntil opens a connection to the kernel that fails at the deadline. Each scan of a namespace
+// uses a new connection, so that a failed scan does not affect the next one.
 func (s *Scanner) dialUntil(deadline time.Time) (*sockdiag.Conn, error) {
 	conn, err := s.dial(s.buffer)
 	if err != nil {

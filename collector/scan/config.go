@@ -7,14 +7,14 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// A Scope says which network namespaces a Scanner reads besides that of its process.
+// A Scope says which network namespaces a Scanner reads besides the one of its process.
 type Scope string
 
 // The scopes.
 const (
 	ScopeSelf  Scope = "self"  // none
 	ScopeNamed Scope = "named" // those mounted in the usual directories and Config.NamespaceDirs
-	ScopeAll   Scope = "all"   // those, and that of every process
+	ScopeAll   Scope = "all"   // those of ScopeNamed, and those of all processes
 )
 
 // Config tells a Scanner what to read.
@@ -28,8 +28,8 @@ type Config struct {
 	Scope         Scope    // the zero value is ScopeSelf
 	NamespaceDirs []string // besides /run/netns and /run/docker/netns
 
-	ConnectFailures bool // count connects that fail for want of a port
+	ConnectFailures bool // count connects that fail because no port is free
 }
 
-// othersInScope reports whether namespaces besides the process's own are read.
+// othersInScope reports whether the scope has namespaces besides the process's own.
 func (c Config) othersInScope() bool { return c.Scope == ScopeNamed || c.Scope == ScopeAll }

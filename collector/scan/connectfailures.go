@@ -10,16 +10,17 @@ import (
 	"ephemeral_port_exporter/collector/connectfail"
 )
 
-// connectFailures bounds what a connectfail.Probe counts to as many pools as may have
-// series. Each failure is in exactly one number, and none of these ever falls or ends: a
-// pool that is listed stays so, and one that came when there was no place stays out.
+// connectFailures limits the pools of a connectfail.Probe to as many as may have series. Each
+// failure counts either in a listed pool or as unattributed. These numbers are counters, so none
+// may fall or end: a listed pool stays listed, and a pool that found the list full stays
+// unattributed.
 type connectFailures struct {
 	counts func() (counts []connectfail.Count, rest uint64, err error)
 	most   int
 	listed map[failedKey]bool
 }
 
-// A failedKey is what a connectfail.Count is of.
+// A failedKey identifies the pool of a connectfail.Count.
 type failedKey struct {
 	source      netip.Addr
 	destination netip.AddrPort
@@ -31,7 +32,7 @@ func newConnectFailures(counts func() ([]connectfail.Count, uint64, error), most
 	return &connectFailures{counts: counts, most: most, listed: map[failedKey]bool{}}
 }
 
-// collect reads the counts.
+// collect returns the failures since the Probe was attached.
 func (f *connectFailures) collect() ConnectFailures {
 	counts, rest, err := f.counts()
 	if err != nil {
@@ -49,22 +50,21 @@ func (f *connectFailures) collect() ConnectFailures {
 	return failures
 }
 
-// admit lists pools that are not yet, those with most failures first, as long as there
-// is place.
+// admit adds pools to the list until it is full, those with most failures first.
 func (f *connectFailures) admit(counts []connectfail.Count) {
 	if len(f.listed) == f.most {
 		return
 	}
-	var waiting []connectfail.Count
+	var unlisted []connectfail.Count
 	for _, c := range counts {
 		if !f.listed[keyOf(c)] {
-			waiting = append(waiting, c)
+			unlisted = append(unlisted, c)
 		}
 	}
-	slices.SortFunc(waiting, func(a, b connectfail.Count) int {
+	slices.SortFunc(unlisted, func(a, b connectfail.Count) int {
 		return cmp.Or(cmp.Compare(b.Failures, a.Failures), a.Source.Compare(b.Source), a.Destination.Compare(b.Destination))
 	})
-	for _, c := range waiting[:min(len(waiting), f.most-len(f.listed))] {
+	for _, c := range unlisted[:min(len(unlisted), f.most-len(f.listed))] {
 		f.listed[keyOf(c)] = true
 	}
 }

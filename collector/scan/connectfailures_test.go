@@ -18,7 +18,7 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// fakeFailures are what a test wants counted.
+// fakeFailures are the counts of a fake Probe.
 type fakeFailures struct {
 	counts []connectfail.Count
 	rest   uint64
@@ -27,7 +27,7 @@ type fakeFailures struct {
 
 func (f *fakeFailures) read() ([]connectfail.Count, uint64, error) { return f.counts, f.rest, f.err }
 
-// set gives destinations 10.0.0.1, 10.0.0.2, … as many failures.
+// set sets the failures of destinations 10.0.0.1, 10.0.0.2, …
 func (f *fakeFailures) set(rest uint64, failures ...uint64) {
 	f.counts, f.rest = nil, rest
 	for i, n := range failures {
@@ -41,7 +41,7 @@ func (f *fakeFailures) set(rest uint64, failures ...uint64) {
 	}
 }
 
-// listed are the pools of 10.0.0.N as "N:failures".
+// listed returns the pools of 10.0.0.N in the form "N:failures".
 func listed(f ConnectFailures) string {
 	var pools []string
 	for _, p := range f.Pools {
@@ -51,7 +51,8 @@ func listed(f ConnectFailures) string {
 	return strings.Join(pools, " ")
 }
 
-// TestConnectFailures bounds the pools and loses no failure. What was listed stays, and grows.
+// TestConnectFailures checks that the number of pools is limited, that every failure counts, and
+// that a listed pool stays listed.
 func TestConnectFailures(t *testing.T) {
 	type scan struct {
 		rest     uint64
@@ -68,8 +69,8 @@ func TestConnectFailures(t *testing.T) {
 		{"all", 2, []scan{{0, []uint64{5, 3}, "1:5 2:3", 0}}},
 		{"the largest", 2, []scan{{4, []uint64{5, 3, 9}, "1:5 3:9", 7}}},
 		{"equal", 2, []scan{{0, []uint64{3, 3, 3}, "1:3 2:3", 3}}},
-		{"no place", 0, []scan{{4, []uint64{5, 3}, "", 12}}},
-		{"place left", 2, []scan{
+		{"limit 0", 0, []scan{{4, []uint64{5, 3}, "", 12}}},
+		{"below the limit", 2, []scan{
 			{0, []uint64{0, 1}, "2:1", 0},
 			{0, []uint64{7, 1, 6}, "1:7 2:1", 6},
 		}},
@@ -93,7 +94,7 @@ func TestConnectFailures(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresSources are told apart, in order.
+// TestConnectFailuresSources checks that sources are separate pools, in order.
 func TestConnectFailuresSources(t *testing.T) {
 	var f fakeFailures
 	f.set(0, 5)
@@ -112,7 +113,7 @@ func TestConnectFailuresSources(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresUnread are no numbers, and logged.
+// TestConnectFailuresUnread checks that an error gives no counts and is logged.
 func TestConnectFailuresUnread(t *testing.T) {
 	var log bytes.Buffer
 	cfg := testConfig()
@@ -129,7 +130,7 @@ func TestConnectFailuresUnread(t *testing.T) {
 	}
 }
 
-// failuresOf returns what a probe has counted of a client.
+// failuresOf returns the failures of a client's pool.
 func failuresOf(t *testing.T, probe *connectfail.Probe, c oracleClient) uint64 {
 	t.Helper()
 	counts, _, err := probe.Counts()
@@ -144,8 +145,8 @@ func failuresOf(t *testing.T, probe *connectfail.Probe, c oracleClient) uint64 {
 	return 0
 }
 
-// TestOracleConnectFailures has prediction meet truth: as long as utilization is below 1, failures
-// stand still; at 1, each connect() is one.
+// TestOracleConnectFailures compares utilization with failures: below 1, no connect() fails; at 1,
+// each connect() fails.
 func TestOracleConnectFailures(t *testing.T) {
 	netnstest.Tracefs(t)
 	probe, err := connectfail.Attach()
@@ -154,7 +155,7 @@ func TestOracleConnectFailures(t *testing.T) {
 	}
 	t.Cleanup(func() { probe.Close() })
 
-	// Of no other test: a probe sees the whole host.
+	// No other test uses this destination: a Probe sees the whole host.
 	const port = "7201"
 	v4 := clientTo("198.51.100.1", "198.51.100.7:"+port)
 	v6 := clientTo("2001:db8::1", "[2001:db8::7]:"+port)
@@ -164,7 +165,7 @@ func TestOracleConnectFailures(t *testing.T) {
 		c        oracleClient
 		reserved string
 		listen   string
-		timeWait string // what is in TIME_WAIT before
+		timeWait string // what is in TIME_WAIT at the start
 		granted  int
 	}{
 		{name: "IPv4", c: v4, granted: 20},

@@ -10,17 +10,17 @@ import (
 )
 
 // usualNamespaceDirs are where ip-netns(8), CNI plugins and Docker mount network
-// namespaces. One that does not exist has none.
+// namespaces. It is no failure if one of them does not exist.
 var usualNamespaceDirs = [...]string{"/run/netns", "/run/docker/netns"}
 
-// A discoveryFailure is a place that could not be searched for namespaces. Those in it may
-// be missing from the scan.
+// A discoveryFailure says that namespaces could not be listed completely. The scan may miss some
+// of them.
 type discoveryFailure struct {
-	place string
+	place string // a directory, "processes", "own namespace" or "visit"
 	err   error
 }
 
-// discover lists the namespaces in scope, each once.
+// discover returns the namespaces in scope, each once.
 func (s *Scanner) discover() ([]netns.Namespace, []discoveryFailure) {
 	var (
 		found    [][]netns.Namespace
@@ -29,7 +29,8 @@ func (s *Scanner) discover() ([]netns.Namespace, []discoveryFailure) {
 	for _, dir := range usualNamespaceDirs {
 		mounted, err := netns.Mounted(dir)
 		found = append(found, mounted)
-		// Docker's directory is for root only, but its namespaces have processes.
+		// Only root may read Docker's directory. With ScopeAll that is no failure: the
+		// namespaces in it have processes.
 		elsewhere := s.cfg.Scope == ScopeAll && errors.Is(err, fs.ErrPermission)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !elsewhere {
 			failures = append(failures, discoveryFailure{dir, err})

@@ -1,11 +1,10 @@
 // Package scan makes one pass over a host: it finds the network namespaces in scope,
 // enters each, reads its settings and sockets within a deadline, and returns a Snapshot.
 //
-// It decides which namespaces are read, in which order and for how long. What their
-// sockets mean is the matter of package pool, how they are read that of packages
-// sockdiag, procfs, netns, cgroup and connectfail.
+// It decides which namespaces are read, in which order and for how long. Packages sockdiag,
+// procfs, netns, cgroup and connectfail read them. Package pool computes what their sockets mean.
 //
-// No number is remembered from one scan to the next. What is remembered is bounded and may be
-// lost: labels and owners of other namespaces, failures that are logged already, how long
-// TIME_WAIT was seen to last, and which pools have a series of failed connects.
+// A Scanner keeps no measured value from one scan to the next. It keeps the labels and owners of
+// other namespaces, the failures that it has logged, how long TIME_WAIT lasted, and which pools
+// have a series of failed connects. All of this is bounded, and a restart may lose it.
 package scan

@@ -24,7 +24,7 @@ import (
 	"ephemeral_port_exporter/procfs"
 )
 
-// fault is a way in which the kernel fails a collection.
+// A fault is a way in which a collection can fail.
 type fault struct {
 	name   string
 	answer func(sockdiagtest.Request) [][]byte
@@ -65,12 +65,12 @@ var faults = []fault{
 	}},
 }
 
-// row is one connection.
+// row returns one connection.
 func row(r sockdiagtest.Request) []byte {
 	return r.Socket(uint8(sockdiag.Established), netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("10.0.0.2:80"), 0)
 }
 
-// healthy answers with no listener and one connection.
+// healthy returns an answer with no listener and one connection.
 func healthy(r sockdiagtest.Request) [][]byte {
 	if r.Sequence == 1 {
 		return [][]byte{r.Done(0)}
@@ -78,8 +78,8 @@ func healthy(r sockdiagtest.Request) [][]byte {
 	return [][]byte{row(r), r.Done(0)}
 }
 
-// faultyScanner is a Scanner whose kernel fails in the way that *f says, nil for not at
-// all. It logs to the buffer.
+// faultyScanner returns a Scanner whose kernel has the fault *f, none if that is nil. It logs to
+// the buffer.
 func faultyScanner(t *testing.T, f **fault) (*Scanner, *bytes.Buffer) {
 	t.Helper()
 	var log bytes.Buffer
@@ -107,7 +107,7 @@ func faultyScanner(t *testing.T, f **fault) (*Scanner, *bytes.Buffer) {
 	return s, &log
 }
 
-// fixedProc is a mount point with the settings of a usual host.
+// fixedProc returns a fake procfs with the settings of a usual host.
 func fixedProc(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -133,8 +133,8 @@ func fixedProc(t *testing.T) string {
 	return dir
 }
 
-// TestFaults never read as numbers, are logged once with their cause, and are over at
-// the next scan.
+// TestFaults checks that a fault gives no measured values, is logged once with its cause, and does
+// not affect the next scan.
 func TestFaults(t *testing.T) {
 	var current *fault
 	s, log := faultyScanner(t, &current)
@@ -169,7 +169,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// checkFailed has one namespace of which nothing is known but why.
+// checkFailed checks that the only namespace has failed and has no measured values.
 func checkFailed(t *testing.T, snapshot Snapshot, want error) {
 	t.Helper()
 	if len(snapshot.Namespaces) != 1 || !errors.Is(snapshot.Namespaces[0].Err, want) {
@@ -185,7 +185,8 @@ func checkFailed(t *testing.T, snapshot Snapshot, want error) {
 	}
 }
 
-// TestFaultsLeakNothing over 1000 scans, one in ten of which goes well.
+// TestFaultsLeakNothing checks descriptors and goroutines after 1000 scans, of which one in ten
+// succeeds.
 func TestFaultsLeakNothing(t *testing.T) {
 	var current *fault
 	s, _ := faultyScanner(t, &current)
@@ -203,11 +204,11 @@ func TestFaultsLeakNothing(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	fds, goroutines := inUse(t)
 	scans(1000)
-	// The kernel's side of a connection ends a moment after ours.
+	// The fake kernel closes its end a moment after ours.
 	checkInUse(t, fds, goroutines)
 }
 
-// checkInUse waits until no more is in use than that.
+// checkInUse waits until no more descriptors and goroutines than these are in use.
 func checkInUse(t *testing.T, fds, goroutines int) {
 	t.Helper()
 	f, g := inUse(t)
@@ -219,7 +220,7 @@ func checkInUse(t *testing.T, fds, goroutines int) {
 	}
 }
 
-// inUse counts what a collection could leave behind.
+// inUse returns the number of open descriptors and of goroutines.
 func inUse(t *testing.T) (fds, goroutines int) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -229,13 +230,13 @@ func inUse(t *testing.T) (fds, goroutines int) {
 	return len(entries), runtime.NumGoroutine()
 }
 
-// TestFaultsOfProc fail a scan too.
+// TestFaultsOfProc checks that a scan fails if a file of procfs cannot be read.
 func TestFaultsOfProc(t *testing.T) {
 	var none *fault
 	s, log := faultyScanner(t, &none)
 	s.proc = procfs.NewFS(t.TempDir())
 	checkFailed(t, s.Scan(t.Context()), os.ErrNotExist)
 	if got := log.String(); !strings.Contains(got, "sys/net/ipv4") {
-		t.Errorf("log: got %q, want the file's name", got)
+		t.Errorf("log: got %q, want the name of the file", got)
 	}
 }

@@ -8,17 +8,17 @@ import (
 	"strings"
 )
 
-// cookiePrefix begins the label of a namespace without a name of its own. The kernel's
-// cookie follows, which no other namespace ever gets.
+// cookiePrefix is the start of the label of a namespace without a name of its own. The rest is
+// the kernel's cookie, which no other namespace ever gets.
 const cookiePrefix = "netns-"
 
-// errNoCookie means that a namespace without a mount gets no label.
-var errNoCookie = errors.New("network namespace without a name: this kernel has no cookie for it (Linux 5.14)")
+// errNoCookie means that a namespace gets no label, because it has neither a usable name nor a
+// cookie.
+var errNoCookie = errors.New("network namespace has no label: it has no unique name, and kernels before Linux 5.14 have no cookie for it")
 
-// assignLabels gives each namespace its label: the one of the last scan; else the name of
-// its mount, unless another has it or it could be taken for one of ours; else one made of
-// the cookie, or none without. So a label does not pass from one namespace to another
-// while both exist.
+// assignLabels sets the label of each namespace. A namespace keeps its label from the last scan.
+// So a label does not move from one namespace to another while both exist. A new namespace gets
+// the label of newLabel.
 func (s *Scanner) assignLabels(candidates []candidate) {
 	taken := map[string]bool{Self: true}
 	labels := map[uint64]string{}
@@ -44,7 +44,8 @@ func (s *Scanner) assignLabels(candidates []candidate) {
 	s.labels = labels
 }
 
-// newLabel chooses the label of a namespace that has none yet.
+// newLabel returns the label for a new namespace: the name of its mount, unless that is taken or
+// begins with cookiePrefix; else one made of the cookie; else "".
 func newLabel(mount string, cookie uint64, taken map[string]bool) string {
 	name := strings.ToValidUTF8(mount, "\uFFFD")
 	if name != "" && !taken[name] && !strings.HasPrefix(name, cookiePrefix) {

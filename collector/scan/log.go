@@ -8,9 +8,9 @@ import (
 	"os"
 )
 
-// logFailures logs what went wrong in a scan. A failure of other namespaces than our own,
-// which can be thousands, or of a place, is not logged again if it was there in the last
-// scan.
+// logFailures logs the failures of a scan. Failures of our own namespace are logged at each scan.
+// Failures of discovery and of other namespaces, which can be thousands, are not logged again if
+// the last scan had them too.
 func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 	logged := map[string]bool{}
 	for _, f := range discovery {

@@ -13,11 +13,11 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// idleFactor times its sockets are fewer than the ports of one pool: then a namespace is
-// idle.
+// idleFactor is 1 / 1%: a namespace is idle if its sockets are fewer than 1% of the ports of one
+// pool.
 const idleFactor = 100
 
-// A candidate is a namespace that was found, and what is known of it so far.
+// A candidate is a namespace in scope, with what the scan knows of it so far.
 type candidate struct {
 	Namespace
 	found   netns.Namespace
@@ -25,8 +25,8 @@ type candidate struct {
 	sockets int // in any state, on any port
 }
 
-// scanOthers surveys all namespaces but our own, and collects from the busy ones. The error
-// means that none could be visited at all.
+// scanOthers surveys all namespaces except our own, and collects from the busy ones. It sets
+// self.Inode. It returns no namespaces if none could be visited; failures say why.
 func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []Namespace, failures []discoveryFailure) {
 	found, failures := s.discover()
 	var err error
@@ -47,8 +47,8 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []
 	return namespaces, failures
 }
 
-// surveyAll surveys all namespaces but our own. A flood of them leaves half of the time to
-// collect from those that matter.
+// surveyAll surveys all namespaces except our own, in at most half of the time. Even if there are
+// thousands, the other half is left to collect from the busy ones.
 func (s *Scanner) surveyAll(v *netns.Visitor, found []netns.Namespace, self uint64, deadline time.Time) []candidate {
 	now := time.Now()
 	deadline = now.Add(deadline.Sub(now) / 2)
@@ -63,15 +63,15 @@ func (s *Scanner) surveyAll(v *netns.Visitor, found []netns.Namespace, self uint
 			continue
 		}
 		if err != nil {
-			c.Namespace = c.fail(err, outcomeOf(err))
+			c.Namespace = c.failed(err, outcomeOf(err))
 		}
 		candidates = append(candidates, c)
 	}
 	return candidates
 }
 
-// survey enters a namespace to see how busy it is. If it is idle, that completes it;
-// otherwise it has no outcome yet.
+// survey enters a namespace and counts its sockets. It sets the outcome of an idle namespace; a
+// busy one has no outcome yet.
 func (s *Scanner) survey(v *netns.Visitor, c *candidate, deadline time.Time) (err error) {
 	if !time.Now().Before(deadline) {
 		return os.ErrDeadlineExceeded
@@ -91,10 +91,9 @@ func (s *Scanner) survey(v *netns.Visitor, c *candidate, deadline time.Time) (er
 	return err
 }
 
-// isIdle reports whether the calling thread's namespace has too few sockets for any pool to
-// matter: fewer than a destination with series of its own must have, or fewer than 1% of
-// the ports of one pool. The sysctls are read only if they decide: with thousands of
-// namespaces, the kernel takes long to find them.
+// isIdle reports whether the calling thread's namespace, with that many sockets, is idle: it has
+// fewer than Limits.MinPorts, or fewer than 1% of the ports of one pool. It reads the sysctls
+// only for the second rule: with thousands of namespaces, the kernel takes long to find them.
 func (s *Scanner) isIdle(sockets int) (bool, error) {
 	if sockets < s.cfg.Limits.MinPorts {
 		return true, nil
@@ -111,14 +110,14 @@ func (s *Scanner) isIdle(sockets int) (bool, error) {
 	return sockets*idleFactor < pool.Capacity(settings), nil
 }
 
-// collectBusy collects from the candidates that are not idle, the busiest first, and
-// returns all of them. Those that are gone meanwhile are left out.
+// collectBusy collects from the candidates that have no outcome yet, the busiest first. It returns
+// all candidates, except those that are gone meanwhile.
 func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline time.Time) []Namespace {
 	namespaces := make([]Namespace, 0, len(candidates))
 	var busy []candidate
 	for _, c := range candidates {
 		if c.Err == nil && c.Name == "" {
-			c.Namespace = c.fail(errNoCookie, Failed)
+			c.Namespace = c.failed(errNoCookie, Failed)
 		}
 		if c.Outcome == "" {
 			busy = append(busy, c)
@@ -129,14 +128,14 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 
 	slices.SortFunc(busy, func(a, b candidate) int { return cmp.Compare(b.sockets, a.sockets) })
 	for _, c := range busy {
-		// Whatever one of them has in it, half of the time is left for the others.
+		// One namespace takes at most half of the remaining time. The rest is for the others.
 		now := time.Now()
 		err := s.collectFrom(v, &c, now.Add(deadline.Sub(now)/2))
 		if errors.Is(err, netns.ErrGone) {
 			continue
 		}
 		if err != nil {
-			c.Namespace = c.fail(err, outcomeOf(err))
+			c.Namespace = c.failed(err, outcomeOf(err))
 		}
 		namespaces = append(namespaces, c.Namespace)
 	}
@@ -153,7 +152,7 @@ func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time
 		return err
 	}
 	if cookie != c.cookie {
-		return netns.ErrGone // and its inode went to another
+		return netns.ErrGone // another namespace has its inode now
 	}
 	c.Outcome = Collected
 	return s.collect(&c.Namespace, deadline)

@@ -28,7 +28,7 @@ import (
 	"ephemeral_port_exporter/collector/sockdiag"
 )
 
-// namedScanner is a Scanner for the namespaces mounted in directories.
+// namedScanner returns a Scanner for the namespaces that are mounted in these directories.
 func namedScanner(tb testing.TB, dirs ...string) *Scanner {
 	tb.Helper()
 	cfg := testConfig()
@@ -45,10 +45,10 @@ func byName(s *Scanner) map[string]Namespace {
 	return m
 }
 
-// TestNamespacesOracle has 50 namespaces, each with settings and load of its own, and compares
-// what is said of each with what its kernel grants.
+// TestNamespacesOracle scans 50 namespaces with different settings and load. It compares the
+// report of each with the number of connections that the kernel grants.
 func TestNamespacesOracle(t *testing.T) {
-	folder := t.TempDir()
+	dir := t.TempDir()
 	type namespace struct {
 		path   string
 		client oracleClient
@@ -60,14 +60,14 @@ func TestNamespacesOracle(t *testing.T) {
 	const n = 50
 	var namespaces []namespace
 	for i := range n {
-		ns := namespace{path: filepath.Join(folder, fmt.Sprintf("ns%02d", i)), client: clients[i%len(clients)]}
+		ns := namespace{path: filepath.Join(dir, fmt.Sprintf("ns%02d", i)), client: clients[i%len(clients)]}
 		netnstest.Mount(t, ns.path, func() {
 			low := 20000 + 500*i
 			netnstest.Sysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("%d %d", low, low+19+2*i))
 			netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", fmt.Sprintf("%d-%d", low+5, low+5+i%7))
 			netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", strconv.Itoa(i%3))
 			setReuseDelay(t, time.Minute)
-			ns.client.Hold(t, 2+i%5) // more than 1% of what the widest has
+			ns.client.Hold(t, 2+i%5) // more than 1% of the widest range
 			if i%2 == 0 && ns.client.Bind != netnstest.BindFirst {
 				listener := netnstest.Listen(t, "[::]:80", false)
 				netnstest.TimeWait(t, ns.client.Client, listener, 4)
@@ -80,7 +80,7 @@ func TestNamespacesOracle(t *testing.T) {
 	}
 	time.Sleep(50 * time.Millisecond)
 
-	found := byName(namedScanner(t, folder))
+	found := byName(namedScanner(t, dir))
 	if len(found) != n+1 {
 		t.Errorf("%d namespaces, want %d and our own", len(found), n)
 	}
@@ -104,12 +104,12 @@ func TestNamespacesOracle(t *testing.T) {
 	}
 }
 
-// TestNamespacesIdle does not say what was not looked at.
+// TestNamespacesIdle checks which namespaces are idle. Their sockets must not be read.
 func TestNamespacesIdle(t *testing.T) {
-	folder := t.TempDir()
+	dir := t.TempDir()
 	c := clientTo("198.51.100.1", "198.51.100.7:80")
 	for name, connections := range map[string]int{"none": 0, "few": 9, "enough": 10} {
-		netnstest.Mount(t, filepath.Join(folder, name), func() {
+		netnstest.Mount(t, filepath.Join(dir, name), func() {
 			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "30000 30999")
 			netnstest.Listen(t, "0.0.0.0:30500", false) // one socket, one port less
 			if connections == 0 {
@@ -119,16 +119,16 @@ func TestNamespacesIdle(t *testing.T) {
 			c.Hold(t, connections-1)
 		})
 	}
-	netnstest.Mount(t, filepath.Join(folder, "empty"), func() {
+	netnstest.Mount(t, filepath.Join(dir, "empty"), func() {
 		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
 	})
 
-	scanner := namedScanner(t, folder)
+	scanner := namedScanner(t, dir)
 	scanner.cfg.Limits.MinPorts = 1
 	found := byName(scanner)
 	for name, want := range map[string]struct {
 		outcome  Outcome
-		capacity int // 0 where the sockets were not read
+		capacity int // 0 if the sockets were not read
 	}{
 		"self":   {Collected, 28232},
 		"empty":  {Idle, 0},
@@ -141,14 +141,14 @@ func TestNamespacesIdle(t *testing.T) {
 		}
 	}
 
-	// Whatever its range is: none of its destinations would have series.
+	// The range does not matter: no destination could have series.
 	scanner.cfg.Limits.MinPorts = 11
 	if n := byName(scanner)["enough"]; n.Outcome != Idle {
 		t.Errorf("10 sockets where 11 are the minimum: got %q, want %q", n.Outcome, Idle)
 	}
 }
 
-// inodeOf is the inode of what is mounted at a path.
+// inodeOf returns the inode of a path.
 func inodeOf(t *testing.T, path string) string {
 	t.Helper()
 	var st unix.Stat_t
@@ -158,13 +158,13 @@ func inodeOf(t *testing.T, path string) string {
 	return strconv.FormatUint(st.Ino, 10)
 }
 
-// TestNamespacesFolder finds namespaces among what else a folder can have in it, whatever they
-// are called.
-func TestNamespacesFolder(t *testing.T) {
-	folder := t.TempDir()
+// TestNamespacesDirectory finds namespaces with unusual names in a directory that has other
+// entries too.
+func TestNamespacesDirectory(t *testing.T) {
+	dir := t.TempDir()
 	odd := []string{"new\nline", "quote\"{}", strings.Repeat("x", 255), "invalid\xff", "invalid\xfe", "self", "netns-1"}
 	for _, name := range odd {
-		netnstest.Mount(t, filepath.Join(folder, name), nil)
+		netnstest.Mount(t, filepath.Join(dir, name), nil)
 	}
 	for name, make := range map[string]func(path string) error{
 		"plain":    func(path string) error { return os.WriteFile(path, nil, 0o444) },
@@ -180,12 +180,12 @@ func TestNamespacesFolder(t *testing.T) {
 			return errors.Join(os.WriteFile(path, nil, 0o444), unix.Mount("/proc/self/ns/uts", path, "", unix.MS_BIND, ""))
 		},
 	} {
-		if err := make(filepath.Join(folder, name)); err != nil {
+		if err := make(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 
-	s := namedScanner(t, folder)
+	s := namedScanner(t, dir)
 	var log bytes.Buffer
 	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	names := byName(s)
@@ -203,8 +203,8 @@ func TestNamespacesFolder(t *testing.T) {
 
 }
 
-// TestNamespacesAgain has a directory twice, and two names for one namespace: each namespace
-// is there once, with the same label in every scan.
+// TestNamespacesAgain lists a directory twice, with two names for one namespace. The namespace
+// must be there once, with the same label in every scan.
 func TestNamespacesAgain(t *testing.T) {
 	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
 	netnstest.Mount(t, filepath.Join(dir, "blue"), nil)
@@ -230,7 +230,8 @@ func TestNamespacesAgain(t *testing.T) {
 	}
 }
 
-// TestDiscoveryFailures are counted and logged once each, and hide nothing.
+// TestDiscoveryFailures checks that each failure is counted at every scan and logged once, and that
+// the other directories are still read.
 func TestDiscoveryFailures(t *testing.T) {
 	dir := t.TempDir()
 	netnstest.Mount(t, filepath.Join(dir, "blue"), nil)
@@ -253,7 +254,7 @@ func TestDiscoveryFailures(t *testing.T) {
 	}
 }
 
-// TestCheckReach tells at the start that nothing but our own namespace is in reach.
+// TestCheckReach checks the error at the start if no other namespace can be reached.
 func TestCheckReach(t *testing.T) {
 	forbidden := Namespace{Outcome: Failed, Err: fmt.Errorf("setns: %w", unix.EPERM)}
 	broken := Namespace{Outcome: Failed, Err: unix.EIO}
@@ -282,15 +283,15 @@ func TestCheckReach(t *testing.T) {
 	}
 }
 
-// TestNamespacesProcesses finds the namespace of a process, says whose it is, and does not
-// take another for it that gets its inode.
+// TestNamespacesProcesses finds the namespace of a process and its owner. Another namespace that
+// gets the same inode must get another label.
 func TestNamespacesProcesses(t *testing.T) {
 	cfg := testConfig()
 	cfg.Scope, cfg.NamespaceDirs = ScopeAll, []string{t.TempDir()}
 	s := newScanner(t, cfg)
 	labels := map[string]bool{}
 	inodes := map[uint64]bool{}
-	again := 0 // how often the kernel gave an inode that another namespace had
+	again := 0 // how often the kernel reused the inode of another namespace
 	for deadline := time.Now().Add(time.Minute); len(labels) < 5 || again == 0; {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d namespaces found, but none with the inode of another", len(labels))
@@ -327,8 +328,8 @@ func TestNamespacesProcesses(t *testing.T) {
 	}
 }
 
-// TestNamespacesNames stay with a namespace for its life: one that shares the name of its mount
-// with another does not get it when that is removed.
+// TestNamespacesNames checks that a namespace keeps its label. Of two with the same mount name, the
+// second does not get the name as its label when the first is removed.
 func TestNamespacesNames(t *testing.T) {
 	first, second := t.TempDir(), t.TempDir()
 	path := filepath.Join(first, "blue")
@@ -351,7 +352,7 @@ func TestNamespacesNames(t *testing.T) {
 			t.Errorf("the second was %q, is %q", before[cookie], label)
 		}
 	}
-	// A new one with that name may have it.
+	// A new namespace with that name gets it.
 	netnstest.Mount(t, path, nil)
 	names := labels()
 	blue := 0
@@ -368,13 +369,13 @@ func TestNamespacesNames(t *testing.T) {
 	}
 }
 
-// TestNamespacesReplaced does not take the namespace that it surveyed for another one that
-// got its inode before it was read.
+// TestNamespacesReplaced replaces a namespace, after the survey, by another one with the same
+// inode. It must not be read.
 func TestNamespacesReplaced(t *testing.T) {
-	folder := t.TempDir()
-	netnstest.Mount(t, filepath.Join(folder, "ns"), nil)
-	s := namedScanner(t, folder)
-	found, err := netns.Mounted(folder)
+	dir := t.TempDir()
+	netnstest.Mount(t, filepath.Join(dir, "ns"), nil)
+	s := namedScanner(t, dir)
+	found, err := netns.Mounted(dir)
 	if err != nil || len(found) != 1 {
 		t.Fatalf("found %v, %v", found, err)
 	}
@@ -395,25 +396,25 @@ func TestNamespacesReplaced(t *testing.T) {
 	}
 }
 
-// TestNamespacesFailure of one namespace is logged once and does not affect the others, and no
-// namespace can take all of the time.
+// TestNamespacesFailure checks that the failure of a namespace is logged once and does not affect
+// the others, and that no namespace can take all of the time.
 func TestNamespacesFailure(t *testing.T) {
-	folder := t.TempDir()
+	dir := t.TempDir()
 	inodes := map[string]string{}
 	for _, name := range []string{"broken", "well", "zslow"} {
-		path := filepath.Join(folder, name)
+		path := filepath.Join(dir, name)
 		netnstest.Mount(t, path, func() {
 			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
 			n := 10
 			if name == "zslow" {
-				n = 50 // and so the first
+				n = 50 // the busiest, so the first
 			}
 			clientTo("198.51.100.1", "198.51.100.7:80").Hold(t, n)
 		})
 		inodes[inodeOf(t, path)] = name
 	}
-	s := namedScanner(t, folder)
-	s.cfg.Timeout = 3 * time.Second // half of it for the slow one
+	s := namedScanner(t, dir)
+	s.cfg.Timeout = 3 * time.Second // half of it is for the slow one
 	var log bytes.Buffer
 	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
@@ -465,12 +466,12 @@ func TestNamespacesChurn(t *testing.T) {
 	if testing.Short() {
 		namespaces = 100
 	}
-	folder := t.TempDir()
-	s := namedScanner(t, folder)
+	dir := t.TempDir()
+	s := namedScanner(t, dir)
 	var log bytes.Buffer
 	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	own := inodeOf(t, "/proc/thread-self/ns/net")
-	before := threads(t) // those of other tests are where they were left
+	before := threads(t) // threads of other tests stay where they are
 	// A process that stays here, for ip(8) to send the other end of a veth to.
 	anchor := exec.Command("sleep", "600")
 	if err := anchor.Start(); err != nil {
@@ -483,7 +484,7 @@ func TestNamespacesChurn(t *testing.T) {
 	fds, goroutines := inUse(t)
 
 	var (
-		home    sync.Mutex // held by whoever is in another namespace, or looks who is
+		home    sync.Mutex // held while this thread is in another namespace, or while threads are listed
 		stop    = make(chan struct{})
 		done    = make(chan struct{})
 		scraped atomic.Int64
@@ -514,7 +515,7 @@ func TestNamespacesChurn(t *testing.T) {
 
 	start := time.Now()
 	for i := 0; i < namespaces || scraped.Load() < scrapes; i++ {
-		path := filepath.Join(folder, fmt.Sprintf("ns%d", i))
+		path := filepath.Join(dir, fmt.Sprintf("ns%d", i))
 		veth := fmt.Sprintf("v%d", i)
 		home.Lock()
 		netnstest.Mount(t, path, func() {
@@ -522,13 +523,13 @@ func TestNamespacesChurn(t *testing.T) {
 		})
 		home.Unlock()
 		if err := exec.Command("ip", "link", "show", veth).Run(); err != nil {
-			t.Fatalf("%s is not here: %v", veth, err)
+			t.Fatalf("%s did not arrive: %v", veth, err)
 		}
 		netnstest.Unmount(t, path)
 		removed := time.Now()
 		for exec.Command("ip", "link", "show", veth).Run() == nil {
 			if time.Since(removed) > 30*time.Second {
-				t.Errorf("%s is there 30 s after its namespace was removed", veth)
+				t.Errorf("%s still exists 30 s after its namespace was removed", veth)
 				break
 			}
 			time.Sleep(5 * time.Millisecond)
@@ -541,7 +542,7 @@ func TestNamespacesChurn(t *testing.T) {
 		t.Errorf("log: %s", &log)
 	}
 	checkInUse(t, fds+1, goroutines+1)
-	// The runtime starts threads for system calls that last, and keeps them.
+	// The runtime starts more threads for long system calls, and keeps them.
 	if n := len(threads(t)); n > len(before)+20 {
 		t.Errorf("%d threads, %d before", n, len(before))
 	}
@@ -557,7 +558,7 @@ func threads(t *testing.T) map[string]string {
 	inodes := map[string]string{}
 	for _, task := range tasks {
 		link, err := os.Readlink(filepath.Join("/proc/self/task", task.Name(), "ns/net"))
-		if err == nil { // else it has just ended
+		if err == nil { // else the thread has just ended
 			inodes[task.Name()] = strings.Trim(link, "net:[]")
 		}
 	}
@@ -571,7 +572,7 @@ func TestNewLabel(t *testing.T) {
 		want   string
 	}{
 		{"web", 7, "web"},
-		{"web", 8, "netns-8"}, // of another folder
+		{"web", 8, "netns-8"}, // in another directory
 		{"", 9, "netns-9"},
 		{"", 0, ""},
 		{"self", 10, "netns-10"},

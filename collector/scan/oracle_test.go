@@ -21,9 +21,9 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// The oracle: what a report calls free is what the kernel really grants.
+// The oracle is the real kernel: it must grant as many ports as the report says are free.
 
-// testConfig reports everything of the test's namespace.
+// testConfig returns a Config for a full report of the test's namespace.
 func testConfig() Config {
 	return Config{
 		Proc:           "/proc",
@@ -34,7 +34,7 @@ func testConfig() Config {
 	}
 }
 
-// newScanner returns a Scanner that must have all that it needs.
+// newScanner returns a Scanner. The test fails if it cannot be made.
 func newScanner(tb testing.TB, cfg Config) *Scanner {
 	tb.Helper()
 	s, err := New(cfg)
@@ -44,7 +44,7 @@ func newScanner(tb testing.TB, cfg Config) *Scanner {
 	return s
 }
 
-// collect makes a report of the test's namespace.
+// collect returns a report of the test's namespace.
 func collect(t *testing.T) pool.Report {
 	t.Helper()
 	n, err := newScanner(t, testConfig()).Check()
@@ -54,7 +54,7 @@ func collect(t *testing.T) pool.Report {
 	return n.Report
 }
 
-// freeTo returns how many more connections to a destination a report promises.
+// freeTo returns how many ports for a destination are free by the report.
 func freeTo(r pool.Report, source netip.Addr, destination netip.AddrPort) int {
 	for _, d := range r.Destinations {
 		if d.Source == source && d.Address == destination {
@@ -74,7 +74,7 @@ func utilizationOf(r pool.Report, source netip.Addr, destination netip.AddrPort)
 	return 0
 }
 
-// sourceOf returns what a report says of a source address that it must have.
+// sourceOf returns the source with that address. The report must have it.
 func sourceOf(t *testing.T, r pool.Report, source netip.Addr) pool.Source {
 	t.Helper()
 	for _, s := range r.Sources {
@@ -86,7 +86,7 @@ func sourceOf(t *testing.T, r pool.Report, source netip.Addr) pool.Source {
 	return pool.Source{}
 }
 
-// oracleClient is a client whose source address is known.
+// An oracleClient is a client with a known source address.
 type oracleClient struct {
 	netnstest.Client
 	source netip.Addr
@@ -111,8 +111,8 @@ func (c oracleClient) bind(b netnstest.Bind) oracleClient {
 	return c
 }
 
-// checkConnect compares the report's promise with what connect() grants, until it
-// fails. slack is the number of ports that the kernel may give less.
+// checkConnect connects until connect() fails. It compares the number of connections with the free
+// ports of the report. The kernel may grant slack fewer.
 func checkConnect(t *testing.T, c oracleClient, slack int) {
 	t.Helper()
 	before := collect(t)
@@ -141,7 +141,7 @@ func checkConnect(t *testing.T, c oracleClient, slack int) {
 	}
 }
 
-// checkBind is checkConnect for clients that bind first. At least one must be there.
+// checkBind is checkConnect for clients that bind first. The source must have a socket already.
 func checkBind(t *testing.T, c oracleClient, slack int) {
 	t.Helper()
 	src := sourceOf(t, collect(t), c.source)
@@ -158,8 +158,7 @@ func checkBind(t *testing.T, c oracleClient, slack int) {
 	}
 }
 
-// TestOracleMatrix asks for each combination of range, reserved ports, listener and
-// client.
+// TestOracleMatrix tests each combination of range, reserved ports, listener and client.
 func TestOracleMatrix(t *testing.T) {
 	ranges := []struct {
 		name, ports string
@@ -233,7 +232,7 @@ func TestOracleMatrix(t *testing.T) {
 	}
 }
 
-// TestOracleWideRange fills the widest range that there is.
+// TestOracleWideRange fills the widest range that the kernel allows.
 func TestOracleWideRange(t *testing.T) {
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "1024 65535")
@@ -241,7 +240,7 @@ func TestOracleWideRange(t *testing.T) {
 	netnstest.Listen(t, "0.0.0.0:9090", false)
 	c := clientTo("198.51.100.1", "198.51.100.7:80")
 
-	// Clients with a port of their own, for connect() itself would take a minute.
+	// These clients bind their ports: with connect() alone, this would take a minute.
 	const first, last = 10000, 65000
 	for port := first; port < last; port += 11000 {
 		bound := c.bind(netnstest.BindFirst).Client
@@ -255,14 +254,14 @@ func TestOracleWideRange(t *testing.T) {
 	if got := freeTo(r, c.source, c.Destination); got != wantFree {
 		t.Fatalf("free: got %d, want %d", got, wantFree)
 	}
-	// Hold most of the rest too: each search is long now.
+	// Hold most of the rest too: each search for a port takes long now.
 	bound := c.bind(netnstest.BindFirst).Client
 	bound.Source = netip.AddrPortFrom(c.source, 1101)
 	netnstest.HoldInChild(t, netnstest.Holding{Client: bound, Count: 8000 - 1101, NextSourcePort: true})
 	checkConnect(t, c, 0)
 }
 
-// TestOraclePools tells connections that share ports from those that do not.
+// TestOraclePools checks which connections share a pool.
 func TestOraclePools(t *testing.T) {
 	base := clientTo("198.51.100.1", "198.51.100.7:80")
 	tests := []struct {
@@ -301,7 +300,8 @@ func TestOraclePools(t *testing.T) {
 	}
 }
 
-// TestOracleBindParity tells clients that bind first from those that only connect.
+// TestOracleBindParity checks that the parity distinguishes clients that bind first from clients
+// that only connect.
 func TestOracleBindParity(t *testing.T) {
 	for _, low := range []int{40000, 40001} {
 		for _, tt := range []struct {
@@ -327,9 +327,9 @@ func TestOracleBindParity(t *testing.T) {
 	}
 }
 
-// TestOracleBindFirstBlocksConnect holds the limit that the README names: ports that
-// other clients bound before they connected are lost to connect(), and a dump does
-// not tell them. The source's bind parity does.
+// TestOracleBindFirstBlocksConnect checks a limitation in the README: connect() cannot choose ports
+// that other clients bound before they connected, and a dump does not show which these are. The
+// bind parity of the source shows that there are such clients.
 func TestOracleBindFirstBlocksConnect(t *testing.T) {
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
@@ -350,7 +350,7 @@ func TestOracleBindFirstBlocksConnect(t *testing.T) {
 func TestOracleStates(t *testing.T) {
 	const n = 10
 	dst := clientTo("198.51.100.1", "198.51.100.7:80")
-	hole := clientTo("198.51.100.1", "192.0.2.7:80") // swallows packets
+	hole := clientTo("198.51.100.1", "192.0.2.7:80") // packets are lost
 	leave := func(t *testing.T, fd int) { t.Cleanup(func() { unix.Close(fd) }) }
 
 	tests := []struct {
@@ -418,7 +418,7 @@ func TestOracleStates(t *testing.T) {
 			t.Parallel()
 			netnstest.New(t)
 			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40029")
-			// The reuse of FIN_WAIT2 mini-sockets would show.
+			// A reuse of FIN_WAIT2 mini-sockets would show here.
 			netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
 			setReuseDelay(t, time.Minute)
 			listener := netnstest.Listen(t, "[::]:80", false)
@@ -448,8 +448,7 @@ func TestOracleStates(t *testing.T) {
 	}
 }
 
-// TestOracleInbound holds connections to a listener in the range, which are not of a
-// pool.
+// TestOracleInbound checks that connections to a listener in the range belong to no pool.
 func TestOracleInbound(t *testing.T) {
 	for _, listen := range []string{"198.51.100.7:40010", "0.0.0.0:40010", "[::]:40010"} {
 		t.Run(listen, func(t *testing.T) {
@@ -478,7 +477,7 @@ func TestOracleInbound(t *testing.T) {
 	}
 }
 
-// TestOracleWithoutIPv6 finds nothing wrong with a host that disabled it.
+// TestOracleWithoutIPv6 scans a host on which IPv6 is disabled.
 func TestOracleWithoutIPv6(t *testing.T) {
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv6/conf/all/disable_ipv6", "1")
@@ -491,8 +490,8 @@ func TestOracleWithoutIPv6(t *testing.T) {
 	checkConnect(t, c, 0)
 }
 
-// setReuseDelay sets tcp_tw_reuse_delay, or leaves it at a second on kernels before
-// 6.14. It returns what is in force.
+// setReuseDelay sets tcp_tw_reuse_delay and returns the delay of the kernel: 1 s before Linux 6.14,
+// which does not have the sysctl.
 func setReuseDelay(t *testing.T, delay time.Duration) time.Duration {
 	t.Helper()
 	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay"); err != nil {
@@ -502,7 +501,7 @@ func setReuseDelay(t *testing.T, delay time.Duration) time.Duration {
 	return delay
 }
 
-// TestOracleReuse asks which ports in TIME_WAIT connect() takes over.
+// TestOracleReuse checks which ports in TIME_WAIT connect() takes over.
 func TestOracleReuse(t *testing.T) {
 	clients := []struct {
 		name     string
@@ -569,7 +568,7 @@ func TestOracleCeiling(t *testing.T) {
 		t.Fatalf("ceiling: got %v, want 100 ports / 1 s", ceiling)
 	}
 
-	const window, tick = time.Second, 10 * time.Millisecond // of the close rate; of the kernel's clock, at most
+	const window, tick = time.Second, 10 * time.Millisecond // of the close rate; greatest tick of the kernel's clock
 	closes, failed := drive(t, c.Client, listener, ceiling*0.9, 5, 4*time.Second)
 	if failed {
 		t.Errorf("a connection failed after %d at 0.9 of the ceiling", len(closes))
@@ -594,11 +593,11 @@ func TestOracleCeiling(t *testing.T) {
 	}
 }
 
-// A closing is the time in which a connection went into TIME_WAIT.
+// A closing is the period in which a connection entered TIME_WAIT.
 type closing struct{ begin, end time.Time }
 
-// drive makes connections that the client closes first, at a steady rate, until one finds no
-// port. Whenever the machine was too slow it makes up for at most so many at once.
+// drive makes connections that the client closes first, at a steady rate, until one fails because
+// no port is free. After a delay of the machine it makes up for at most atOnce connections.
 func drive(t *testing.T, c netnstest.Client, listener int, perSecond float64, atOnce int, duration time.Duration) (closes []closing, failed bool) {
 	t.Helper()
 	interval := time.Duration(float64(time.Second) / perSecond)

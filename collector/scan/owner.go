@@ -12,15 +12,15 @@ import (
 	"ephemeral_port_exporter/collector/cgroup"
 )
 
-// A knownOwner is the Owner of a namespace, and the process that it was learned from.
+// A knownOwner is the Owner of a namespace, with the processes that it comes from.
 type knownOwner struct {
 	owner   Owner
-	pid     int // of cgroup.Owner
-	command int // the process of Owner.Command; 0 before that is known
+	pid     int // the process of cgroup.Owner
+	command int // the process of Owner.Command; 0 if that is not known
 }
 
-// assignOwners says whose each namespace is. What was learned stays as long as the process
-// is there, so that no tenant makes series by renaming a process.
+// assignOwners sets the owner of each namespace. An owner stays the same as long as the processes
+// exist that it comes from. Otherwise a tenant could create series by renaming a process.
 func (s *Scanner) assignOwners(candidates []candidate) {
 	owners := make(map[uint64]knownOwner, len(candidates))
 	for i := range candidates {
@@ -37,7 +37,7 @@ func (s *Scanner) assignOwners(candidates []candidate) {
 			known.command, known.owner.Command = 0, ""
 		}
 		if known.command == 0 && c.Outcome == "" { // busy
-			known.command, known.owner.Command = mostSockets(s.cfg.Proc, c.found.PIDs)
+			known.command, known.owner.Command = busiestProcess(s.cfg.Proc, c.found.PIDs)
 		}
 		c.Owner = known.owner
 		if c.cookie != 0 {
@@ -50,9 +50,9 @@ func (s *Scanner) assignOwners(candidates []candidate) {
 // maxDescriptors bounds how many descriptors of a process are examined.
 const maxDescriptors = 1024
 
-// mostSockets returns the process that has most sockets open, and its command; zero if
-// none has any, or none may be examined.
-func mostSockets(proc string, pids []int) (pid int, command string) {
+// busiestProcess returns the process with most open sockets, and its command. It returns 0 and ""
+// if no process has sockets or may be examined.
+func busiestProcess(proc string, pids []int) (pid int, command string) {
 	most := 0
 	for _, p := range pids {
 		dir := filepath.Join(proc, strconv.Itoa(p))
@@ -62,21 +62,22 @@ func mostSockets(proc string, pids []int) (pid int, command string) {
 		}
 		comm, err := os.ReadFile(filepath.Join(dir, "comm"))
 		if err != nil {
-			continue // it ended
+			continue // it has ended
 		}
 		most, pid, command = n, p, strings.TrimSuffix(string(comm), "\n")
 	}
 	return pid, command
 }
 
-// countSockets returns how many of the descriptors in a directory of procfs are sockets.
+// countSockets returns how many descriptors in a directory /proc/PID/fd are sockets, of the first
+// maxDescriptors. It returns 0 if the directory cannot be read.
 func countSockets(dir string) int {
 	d, err := os.Open(dir)
 	if err != nil {
 		return 0
 	}
 	defer d.Close()
-	names, _ := d.Readdirnames(maxDescriptors) // with an error, those before it
+	names, _ := d.Readdirnames(maxDescriptors) // on an error, the names before it
 	n := 0
 	for _, name := range names {
 		link, err := os.Readlink(filepath.Join(dir, name))

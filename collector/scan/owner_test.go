@@ -41,7 +41,8 @@ func writeProcess(t *testing.T, proc string, pid int, p fakeProcess) {
 	}
 }
 
-// TestAssignOwners names the process that has the sockets, and keeps the name.
+// TestAssignOwners checks that the command is that of the process with most sockets, and that it
+// stays the same.
 func TestAssignOwners(t *testing.T) {
 	const container = "9b1c7a0de4f35a6b8c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b"
 	proc := t.TempDir()
@@ -60,7 +61,7 @@ func TestAssignOwners(t *testing.T) {
 	}
 	steps := []struct {
 		name    string
-		outcome Outcome // "" for busy
+		outcome Outcome // "" if busy
 		pids    []int
 		change  func()
 		command string
@@ -88,12 +89,12 @@ func TestAssignOwners(t *testing.T) {
 	}
 	s.assignOwners(nil)
 	if len(s.owners) != 0 {
-		t.Errorf("remembers %d namespaces that are gone", len(s.owners))
+		t.Errorf("kept the owners of %d namespaces that are gone", len(s.owners))
 	}
 }
 
-// TestMostSockets is asked of real processes.
-func TestMostSockets(t *testing.T) {
+// TestBusiestProcess examines real processes.
+func TestBusiestProcess(t *testing.T) {
 	cmd := exec.Command("sleep", "60")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -110,10 +111,10 @@ func TestMostSockets(t *testing.T) {
 		t.Cleanup(func() { unix.Close(fd) })
 	}
 	self := os.Getpid()
-	if pid, command := mostSockets("/proc", []int{cmd.Process.Pid, self, 1 << 30}); pid != self || command == "" {
+	if pid, command := busiestProcess("/proc", []int{cmd.Process.Pid, self, 1 << 30}); pid != self || command == "" {
 		t.Errorf("got %d, %q, want this process, %d", pid, command, self)
 	}
-	if pid, command := mostSockets("/proc", []int{cmd.Process.Pid}); pid != 0 || command != "" {
+	if pid, command := busiestProcess("/proc", []int{cmd.Process.Pid}); pid != 0 || command != "" {
 		t.Errorf("a process without sockets: got %d, %q", pid, command)
 	}
 }

@@ -26,18 +26,18 @@ type Scanner struct {
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	connectFailures *connectFailures // nil unless counted
 
-	mu     sync.Mutex            // held during a scan, so that no two walk the kernel's table
-	buffer []byte                // for what the kernel answers
-	logged map[string]bool       // what failed in the last scan
-	labels map[uint64]string     // of the namespaces in the last scan, by cookie
-	owners map[uint64]knownOwner // likewise
+	mu     sync.Mutex            // guards the fields below; no two scans walk the kernel's table at once
+	buffer []byte                // for the answers of the kernel
+	logged map[string]bool       // failures of the last scan, see logFailures
+	labels map[uint64]string     // labels of the other namespaces in the last scan, by cookie
+	owners map[uint64]knownOwner // owners of these namespaces, by cookie
 
 	timeWait timeWaitCheck
 }
 
-// New returns a Scanner. The error names the rights that the process does not have and
-// cfg asks for. If cfg.ConnectFailures is set, counting starts now and lasts until the
-// process ends.
+// New returns a Scanner. The error names the capabilities that cfg needs and the process does not
+// have. If cfg.ConnectFailures is set, failed connects are counted from now on until the process
+// ends.
 func New(cfg Config) (*Scanner, error) {
 	if err := checkCapabilities(cfg.Scope); err != nil {
 		return nil, err
@@ -53,15 +53,15 @@ func New(cfg Config) (*Scanner, error) {
 	return s, nil
 }
 
-// Check scans once and returns the process's own namespace. An error means that every scan
-// will fail until somebody changes the host or the flags, and says what. A failure that may
-// be over at the next scan is no error: it is in Namespace.Err.
+// Check scans once and returns the process's own namespace. An error means that every scan will
+// fail until somebody changes the host or the flags; it says what to change. A failure that may
+// not happen at the next scan is no error: it is in Namespace.Err.
 func (s *Scanner) Check() (Namespace, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	snapshot, failures := s.scan(time.Now().Add(s.cfg.Timeout))
 	self := snapshot.Namespaces[0]
-	if err := permanent(self.Err, s.cfg.Proc); err != nil {
+	if err := permanentError(self.Err, s.cfg.Proc); err != nil {
 		return self, err
 	}
 	if err := checkReach(snapshot.Namespaces[1:], failures); err != nil {
@@ -72,9 +72,9 @@ func (s *Scanner) Check() (Namespace, error) {
 	return self, nil
 }
 
-// checkReach returns an error if there are other namespaces and none may be entered, or
-// other processes and none may be examined: a user namespace gives capabilities that do not
-// reach what belongs to the host.
+// checkReach returns an error if there are other namespaces and none may be entered. It also
+// returns one if there are other processes and none may be examined. The cause is a user
+// namespace: capabilities in it do not apply to namespaces and processes of the host.
 func checkReach(others []Namespace, failures []discoveryFailure) error {
 	if len(others) == 0 {
 		for _, f := range failures {
@@ -93,11 +93,10 @@ func checkReach(others []Namespace, failures []discoveryFailure) error {
 	return others[0].Err
 }
 
-// permanent explains an error that will be there at every scan. It returns nil for any
-// other.
-func permanent(err error, proc string) error {
+// permanentError explains an error that every scan will have. It returns nil for any other error.
+func permanentError(err error, proc string) error {
 	switch {
-	// First, for these wrap ENOENT as absent files do.
+	// This case is first: these errors wrap ENOENT too, like those of absent files.
 	case errors.Is(err, sockdiag.ErrUnsupported), errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("this host cannot be watched: %w", err)
 	case errors.Is(err, fs.ErrNotExist) && isProcfs(proc):
@@ -110,15 +109,15 @@ func permanent(err error, proc string) error {
 	}
 }
 
-// isProcfs reports whether a proc file system is mounted there.
+// isProcfs reports whether path is in a proc file system.
 func isProcfs(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
 }
 
-// Scan reads all namespaces in scope. It takes no longer than Config.Timeout, nor than
-// ctx allows. Namespaces that vanish meanwhile are not in the Snapshot. Failures are in
-// it, and logged.
+// Scan reads all namespaces in scope. It ends after Config.Timeout, or at the deadline of ctx if
+// that is earlier. The Snapshot does not contain namespaces that disappear meanwhile. Failures are
+// in the Snapshot and are logged.
 func (s *Scanner) Scan(ctx context.Context) Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,12 +134,12 @@ func (s *Scanner) Scan(ctx context.Context) Snapshot {
 	return snapshot
 }
 
-// scan is Scan without the log.
+// scan is Scan without logging.
 func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	selfDeadline := deadline
 	if s.cfg.othersInScope() {
 		now := time.Now()
-		selfDeadline = now.Add(deadline.Sub(now) / 2) // as for all others
+		selfDeadline = now.Add(deadline.Sub(now) / 2) // the other half is for the others
 	}
 	self := s.collectSelf(selfDeadline)
 	var (
@@ -163,7 +162,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	return snapshot, failures
 }
 
-// shareLimit bounds the destinations and sources of all namespaces together.
+// shareLimit limits the destinations and sources of all namespaces together.
 func shareLimit(namespaces []Namespace, most int) {
 	reports := make([]*pool.Report, len(namespaces))
 	for i := range namespaces {

@@ -11,13 +11,13 @@ import (
 // A Scanner makes Snapshots of a Linux host.
 type Scanner struct{}
 
-// New returns an error: only Linux has what a Scanner reads.
+// New returns an error: a Scanner needs Linux.
 func New(Config) (*Scanner, error) {
-	return nil, fmt.Errorf("scan: this program needs Linux and runs on %s: its sockets are read over netlink", runtime.GOOS)
+	return nil, fmt.Errorf("scan: this program needs Linux, it reads sockets over netlink; this system is %s", runtime.GOOS)
 }
 
-// Check is not called.
+// Check panics. There is no Scanner to call it.
 func (*Scanner) Check() (Namespace, error) { panic("scan: no Scanner") }
 
-// Scan is not called.
+// Scan panics. There is no Scanner to call it.
 func (*Scanner) Scan(context.Context) Snapshot { panic("scan: no Scanner") }

@@ -13,7 +13,7 @@ import (
 	"ephemeral_port_exporter/collector/sockdiag"
 )
 
-// TestPermanent tells what never works from what may work the next time.
+// TestPermanent distinguishes errors of every scan from errors that may not happen again.
 func TestPermanent(t *testing.T) {
 	tests := []struct {
 		name string
@@ -30,7 +30,7 @@ func TestPermanent(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := permanent(tt.err, "/x")
+			got := permanentError(tt.err, "/x")
 			if tt.want == "" && got != nil || tt.want != "" && (got == nil || !strings.Contains(got.Error(), tt.want)) {
 				t.Errorf("got %v, want %q", got, tt.want)
 			}

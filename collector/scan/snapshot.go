@@ -11,19 +11,19 @@ import (
 // Self is the Name of the exporter's own network namespace.
 const Self = "self"
 
-// A Snapshot is what one scan found. It is a plain value that nobody changes.
+// A Snapshot is the result of one scan. It is never changed.
 type Snapshot struct {
 	Namespaces []Namespace // the process's own first
 	OthersRead bool        // other namespaces were in scope
 
-	// DiscoveryFailures counts the directories and kinds of places that could not be
-	// searched for namespaces: some may be missing.
+	// DiscoveryFailures counts the directories, or other sources of namespaces, that could
+	// not be read completely: some namespaces may be missing.
 	DiscoveryFailures int
 
 	ConnectFailures *ConnectFailures // nil unless they are counted
 }
 
-// An Outcome says what became of a namespace in a scan.
+// An Outcome is the result of a scan for one namespace.
 type Outcome string
 
 // The outcomes.
@@ -31,44 +31,44 @@ const (
 	Collected Outcome = "collected" // its sockets were read
 	Idle      Outcome = "idle"      // it has too few sockets for any pool to matter; they were not read
 	Failed    Outcome = "failed"    // it could not be read
-	Deadline  Outcome = "deadline"  // the time for the scan was over before
+	Deadline  Outcome = "deadline"  // there was not enough time to read it
 )
 
 // Outcomes lists all of them.
 var Outcomes = [...]Outcome{Collected, Idle, Failed, Deadline}
 
-// A Namespace is what a scan says of one network namespace.
+// A Namespace is the result of a scan for one network namespace.
 type Namespace struct {
-	Name    string // the label; empty if it failed before it got one
-	Inode   uint64 // 0 where no other namespaces are in scope
+	Name    string // the label; empty if it has none
+	Inode   uint64 // 0 if no other namespaces are in scope
 	Owner   Owner
 	Outcome Outcome
-	Err     error // if Failed or Deadline; then nothing below is known
+	Err     error // set if Failed or Deadline: then the fields below are not known
 
-	// If Idle, of these only TimeWaitSockets is known.
+	// Of these, only TimeWaitSockets is known if Idle.
 	Report            pool.Report
-	TimeWaitSockets   int    // on any port
-	TimeWaitOverflows uint64 // TCPTimeWaitOverflow
-	Duration          time.Duration
+	TimeWaitSockets   int           // on any port
+	TimeWaitOverflows uint64        // TCPTimeWaitOverflow
+	Duration          time.Duration // of reading it
 }
 
-// An Owner tells whose a namespace is. What is not known is empty.
+// An Owner is what a namespace belongs to. Unknown fields are empty.
 type Owner struct {
 	cgroup.Owner        // of its processes
-	Command      string // of the process with most sockets, once the namespace was not idle; see proc_pid_comm(5)
+	Command      string // of a process that had most sockets while the namespace was busy, until it ends; see proc_pid_comm(5)
 }
 
-// fail makes a Namespace of which nothing is known but why.
-func (n Namespace) fail(err error, outcome Outcome) Namespace {
+// failed returns n with this outcome and error, and without measured values.
+func (n Namespace) failed(err error, outcome Outcome) Namespace {
 	return Namespace{Name: n.Name, Inode: n.Inode, Owner: n.Owner, Outcome: outcome, Err: err}
 }
 
-// ConnectFailures are the connects that failed for want of a port, in all network
-// namespaces of the host, since the Scanner was made.
+// ConnectFailures are the connects that failed because no port was free, in all network
+// namespaces of the host, since New.
 type ConnectFailures struct {
-	Err          error // if they could not be read; then nothing else is known
+	Err          error // set if they could not be read: then the other fields are not known
 	Pools        []FailedPool
-	Unattributed uint64 // failures in pools that are not listed
+	Unattributed uint64 // failures in pools that are not in Pools
 }
 
 // A FailedPool is a pool in which connects failed.

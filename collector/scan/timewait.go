@@ -8,21 +8,21 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// How much must have been seen of TIME_WAIT before it counts that no socket had long to go.
+// The scans and sockets in TIME_WAIT after which the longest remaining time is significant.
 const (
 	enoughScans   = 10
 	enoughSockets = 1000
 )
 
-// A timeWaitCheck compares what --time-wait.length says with what the kernel does. It says
-// so once, for the kernel does not change.
+// A timeWaitCheck compares --time-wait.length with the remaining times of sockets in TIME_WAIT.
+// It warns once, because neither the flag nor the kernel changes.
 type timeWaitCheck struct {
 	warned         bool
 	scans, sockets int
-	longest        time.Duration
+	longest        time.Duration // that a socket had left in TIME_WAIT
 }
 
-// observe takes note of a scan, and returns what to warn of, or "".
+// observe adds the sockets of a scan. It returns a warning, or "".
 func (c *timeWaitCheck) observe(length time.Duration, seen pool.TimeWaitSeen) (warning string) {
 	if c.warned || seen.Sockets == 0 {
 		return ""
@@ -32,9 +32,9 @@ func (c *timeWaitCheck) observe(length time.Duration, seen pool.TimeWaitSeen) (w
 	c.longest = max(c.longest, seen.Longest)
 	switch {
 	case c.longest > length+time.Second:
-		warning = "--time-wait.length is too short: a socket had longer to go in TIME_WAIT. Ages, close rates and ceilings are wrong"
+		warning = "--time-wait.length is too short: a socket had more time left in TIME_WAIT. Reusable ports, close rates and ceilings are wrong"
 	case c.scans >= enoughScans && c.sockets >= enoughSockets && c.longest < length*3/4:
-		warning = "--time-wait.length seems too long: no socket ever had nearly as long to go in TIME_WAIT. Ages, close rates and ceilings are wrong if it is"
+		warning = "--time-wait.length seems too long: all sockets had much less time left in TIME_WAIT. If it is, reusable ports, close rates and ceilings are wrong"
 	}
 	c.warned = warning != ""
 	return warning

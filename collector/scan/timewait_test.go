@@ -13,13 +13,13 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// TestTimeWaitCheck warns once of a flag that the kernel contradicts.
+// TestTimeWaitCheck checks that a wrong flag is warned of once.
 func TestTimeWaitCheck(t *testing.T) {
 	tests := []struct {
 		name    string
 		length  time.Duration
 		sockets int           // in each scan
-		longest time.Duration // to go
+		longest time.Duration // left in TIME_WAIT
 		scan    int           // that warns, 0 for none
 		want    string
 	}{
@@ -42,7 +42,7 @@ func TestTimeWaitCheck(t *testing.T) {
 	}
 }
 
-// TestTimeWaitKernel has the real kernel contradict the flag.
+// TestTimeWaitKernel compares the flag with the real kernel.
 func TestTimeWaitKernel(t *testing.T) {
 	for length, want := range map[time.Duration]string{time.Minute: "", 30 * time.Second: "--time-wait.length is too short"} {
 		t.Run(length.String(), func(t *testing.T) {
