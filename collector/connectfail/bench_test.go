@@ -14,8 +14,8 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// BenchmarkConnect is the rate of connects without a Probe and with one, in turns: ratio is that
-// with one to that without.
+// BenchmarkConnect measures connects without a Probe and with one, in turns. ratio is the rate with
+// a Probe divided by the rate without.
 func BenchmarkConnect(b *testing.B) {
 	local := netip.MustParseAddrPort("198.51.100.7:7301")
 	b.Run("succeeds", func(b *testing.B) {
@@ -36,7 +36,7 @@ func BenchmarkConnect(b *testing.B) {
 				return err
 			}
 			defer unix.Close(accepted)
-			// A reset leaves no TIME_WAIT, which would make each connect() slower than that before.
+			// A reset leaves no TIME_WAIT. With TIME_WAIT, each connect() would be slower than the last.
 			return unix.SetsockoptLinger(accepted, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 		})
 	})
@@ -93,7 +93,7 @@ func compare(b *testing.B, connect func() error) {
 	b.ReportMetric(median(without)/median(with), "ratio")
 }
 
-// BenchmarkCounts reads a table that is full.
+// BenchmarkCounts reads a full table.
 func BenchmarkCounts(b *testing.B) {
 	netnstest.Tracefs(b)
 	netnstest.New(b)

@@ -16,15 +16,15 @@ import (
 	"ephemeral_port_exporter/collector/internal/capability"
 )
 
-// ErrUnsupported means that this kernel does not have what a Probe needs.
+// ErrUnsupported means that this kernel lacks a feature that a Probe needs.
 var ErrUnsupported = errors.New("not supported by this kernel")
 
-// missingCapabilities returns an error that names what the process may not do. unreadable
-// is why tracefs could not be read, or nil.
+// missingCapabilities returns an error that names the capabilities that the process lacks, or nil.
+// unreadable is the error of reading tracefs, or nil.
 func missingCapabilities(unreadable error) error {
 	needed := []capability.Capability{capability.BPF, capability.Perfmon}
 	if errors.Is(unreadable, fs.ErrPermission) && os.Geteuid() != 0 {
-		needed = append(needed, capability.DACReadSearch) // tracefs is root's
+		needed = append(needed, capability.DACReadSearch) // only root may read tracefs without it
 	}
 	missing, err := capability.Missing(needed...)
 	if err != nil {
@@ -36,24 +36,25 @@ func missingCapabilities(unreadable error) error {
 	return nil
 }
 
-// explain tells why the kernel refused to do something that the capabilities allow.
+// explain adds the likely cause to an error of the kernel, for a process that has the
+// capabilities. tried is what the process tried to do.
 func explain(tried string, err error) error {
 	var errno unix.Errno
 	switch {
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("connectfail: %s: %w: CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_PERF_EVENTS are needed: %w", tried, ErrUnsupported, err)
 	case errors.As(err, &errno) && errors.Is(err, fs.ErrPermission):
-		// Without what the library says about RLIMIT_MEMLOCK on all kernels.
-		return fmt.Errorf("connectfail: %s: %s: %w", tried, suspects(), errno)
+		// Only the errno: the text of the library blames RLIMIT_MEMLOCK on all kernels.
+		return fmt.Errorf("connectfail: %s: %s: %w", tried, likelyCauses(), errno)
 	default:
 		return fmt.Errorf("connectfail: %s: %w", tried, err)
 	}
 }
 
-// attaching is what perf events are for.
+// attaching is what explain says for errors of perf events.
 const attaching = "attach to tracepoint " + eventGroup + ":" + eventName
 
-// explainEvent is explain for perf_event_open(2).
+// explainEvent is explain for an error of perf_event_open(2).
 func explainEvent(err error) error {
 	const sysctl = "/proc/sys/kernel/perf_event_paranoid"
 	b, readErr := os.ReadFile(sysctl)
@@ -65,12 +66,12 @@ func explainEvent(err error) error {
 	return explain(attaching, err)
 }
 
-// mostParanoid is the greatest kernel.perf_event_paranoid that Documentation/admin-guide/sysctl/kernel.rst
-// knows. Debian and others add one.
+// mostParanoid is the greatest kernel.perf_event_paranoid of the mainline kernel, see
+// Documentation/admin-guide/sysctl/kernel.rst. Debian and others have greater ones.
 const mostParanoid = 2
 
-// suspects names what can forbid something to a process that has the capabilities.
-func suspects() string {
+// likelyCauses names what can forbid an operation to a process that has the capabilities.
+func likelyCauses() string {
 	if lockedDown() {
 		return "forbidden, the kernel is in lockdown mode confidentiality, see kernel_lockdown(7)"
 	}
@@ -78,8 +79,8 @@ func suspects() string {
 		"a user namespace, the LSM policy, or before Linux 5.11 by a limit of locked memory below 1 MB (in systemd LimitMEMLOCK=)"
 }
 
-// lockedDown reports whether the kernel is in lockdown mode confidentiality, which leaves tracefs
-// empty if the kernel was booted with it. Mode integrity forbids nothing that is done here.
+// lockedDown reports whether the kernel is in lockdown mode confidentiality. If the kernel was
+// booted in it, tracefs is empty. Mode integrity forbids nothing that a Probe does.
 func lockedDown() bool {
 	modes, err := os.ReadFile("/sys/kernel/security/lockdown")
 	return err == nil && strings.Contains(string(modes), "[confidentiality]")

@@ -10,14 +10,14 @@ import (
 	"strconv"
 )
 
-// A field is where a value lies in what the kernel hands to the program, in bytes.
+// A field is the position of a value in the record, in bytes.
 type field struct {
 	offset, size int
 }
 
-// A layout is the part of the tracepoint's record that the program reads. The states are
-// those of include/net/tcp_states.h, ports are in the byte order of the host, addresses are
-// IPv6 or IPv4-mapped, in network byte order.
+// A layout holds the fields of the tracepoint's record that the program reads. States are numbers
+// of include/net/tcp_states.h. Ports are in the byte order of the host. Addresses are IPv6 or
+// IPv4-mapped, in network byte order.
 type layout struct {
 	oldState, newState   field
 	sourcePort, destPort field
@@ -25,10 +25,10 @@ type layout struct {
 	source, dest         field
 }
 
-// fieldLine is one field in a format file, see Documentation/trace/events.rst.
+// fieldLine matches one field in a format file, see Documentation/trace/events.rst.
 var fieldLine = regexp.MustCompile(`(?m)^\s*field:[^;]*\b(\w+)(?:\[\d+\])?;\s*offset:(\d+);\s*size:(\d+);`)
 
-// parseLayout reads the format file of sock:inet_sock_set_state. Offsets and the width of
+// parseLayout parses the format file of sock:inet_sock_set_state. Offsets and the width of
 // protocol differ between kernels. The error is ErrUnsupported.
 func parseLayout(format string) (layout, error) {
 	fields := map[string]field{}
@@ -60,7 +60,8 @@ func parseLayout(format string) (layout, error) {
 		if !ok {
 			return layout{}, fmt.Errorf("%w: the record of the tracepoint has no %s", ErrUnsupported, want.name)
 		}
-		// What is read at once must be aligned; addresses are read in parts.
+		// The program reads addresses in parts. It reads any other field at once, so that must be
+		// aligned.
 		aligned := f.size == addressSize || f.size > 0 && f.offset%f.size == 0
 		if !slices.Contains(want.sizes, f.size) || !aligned || f.offset+f.size > math.MaxInt16 {
 			return layout{}, fmt.Errorf("%w: in the record of the tracepoint, %s has %d bytes at %d", ErrUnsupported, want.name, f.size, f.offset)

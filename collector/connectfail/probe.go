@@ -14,42 +14,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TableSize is the number of pools that a Probe tells apart.
+// TableSize is the number of pools that a Probe counts separately.
 const TableSize = 4096
 
-// bpfName is what bpftool(8) lists the program and its maps as.
+// bpfName is the name of the program and its maps in bpftool(8).
 const bpfName = "connect_fail"
 
-// A Count is how many connects have failed in one pool of ports, in any network namespace.
-// It never falls.
+// A Count is the number of connects that failed in one pool of ports, in all network namespaces
+// together.
 type Count struct {
 	Source      netip.Addr     // without a zone
 	Destination netip.AddrPort // without a zone
-	Failures    uint64
+	Failures    uint64         // never falls
 }
 
-// A Probe counts from Attach until Close, or until the process ends in whatever way.
+// A Probe counts from Attach until Close, or until the process ends, even if it is killed.
 type Probe struct {
 	maps
-	memory  *ebpf.Memory // of the slots
+	memory  *ebpf.Memory // of the map slots
 	program *ebpf.Program
 	event   int // the perf event that the program is attached to, -1 before
 }
 
-// maps are what the program works on.
+// maps are the maps of the program.
 //
-// Failures are read from memory, not by bpf(2): while that reads or writes a value of whatever
-// map, the kernel skips tracing programs on the CPU (bpf_disable_instrumentation), and where the
-// caller can be preempted in there (CONFIG_PREEMPT, preempt=full) failures would go uncounted.
+// Failures are read from shared memory, not with bpf(2). While bpf(2) reads or writes a value of a
+// map, the kernel skips tracing programs on that CPU (bpf_disable_instrumentation). If the caller
+// is preempted there (CONFIG_PREEMPT, preempt=full), failures of other processes are not counted.
 type maps struct {
-	index *ebpf.Map // hash of pools: the number of the slot of each
-	slots *ebpf.Map // array of slots, shared with the kernel, see slotSize; the last is of all pools without one
-	free  *ebpf.Map // queue of the numbers of slots that no pool has yet
+	index *ebpf.Map // hash from a pool to the number of its slot
+	slots *ebpf.Map // array of slots, shared with the kernel, see slotSize; the last counts all pools without a slot
+	free  *ebpf.Map // queue of the numbers of free slots
 }
 
-// Attach starts to count, on the whole host. It needs CAP_BPF and CAP_PERFMON, and tracefs
-// mounted and readable, which is for root or CAP_DAC_READ_SEARCH. The error names what is
-// missing: fs.ErrPermission, fs.ErrNotExist without tracefs, ErrUnsupported.
+// Attach starts to count, on the whole host. It needs CAP_BPF and CAP_PERFMON. It also needs
+// tracefs, which only root or a process with CAP_DAC_READ_SEARCH may read. The error names what is
+// missing. It is fs.ErrPermission, fs.ErrNotExist if tracefs is not mounted, or ErrUnsupported.
 func Attach() (*Probe, error) { return attach(TableSize) }
 
 // attach is Attach with a table of any size.
@@ -85,10 +85,10 @@ func attach(tableSize uint32) (*Probe, error) {
 	return p, nil
 }
 
-// openEvent opens the perf event of a tracepoint, for programs to be attached to. It stays
-// disabled, which is nothing to them: perf itself has no work with it.
+// openEvent opens the perf event of a tracepoint. Programs are attached to it. It stays disabled:
+// programs run all the same, and perf itself has no work with it.
 //
-// A program sees the events of all CPUs, but a perf event is opened on one that is online.
+// A program sees the events of all CPUs, but a perf event must be opened on one that is online.
 func openEvent(id uint64) (fd int, err error) {
 	attr := unix.PerfEventAttr{
 		Type: unix.PERF_TYPE_TRACEPOINT, Size: unix.PERF_ATTR_SIZE_VER0, Config: id, Bits: unix.PerfBitDisabled,
@@ -108,7 +108,7 @@ func openEvent(id uint64) (fd int, err error) {
 	return fd, err
 }
 
-// newProbe makes a Probe whose program is not there yet.
+// newProbe returns a Probe with maps and without a program.
 func newProbe(tableSize uint32) (*Probe, error) {
 	p := &Probe{event: -1}
 	for _, m := range []struct {
@@ -141,19 +141,19 @@ func newProbe(tableSize uint32) (*Probe, error) {
 	return p, nil
 }
 
-// spec is that of the program that counts.
+// spec returns the specification of the program.
 func (p *Probe) spec(l layout) *ebpf.ProgramSpec {
 	return &ebpf.ProgramSpec{Name: bpfName, Type: ebpf.TracePoint, Instructions: instructions(l, p.maps)}
 }
 
-// Counts returns the failures of each pool since Attach, in no order, and how many there were in
-// pools that came after the TableSize first.
+// Counts returns the failures of each pool since Attach, in no order. rest is the number of
+// failures in all other pools: a Probe counts only the first TableSize pools separately.
 func (p *Probe) Counts() (counts []Count, rest uint64, err error) {
 	var slot [slotSize]byte
 	last := p.slots.MaxEntries() - 1
 	for i := range last {
-		// The failures first: there are some only where there is a pool already.
-		n, err := p.failures(i, slot[slotFailures:])
+		// Read the failures first: the program stores the pool of a slot before it counts.
+		n, err := p.readFailures(i, slot[slotFailures:])
 		if err != nil {
 			return nil, 0, err
 		}
@@ -163,31 +163,31 @@ func (p *Probe) Counts() (counts []Count, rest uint64, err error) {
 		if _, err := p.memory.ReadAt(slot[:poolSize], int64(i)*slotSize); err != nil {
 			return nil, 0, fmt.Errorf("connectfail: read slot %d: %w", i, err)
 		}
-		source := address(slot[slotSource:])
+		source := decodeAddress(slot[slotSource:])
 		if source.IsUnspecified() {
-			continue // on a CPU that stores out of order, the pool may be late; it is there the next time
+			continue // on a CPU that stores out of order, the pool may be late: the next call counts it
 		}
 		port := uint16(binary.NativeEndian.Uint64(slot[slotPort:]))
 		counts = append(counts, Count{
 			Source:      source,
-			Destination: netip.AddrPortFrom(address(slot[slotDest:]), port),
+			Destination: netip.AddrPortFrom(decodeAddress(slot[slotDest:]), port),
 			Failures:    n,
 		})
 	}
-	rest, err = p.failures(last, slot[slotFailures:])
+	rest, err = p.readFailures(last, slot[slotFailures:])
 	return counts, rest, err
 }
 
-// failures reads those of a slot, all 8 bytes at once, by way of buffer.
-func (p *Probe) failures(slot uint32, buffer []byte) (uint64, error) {
+// readFailures returns the failures of a slot. It reads all 8 bytes at once into buffer.
+func (p *Probe) readFailures(slot uint32, buffer []byte) (uint64, error) {
 	if _, err := p.memory.ReadAt(buffer, int64(slot)*slotSize+slotFailures); err != nil {
 		return 0, fmt.Errorf("connectfail: read slot %d: %w", slot, err)
 	}
 	return binary.NativeEndian.Uint64(buffer), nil
 }
 
-// address decodes an address of a slot.
-func address(b []byte) netip.Addr {
+// decodeAddress decodes an address of a slot.
+func decodeAddress(b []byte) netip.Addr {
 	return netip.AddrFrom16([addressSize]byte(b)).Unmap()
 }
 

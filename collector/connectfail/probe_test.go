@@ -23,8 +23,8 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
 
-// All packages' tests run at the same time, and a Probe sees the whole host. The
-// destinations in here are of no other test.
+// The tests of all packages run at the same time, and a Probe sees the whole host. No other test
+// uses the destinations in this file.
 
 // attachProbe attaches a Probe until the test ends.
 func attachProbe(t *testing.T) *Probe {
@@ -38,7 +38,7 @@ func attachProbe(t *testing.T) *Probe {
 	return p
 }
 
-// A pool is what failures are counted by.
+// A pool identifies a Count.
 type pool struct {
 	source      netip.Addr
 	destination netip.AddrPort
@@ -59,20 +59,20 @@ func failures(t *testing.T, p *Probe) (pools map[pool]uint64, rest uint64) {
 	for _, c := range counts {
 		key := pool{c.Source, c.Destination}
 		if pools[key] != 0 {
-			t.Errorf("%v is there twice", key)
+			t.Errorf("%v appears twice", key)
 		}
 		pools[key] = c.Failures
 	}
 	return pools, rest
 }
 
-// smallRange leaves two ports in the test's namespace.
+// smallRange sets a range of two ports in the test's namespace.
 func smallRange(t *testing.T) {
 	t.Helper()
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40001")
 }
 
-// exhaust takes both.
+// exhaust takes both ports.
 func exhaust(t *testing.T, c netnstest.Client) {
 	t.Helper()
 	c.Hold(t, 2)
@@ -81,7 +81,7 @@ func exhaust(t *testing.T, c netnstest.Client) {
 	}
 }
 
-// blocking is connect(2) of a blocking socket.
+// blocking calls connect(2) of a blocking socket.
 func blocking(c netnstest.Client) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -91,7 +91,7 @@ func blocking(c netnstest.Client) error {
 	return unix.Connect(fd, netnstest.Sockaddr(c.Destination, false))
 }
 
-// multipath is connect(2) of an MPTCP socket.
+// multipath calls connect(2) of an MPTCP socket.
 func multipath(c netnstest.Client) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
 	if err != nil {
@@ -101,7 +101,7 @@ func multipath(c netnstest.Client) error {
 	return unix.Connect(fd, netnstest.Sockaddr(c.Destination, false))
 }
 
-// fastOpen is connect(2) by way of sendto(2).
+// fastOpen connects with sendto(2).
 func fastOpen(c netnstest.Client) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -119,7 +119,8 @@ func dial(c netnstest.Client) error {
 	return err
 }
 
-// TestCounts is as many failures as the client saw, of each way to connect.
+// TestCounts checks that a Probe counts as many failures as the client sees, for each way to
+// connect.
 func TestCounts(t *testing.T) {
 	p := attachProbe(t)
 	v4, v6 := poolOf("198.51.100.1", "192.0.2.1:7001"), poolOf("2001:db8::1", "[2001:db8::7]:7001")
@@ -169,7 +170,7 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-// TestCountsPools keeps destinations and sources apart, and adds up namespaces.
+// TestCountsPools checks that a Probe counts by destination and source, and adds up namespaces.
 func TestCountsPools(t *testing.T) {
 	p := attachProbe(t)
 	want := map[pool]uint64{}
@@ -207,7 +208,7 @@ func TestCountsPools(t *testing.T) {
 	}
 }
 
-// TestCountsConcurrent is 100000 failures of 8 threads, while the counts are read.
+// TestCountsConcurrent counts 100000 failures of 8 threads, while the counts are read.
 func TestCountsConcurrent(t *testing.T) {
 	p := attachProbe(t)
 	netnstest.New(t)
@@ -221,7 +222,7 @@ func TestCountsConcurrent(t *testing.T) {
 	var saw [2]atomic.Uint64
 	var clients sync.WaitGroup
 	for i := range threads {
-		// The socket is of the namespace, whatever thread uses it.
+		// The socket stays in this namespace, also when another thread uses it.
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -265,7 +266,7 @@ func TestCountsConcurrent(t *testing.T) {
 	}
 }
 
-// TestNotCounted are connects that fail otherwise, or do not fail.
+// TestNotCounted checks connects that succeed, or fail for another reason.
 func TestNotCounted(t *testing.T) {
 	p := attachProbe(t)
 	const local, remote = "198.51.100.7:7005", "192.0.2.1:7005"
@@ -276,7 +277,7 @@ func TestNotCounted(t *testing.T) {
 		c.Bind, c.Source = bind, netip.MustParseAddrPort(source)
 		return c
 	}
-	// pending is a connect() that nobody answers.
+	// pending starts a connect() that nobody answers.
 	pending := func(t *testing.T) int {
 		t.Helper()
 		fd, err := to(remote).Dial()
@@ -391,8 +392,8 @@ func TestNotCounted(t *testing.T) {
 	}
 }
 
-// TestUsedSocketNotCounted is the limit of what the tracepoint tells: a socket that had a port fails
-// in the same way as one that was bound to it.
+// TestUsedSocketNotCounted checks a limitation of the tracepoint: the failure of a socket that had a
+// port looks like that of a socket that was bound to it.
 func TestUsedSocketNotCounted(t *testing.T) {
 	p := attachProbe(t)
 	netnstest.New(t)
@@ -416,10 +417,10 @@ func TestUsedSocketNotCounted(t *testing.T) {
 	}
 }
 
-// TestTableFull loses no failure: what a table has no place for is in the rest.
+// TestTableFull checks that every failure counts: rest has those of pools without a slot.
 func TestTableFull(t *testing.T) {
 	netnstest.Tracefs(t)
-	// It has place for all, those of tests in other packages too.
+	// This table has slots for all pools, those of tests in other packages too.
 	judge, err := attach(1 << 16)
 	if err != nil {
 		t.Fatal(err)
@@ -437,8 +438,8 @@ func TestTableFull(t *testing.T) {
 		}
 		return len(counts), ours, others, rest
 	}
-	// Of the failures of others, p sees those from Attach to the sum: no more than the judge
-	// from before to after, no less than from after to before.
+	// p sees the failures of other tests from Attach until Counts. The judge counts them over
+	// a longer and over a shorter time, which gives an upper and a lower bound.
 	_, _, beforeAttach, _ := sum(judge)
 	p, err := Attach()
 	if err != nil {
@@ -464,10 +465,10 @@ func TestTableFull(t *testing.T) {
 	pools, ours, others, rest := sum(p)
 	_, _, afterSum, _ := sum(judge)
 	if _, all, _, restOfJudge := sum(judge); all != saw || restOfJudge != 0 {
-		t.Errorf("with place for all: counted %d failures and %d besides, the client saw %d", all, restOfJudge, saw)
+		t.Errorf("with slots for all: counted %d failures and %d besides, the client saw %d", all, restOfJudge, saw)
 	}
 	if pools != 4096 {
-		t.Errorf("%d pools are told apart, want 4096", pools)
+		t.Errorf("%d pools counted separately, want 4096", pools)
 	}
 	least, most := saw+beforeSum-afterAttach, saw+afterSum-beforeAttach
 	if all := ours + others + rest; all < least || all > most {
@@ -475,14 +476,15 @@ func TestTableFull(t *testing.T) {
 	}
 }
 
-// noPorts leaves not one port in the test's namespace.
+// noPorts makes every port of the test's namespace unavailable.
 func noPorts(tb testing.TB) {
 	tb.Helper()
 	netnstest.Sysctl(tb, "ipv4/ip_local_port_range", "40000 40000")
 	netnstest.Listen(tb, "0.0.0.0:40000", false)
 }
 
-// TestFirstFailures of a pool, on two CPUs at the same moment, take one slot.
+// TestFirstFailures checks that the first failures of a pool, on two CPUs at the same time, take only
+// one slot.
 func TestFirstFailures(t *testing.T) {
 	p := attachProbe(t)
 	netnstest.New(t)
@@ -507,7 +509,7 @@ func TestFirstFailures(t *testing.T) {
 				t.Error(err)
 			}
 			for i := range int64(destinations) {
-				// Both at once, or the race does not happen.
+				// Both must start at once for the race to happen.
 				arrived[thread].Store(i + 1)
 				waiting := true
 				for waiting {
@@ -535,13 +537,13 @@ func TestFirstFailures(t *testing.T) {
 	for slot := uint32(0); p.free.LookupAndDelete(nil, &slot) == nil; {
 		free++
 	}
-	got, _ = failures(t, p) // now that no test of another package can take one
+	got, _ = failures(t, p) // no test of another package can take a slot now
 	if free+len(got) != TableSize {
 		t.Errorf("%d slots are free and %d have a pool, want %d in all", free, len(got), TableSize)
 	}
 }
 
-// TestClose leaves nothing behind, and the next Probe starts at 0.
+// TestClose checks that a Probe leaves nothing behind, and that the next one starts at 0.
 func TestClose(t *testing.T) {
 	netnstest.Tracefs(t)
 	netnstest.New(t)
@@ -556,7 +558,7 @@ func TestClose(t *testing.T) {
 		return len(entries)
 	}
 	before := fds()
-	if err := attachElsewhere(t); err == nil {
+	if err := attachToUnknownEvent(t); err == nil {
 		t.Error("attached to a tracepoint that is not there")
 	}
 	if n := fds(); n != before {
@@ -598,9 +600,9 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// attachElsewhere has a tracepoint with a number that no other has, so that Attach fails in its last
-// steps.
-func attachElsewhere(t *testing.T) error {
+// attachToUnknownEvent calls Attach with a tracepoint number that does not exist, so that it fails in
+// its last steps.
+func attachToUnknownEvent(t *testing.T) error {
 	t.Helper()
 	number := filepath.Join(t.TempDir(), "id")
 	if err := os.WriteFile(number, []byte("2147483647\n"), 0o644); err != nil {
@@ -618,7 +620,7 @@ func attachElsewhere(t *testing.T) error {
 	return err
 }
 
-// TestPerf leaves the tracepoint to others that count its events.
+// TestPerf checks that others can still count the events of the tracepoint.
 func TestPerf(t *testing.T) {
 	attachProbe(t)
 	netnstest.New(t)

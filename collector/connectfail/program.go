@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The states between which a connect() without a port moves, of include/net/tcp_states.h.
+// The states of a connect() that finds no port, from include/net/tcp_states.h.
 const (
 	tcpSynSent = 2
 	tcpClose   = 7
 )
 
-// A slot has a pool, which is the two addresses as in the layout and the destination port as
-// a 64-bit number of the host, and behind it the failures, another such number.
+// A slot consists of a pool and its failures. The pool is the two addresses, as in the layout, and
+// the destination port. Port and failures are 64-bit numbers in the byte order of the host.
 const (
 	addressSize = 16
 
@@ -29,7 +29,7 @@ const (
 	poolSize = slotFailures
 )
 
-// Where the program has its variables, below the frame pointer.
+// Offsets of the variables of the program from the frame pointer.
 const (
 	framePool  = -poolSize
 	frameIndex = framePool - 8 // of a slot, 4 bytes
@@ -49,12 +49,11 @@ const (
 	end    = "end"
 )
 
-// instructions make the program: it adds one to the slot of the pool that a failed connect()
-// belongs to. The first failure in a pool takes a free slot; if there is none left, the last
-// slot counts it, together with those of all others.
+// instructions returns the program. It adds one to the slot of the pool of a failed connect(). The
+// first failure in a pool takes a free slot. If none is left, the last slot counts it.
 //
-// The kernel runs it at each change of state of each socket, so what tells most of them from
-// those that count comes first.
+// The kernel runs the program at each change of state of each socket. So the checks that end it for
+// most of these come first.
 func instructions(l layout, m maps) asm.Instructions {
 	lastSlot := int32(m.slots.MaxEntries() - 1)
 	return slices.Concat(
@@ -72,12 +71,12 @@ func instructions(l layout, m maps) asm.Instructions {
 		call(asm.FnMapLookupElem, m.index.FD(), framePool),
 		asm.Instructions{asm.JNE.Imm(asm.R0, 0, known)},
 
-		// The first of its pool.
+		// This is the first failure of its pool.
 		call(asm.FnMapPopElem, m.free.FD(), frameIndex),
 		asm.Instructions{asm.JNE.Imm(asm.R0, 0, others)},
 		call(asm.FnMapLookupElem, m.slots.FD(), frameIndex),
 		asm.Instructions{
-			asm.JEq.Imm(asm.R0, 0, end), // never, but the verifier does not know
+			asm.JEq.Imm(asm.R0, 0, end), // this never happens, but the verifier does not know it
 			asm.Mov.Reg(regSlot, asm.R0),
 		},
 		copyPool(),
@@ -88,7 +87,7 @@ func instructions(l layout, m maps) asm.Instructions {
 			asm.JEq.Imm(asm.R1, 0, count),
 		},
 
-		// Another CPU was faster.
+		// Another CPU has just added the pool: give the slot back.
 		call(asm.FnMapPushElem, m.free.FD(), frameIndex),
 		call(asm.FnMapLookupElem, m.index.FD(), framePool),
 		asm.Instructions{asm.JNE.Imm(asm.R0, 0, known)},
@@ -129,7 +128,7 @@ func endUnless(f field, value int32) asm.Instructions {
 }
 
 // copyAddress copies an address from the record to the frame, in the largest parts that its
-// alignment allows: it has none where protocol has one byte.
+// alignment allows. Where protocol has one byte, before Linux 5.6, the address is not aligned.
 func copyAddress(from field, to int16) asm.Instructions {
 	part := 8
 	for from.offset%part != 0 {
@@ -155,7 +154,8 @@ func copyPool() asm.Instructions {
 	return program
 }
 
-// call calls a helper with a map, variables in the frame and the flags that the helper has.
+// call calls a helper with a map, pointers to variables in the frame, and the flags that the helper
+// needs.
 func call(helper asm.BuiltinFunc, fd int, variables ...int32) asm.Instructions {
 	program := asm.Instructions{asm.LoadMapPtr(asm.R1, fd)}
 	for i, v := range variables {
@@ -171,7 +171,7 @@ func call(helper asm.BuiltinFunc, fd int, variables ...int32) asm.Instructions {
 	return append(program, helper.Call())
 }
 
-// width is the size of a load or store of 1, 2, 4 or 8 bytes.
+// width returns the size of a load or store of 1, 2, 4 or 8 bytes.
 func width(bytes int) asm.Size {
 	switch bytes {
 	case 1:

@@ -63,7 +63,7 @@ var (
 	}
 )
 
-// TestLayout reads what kernels have had, and refuses what the program could not read.
+// TestLayout parses the formats of all kernels, and refuses those that the program cannot read.
 func TestLayout(t *testing.T) {
 	replace := func(old, replacement string) string {
 		t.Helper()
@@ -101,7 +101,7 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// A record is what the kernel says of one change of state.
+// A record is the record of the tracepoint for one change of state.
 type record struct {
 	oldState, newState   uint32
 	sourcePort, destPort uint16
@@ -109,7 +109,7 @@ type record struct {
 	source, destination  string
 }
 
-// encode lays it out as the kernel does, with ones where the program has nothing to read.
+// encode returns the record as the kernel writes it. Bytes that the program does not read are ones.
 func (r record) encode(l layout) []byte {
 	b := bytes.Repeat([]byte{0xff}, 72)
 	binary.NativeEndian.PutUint32(b[l.oldState.offset:], r.oldState)
@@ -127,8 +127,8 @@ func (r record) encode(l layout) []byte {
 	return b
 }
 
-// TestProgram runs the program in the kernel on records of both layouts. The kernel does not run
-// TRACEPOINT programs on request, so it is one of type RAW_TRACEPOINT here, which reads its
+// TestProgram runs the program in the kernel with records of both layouts. The kernel does not run
+// TRACEPOINT programs on request. So the program has type RAW_TRACEPOINT here, which reads its
 // context by the same rules.
 func TestProgram(t *testing.T) {
 	netnstest.Tracefs(t)
@@ -198,7 +198,7 @@ func TestProgram(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if rest != 1 { // the table has place for three
+			if rest != 1 { // the table has three slots
 				t.Errorf("rest is %d, want 1", rest)
 			}
 			slices.SortFunc(got, func(a, b Count) int {

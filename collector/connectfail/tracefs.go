@@ -20,11 +20,11 @@ const (
 	eventName  = "inet_sock_set_state"
 )
 
-// tracefsMounts are where tracefs may be, see Documentation/trace/ftrace.rst: where it
-// belongs, and where debugfs mounts it by itself.
+// tracefsMounts are the mount points of tracefs, see Documentation/trace/ftrace.rst: the usual one,
+// and the one where debugfs mounts it automatically.
 var tracefsMounts = [...]string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"}
 
-// readTracepoint reads the number of the tracepoint, and the description of its record.
+// readTracepoint returns the number of the tracepoint and the description of its record.
 func readTracepoint() (id uint64, format string, err error) {
 	mount, err := findTracefs()
 	if err != nil {
@@ -41,14 +41,14 @@ func readTracepoint() (id uint64, format string, err error) {
 	return id, format, err
 }
 
-// readEvent reads a file of the tracepoint.
+// readEvent returns the content of a file of the tracepoint.
 func readEvent(mount, name string) (string, error) {
 	b, err := os.ReadFile(filepath.Join(mount, "events", eventGroup, eventName, name))
 	switch {
 	case err == nil:
 		return string(b), nil
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist) && lockedDown():
-		return "", fmt.Errorf("read tracefs: %s: %w", suspects(), err)
+		return "", fmt.Errorf("read tracefs: %s: %w", likelyCauses(), err)
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("%w: no tracepoint %s:%s (Linux 4.16, CONFIG_EVENT_TRACING): %w", ErrUnsupported, eventGroup, eventName, err)
 	default:
@@ -56,8 +56,8 @@ func readEvent(mount, name string) (string, error) {
 	}
 }
 
-// findTracefs returns where tracefs is mounted. That takes no right to read it, but debugfs
-// may be searched by root only.
+// findTracefs returns the mount point of tracefs. It needs no right to read tracefs. Only root can
+// find it below debugfs.
 func findTracefs() (string, error) {
 	for _, mount := range tracefsMounts {
 		var st unix.Statfs_t
