@@ -12,7 +12,7 @@ type Collector struct {
 	snapshot scan.Snapshot
 }
 
-// New returns a Collector that sends what is in a Snapshot.
+// New returns a Collector that sends the metrics of a Snapshot.
 func New(snapshot scan.Snapshot) *Collector {
 	return &Collector{descs: newDescs(), snapshot: snapshot}
 }

@@ -1,3 +1,3 @@
-// Package collector turns a Snapshot of package scan into Prometheus metrics: their
-// names, labels and help texts. It decides nothing else.
+// Package collector turns a Snapshot of package scan into Prometheus metrics. It decides their
+// names, labels and help texts, and nothing else.
 package collector

@@ -10,7 +10,7 @@ import (
 	"ephemeral_port_exporter/collector/scan"
 )
 
-// descs are all metrics.
+// descs are the descriptions of all metrics.
 type descs struct {
 	rangeLow, rangeHigh, reservedPorts, blockedPorts, capacityPorts, maxUtilization *prometheus.Desc
 
@@ -31,7 +31,7 @@ type descs struct {
 	connectFailures, connectFailuresUnattributed, connectFailuresSuccess *prometheus.Desc
 }
 
-// newDescs names and explains every metric.
+// newDescs returns the name, help text and labels of every metric.
 func newDescs() descs {
 	namespace := []string{"netns"}
 	destination := []string{"netns", "source_ip", "destination_ip", "destination_port"}
@@ -46,35 +46,35 @@ func newDescs() descs {
 			"Highest port that the kernel chooses for outgoing connections, sysctl net.ipv4.ip_local_port_range.",
 			namespace, nil),
 		reservedPorts: prometheus.NewDesc("ephemeral_port_reserved_ports",
-			"Ports of the range that sysctl net.ipv4.ip_local_reserved_ports withholds.",
+			"Ports of the range that the kernel never chooses because they are in sysctl net.ipv4.ip_local_reserved_ports.",
 			namespace, nil),
 		blockedPorts: prometheus.NewDesc("ephemeral_port_blocked_ports",
-			"Ports of the range that no outgoing connection gets because a listener has them, on whatever address.",
+			"Ports of the range that connect() cannot choose because a listener has them, on any address.",
 			namespace, nil),
 		capacityPorts: prometheus.NewDesc("ephemeral_port_capacity_ports",
-			"Ports that each pair of source address and destination has for itself: the range less reserved and blocked ports.",
+			"Ports that connect() can choose for each pair of source address and destination: the range without reserved and blocked ports.",
 			namespace, nil),
 		maxUtilization: prometheus.NewDesc("ephemeral_port_max_utilization_ratio",
-			"Utilization of the worst destination, also of one without a series of its own. 1 means that the next connect() to it fails.",
+			"Highest utilization of a destination, including destinations without series of their own. 1 means that the next connect() to that destination fails.",
 			namespace, nil),
 
 		tcpTWReuse: prometheus.NewDesc("ephemeral_port_tcp_tw_reuse",
-			"Sysctl net.ipv4.tcp_tw_reuse: connect() takes over ports in TIME_WAIT never (0), always (1), on loopback (2).",
+			"Sysctl net.ipv4.tcp_tw_reuse: whether connect() may take over a port in TIME_WAIT: never (0), always (1), only on loopback (2).",
 			namespace, nil),
 		tcpTimestamps: prometheus.NewDesc("ephemeral_port_tcp_timestamps",
-			"Sysctl net.ipv4.tcp_timestamps. If 0, no port in TIME_WAIT is taken over whatever tcp_tw_reuse says.",
+			"Sysctl net.ipv4.tcp_timestamps. If it is 0, connect() takes over no port in TIME_WAIT, and tcp_tw_reuse has no effect.",
 			namespace, nil),
 		tcpTWReuseDelay: prometheus.NewDesc("ephemeral_port_tcp_tw_reuse_delay_seconds",
-			"Sysctl net.ipv4.tcp_tw_reuse_delay: time in TIME_WAIT after which a port may be taken over. Absent on kernels before 6.14, which wait 1 second.",
+			"Sysctl net.ipv4.tcp_tw_reuse_delay: time in TIME_WAIT after which connect() may take over a port. Absent on kernels before 6.14, where it is always 1 second.",
 			namespace, nil),
 		tcpFinTimeout: prometheus.NewDesc("ephemeral_port_tcp_fin_timeout_seconds",
 			"Sysctl net.ipv4.tcp_fin_timeout: time after which an orphaned socket leaves FIN_WAIT2. It does not shorten TIME_WAIT.",
 			namespace, nil),
 		timeWaitLength: prometheus.NewDesc("ephemeral_port_time_wait_length_seconds",
-			"Time that a closed connection spends in TIME_WAIT, TCP_TIMEWAIT_LEN of the kernel as told by --time-wait.length.",
+			"Time that a closed connection stays in TIME_WAIT: the value of --time-wait.length, which must be TCP_TIMEWAIT_LEN of the kernel.",
 			namespace, nil),
 		timeWaitSockets: prometheus.NewDesc("ephemeral_port_time_wait_sockets",
-			"Sockets in TIME_WAIT, and orphans in FIN_WAIT2, on any port of the network namespace.",
+			"Sockets in TIME_WAIT, and orphaned sockets in FIN_WAIT2, on any port of the network namespace.",
 			namespace, nil),
 		timeWaitLimitSockets: prometheus.NewDesc("ephemeral_port_time_wait_limit_sockets",
 			"Sysctl net.ipv4.tcp_max_tw_buckets: number of TIME_WAIT sockets at which the kernel drops new ones at once.",
@@ -90,23 +90,23 @@ func newDescs() descs {
 			"Ports in TIME_WAIT to the destination that connect() may take over now, see tcp_tw_reuse.",
 			destination, nil),
 		destinationUtilization: prometheus.NewDesc("ephemeral_port_destination_utilization_ratio",
-			"Ports held and not reusable, per capacity. 1 means that the next connect() to the destination fails with EADDRNOTAVAIL; above 0.5 each connect() takes much longer.",
+			"Ports that are held and not reusable, divided by the capacity. 1 means that the next connect() to the destination fails with EADDRNOTAVAIL. Above 0.5, each connect() takes much longer.",
 			destination, nil),
 		destinationCeiling: prometheus.NewDesc("ephemeral_port_destination_ceiling_requests_per_second",
-			"Rate of requests to the destination, with a new connection each that this host closes first, above which ports run out: capacity per time that a closed connection holds its port.",
+			"Rate of requests above which the ports for the destination run out, if each request uses a new connection that this host closes first: the capacity divided by the time that a closed connection holds its port.",
 			destination, nil),
 		destinationCloses: prometheus.NewDesc("ephemeral_port_destination_closes_per_second",
-			"Rate at which this host lately was the first to close connections to the destination, from the ages of its TIME_WAIT sockets. Compare with the ceiling.",
+			"Recent rate of connections to the destination that this host closed first, from the ages of its TIME_WAIT sockets. Compare it with the ceiling.",
 			destination, nil),
 
 		sourcePorts: prometheus.NewDesc("ephemeral_port_source_ports",
 			"Distinct ports of the range in use on the source address, to any destination.",
 			source, nil),
 		sourceBindParityPorts: prometheus.NewDesc("ephemeral_port_source_bind_parity_ports",
-			"Those of source_ports with the parity that bind(ip, 0) fills first. More than half means that clients here bind before they connect and that source utilization is the one to watch.",
+			"Those of source_ports with the parity that bind(ip, 0) tries first. If they are more than half, clients bind before they connect: watch the source utilization.",
 			source, nil),
 		sourceUtilization: prometheus.NewDesc("ephemeral_port_source_utilization_ratio",
-			"Ports in use on the source address per those that bind(ip, 0) can choose from. 1 means that the next bind(ip, 0) fails with EADDRINUSE; of no concern for clients that only connect().",
+			"Ports in use on the source address, divided by the ports that bind(ip, 0) can choose from. 1 means that the next bind(ip, 0) fails with EADDRINUSE. It does not affect clients that only call connect().",
 			source, nil),
 
 		unreportedDestinations: prometheus.NewDesc("ephemeral_port_unreported_destinations",
@@ -117,33 +117,33 @@ func newDescs() descs {
 			namespace, nil),
 
 		collectSuccess: prometheus.NewDesc("ephemeral_port_collect_success",
-			"1 if this scrape could read the network namespace, else 0 and none of its other metrics is there.",
+			"1 if this scrape could read the network namespace. If it is 0, the other metrics of the namespace are absent, except ephemeral_port_netns_info.",
 			namespace, nil),
 		collectDuration: prometheus.NewDesc("ephemeral_port_collect_duration_seconds",
-			"Time that reading the network namespace took.",
+			"Time that it took to read the network namespace.",
 			namespace, nil),
 		collectSockets: prometheus.NewDesc("ephemeral_port_collect_sockets",
-			"Sockets with a local port in the range that the kernel listed.",
+			"Sockets that the kernel listed: those with a local port in the range.",
 			namespace, nil),
 
 		netnsInfo: prometheus.NewDesc("ephemeral_port_netns_info",
-			"Always 1. The pod and container that a network namespace belongs to, and the process in it that had most sockets when the namespace was first busy; empty where unknown. Only with --namespaces.",
+			"Always 1. The labels are the pod and container that the network namespace belongs to, and the command of the process that had most sockets when the namespace was first busy. A label is empty if unknown. Only with --namespaces.",
 			[]string{"netns", "inode", "pod_uid", "container_id", "command"}, nil),
 		namespaces: prometheus.NewDesc("ephemeral_port_namespaces",
-			"Network namespaces by outcome of this scrape: collected, idle (it has fewer sockets than --destination.min-ports or 1% of its capacity, and they were not read), failed, deadline (no time was left to read it). Only with --namespaces.",
+			"Network namespaces by outcome of this scrape: collected; idle (fewer sockets than --destination.min-ports or 1% of the capacity; they were not read); failed; deadline (no time was left to read it). Only with --namespaces.",
 			[]string{"outcome"}, nil),
 		discoveryFailures: prometheus.NewDesc("ephemeral_port_namespaces_discovery_failures",
-			"Places that could not be searched for network namespaces (directories, processes): some namespaces may be missing. The log names them. Only with --namespaces.",
+			"Directories and other sources of network namespaces that could not be read completely: some namespaces may be missing. The log names them. Only with --namespaces.",
 			nil, nil),
 
 		connectFailures: prometheus.NewDesc("ephemeral_port_connect_failures_total",
-			"Calls of connect() since the exporter started that failed with EADDRNOTAVAIL because no port was free, in any network namespace of the host. Only with --connect-failures.",
+			"Calls of connect() that failed with EADDRNOTAVAIL because no port was free, since the exporter started, in all network namespaces of the host. Only with --connect-failures.",
 			[]string{"source_ip", "destination_ip", "destination_port"}, nil),
 		connectFailuresUnattributed: prometheus.NewDesc("ephemeral_port_connect_failures_unattributed_total",
-			"Further such calls, from and to addresses without series of their own, see --destination.limit. Only with --connect-failures.",
+			"Such calls between addresses without series of their own, see --destination.limit. Only with --connect-failures.",
 			nil, nil),
 		connectFailuresSuccess: prometheus.NewDesc("ephemeral_port_connect_failures_collect_success",
-			"1 if this scrape could read the counts of failed connects, else 0 and they are absent. Only with --connect-failures.",
+			"1 if this scrape could read the counts of failed connects. If it is 0, they are absent. Only with --connect-failures.",
 			nil, nil),
 	}
 }
@@ -166,7 +166,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// sendSnapshot sends all that a scan found.
+// sendSnapshot sends all metrics of a snapshot.
 func (d *descs) sendSnapshot(ch chan<- prometheus.Metric, s scan.Snapshot) {
 	for _, n := range s.Namespaces {
 		d.sendNamespace(ch, n)
@@ -180,10 +180,10 @@ func (d *descs) sendSnapshot(ch chan<- prometheus.Metric, s scan.Snapshot) {
 	}
 }
 
-// sendNamespace sends what is known of a namespace.
+// sendNamespace sends the metrics of a namespace, as far as it was read.
 func (d *descs) sendNamespace(ch chan<- prometheus.Metric, n scan.Namespace) {
 	if n.Name == "" {
-		return // it has no label: it is among the outcomes only
+		return // it has no label: only sendOutcomes counts it
 	}
 	if n.Inode != 0 {
 		ch <- prometheus.MustNewConstMetric(d.netnsInfo, prometheus.GaugeValue, 1,
@@ -199,7 +199,7 @@ func (d *descs) sendNamespace(ch chan<- prometheus.Metric, n scan.Namespace) {
 	}
 	gauge(d.collectSuccess, 1)
 	if n.Outcome == scan.Idle {
-		// There can be thousands of them: only what is worth a series.
+		// There can be thousands of idle namespaces: they get as few series as possible.
 		if n.TimeWaitSockets != 0 {
 			gauge(d.timeWaitSockets, float64(n.TimeWaitSockets))
 		}
@@ -212,7 +212,7 @@ func (d *descs) sendNamespace(ch chan<- prometheus.Metric, n scan.Namespace) {
 	d.sendPools(ch, n.Name, n.Report)
 }
 
-// sendSettings sends the sysctls, and the ports that they and listeners withhold.
+// sendSettings sends the settings, and the reserved, blocked and usable ports.
 func (d *descs) sendSettings(gauge func(*prometheus.Desc, float64), r pool.Report) {
 	gauge(d.rangeLow, float64(r.Settings.PortRange.Low))
 	gauge(d.rangeHigh, float64(r.Settings.PortRange.High))
@@ -230,7 +230,7 @@ func (d *descs) sendSettings(gauge func(*prometheus.Desc, float64), r pool.Repor
 	gauge(d.timeWaitLimitSockets, float64(r.Settings.TimeWaitLimit))
 }
 
-// sendPools sends destinations and sources.
+// sendPools sends the metrics of destinations and sources.
 func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Report) {
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, append([]string{netns}, labels...)...)
@@ -260,7 +260,7 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 	gauge(d.collectSockets, float64(r.Sockets))
 }
 
-// sendOutcomes sends how many namespaces came to what.
+// sendOutcomes sends the number of namespaces by outcome.
 func (d *descs) sendOutcomes(ch chan<- prometheus.Metric, namespaces []scan.Namespace) {
 	counts := map[scan.Outcome]int{}
 	for _, n := range namespaces {
@@ -271,8 +271,8 @@ func (d *descs) sendOutcomes(ch chan<- prometheus.Metric, namespaces []scan.Name
 	}
 }
 
-// sendConnectFailures sends the failed connects of the host, or only that they could not be
-// read.
+// sendConnectFailures sends the counts of failed connects. If they could not be read, it sends only
+// that.
 func (d *descs) sendConnectFailures(ch chan<- prometheus.Metric, f scan.ConnectFailures) {
 	if f.Err != nil {
 		ch <- prometheus.MustNewConstMetric(d.connectFailuresSuccess, prometheus.GaugeValue, 0)

@@ -25,7 +25,7 @@ import (
 
 var updateGolden = flag.Bool("update-golden", false, "write testdata/metrics.prom anew")
 
-// exposition is what /metrics says of a collector.
+// exposition returns the text of /metrics for a collector.
 func exposition(t *testing.T, c prometheus.Collector) []byte {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -43,7 +43,7 @@ func exposition(t *testing.T, c prometheus.Collector) []byte {
 	return b.Bytes()
 }
 
-// TestMetrics compares with testdata/metrics.prom, written by
+// TestMetrics compares the text with testdata/metrics.prom. This file was written by
 //
 //	go test ./collector -run TestMetrics -update-golden
 func TestMetrics(t *testing.T) {
@@ -114,13 +114,13 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestMetricsFailure sends nothing that could be taken for a number.
+// TestMetricsFailure checks that a failed namespace has no measured values.
 func TestMetricsFailure(t *testing.T) {
 	failed := errors.New("failed")
-	want := `# HELP ephemeral_port_collect_success 1 if this scrape could read the network namespace, else 0 and none of its other metrics is there.
+	want := `# HELP ephemeral_port_collect_success 1 if this scrape could read the network namespace. If it is 0, the other metrics of the namespace are absent, except ephemeral_port_netns_info.
 # TYPE ephemeral_port_collect_success gauge
 ephemeral_port_collect_success{netns="self"} 0
-# HELP ephemeral_port_connect_failures_collect_success 1 if this scrape could read the counts of failed connects, else 0 and they are absent. Only with --connect-failures.
+# HELP ephemeral_port_connect_failures_collect_success 1 if this scrape could read the counts of failed connects. If it is 0, they are absent. Only with --connect-failures.
 # TYPE ephemeral_port_connect_failures_collect_success gauge
 ephemeral_port_connect_failures_collect_success 0
 `
@@ -133,7 +133,8 @@ ephemeral_port_connect_failures_collect_success 0
 	}
 }
 
-// TestMetricsIdle has few series, and none of what was not read.
+// TestMetricsIdle checks that an idle namespace has few series, and none for values that were not
+// read.
 func TestMetricsIdle(t *testing.T) {
 	idle := func(timeWait int) scan.Namespace {
 		return scan.Namespace{Name: "few", Inode: 7, Outcome: scan.Idle, TimeWaitSockets: timeWait}
@@ -148,7 +149,7 @@ ephemeral_port_netns_info{command="",container_id="",inode="7",netns="few",pod_u
 	}
 }
 
-// TestMetricsBound holds the formula of the README.
+// TestMetricsBound checks the formula in the README for the greatest number of series.
 func TestMetricsBound(t *testing.T) {
 	const limit, collected, idle = 256, 3, 50
 	address := func(i int) netip.AddrPort {
@@ -161,7 +162,7 @@ func TestMetricsBound(t *testing.T) {
 		n.Report.Settings.TWReuseDelay = time.Second
 		s.Namespaces = append(s.Namespaces, n)
 	}
-	for i := range limit { // the limit is that of all namespaces together
+	for i := range limit { // the limit is for all namespaces together
 		r := &s.Namespaces[i%collected].Report
 		r.Destinations = append(r.Destinations, pool.Destination{Source: address(0).Addr(), Address: address(i)})
 		r.Sources = append(r.Sources, pool.Source{Address: address(i).Addr()})
@@ -194,7 +195,7 @@ func TestMetricsBound(t *testing.T) {
 	}
 }
 
-// samples is an exposition without its comments.
+// samples returns an exposition without its comments.
 func samples(t *testing.T, s scan.Snapshot) string {
 	t.Helper()
 	var lines []string
@@ -206,7 +207,7 @@ func samples(t *testing.T, s scan.Snapshot) string {
 	return strings.Join(lines, "")
 }
 
-// TestMetricsOldKernel has no reuse delay to tell.
+// TestMetricsOldKernel checks that there is no reuse delay on a kernel without that sysctl.
 func TestMetricsOldKernel(t *testing.T) {
 	got := exposition(t, New(scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected}}}))
 	if bytes.Contains(got, []byte("tcp_tw_reuse_delay_seconds")) {
