@@ -1,7 +1,6 @@
-// Package procfs reads what the Linux kernel tells about ephemeral ports and
-// TIME_WAIT under /proc.
+// Package procfs reads the files of Linux under /proc about ephemeral ports and TIME_WAIT.
 //
-// All of it is of one network namespace: /proc/sys/net shows that of the thread
-// that opens a file, and so does the thread's own net directory, while /proc/net
-// shows that of the process's first thread and is not used here.
+// All of them belong to one network namespace. Files of /proc/sys/net and /proc/thread-self/net
+// are of the namespace of the thread that opens them. /proc/net is of the namespace of the
+// process's first thread, so this package does not use it.
 package procfs

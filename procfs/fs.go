@@ -20,21 +20,21 @@ type FS struct {
 // NewFS returns the file system at a mount point, usually /proc. Nothing is read yet.
 func NewFS(mount string) *FS { return &FS{mount: mount} }
 
-// A Namespace is the sysctls of one network namespace. Their directory is opened once: with
-// thousands of namespaces, the kernel's search for it is what costs.
+// A Namespace is the sysctls of one network namespace. Their directory is opened only once: with
+// thousands of namespaces, the kernel takes long to find it.
 type Namespace struct {
 	ipv4 directory
 }
 
-// An open directory.
+// A directory is an open directory.
 type directory struct {
 	fs   *FS
 	path string
 	fd   int
 }
 
-// Namespace opens the network namespace of the calling thread, which must not go to another
-// one as long as it is in use.
+// Namespace opens the sysctls of the calling thread's network namespace. The thread must not enter
+// another namespace while it uses them.
 func (fs *FS) Namespace() (*Namespace, error) {
 	ipv4, err := fs.open(filepath.Join(fs.mount, "sys/net/ipv4"))
 	if err != nil {
@@ -43,7 +43,7 @@ func (fs *FS) Namespace() (*Namespace, error) {
 	return &Namespace{ipv4: ipv4}, nil
 }
 
-// Close closes what Namespace opened.
+// Close closes the directory of the sysctls.
 func (ns *Namespace) Close() error { return ns.ipv4.close() }
 
 func (fs *FS) open(path string) (directory, error) {
@@ -56,19 +56,19 @@ func (fs *FS) open(path string) (directory, error) {
 
 func (d directory) close() error { return unix.Close(d.fd) }
 
-// pathOf is the path of a file in the directory, for messages.
+// pathOf returns the path of a file in the directory, for error texts.
 func (d directory) pathOf(file string) string { return filepath.Join(d.path, file) }
 
-// errTooLong means that a file does not fit into the buffer for it.
+// errTooLong means that a file is longer than its buffer.
 var errTooLong = errors.New("longer than expected")
 
 // read returns the content of a file that is shorter than size bytes.
 //
-// It reads once. Some sysctls, ip_local_reserved_ports among them, answer the first
-// read(2) only, with as much as fits: whoever reads on, as os.ReadFile does after
-// 512 bytes, loses the rest without an error. What fills the buffer is therefore
-// refused. A file of /proc/PID/net gives all of its content to one read that is large
-// enough, too (seq_read).
+// It calls read(2) once. Some sysctls, like ip_local_reserved_ports, answer only the first
+// read(2), with as much as fits. A reader with several calls, like os.ReadFile for more than
+// 512 bytes, would lose the rest without an error. So content that fills the buffer is an error.
+// A file of /proc/PID/net also returns all of its content to one read that is large enough
+// (seq_read).
 func (d directory) read(file string, size int) (string, error) {
 	if len(d.fs.buffer) < size {
 		d.fs.buffer = make([]byte, size)
@@ -89,11 +89,11 @@ func (d directory) read(file string, size int) (string, error) {
 	return string(b[:n]), nil
 }
 
-// malformed is the error for a file whose content is not what the kernel writes.
+// malformed returns the error for a file with content that the kernel does not write.
 func malformed(path, content string) error {
 	const most = 200
 	if len(content) > most {
-		return fmt.Errorf("procfs: %s: unexpected content, %d bytes that begin with %q", path, len(content), content[:most])
+		return fmt.Errorf("procfs: %s: unexpected content, %d bytes that start with %q", path, len(content), content[:most])
 	}
 	return fmt.Errorf("procfs: %s: unexpected content %q", path, content)
 }

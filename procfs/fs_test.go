@@ -15,12 +15,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// mount makes a proc file system of these files.
+// mount returns a fake proc file system with these files.
 func mount(t *testing.T, files map[string]string) *FS {
 	t.Helper()
 	dir := t.TempDir()
-	for _, folder := range []string{"sys/net/ipv4", "thread-self/net"} {
-		if err := os.MkdirAll(filepath.Join(dir, folder), 0o755); err != nil {
+	for _, sub := range []string{"sys/net/ipv4", "thread-self/net"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -36,7 +36,7 @@ func mount(t *testing.T, files map[string]string) *FS {
 	return NewFS(dir)
 }
 
-// withSockstat is one file, and the other that sockstat6 needs beside it.
+// withSockstat returns one file, with a valid sockstat if that is another file.
 func withSockstat(name, content string) map[string]string {
 	files := map[string]string{name: content}
 	if strings.HasPrefix(name, "thread-self/net/sockstat6") {
@@ -45,7 +45,7 @@ func withSockstat(name, content string) map[string]string {
 	return files
 }
 
-// readers are all that a Namespace reads, with the file that it is in.
+// readers are all values that the package reads, with their files.
 var readers = []struct {
 	file string
 	read func(*FS, *Namespace) (any, error)
@@ -68,7 +68,7 @@ var readers = []struct {
 	{"thread-self/net/netstat", func(fs *FS, _ *Namespace) (any, error) { return fs.TimeWaitOverflows() }},
 }
 
-// open opens the namespace that a file system shows.
+// open opens the namespace of a file system.
 func open(t *testing.T, fs *FS) *Namespace {
 	t.Helper()
 	ns, err := fs.Namespace()
@@ -79,13 +79,13 @@ func open(t *testing.T, fs *FS) *Namespace {
 	return ns
 }
 
-// readFrom reads one thing.
+// readFrom reads one value.
 func readFrom(t *testing.T, fs *FS, read func(*FS, *Namespace) (any, error)) (any, error) {
 	t.Helper()
 	return read(fs, open(t, fs))
 }
 
-// TestMalformed content is an error that names the file and shows the content.
+// TestMalformed checks that the error for malformed content has the path and the content.
 func TestMalformed(t *testing.T) {
 	contents := map[string][]string{
 		"sys/net/ipv4/ip_local_port_range": {
@@ -127,7 +127,8 @@ func TestMalformed(t *testing.T) {
 	}
 }
 
-// TestUnreadable files are errors, but for the one that older kernels do not have.
+// TestUnreadable checks the errors for unreadable files. A file that older kernels do not have is
+// no error.
 func TestUnreadable(t *testing.T) {
 	for _, r := range readers {
 		t.Run(filepath.Base(r.file), func(t *testing.T) {
@@ -143,7 +144,7 @@ func TestUnreadable(t *testing.T) {
 			if _, err := readFrom(t, mount(t, withSockstat(r.file+"/is-a-directory", "")), r.read); err == nil {
 				t.Error("a directory: want an error")
 			}
-			// Cut anywhere, these are well formed.
+			// These lists are well formed even if they are truncated.
 			long := "1 2" + strings.Repeat("\n", maxPortList)
 			if r.file == "sys/net/ipv4/ip_local_reserved_ports" {
 				long = strings.Repeat("11,", maxPortList)
@@ -200,7 +201,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestKernel reads what was set in a namespace, and not what the host has.
+// TestKernel checks that the values are those of the namespace, not those of the host.
 func TestKernel(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -236,13 +237,12 @@ func TestKernel(t *testing.T) {
 	}
 }
 
-// TestKernelReservedPorts reads lists whole that are longer than what others read at
-// once.
+// TestKernelReservedPorts reads lists that are longer than the first read of os.ReadFile.
 func TestKernelReservedPorts(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	for _, step := range []int{50, 2} { // some 7 KiB, and the longest that there is
+	for _, step := range []int{50, 2} { // about 7 KiB, and the longest list
 		var list []string
 		var want []PortRange
 		for port := 1; port < 65536; port += step {
@@ -265,7 +265,7 @@ func TestKernelReservedPorts(t *testing.T) {
 	}
 }
 
-// FuzzParse feeds all parsers with what no kernel says.
+// FuzzParse parses any content with all parsers.
 func FuzzParse(f *testing.F) {
 	f.Add("32768\t60999\n")
 	f.Add("8080,9000-9010\n")

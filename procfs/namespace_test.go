@@ -16,9 +16,9 @@ import (
 // envInside marks the test binary that inNamespace started.
 const envInside = "PROCFS_TEST_INSIDE"
 
-// inNamespace runs the calling test once more, in a process that has a new network
-// namespace and the right to change its sysctls, and reports whether the caller is that
-// process. The test is skipped where the kernel forbids namespaces, but never under CI.
+// inNamespace runs the calling test again in a new process. That process has a new network namespace
+// and the right to change its sysctls. inNamespace reports whether the caller is that process. If
+// the kernel forbids namespaces, the test is skipped, except in CI.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(envInside) != "" {

@@ -8,18 +8,18 @@ import (
 	"strings"
 )
 
-// maxNet is a size that no file of counters reaches: the longest has some 5 KiB.
+// maxNet is a size in bytes that no file of counters reaches: the longest has about 5 KiB.
 const maxNet = 64 << 10
 
-// A Sockstat is what the kernel counts of TCP sockets in a namespace.
+// A Sockstat is the number of TCP sockets in a namespace.
 type Sockstat struct {
 	InUse    int // with a local port, listeners included, in any state but TIME_WAIT
 	TimeWait int // in TIME_WAIT, FIN_WAIT2 mini-sockets included
 }
 
-// Sockstat returns the numbers of sockets of both families in the calling thread's network
-// namespace: "inuse" and "tw" of the TCP lines of /proc/thread-self/net/sockstat and
-// sockstat6. It costs a few microseconds, however many there are.
+// Sockstat returns the number of sockets of both address families in the calling thread's network
+// namespace: "inuse" and "tw" of the TCP lines of /proc/thread-self/net/sockstat and sockstat6. It
+// takes a few microseconds for any number of sockets.
 func (fs *FS) Sockstat() (Sockstat, error) {
 	net, err := fs.openNet()
 	if err != nil {
@@ -50,9 +50,9 @@ func (fs *FS) Sockstat() (Sockstat, error) {
 	return Sockstat{InUse: inUse + inUse6, TimeWait: timeWait}, nil
 }
 
-// TimeWaitOverflows returns how many sockets of the calling thread's network namespace were
-// dropped instead of put into TIME_WAIT because there were tcp_max_tw_buckets already:
-// TCPTimeWaitOverflow of /proc/thread-self/net/netstat.
+// TimeWaitOverflows returns how many sockets of the calling thread's network namespace skipped
+// TIME_WAIT because tcp_max_tw_buckets sockets were in it: TCPTimeWaitOverflow of
+// /proc/thread-self/net/netstat.
 func (fs *FS) TimeWaitOverflows() (uint64, error) {
 	net, err := fs.openNet()
 	if err != nil {
@@ -70,12 +70,12 @@ func (fs *FS) TimeWaitOverflows() (uint64, error) {
 	return n, nil
 }
 
-// openNet opens the counters of the calling thread's network namespace.
+// openNet opens the directory with the counters of the calling thread's network namespace.
 func (fs *FS) openNet() (directory, error) {
 	return fs.open(filepath.Join(fs.mount, "thread-self/net"))
 }
 
-// parseSockstat finds a value in lines of the form "TCP: inuse 4 orphan 0 tw 2".
+// parseSockstat returns a value from lines of the form "TCP: inuse 4 orphan 0 tw 2".
 func parseSockstat(content, protocol, name string) (int, bool) {
 	for line := range strings.Lines(content) {
 		if !strings.HasPrefix(line, protocol) {
@@ -91,8 +91,8 @@ func parseSockstat(content, protocol, name string) (int, bool) {
 	return 0, false
 }
 
-// parseNetstat finds a counter in pairs of lines, the first of which names what the
-// second counts.
+// parseNetstat returns a counter from pairs of lines: the first line has the names, the second the
+// values.
 func parseNetstat(content, protocol, name string) (uint64, bool) {
 	var names []string
 	for line := range strings.Lines(content) {

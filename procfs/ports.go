@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// Sizes that no sysctl reaches.
+// Sizes of buffers, in bytes.
 const (
-	maxNumbers    = 64        // of a file with one or two numbers
-	usualPortList = 2 << 10   // of a list of ports; a longer one is read again
-	maxPortList   = 256 << 10 // of the longest: every second port makes 187 KiB
+	maxNumbers    = 64        // no file with one or two numbers is that long
+	usualPortList = 2 << 10   // most lists of ports are shorter; a longer one is read again
+	maxPortList   = 256 << 10 // no list of ports is that long: every second port makes 187 KiB
 )
 
 // A PortRange is the ports from Low to High, both included.
@@ -26,8 +26,8 @@ func (r PortRange) Size() int { return int(r.High) - int(r.Low) + 1 }
 // Contains reports whether port is in the range.
 func (r PortRange) Contains(port uint16) bool { return r.Low <= port && port <= r.High }
 
-// IPLocalPortRange returns the ports that the kernel chooses from, for IPv4 and
-// IPv6: sysctl net.ipv4.ip_local_port_range.
+// IPLocalPortRange returns the range from which the kernel chooses ports, for IPv4 and IPv6: sysctl
+// net.ipv4.ip_local_port_range.
 func (ns *Namespace) IPLocalPortRange() (PortRange, error) {
 	const file = "ip_local_port_range"
 	content, err := ns.ipv4.read(file, maxNumbers)
@@ -41,9 +41,9 @@ func (ns *Namespace) IPLocalPortRange() (PortRange, error) {
 	return r, nil
 }
 
-// IPLocalReservedPorts returns the ports that the kernel never chooses, in its
-// order and whether they lie in the local port range or not: sysctl
-// net.ipv4.ip_local_reserved_ports. It is empty on most hosts.
+// IPLocalReservedPorts returns the ports that the kernel never chooses: sysctl
+// net.ipv4.ip_local_reserved_ports. They are in ascending order, inside and outside of the local
+// port range. There are none on most hosts.
 func (ns *Namespace) IPLocalReservedPorts() ([]PortRange, error) {
 	const file = "ip_local_reserved_ports"
 	content, err := ns.ipv4.read(file, usualPortList)
@@ -60,7 +60,7 @@ func (ns *Namespace) IPLocalReservedPorts() ([]PortRange, error) {
 	return ranges, nil
 }
 
-// parseLocalPortRange reads "32768	60999".
+// parseLocalPortRange parses "32768	60999".
 func parseLocalPortRange(content string) (PortRange, bool) {
 	fields := strings.Fields(content)
 	if len(fields) != 2 {
@@ -69,7 +69,7 @@ func parseLocalPortRange(content string) (PortRange, bool) {
 	return parsePortRange(fields[0], fields[1])
 }
 
-// parseReservedPorts reads "8080,9000-9010".
+// parseReservedPorts parses "8080,9000-9010".
 func parseReservedPorts(content string) ([]PortRange, bool) {
 	content = strings.TrimSpace(content)
 	if content == "" {

@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// TCPTWReuse returns whether connect() may take over a port in TIME_WAIT: 0 never,
-// 1 always, 2 where an address is loopback. Sysctl net.ipv4.tcp_tw_reuse.
+// TCPTWReuse returns whether connect() may take over a port in TIME_WAIT: 0 never, 1 always, 2 only
+// on loopback. Sysctl net.ipv4.tcp_tw_reuse.
 func (ns *Namespace) TCPTWReuse() (int, error) { return ns.readInt("tcp_tw_reuse") }
 
-// TCPTWReuseDelay returns how long a port must have been in TIME_WAIT before it may
-// be taken over: sysctl net.ipv4.tcp_tw_reuse_delay. It is not ok on a kernel older
-// than 6.14, which has no such sysctl and waits a second.
+// TCPTWReuseDelay returns how long a port must be in TIME_WAIT before connect() may take it over:
+// sysctl net.ipv4.tcp_tw_reuse_delay. ok is false if the kernel does not have this sysctl. Kernels
+// before 6.14 do not have it and wait 1 second.
 func (ns *Namespace) TCPTWReuseDelay() (delay time.Duration, ok bool, err error) {
 	ms, err := ns.readInt("tcp_tw_reuse_delay")
 	if isNotExist(err) {
@@ -25,8 +25,8 @@ func (ns *Namespace) TCPTWReuseDelay() (delay time.Duration, ok bool, err error)
 	return time.Duration(ms) * time.Millisecond, err == nil, err
 }
 
-// TCPTimestamps returns whether TCP uses timestamps, without which no port in
-// TIME_WAIT is taken over: 0 no, 1 and 2 yes. Sysctl net.ipv4.tcp_timestamps.
+// TCPTimestamps returns whether TCP uses timestamps: 0 no, 1 and 2 yes. Without them, connect()
+// takes over no port in TIME_WAIT. Sysctl net.ipv4.tcp_timestamps.
 func (ns *Namespace) TCPTimestamps() (int, error) { return ns.readInt("tcp_timestamps") }
 
 // TCPFinTimeout returns how long a socket that no process holds stays in FIN_WAIT2:
@@ -36,14 +36,14 @@ func (ns *Namespace) TCPFinTimeout() (time.Duration, error) {
 	return time.Duration(s) * time.Second, err
 }
 
-// TCPMaxTWBuckets returns the number of sockets in TIME_WAIT from which on the
-// kernel drops new ones at once: sysctl net.ipv4.tcp_max_tw_buckets.
+// TCPMaxTWBuckets returns the number of sockets in TIME_WAIT at which the kernel drops new ones at
+// once: sysctl net.ipv4.tcp_max_tw_buckets.
 func (ns *Namespace) TCPMaxTWBuckets() (int, error) { return ns.readInt("tcp_max_tw_buckets") }
 
 // isNotExist reports whether a file is absent.
 func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
-// readInt reads a sysctl that holds one number.
+// readInt returns the value of a sysctl with one number.
 func (ns *Namespace) readInt(file string) (int, error) {
 	content, err := ns.ipv4.read(file, maxNumbers)
 	if err != nil {
@@ -56,7 +56,7 @@ func (ns *Namespace) readInt(file string) (int, error) {
 	return n, nil
 }
 
-// parseInt reads a C int. Some settings take negative values, whatever they mean.
+// parseInt parses a C int. The kernel accepts negative values for some sysctls.
 func parseInt(content string) (int, bool) {
 	n, err := strconv.ParseInt(strings.TrimSpace(content), 10, 32)
 	return int(n), err == nil
