@@ -68,7 +68,7 @@ func (t *Table) Report(limits Limits) Report {
 	r := Report{
 		Settings:      t.settings,
 		ReservedPorts: t.reserved,
-		BlockedPorts:  len(t.blocked),
+		BlockedPorts:  len(t.blocked.ports),
 		CapacityPorts: t.capacity,
 		Sockets:       t.sockets,
 		TimeWait:      t.seen,
@@ -113,9 +113,12 @@ func (t *Table) Report(limits Limits) Report {
 		return cmp.Or(cmp.Compare(b.Ports, a.Ports), a.Address.Compare(b.Address))
 	})
 	r.Sources = r.Sources[:min(limits.Most, len(r.Sources))]
+	// bind(source, 0) can choose all ports but those denied to the source.
+	unreserved := t.capacity + len(t.blocked.ports)
+	denied := t.blocked.denied()
 	for i := range r.Sources {
 		src := &r.Sources[i]
-		src.Capacity = t.sourceCapacity(src.Address.WithZone(""))
+		src.Capacity = unreserved - denied(src.Address.WithZone(""))
 		src.Utilization = utilization(src.Ports, src.Capacity)
 	}
 	return r

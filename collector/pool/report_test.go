@@ -30,7 +30,10 @@ func listener(local string) Listener { return Listener{Local: netip.MustParseAdd
 
 // tableOf returns a Table with these listeners and sockets.
 func tableOf(s Settings, listeners []Listener, sockets ...Socket) *Table {
-	t := NewTable(s, listeners)
+	t := NewTable(s)
+	for _, l := range listeners {
+		t.Block(l)
+	}
 	for _, s := range sockets {
 		t.Add(&s)
 	}
@@ -39,7 +42,7 @@ func tableOf(s Settings, listeners []Listener, sockets ...Socket) *Table {
 
 // TestReportNothing reports an idle host.
 func TestReportNothing(t *testing.T) {
-	r := NewTable(tenPorts, nil).Report(everything)
+	r := NewTable(tenPorts).Report(everything)
 	want := Report{Settings: tenPorts, CapacityPorts: 10}
 	if diff := cmp.Diff(want, r, compareAddrs, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -50,7 +53,7 @@ func TestReportNothing(t *testing.T) {
 func TestReportNoPorts(t *testing.T) {
 	s := tenPorts
 	s.ReservedPorts = []PortRange{{Low: 1, High: 40008}}
-	r := NewTable(s, []Listener{listener("0.0.0.0:40009")}).Report(everything)
+	r := tableOf(s, []Listener{listener("0.0.0.0:40009")}).Report(everything)
 	if r.CapacityPorts != 0 || r.MaxUtilization != 1 {
 		t.Errorf("got capacity %d, greatest utilization %v, want 0 and 1", r.CapacityPorts, r.MaxUtilization)
 	}

@@ -76,16 +76,3 @@ type Listener struct {
 	Local  netip.AddrPort
 	V6Only bool // it accepts no IPv4 connections, IPV6_V6ONLY of ipv6(7)
 }
-
-// denies reports whether bind(source, 0) cannot choose the port because of this listener.
-// connect() can never choose the port of a listener.
-func (l Listener) denies(source netip.Addr) bool {
-	switch at := l.Local.Addr(); at {
-	case netip.IPv4Unspecified():
-		return source.Is4()
-	case netip.IPv6Unspecified():
-		return source.Is6() || !l.V6Only
-	default:
-		return at == source
-	}
-}

@@ -43,10 +43,10 @@ func (c *poolCounts) held() int {
 // with the number of pools and sources, not with the number of sockets.
 type Table struct {
 	settings Settings
-	rules    [2]timeWaitRule       // for other destinations and for loopback
-	usable   portMap               // ports that connect() may choose
-	blocked  map[uint16][]Listener // listeners by the port that they block
-	pools    map[poolKey]int32     // index into counts
+	rules    [2]timeWaitRule   // for other destinations and for loopback
+	usable   portMap           // ports that connect() may choose
+	blocked  blockedPorts      // ports that listeners block
+	pools    map[poolKey]int32 // index into counts
 	counts   []poolCounts
 	sources  map[sourceKey]*portSet
 	sockets  int
@@ -56,29 +56,32 @@ type Table struct {
 	capacity int // ports in usable
 }
 
-// NewTable returns an empty Table for a namespace with these settings and listeners.
-func NewTable(s Settings, listeners []Listener) *Table {
+// NewTable returns an empty Table for a namespace with these settings. Block its listeners
+// before the first Add.
+func NewTable(s Settings) *Table {
 	t := &Table{
 		settings: s,
 		rules:    [2]timeWaitRule{s.timeWaitRule(false), s.timeWaitRule(true)},
-		blocked:  make(map[uint16][]Listener),
+		blocked:  newBlockedPorts(),
 		pools:    make(map[poolKey]int32),
 		sources:  make(map[sourceKey]*portSet),
 	}
 	t.usable.addUnreserved(s)
-	unreserved := t.usable.size()
-	t.reserved = s.PortRange.Size() - unreserved
-
-	for _, l := range listeners {
-		port := l.Local.Port()
-		if !t.usable.has(port) && t.blocked[port] == nil {
-			continue // reserved, or out of range
-		}
-		t.usable.remove(port)
-		t.blocked[port] = append(t.blocked[port], l)
-	}
-	t.capacity = unreserved - len(t.blocked)
+	t.capacity = t.usable.size()
+	t.reserved = s.PortRange.Size() - t.capacity
 	return t
+}
+
+// Block counts a listener.
+func (t *Table) Block(l Listener) {
+	port := l.Local.Port()
+	if t.usable.has(port) {
+		t.usable.remove(port)
+		t.capacity--
+	} else if !t.blocked.has(port) {
+		return // reserved, or outside the range
+	}
+	t.blocked.add(l)
 }
 
 // Add counts a socket. The caller may reuse s afterwards.
@@ -134,11 +137,10 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 // and does not count either. Otherwise the client bound the port before it connected: a
 // listener on another address does not prevent that.
 func (t *Table) addBlocked(s *Socket) {
-	listeners := t.blocked[s.Local.Port()]
-	if len(listeners) == 0 || deniesAny(listeners, s.Local.Addr()) {
-		return
+	port := s.Local.Port()
+	if t.blocked.has(port) && !t.blocked.deny(s.Local.Addr(), port) {
+		t.sourceOf(s).add(port)
 	}
-	t.sourceOf(s).add(s.Local.Port())
 }
 
 // sourceOf returns the ports of a socket's source address.
@@ -162,28 +164,6 @@ func (t *Table) rule(loopback bool) timeWaitRule {
 		return t.rules[1]
 	}
 	return t.rules[0]
-}
-
-// sourceCapacity returns how many ports bind(source, 0) can choose from: the ports that
-// connect() can choose, and the ports that only listeners on other addresses block.
-func (t *Table) sourceCapacity(source netip.Addr) int {
-	n := t.capacity
-	for _, listeners := range t.blocked {
-		if !deniesAny(listeners, source) {
-			n++
-		}
-	}
-	return n
-}
-
-// deniesAny reports whether one of the listeners denies its port to bind(source, 0).
-func deniesAny(listeners []Listener, source netip.Addr) bool {
-	for _, l := range listeners {
-		if l.denies(source) {
-			return true
-		}
-	}
-	return false
 }
 
 // isLinkLocal reports whether several interfaces can have this address at the same time.

@@ -22,7 +22,7 @@ func BenchmarkAdd(b *testing.B) {
 					Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(d >> 16), byte(d >> 8), byte(d)}), 443),
 				}
 			}
-			t := NewTable(s, nil)
+			t := NewTable(s)
 			for i := 0; b.Loop(); i++ {
 				t.Add(&sockets[i%len(sockets)])
 			}

@@ -108,32 +108,26 @@ func (s *Scanner) fillTable(settings pool.Settings, deadline time.Time) (*pool.T
 		return nil, err
 	}
 	defer conn.Close()
-	listeners, err := readListeners(conn, settings.PortRange)
+	table := pool.NewTable(settings)
+	low, high := settings.PortRange.Low, settings.PortRange.High
+	err = conn.Listeners(low, high, func(l *sockdiag.Socket) {
+		table.Block(pool.Listener{Local: l.Local, V6Only: l.V6Only})
+	})
 	if err != nil {
 		return nil, err
 	}
-	table := pool.NewTable(settings, listeners)
 	states := make([]sockdiag.State, len(pool.States))
 	for i, state := range pool.States {
 		states[i] = sockdiag.State(state)
 	}
 	var row pool.Socket
-	err = conn.Sockets(states, settings.PortRange.Low, settings.PortRange.High, func(socket *sockdiag.Socket) {
+	err = conn.Sockets(states, low, high, func(socket *sockdiag.Socket) {
 		row.State = pool.State(socket.State)
 		row.Local, row.Remote = socket.Local, socket.Remote
 		row.Interface, row.Expires = socket.Interface, socket.Expires
 		table.Add(&row)
 	})
 	return table, err
-}
-
-// readListeners returns the listeners on ports of the range.
-func readListeners(conn *sockdiag.Conn, r pool.PortRange) ([]pool.Listener, error) {
-	var listeners []pool.Listener
-	err := conn.Listeners(r.Low, r.High, func(l *sockdiag.Socket) {
-		listeners = append(listeners, pool.Listener{Local: l.Local, V6Only: l.V6Only})
-	})
-	return listeners, err
 }
 
 // dialUntil opens a connection to the kernel that fails at the deadline. Each scan of a namespace
