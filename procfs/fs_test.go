@@ -36,7 +36,8 @@ func mount(t *testing.T, files map[string]string) *FS {
 	return NewFS(dir)
 }
 
-// withSockstat returns one file, with a valid sockstat if that is another file.
+// withSockstat returns one file. With sockstat6, it also returns a valid sockstat, which is read
+// first.
 func withSockstat(name, content string) map[string]string {
 	files := map[string]string{name: content}
 	if strings.HasPrefix(name, "thread-self/net/sockstat6") {
