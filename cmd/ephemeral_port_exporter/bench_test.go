@@ -27,8 +27,7 @@ import (
 )
 
 // The benchmarks measure the real process from outside: the CPU time of all its threads
-// for a scrape over HTTP. Where they compare, they take turns with the yardstick, which is
-// another process.
+// for a scrape over HTTP. The process to compare with is the yardstick. The two take turns.
 //
 //	go test ./cmd/ephemeral_port_exporter -run '^$' -bench . -benchtime 20x
 const benchAddress = "127.0.0.1:999"
@@ -49,8 +48,8 @@ func holdMany(b *testing.B, children, destinations int) {
 	}
 }
 
-// BenchmarkScrape has 298,500 connections to 20 destinations, and compares with the least
-// that a dump can cost: a loop that receives the same answer and throws it away.
+// BenchmarkScrape has 298,500 connections to 20 destinations. The yardstick is the least cost of a
+// dump: a loop that receives the same answer and discards it.
 func BenchmarkScrape(b *testing.B) {
 	holdMany(b, 15, 20)
 	compareWithBareLoop(b)
@@ -88,7 +87,7 @@ func BenchmarkDestinations(b *testing.B) {
 }
 
 // BenchmarkInbound has 20,000 inbound connections to one listener and 2,000 outbound ones.
-// The yardstick asks for all of them, where the exporter lets the kernel filter by port.
+// The yardstick dumps all of them. The exporter lets the kernel filter by port.
 func BenchmarkInbound(b *testing.B) {
 	const inbound, outbound = 20000, 2000
 	netnstest.Sysctl(b, "ipv4/ip_local_port_range", "32768 60999")
@@ -107,7 +106,7 @@ func BenchmarkInbound(b *testing.B) {
 }
 
 // BenchmarkNamespaces has 10 namespaces with 11,940 connections each, and 990 idle ones,
-// four of five with a few sockets. It compares with an exporter that sees the ten only.
+// of which four of five have a few sockets. The yardstick is an exporter that sees only the 10.
 func BenchmarkNamespaces(b *testing.B) {
 	const busy, idle = 10, 990
 	busyDir, allDir := b.TempDir(), b.TempDir()
@@ -152,7 +151,7 @@ func BenchmarkNamespaces(b *testing.B) {
 	b.ReportMetric(all.rss(b), "RSS-MB")
 }
 
-// compareWithBareLoop scrapes in turns with the bare loop.
+// compareWithBareLoop scrapes the exporter and runs the bare loop, in turns.
 func compareWithBareLoop(b *testing.B) {
 	b.Helper()
 	e := startBench(b, benchAddress)
@@ -192,8 +191,8 @@ type benchProcess struct {
 	stdout *bufio.Reader
 }
 
-// startBench is runBench of an exporter whose scrapes must not fail. The first does not
-// count.
+// startBench runs an exporter with runBench. Its scrapes must not fail. The first scrapes are not
+// measured.
 func startBench(b *testing.B, address string, args ...string) benchProcess {
 	b.Helper()
 	p := runBench(b, address, args...)
@@ -227,7 +226,7 @@ func runBench(b *testing.B, address string, args ...string) benchProcess {
 	return p
 }
 
-// scrape returns the CPU time of a scrape and its answer.
+// scrape returns the CPU time of a scrape, and its answer.
 func (p benchProcess) scrape(b *testing.B) (time.Duration, string) {
 	b.Helper()
 	start := p.cpu(b)
@@ -243,7 +242,7 @@ func (p benchProcess) scrape(b *testing.B) (time.Duration, string) {
 	return p.cpu(b) - start, string(body)
 }
 
-// cpu returns the time that all threads of the process have run, those that ended included.
+// cpu returns the CPU time of all threads of the process, including those that have ended.
 func (p benchProcess) cpu(b *testing.B) time.Duration {
 	b.Helper()
 	// MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) of linux/posix-timers_types.h.
@@ -255,7 +254,7 @@ func (p benchProcess) cpu(b *testing.B) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// rss returns the greatest resident memory that the process had, in MB.
+// rss returns the peak resident memory of the process, in MB.
 func (p benchProcess) rss(b *testing.B) float64 {
 	b.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
@@ -304,7 +303,7 @@ func startBareLoop(b *testing.B) benchProcess {
 	return p
 }
 
-// dump lets the yardstick receive one dump, and returns its CPU time and the sockets.
+// dump lets the yardstick receive one dump. It returns the CPU time and the number of sockets.
 func (p benchProcess) dump(b *testing.B) (cpu time.Duration, sockets int) {
 	b.Helper()
 	start := p.cpu(b)
@@ -318,8 +317,8 @@ func (p benchProcess) dump(b *testing.B) (cpu time.Duration, sockets int) {
 }
 
 // bareLoopMain is the yardstick: for each line of its input, one dump and a line with the
-// number of sockets. Its loop is one thread that blocks in recvfrom(2), with nothing of the
-// runtime in between.
+// number of sockets. Its loop is one thread that blocks in recvfrom(2), without the poller of the
+// runtime.
 func bareLoopMain() {
 	runtime.LockOSThread()
 	buf := make([]byte, 64<<10)
@@ -336,7 +335,7 @@ func bareLoopMain() {
 	}
 }
 
-// bareDump asks for all TCP sockets but listeners and throws the answer away.
+// bareDump requests all TCP sockets except listeners and discards the answer.
 func bareDump(buf []byte) (sockets int, err error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {

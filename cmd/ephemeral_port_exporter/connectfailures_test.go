@@ -21,7 +21,8 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// failToConnect fails for want of a port, in a network namespace of the test.
+// failToConnect makes n connects that fail because no port is free, in a network namespace of the
+// test.
 func failToConnect(t *testing.T, destination string, n int) {
 	t.Helper()
 	t.Run("connect", func(t *testing.T) {
@@ -37,7 +38,7 @@ func failToConnect(t *testing.T, destination string, n int) {
 	})
 }
 
-// failuresTo is the series of a destination of failToConnect.
+// failuresTo returns the series of a destination of failToConnect.
 func failuresTo(destination string) string {
 	to := netip.MustParseAddrPort(destination)
 	return `ephemeral_port_connect_failures_total{destination_ip="` + to.Addr().String() +
@@ -46,8 +47,8 @@ func failuresTo(destination string) string {
 
 const unattributed = "ephemeral_port_connect_failures_unattributed_total "
 
-// endsWith runs the exporter and expects that it does not start, and says so.
-func endsWith(t *testing.T, cmd *exec.Cmd, want ...string) {
+// checkStartFails checks that the exporter does not start, and that its output has these texts.
+func checkStartFails(t *testing.T, cmd *exec.Cmd, want ...string) {
 	t.Helper()
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
@@ -64,8 +65,8 @@ func endsWith(t *testing.T, cmd *exec.Cmd, want ...string) {
 	}
 }
 
-// TestConnectFailures counts from 0 in each run, and leaves nothing in the kernel, however it
-// ends.
+// TestConnectFailures checks that each run counts from 0 and leaves nothing in the kernel, even if it
+// is killed.
 func TestConnectFailures(t *testing.T) {
 	netnstest.Tracefs(t)
 	const address, destination = "127.0.0.1:10180", "192.0.2.1:7101"
@@ -100,7 +101,7 @@ func TestConnectFailures(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresLimit is that of series.
+// TestConnectFailuresLimit checks the limit of series.
 func TestConnectFailuresLimit(t *testing.T) {
 	netnstest.Tracefs(t)
 	const address = "127.0.0.1:10183"
@@ -112,7 +113,7 @@ func TestConnectFailuresLimit(t *testing.T) {
 	}
 }
 
-// programOf returns the BPF program of a process. As long as that is attached, it is there.
+// programOf returns the BPF program of a process, which exists as long as it is attached.
 func programOf(t *testing.T, pid int) ebpf.ProgramID {
 	t.Helper()
 	infos, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "fdinfo/*"))
@@ -136,7 +137,8 @@ func programOf(t *testing.T, pid int) ebpf.ProgramID {
 	return 0
 }
 
-// TestConnectFailuresCapabilities are just enough, and each that is missing is named.
+// TestConnectFailuresCapabilities checks that the documented capabilities are enough, and that the
+// error names each one that is missing.
 func TestConnectFailuresCapabilities(t *testing.T) {
 	const bpf, perfmon, search = unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH
 	tests := []struct {
@@ -163,7 +165,7 @@ func TestConnectFailuresCapabilities(t *testing.T) {
 			cmd := command(t, "--connect-failures", "--web.listen-address="+address)
 			unprivileged(t, cmd, tt.capabilities...)
 			if tt.missing != "" {
-				endsWith(t, cmd, "connectfail: "+tt.missing)
+				checkStartFails(t, cmd, "connectfail: "+tt.missing)
 				return
 			}
 			e := start(t, cmd, "http://"+address)
@@ -177,7 +179,7 @@ func TestConnectFailuresCapabilities(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresRoot needs no capability to read tracefs, as in a container.
+// TestConnectFailuresRoot checks that root needs no capability to read tracefs, as in a container.
 func TestConnectFailuresRoot(t *testing.T) {
 	netnstest.Tracefs(t)
 	const address = "127.0.0.1:10199"
@@ -192,8 +194,8 @@ func TestConnectFailuresRoot(t *testing.T) {
 	sample(t, metrics, unattributed)
 }
 
-// TestConnectFailuresStartFails tells what is not there, or forbidden, and by what if that is
-// known.
+// TestConnectFailuresStartFails checks that the error names what is missing or forbidden, and the
+// cause if it is known.
 func TestConnectFailuresStartFails(t *testing.T) {
 	const event = "/sys/kernel/tracing/events/sock/inet_sock_set_state"
 	deny := func(call, errno uint32) func(testing.TB) {
@@ -276,12 +278,12 @@ func TestConnectFailuresStartFails(t *testing.T) {
 			for _, fault := range tt.fault {
 				fault(t)
 			}
-			endsWith(t, cmd, tt.want...)
+			checkStartFails(t, cmd, tt.want...)
 		})
 	}
 }
 
-// TestConnectFailuresDebugfs has tracefs where debugfs mounts it, and nowhere else.
+// TestConnectFailuresDebugfs runs with tracefs only at the place where debugfs mounts it.
 func TestConnectFailuresDebugfs(t *testing.T) {
 	netnstest.Tracefs(t)
 	netnstest.Untracefs(t)
@@ -304,7 +306,7 @@ func TestConnectFailuresDebugfs(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresOfflineCPU attaches by way of another CPU where the first is offline.
+// TestConnectFailuresOfflineCPU checks that the program is attached if the first CPU is offline.
 func TestConnectFailuresOfflineCPU(t *testing.T) {
 	netnstest.Tracefs(t)
 	if runtime.NumCPU() < 2 {
@@ -329,7 +331,7 @@ func TestConnectFailuresOfflineCPU(t *testing.T) {
 	}
 }
 
-// TestNoConnectFailures touches nothing of BPF.
+// TestNoConnectFailures checks that the exporter does not use BPF without the flag.
 func TestNoConnectFailures(t *testing.T) {
 	const address = "127.0.0.1:10182"
 	killBPF := func(t *testing.T) {

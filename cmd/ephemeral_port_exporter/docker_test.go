@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// TestDockerfile runs the image's build command for each architecture, and holds what
-// the image promises: a static binary, no privileges, our port.
+// TestDockerfile runs the build command of the image for each architecture. It checks that the image
+// has a static binary, no privileges and the default port.
 func TestDockerfile(t *testing.T) {
 	b, err := os.ReadFile("../../Dockerfile")
 	if err != nil {

@@ -19,10 +19,10 @@ import (
 	"ephemeral_port_exporter/collector/scan"
 )
 
-// defaultAddress has a port outside of the default ephemeral range, 32768-60999.
+// defaultAddress has a port outside the default ephemeral range, 32768-60999.
 const defaultAddress = ":10149"
 
-// flags are the command line.
+// flags are the values of the command line flags.
 type flags struct {
 	web *web.FlagConfig
 	log *promslog.Config
@@ -53,37 +53,37 @@ func addFlags(app *kingpin.Application) *flags {
 		disableExporterMetrics: app.Flag("web.disable-exporter-metrics",
 			"Leave out metrics about the exporter itself (go_*, process_*, promhttp_*).").Bool(),
 		maxRequests: countFlag(app, "web.max-requests",
-			"Most scrapes served at once, further ones get status 503. All of them share one collection. 0 for no limit.", "40"),
+			"Maximum number of scrapes served at once; further ones get status 503. Scrapes at the same time share one collection. 0 means no limit.", "40"),
 
 		namespaces: choiceFlag(app, "namespaces",
-			"Network namespaces to watch besides the exporter's own: none (self), those that are mounted (named; needs CAP_SYS_ADMIN), or also those of all processes (all; needs CAP_SYS_PTRACE too).",
+			"Network namespaces to watch besides the exporter's own. self: none. named: mounted ones; needs CAP_SYS_ADMIN. all: mounted ones and those of all processes; needs CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
 			string(scan.ScopeSelf), string(scan.ScopeNamed), string(scan.ScopeAll)),
 		namespaceDirs: app.Flag("namespaces.dir",
-			"Directory of mounted network namespaces, besides /run/netns and /run/docker/netns. Repeatable.").Strings(),
+			"Directory of mounted network namespaces, in addition to /run/netns and /run/docker/netns. Repeatable.").Strings(),
 		connectFailures: app.Flag("connect-failures",
-			"Count the connects that fail for want of a port, in all network namespaces, with an eBPF program (needs CAP_BPF, CAP_PERFMON and a readable tracefs).").Bool(),
+			"Count the connects that fail because no port is free, in all network namespaces of the host. Uses an eBPF program; needs CAP_BPF, CAP_PERFMON and a readable tracefs.").Bool(),
 
 		procfs: app.Flag("path.procfs",
 			"Mount point of procfs.").Default("/proc").String(),
 		minPorts: countFlag(app, "destination.min-ports",
 			"Give a destination series of its own only if it holds at least this many ports.", "10"),
 		limit: countFlag(app, "destination.limit",
-			"Most destinations with series of their own, those that hold most ports first; the rest is summed up. Likewise those of failed connects. Also most source addresses; further ones are left out.", "256"),
+			"Maximum number of destinations with series of their own: those that hold most ports. The others are only summed up. The same limit applies to source addresses, and to series of failed connects.", "256"),
 		timeWaitLength: durationFlag(app, "time-wait.length",
-			"Time that the kernel keeps a connection in TIME_WAIT. Compiled in (TCP_TIMEWAIT_LEN): change it only for a kernel that was built with another value, else reusable ports and close rates are wrong.", "60s"),
+			"Time that the kernel keeps a connection in TIME_WAIT: its constant TCP_TIMEWAIT_LEN. Change it only for a kernel that was built with another value. With a wrong value, reusable ports, close rates and ceilings are wrong.", "60s"),
 		collectTimeout: durationFlag(app, "collect.timeout",
-			"Give up a collection after this time; keep it below the scrape timeout of Prometheus.", "5s"),
+			"Maximum time for a collection. Keep it below the scrape timeout of Prometheus.", "5s"),
 	}
-	// As promslogflag.AddFlags, with errors that name the flag.
+	// Like promslogflag.AddFlags, but with errors that name the flag.
 	f.log.Level, f.log.Format = promslog.NewLevel(), promslog.NewFormat()
 	app.Flag(promslogflag.LevelFlagName, promslogflag.LevelFlagHelp).Default("info").
-		SetValue(named{promslogflag.LevelFlagName, f.log.Level})
+		SetValue(namedValue{promslogflag.LevelFlagName, f.log.Level})
 	app.Flag(promslogflag.FormatFlagName, promslogflag.FormatFlagHelp).Default("logfmt").
-		SetValue(named{promslogflag.FormatFlagName, f.log.Format})
+		SetValue(namedValue{promslogflag.FormatFlagName, f.log.Format})
 	return f
 }
 
-// scanConfig is what the flags say of scans.
+// scanConfig returns the configuration of the Scanner.
 func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 	return scan.Config{
 		Proc:           *f.procfs,
@@ -99,21 +99,21 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 	}
 }
 
-// named is the value of a flag whose errors name the flag.
-type named struct {
+// A namedValue is the value of a flag whose errors name the flag.
+type namedValue struct {
 	flag string
 	kingpin.Value
 }
 
 // Set implements kingpin.Value.
-func (n named) Set(s string) error {
+func (n namedValue) Set(s string) error {
 	if err := n.Value.Set(s); err != nil {
 		return fmt.Errorf("--%s=%s: %w", n.flag, s, err)
 	}
 	return nil
 }
 
-// A choice is the value of a flag: one of several words.
+// A choice is the value of a flag that accepts one of several words.
 type choice struct {
 	flag  string
 	words []string
@@ -139,7 +139,7 @@ func (c choice) Set(s string) error {
 // String implements kingpin.Value.
 func (c choice) String() string { return *c.value }
 
-// A count is the value of a flag: a whole number, 0 or more.
+// A count is the value of a flag that accepts a whole number, 0 or more.
 type count struct {
 	flag  string
 	value *int
@@ -164,7 +164,7 @@ func (c count) Set(s string) error {
 // String implements kingpin.Value.
 func (c count) String() string { return strconv.Itoa(*c.value) }
 
-// A duration is the value of a flag: a time of more than 0.
+// A duration is the value of a flag that accepts a duration above 0.
 type duration struct {
 	flag  string
 	value *time.Duration
@@ -180,7 +180,7 @@ func durationFlag(app *kingpin.Application, flag, help, value string) *time.Dura
 func (d duration) Set(s string) error {
 	t, err := time.ParseDuration(s)
 	if err != nil || t <= 0 {
-		return fmt.Errorf("--%s=%s: must be a time of more than 0, such as 500ms or 5s", d.flag, s)
+		return fmt.Errorf("--%s=%s: must be a duration above 0, for example 500ms or 5s", d.flag, s)
 	}
 	*d.value = t
 	return nil
@@ -189,13 +189,13 @@ func (d duration) Set(s string) error {
 // String implements kingpin.Value.
 func (d duration) String() string { return d.value.String() }
 
-// validate returns the first value that makes no sense.
+// validate returns an error for the first flag with an invalid value.
 func (f *flags) validate() error {
 	if !isFreePath(*f.telemetryPath) {
-		return fmt.Errorf("--web.telemetry-path=%s: must be a plain path such as /metrics, and not /, %s or %s", *f.telemetryPath, healthyPath, readyPath)
+		return fmt.Errorf("--web.telemetry-path=%s: must be a plain path like /metrics, and not /, %s or %s", *f.telemetryPath, healthyPath, readyPath)
 	}
 	if len(*f.namespaceDirs) > 0 && scan.Scope(*f.namespaces) == scan.ScopeSelf {
-		return fmt.Errorf("--namespaces.dir=%s: has no meaning with --namespaces=%s", (*f.namespaceDirs)[0], scan.ScopeSelf)
+		return fmt.Errorf("--namespaces.dir=%s: has no effect with --namespaces=%s", (*f.namespaceDirs)[0], scan.ScopeSelf)
 	}
 	if err := web.Validate(*f.web.WebConfigFile); err != nil {
 		return fmt.Errorf("--web.config.file=%s: %w", *f.web.WebConfigFile, err)
@@ -208,8 +208,8 @@ func (f *flags) validate() error {
 	return nil
 }
 
-// listenPorts returns the TCP ports that the exporter will listen on; none where
-// systemd has opened them.
+// listenPorts returns the TCP ports that the exporter will open. There are none if systemd opens
+// them.
 func (f *flags) listenPorts() []uint16 {
 	if *f.web.WebSystemdSocket {
 		return nil
@@ -223,8 +223,8 @@ func (f *flags) listenPorts() []uint16 {
 	return ports
 }
 
-// listenPort returns the TCP port of a listen address, 0 where the kernel chooses
-// or where it is a vsock address.
+// listenPort returns the TCP port of a listen address. It is 0 if the kernel chooses the port, or
+// for a vsock address.
 func listenPort(address string) (uint16, error) {
 	if strings.HasPrefix(address, "vsock://") {
 		return 0, nil

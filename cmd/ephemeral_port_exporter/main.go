@@ -1,5 +1,5 @@
-// Command ephemeral_port_exporter is a Prometheus exporter that tells for every
-// destination how close the next connect() is to failing for want of a port.
+// Command ephemeral_port_exporter is a Prometheus exporter. It shows for every destination how
+// close connect() is to failing because no ephemeral port is free.
 package main
 
 import (
@@ -26,7 +26,7 @@ import (
 const name = "ephemeral_port_exporter"
 
 func main() {
-	app := kingpin.New(name, "Prometheus exporter that tells for every destination how close the next connect() is to failing for want of a port.")
+	app := kingpin.New(name, "Prometheus exporter that shows for every destination how close connect() is to failing because no ephemeral port is free.")
 	app.Version(version.Print(name))
 	app.HelpFlag.Short('h')
 	flags := addFlags(app)
@@ -70,8 +70,8 @@ func run(flags *flags, logger *slog.Logger) error {
 	return serve(server, flags.web, logger)
 }
 
-// firstScan tells the user what this host has, or that it can never be watched as it is.
-// What may be better at the next scrape is no reason to stop.
+// firstScan logs the ports of this host. It returns an error if every scrape would fail. A failure
+// that may not happen at the next scrape is only logged.
 func firstScan(scanner *scan.Scanner, flags *flags, logger *slog.Logger) error {
 	self, err := scanner.Check()
 	if err != nil {
@@ -87,19 +87,19 @@ func firstScan(scanner *scan.Scanner, flags *flags, logger *slog.Logger) error {
 		"range_low", ports.Low, "range_high", ports.High, "capacity", self.Report.CapacityPorts,
 		"sockets", self.Report.Sockets, "duration", self.Duration)
 	if self.Report.CapacityPorts == 0 {
-		logger.Warn("No port is left for outgoing connections: each connect() fails unless its client has chosen a port",
+		logger.Warn("No port is left for outgoing connections: connect() fails unless its client has bound a port",
 			"range_low", ports.Low, "range_high", ports.High, "reserved", self.Report.ReservedPorts, "blocked", self.Report.BlockedPorts)
 	}
 	for _, port := range flags.listenPorts() {
 		if ports.Contains(port) {
-			logger.Warn("The listen port lies in the ephemeral range: it costs every destination a port, and an outgoing connection may take it before the exporter starts",
+			logger.Warn("The listen port is in the ephemeral range: no destination can use it, and an outgoing connection may hold it when the exporter starts",
 				"port", port, "range_low", ports.Low, "range_high", ports.High)
 		}
 	}
 	return nil
 }
 
-// serve runs the server until it fails or the process is told to end.
+// serve runs the server until it fails, or until SIGTERM or SIGINT.
 func serve(server *http.Server, webConfig *web.FlagConfig, logger *slog.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -112,14 +112,14 @@ func serve(server *http.Server, webConfig *web.FlagConfig, logger *slog.Logger) 
 		return fmt.Errorf("serve HTTP: %w", err)
 	case <-ctx.Done():
 	}
-	logger.Info("Ending on a signal")
+	logger.Info("Stopping on a signal")
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	if err := server.Shutdown(ctx); err != nil {
-		logger.Warn("Scrapes were cut off at the end", "err", err)
+		logger.Warn("Stopped before all scrapes were answered", "err", err)
 	}
 	return nil
 }
 
-// shutdownTimeout is how long a scrape in progress may take after SIGTERM.
+// shutdownTimeout is how long a scrape in progress may take after SIGTERM or SIGINT.
 const shutdownTimeout = 5 * time.Second

@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	os.Exit(netnstest.Main(m, netnstest.Program{Name: name, Args: []string{"build", "."}}))
 }
 
-// command is the binary with these arguments.
+// command returns the command that runs the binary with these arguments.
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -49,14 +49,14 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, netnstest.ProgramPath(name), args...)
 }
 
-// An exporter is the running binary.
+// An exporter is a running binary.
 type exporter struct {
 	cmd *exec.Cmd
 	url string
 	log *logBuffer
 }
 
-// A logBuffer is written while the test reads it.
+// A logBuffer can be written and read at the same time.
 type logBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -128,7 +128,7 @@ func sample(t *testing.T, metrics, series string) float64 {
 	return f
 }
 
-// stop sends SIGTERM and returns how the process ended.
+// stop sends SIGTERM and returns the exit error of the process.
 func (e *exporter) stop(t *testing.T) error {
 	t.Helper()
 	if err := e.cmd.Process.Signal(unix.SIGTERM); err != nil {
@@ -137,26 +137,26 @@ func (e *exporter) stop(t *testing.T) error {
 	return e.cmd.Wait()
 }
 
-// TestBadFlags end the program with what is allowed, and do not start it.
+// TestBadFlags checks that the exporter does not start with an invalid flag, and says what is valid.
 func TestBadFlags(t *testing.T) {
 	tests := []struct{ flag, want string }{
 		{"--destination.limit=-1", "--destination.limit=-1: must be a whole number, 0 or more"},
 		{"--destination.limit=many", "--destination.limit=many: must be a whole number, 0 or more"},
 		{"--destination.min-ports=-5", "--destination.min-ports=-5: must be a whole number, 0 or more"},
 		{"--web.max-requests=1.5", "--web.max-requests=1.5: must be a whole number, 0 or more"},
-		{"--time-wait.length=0s", "--time-wait.length=0s: must be a time of more than 0"},
-		{"--time-wait.length=-60s", "--time-wait.length=-60s: must be a time of more than 0"},
-		{"--collect.timeout=0", "--collect.timeout=0: must be a time of more than 0"},
-		{"--collect.timeout=5", "--collect.timeout=5: must be a time of more than 0, such as 500ms or 5s"},
+		{"--time-wait.length=0s", "--time-wait.length=0s: must be a duration above 0"},
+		{"--time-wait.length=-60s", "--time-wait.length=-60s: must be a duration above 0"},
+		{"--collect.timeout=0", "--collect.timeout=0: must be a duration above 0"},
+		{"--collect.timeout=5", "--collect.timeout=5: must be a duration above 0, for example 500ms or 5s"},
 		{"--web.listen-address=10149", "--web.listen-address=10149: must be host:port"},
 		{"--web.listen-address=:70000", "--web.listen-address=:70000: must be host:port"},
 		{"--web.listen-address=::1:10149", "--web.listen-address=::1:10149: must be host:port"},
 		{"--web.telemetry-path=metrics", "--web.telemetry-path=metrics: must be a plain path"},
-		{"--web.telemetry-path=/", "--web.telemetry-path=/: must be a plain path such as /metrics, and not /, "},
+		{"--web.telemetry-path=/", "--web.telemetry-path=/: must be a plain path like /metrics, and not /, "},
 		{"--web.telemetry-path=/-/ready", "must be a plain path"},
 		{"--web.telemetry-path=/{x", "must be a plain path"},
 		{"--web.telemetry-path=/metrics/", "must be a plain path"},
-		{"--namespaces.dir=/run/netns", "--namespaces.dir=/run/netns: has no meaning with --namespaces=self"},
+		{"--namespaces.dir=/run/netns", "--namespaces.dir=/run/netns: has no effect with --namespaces=self"},
 		{"--no-such-flag", "unknown long flag '--no-such-flag'"},
 		{"--log.level=loud", "--log.level=loud: unrecognized log level"},
 		{"--log.format=xml", "--log.format=xml: unrecognized log format"},
@@ -177,7 +177,8 @@ func TestBadFlags(t *testing.T) {
 	}
 }
 
-// TestStartFails with one clear sentence where nothing will ever be collected.
+// TestStartFails checks that the exporter does not start if every collection would fail, and logs the
+// reason once.
 func TestStartFails(t *testing.T) {
 	tests := []struct {
 		name  string
@@ -215,8 +216,7 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-// denyNetlink lets socket(AF_NETLINK) fail in this test's thread and in what it
-// starts.
+// denyNetlink lets socket(AF_NETLINK) fail in this test's thread and in processes that it starts.
 func denyNetlink(t *testing.T, errno unix.Errno) {
 	t.Helper()
 	// struct seccomp_data { int nr; __u32 arch; __u64 instruction_pointer; __u64 args[6]; }
@@ -241,7 +241,7 @@ const (
 	seccompAllow = 0x7fff0000 // SECCOMP_RET_ALLOW
 )
 
-// filterCalls filters the system calls of this test's thread and of what it starts.
+// filterCalls filters the system calls of this test's thread and of processes that it starts.
 func filterCalls(t testing.TB, filter []unix.SockFilter) {
 	t.Helper()
 	runtime.LockOSThread() // never unlocked: the thread ends with the test
@@ -256,7 +256,7 @@ func filterCalls(t testing.TB, filter []unix.SockFilter) {
 	}
 }
 
-// TestRun is the exporter as its user meets it, without any privilege.
+// TestRun runs the exporter without any privilege.
 func TestRun(t *testing.T) {
 	cmd := command(t, "--web.listen-address=127.0.0.1:10149", "--destination.min-ports=1")
 	unprivileged(t, cmd)
@@ -329,7 +329,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestNoPortsLeft is worth a warning.
+// TestNoPortsLeft checks the warning if no port can be chosen.
 func TestNoPortsLeft(t *testing.T) {
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40009")
@@ -342,7 +342,7 @@ func TestNoPortsLeft(t *testing.T) {
 	}
 }
 
-// TestProcSubset is named where procfs hides the sysctls.
+// TestProcSubset checks that the error names subset=pid if procfs hides the sysctls.
 func TestProcSubset(t *testing.T) {
 	proc := t.TempDir()
 	cmd := command(t, "--path.procfs="+proc, "--web.listen-address=127.0.0.1:10156")
@@ -350,7 +350,7 @@ func TestProcSubset(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(proc, unix.MNT_DETACH) })
-	// As subset=pid, which an ordinary user may not mount: nothing is in sys.
+	// An empty sys, as with subset=pid, which an ordinary user may not mount.
 	if err := unix.Mount("tmpfs", filepath.Join(proc, "sys"), "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -360,7 +360,8 @@ func TestProcSubset(t *testing.T) {
 	}
 }
 
-// TestPlaceholderHash fails at the start, and names the file.
+// TestPlaceholderHash checks that the exporter does not start with the placeholder, and names the
+// file.
 func TestPlaceholderHash(t *testing.T) {
 	config := filepath.Join(t.TempDir(), "web.yml")
 	if err := os.WriteFile(config, []byte("basic_auth_users:\n  prometheus: $2y$10$...\n"), 0o600); err != nil {
@@ -372,7 +373,7 @@ func TestPlaceholderHash(t *testing.T) {
 	}
 }
 
-// TestListenPortInRange warns.
+// TestListenPortInRange checks the warning about a listen port in the ephemeral range.
 func TestListenPortInRange(t *testing.T) {
 	e := start(t, command(t, "--web.listen-address=127.0.0.1:10150", "--web.listen-address=127.0.0.1:40000"), "http://127.0.0.1:40000")
 	if log := e.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "port=40000 range_low=32768 range_high=60999") {
@@ -380,7 +381,7 @@ func TestListenPortInRange(t *testing.T) {
 	}
 }
 
-// TestListenPortTaken says which.
+// TestListenPortTaken checks that the error names a port that is in use.
 func TestListenPortTaken(t *testing.T) {
 	netnstest.Listen(t, "127.0.0.1:10151", false)
 	out, err := command(t, "--web.listen-address=127.0.0.1:10151").CombinedOutput()
@@ -390,7 +391,7 @@ func TestListenPortTaken(t *testing.T) {
 	}
 }
 
-// TestPaths are for the user to choose, and the exporter's own metrics to leave out.
+// TestPaths changes the path of metrics and omits the metrics about the exporter itself.
 func TestPaths(t *testing.T) {
 	e := start(t, command(t, "--web.listen-address=127.0.0.1:10152", "--web.telemetry-path=/ports", "--web.disable-exporter-metrics"), "http://127.0.0.1:10152")
 	status, metrics := e.get(t, "/ports")
@@ -410,7 +411,7 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-// TestBasicAuth needs the password that the file of --web.config.file asks for.
+// TestBasicAuth checks that scrapes need the password of --web.config.file.
 func TestBasicAuth(t *testing.T) {
 	config := filepath.Join(t.TempDir(), "web.yml")
 	const hash = "$2a$04$JxYPWr0djqEs5o6UGuZP3OggPDos30.vkpvW2mbiMc3wreLmtsWmK" // bcrypt of "secret"
@@ -428,8 +429,8 @@ func TestBasicAuth(t *testing.T) {
 	}
 }
 
-// TestProbes are TCP connections: with TLS and a password, HTTP probes would need both. They
-// leave nothing in the log.
+// TestProbes checks that TCP probes succeed and log nothing. With TLS and a password, HTTP probes
+// would need both.
 func TestProbes(t *testing.T) {
 	dir := t.TempDir()
 	certificate(t, dir)
@@ -472,7 +473,7 @@ basic_auth_users:
 		t.Errorf("probes are in the log:\n%s", got)
 	}
 
-	// What is wrong with TLS still is.
+	// Other errors of TLS are still logged.
 	if _, err := http.Get("http://" + address + healthyPath); err != nil {
 		t.Fatal(err)
 	}

@@ -21,15 +21,14 @@ import (
 // A scanFunc is Scan of a scan.Scanner.
 type scanFunc func(context.Context) scan.Snapshot
 
-// A metricsHandler serves scrapes. Those that overlap share one scan.
+// A metricsHandler serves scrapes. Scrapes at the same time share one scan.
 type metricsHandler struct {
 	shared sharedGatherer
-	slots  chan struct{} // one for each scrape that is served; nil for no limit
+	slots  chan struct{} // one element for each scrape that is being served; nil for no limit
 	opts   promhttp.HandlerOpts
 }
 
-// newMetricsHandler returns a handler for the metrics of the registry, and for what a scan
-// finds.
+// newMetricsHandler returns a handler for the metrics of the registry and of scans.
 func newMetricsHandler(flags *flags, registry *prometheus.Registry, scanHost scanFunc, logger *slog.Logger) http.Handler {
 	h := &metricsHandler{
 		shared: sharedGatherer{scan: scanHost, registry: registry, timeout: *flags.collectTimeout},
@@ -56,7 +55,7 @@ func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case h.slots <- struct{}{}:
 			defer func() { <-h.slots }()
 		default:
-			http.Error(w, fmt.Sprintf("%d scrapes are being served, the limit of --web.max-requests: try again later", cap(h.slots)), http.StatusServiceUnavailable)
+			http.Error(w, fmt.Sprintf("%d scrapes are being served, which is the limit of --web.max-requests: try again later", cap(h.slots)), http.StatusServiceUnavailable)
 			return
 		}
 	}
@@ -64,18 +63,19 @@ func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	families, err := h.shared.gather(ctx)
 	if ctx.Err() != nil && err != nil {
-		// Nobody reads this if the client is gone.
-		http.Error(w, "this host was not read within the scrape timeout: raise scrape_timeout in Prometheus, or lower --collect.timeout", http.StatusServiceUnavailable)
+		// If the client is gone, nobody reads this.
+		http.Error(w, "this host could not be read within the scrape timeout: raise scrape_timeout in Prometheus, or lower --collect.timeout", http.StatusServiceUnavailable)
 		return
 	}
 	promhttp.HandlerFor(prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return families, err }), h.opts).ServeHTTP(w, r)
 }
 
-// scrapeTimeoutHeader is what Prometheus says of how long it waits.
+// scrapeTimeoutHeader is the header with the time that Prometheus waits, in seconds.
 const scrapeTimeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
-// scrapeContext ends when the client goes, or a moment before Prometheus stops waiting: half
-// a second, and at most half of the time, is for the answer.
+// scrapeContext returns a context that ends when the client disconnects, or shortly before
+// Prometheus stops waiting. The time left for the answer is half a second, or half of the timeout
+// if that is less.
 func scrapeContext(r *http.Request) (context.Context, context.CancelFunc) {
 	seconds, err := strconv.ParseFloat(r.Header.Get(scrapeTimeoutHeader), 64)
 	if err != nil || !(seconds > 0 && seconds < time.Hour.Seconds()) {
@@ -85,28 +85,28 @@ func scrapeContext(r *http.Request) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(r.Context(), max(timeout/2, timeout-time.Second/2))
 }
 
-// A sharedGatherer gives the result of one scan to all that ask while it runs.
+// A sharedGatherer gives the result of one scan to all scrapes that arrive while it runs.
 //
-// CoalesceGather of promhttp would hand it out for longer, until the slowest client has
-// read its answer: one that stalls freezes the numbers for everybody.
+// CoalesceGather of promhttp would share the result until the slowest client has read its answer.
+// Then a client that stops reading would give old values to all others.
 type sharedGatherer struct {
 	scan     scanFunc
 	registry *prometheus.Registry
-	timeout  time.Duration // of a scan that nobody wants sooner
+	timeout  time.Duration // greatest time for a scan
 	flight   singleflight.Group
 }
 
 // A gathering is the result of one scan.
 type gathering struct {
-	families []*dto.MetricFamily
-	err      error
-	budget   time.Duration // of the scan
-	cut      bool          // the budget was too small
+	families   []*dto.MetricFamily
+	err        error
+	budget     time.Duration // time for the scan
+	incomplete bool          // the budget was too small
 }
 
-// gather returns the metrics, or the error of ctx. A scan takes no longer than whoever began
-// it waits. One that was cut short because somebody else waits less than we do is not good
-// enough: then another follows.
+// gather returns the metrics, or the error of ctx. A scan takes no longer than the scrape that
+// started it waits. If that scrape waits much shorter than this one, the scan can be incomplete:
+// then gather starts another one.
 func (g *sharedGatherer) gather(ctx context.Context) ([]*dto.MetricFamily, error) {
 	for {
 		budget := g.timeout
@@ -119,18 +119,18 @@ func (g *sharedGatherer) gather(ctx context.Context) ([]*dto.MetricFamily, error
 			return nil, ctx.Err()
 		case r := <-result:
 			got := r.Val.(gathering)
-			if got.cut && got.budget < budget/2 {
+			if got.incomplete && got.budget < budget/2 {
 				continue
 			}
-			// The slice is for the caller to reorder, what it points to is not.
+			// The caller may reorder the slice, but must not change what it points to.
 			return slices.Clone(got.families), got.err
 		}
 	}
 }
 
-// run makes a scan.
+// run scans and returns the metrics.
 func (g *sharedGatherer) run(budget time.Duration) gathering {
-	// Not that of a client: others may wait for it when that is gone.
+	// This is not the context of a scrape: others may wait for the scan when its client is gone.
 	ctx, cancel := context.WithTimeout(context.Background(), budget)
 	defer cancel()
 	snapshot := g.scan(ctx)
@@ -139,6 +139,6 @@ func (g *sharedGatherer) run(budget time.Duration) gathering {
 	families, err := prometheus.Gatherers{host, g.registry}.Gather()
 	return gathering{
 		families: families, err: err, budget: budget,
-		cut: slices.ContainsFunc(snapshot.Namespaces, func(n scan.Namespace) bool { return n.Outcome == scan.Deadline }),
+		incomplete: slices.ContainsFunc(snapshot.Namespaces, func(n scan.Namespace) bool { return n.Outcome == scan.Deadline }),
 	}
 }

@@ -19,9 +19,8 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// unprivileged lets a command run with these capabilities and no other: as uid 65534, or,
-// where the user namespace has a single uid, as that. What else the test starts may be
-// restricted too.
+// unprivileged lets a command run with these capabilities only. It runs as uid 65534, or as the only
+// uid if the user namespace has only one. Other processes of the test may be restricted too.
 func unprivileged(t *testing.T, cmd *exec.Cmd, capabilities ...uintptr) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/uid_map")
@@ -38,8 +37,8 @@ func unprivileged(t *testing.T, cmd *exec.Cmd, capabilities ...uintptr) {
 	}
 }
 
-// boundCapabilities lets what this test's thread starts have these capabilities at most, which
-// uid 0 has then.
+// boundCapabilities limits the capabilities of processes that this thread starts. With uid 0, they
+// have exactly these.
 func boundCapabilities(t *testing.T, capabilities ...uintptr) {
 	t.Helper()
 	runtime.LockOSThread() // never unlocked: the thread ends with the test
@@ -74,22 +73,23 @@ func startSleep(t *testing.T) (info string) {
 	return `inode="` + strconv.FormatUint(st.Ino, 10) + `",netns="netns-`
 }
 
-// openTempDir is a temporary folder that every user may look into.
+// openTempDir returns a temporary directory that every user may search.
 func openTempDir(t *testing.T) string {
 	t.Helper()
-	folder := t.TempDir()
-	for dir := folder; dir != filepath.Clean(os.TempDir()); dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil {
+	dir := t.TempDir()
+	for parent := dir; parent != filepath.Clean(os.TempDir()); parent = filepath.Dir(parent) {
+		if err := os.Chmod(parent, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return folder
+	return dir
 }
 
-// TestNamespacesCapabilities are just enough, and each that is missing is named.
+// TestNamespacesCapabilities checks that the documented capabilities are enough, and that the error
+// names each one that is missing.
 func TestNamespacesCapabilities(t *testing.T) {
-	folder := openTempDir(t)
-	netnstest.Mount(t, filepath.Join(folder, "mounted"), nil)
+	dir := openTempDir(t)
+	netnstest.Mount(t, filepath.Join(dir, "mounted"), nil)
 	ofProcess := startSleep(t)
 
 	const admin, ptrace = unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE
@@ -114,7 +114,7 @@ func TestNamespacesCapabilities(t *testing.T) {
 			address := "127.0.0.1:" + strconv.Itoa(10160+i)
 			args := []string{"--namespaces=" + tt.scope, "--web.listen-address=" + address}
 			if tt.scope != "self" {
-				args = append(args, "--namespaces.dir="+folder)
+				args = append(args, "--namespaces.dir="+dir)
 			}
 			cmd := command(t, args...)
 			unprivileged(t, cmd, tt.capabilities...)
@@ -140,8 +140,7 @@ func TestNamespacesCapabilities(t *testing.T) {
 	}
 }
 
-// TestNamespacesProcfs is procfs at another place, as in a container, with and without
-// hidepid=2.
+// TestNamespacesProcfs mounts procfs at another path, as in a container, with and without hidepid=2.
 func TestNamespacesProcfs(t *testing.T) {
 	ofProcess := startSleep(t)
 	for i, tt := range []struct {
@@ -174,7 +173,8 @@ func TestNamespacesProcfs(t *testing.T) {
 	}
 }
 
-// TestNamespacesUserNamespace does not start where its capabilities reach nothing.
+// TestNamespacesUserNamespace checks that the exporter does not start in a user namespace that has no
+// rights on other network namespaces.
 func TestNamespacesUserNamespace(t *testing.T) {
 	dir := openTempDir(t)
 	netnstest.Mount(t, filepath.Join(dir, "mounted"), nil)
@@ -207,7 +207,8 @@ func TestNamespacesUserNamespace(t *testing.T) {
 	}
 }
 
-// TestNamespacesDirMissing is said at the start, and is no reason to stop.
+// TestNamespacesDirMissing checks that a missing directory is logged at the start, and that the
+// exporter runs.
 func TestNamespacesDirMissing(t *testing.T) {
 	const address = "127.0.0.1:10176"
 	e := start(t, command(t, "--namespaces=named", "--namespaces.dir=/nonexistent", "--web.listen-address="+address), "http://"+address)

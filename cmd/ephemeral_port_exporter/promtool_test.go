@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// TestPromtool checks a live scrape as Prometheus's own tool does.
+// TestPromtool checks a live scrape with promtool.
 func TestPromtool(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
@@ -21,7 +21,7 @@ func TestPromtool(t *testing.T) {
 	const address = "127.0.0.1:10154"
 	e := start(t, command(t, "--web.listen-address="+address, "--destination.min-ports=0"), "http://"+address)
 	e.get(t, "/metrics")
-	_, metrics := e.get(t, "/metrics") // now with destinations: the scrapes themselves
+	_, metrics := e.get(t, "/metrics") // the scrapes themselves are destinations now
 	if !strings.Contains(metrics, "ephemeral_port_destination_utilization_ratio{") {
 		t.Fatalf("no destination in\n%s", metrics)
 	}

@@ -37,7 +37,7 @@ func readmeRows(t *testing.T, name string) [][]string {
 	return rows
 }
 
-// TestReadmeMetrics compares the table with what is exported: names, types, labels.
+// TestReadmeMetrics compares the table with the exported metrics: names, types, labels.
 func TestReadmeMetrics(t *testing.T) {
 	golden, err := os.ReadFile("../../collector/testdata/metrics.prom")
 	if err != nil {
@@ -73,7 +73,7 @@ func TestReadmeMetrics(t *testing.T) {
 	}
 }
 
-// TestReadmeFlags compares the table with the command line: names and defaults.
+// TestReadmeFlags compares the table with the flags: names and defaults.
 func TestReadmeFlags(t *testing.T) {
 	app := kingpin.New(name, "").Version("")
 	addFlags(app)

@@ -20,15 +20,14 @@ const (
 	readyPath   = "/-/ready"
 )
 
-// isFreePath reports whether metrics can be served under p: it is a path, has no
-// meaning of its own to http.ServeMux, and is not in use.
+// isFreePath reports whether metrics can be served under p. p must be a path, without characters
+// that are special to http.ServeMux, and must not be in use.
 func isFreePath(p string) bool {
 	return strings.HasPrefix(p, "/") && path.Clean(p) == p && !strings.ContainsAny(p, "{}?# \t") &&
 		p != "/" && p != healthyPath && p != readyPath
 }
 
-// newServer returns a server that is ready to serve. The metrics are those of the registry,
-// and what a scan finds.
+// newServer returns a server for the metrics of the registry and of scans.
 func newServer(flags *flags, registry *prometheus.Registry, scanHost scanFunc, logger *slog.Logger) (*http.Server, error) {
 	landing, err := web.NewLandingPage(web.LandingConfig{
 		Name:        "Ephemeral Port Exporter",
@@ -56,22 +55,22 @@ func newServer(flags *flags, registry *prometheus.Registry, scanHost scanFunc, l
 		ErrorLog:          log.New(connectionLog{logger}, "", 0),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		// From the request on: a scrape may wait for the collection before its own.
+		// This time starts at the request: a scrape may wait for two collections.
 		WriteTimeout: 2*(*flags.collectTimeout) + 30*time.Second,
 		IdleTimeout:  5 * time.Minute,
 	}, nil
 }
 
-// answerProbe says that the process serves. It asks nothing of the kernel.
+// answerProbe answers that the process serves. It does no collection.
 func answerProbe(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "OK\n") }
 
-// A connectionLog logs what a server has to say of its connections, but for one that is closed
-// before its TLS handshake: so does every TCP probe.
+// A connectionLog logs the errors of a server about its connections. It ignores connections that
+// are closed before the TLS handshake: every TCP probe does that.
 type connectionLog struct {
 	logger *slog.Logger
 }
 
-// Write implements io.Writer for one line.
+// Write implements io.Writer. It expects one line.
 func (l connectionLog) Write(line []byte) (int, error) {
 	text := strings.TrimSpace(string(line))
 	if !strings.HasPrefix(text, "http: TLS handshake error") || !strings.HasSuffix(text, ": EOF") {

@@ -37,7 +37,7 @@ func parseFlags(t *testing.T, args ...string) *flags {
 	return f
 }
 
-// serveTest serves what scans find.
+// serveTest serves the metrics of scans.
 func serveTest(t *testing.T, scanHost func(context.Context) scan.Snapshot, args ...string) *httptest.Server {
 	t.Helper()
 	server, err := newServer(parseFlags(t, args...), prometheus.NewRegistry(), scanHost, slog.New(slog.DiscardHandler))
@@ -49,7 +49,7 @@ func serveTest(t *testing.T, scanHost func(context.Context) scan.Snapshot, args 
 	return s
 }
 
-// scannerOf scans as the exporter with these arguments.
+// scannerOf returns the scan of an exporter with these arguments.
 func scannerOf(t *testing.T, args ...string) func(context.Context) scan.Snapshot {
 	t.Helper()
 	scanner, err := scan.New(parseFlags(t, args...).scanConfig(slog.New(slog.DiscardHandler)))
@@ -97,7 +97,7 @@ func checkStatuses(t *testing.T, statuses <-chan int, n, want int) {
 	}
 }
 
-// TestScrapeFailure is a scrape that works and says that the collection did not.
+// TestScrapeFailure checks that a scrape succeeds and reports a failed collection.
 func TestScrapeFailure(t *testing.T) {
 	s := serveTest(t, scannerOf(t, "--path.procfs="+t.TempDir()), "--web.disable-exporter-metrics")
 	resp, err := http.Get(s.URL + "/metrics")
@@ -115,7 +115,7 @@ func TestScrapeFailure(t *testing.T) {
 	}
 }
 
-// A slowScanner takes until it is told to go on, and counts how often it is asked.
+// A slowScanner waits until it may continue, and counts its scans.
 type slowScanner struct {
 	goOn  chan struct{}
 	scans atomic.Int32
@@ -127,8 +127,8 @@ func (s *slowScanner) scan(context.Context) scan.Snapshot {
 	return scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected}}}
 }
 
-// TestScrapesShareScan has 60 scrapes wait for one scan: 40 get it, the
-// others are told to come later, and a probe is not kept waiting.
+// TestScrapesShareScan makes 60 scrapes during one scan. 40 of them get its result and the others
+// get status 503. A probe does not wait.
 func TestScrapesShareScan(t *testing.T) {
 	slow := &slowScanner{goOn: make(chan struct{})}
 	s := serveTest(t, slow.scan)
@@ -148,13 +148,13 @@ func TestScrapesShareScan(t *testing.T) {
 
 	close(slow.goOn)
 	checkStatuses(t, statuses, 40, http.StatusOK)
-	// Requests that came in but had not joined yet make others.
+	// Scrapes that came in but had not joined the scan yet make other scans.
 	if got := slow.scans.Load(); got > 10 {
 		t.Errorf("%d scans for 40 scrapes", got)
 	}
 }
 
-// A bigScanner finds megabytes, and counts how often it was asked.
+// A bigScanner returns megabytes, and counts its scans.
 type bigScanner struct{ scans atomic.Int32 }
 
 func (s *bigScanner) scan(context.Context) scan.Snapshot {
@@ -167,8 +167,8 @@ func (s *bigScanner) scan(context.Context) scan.Snapshot {
 	return scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected, Report: report}}}
 }
 
-// TestScrapeStalled has a client that asks and does not read the answer. The others
-// still get new numbers.
+// TestScrapeStalled checks that a client that does not read its answer does not give old values to
+// others.
 func TestScrapeStalled(t *testing.T) {
 	big := &bigScanner{}
 	s := serveTest(t, big.scan)
@@ -205,7 +205,7 @@ func TestScrapesKeepMemoryFlat(t *testing.T) {
 		}
 		s.CloseClientConnections()
 		http.DefaultClient.CloseIdleConnections()
-		for range 3 { // what pools keep survives two
+		for range 3 { // memory in a sync.Pool survives two
 			runtime.GC()
 		}
 		var m runtime.MemStats
@@ -226,7 +226,7 @@ func TestScrapesKeepMemoryFlat(t *testing.T) {
 	}
 }
 
-// get asks for a page with some headers, as pairs of name and value.
+// get requests a page with headers, which are pairs of name and value.
 func get(t *testing.T, url string, headers ...string) (status int, header http.Header, body string) {
 	t.Helper()
 	req, err := http.NewRequest(http.MethodGet, url, nil)
@@ -249,7 +249,7 @@ func get(t *testing.T, url string, headers ...string) (status int, header http.H
 	return resp.StatusCode, resp.Header, string(b)
 }
 
-// TestOpenMetrics is there for those who ask for it.
+// TestOpenMetrics checks that a client can get the OpenMetrics format.
 func TestOpenMetrics(t *testing.T) {
 	s := serveTest(t, scannerOf(t))
 	_, header, body := get(t, s.URL+"/metrics", "Accept", "application/openmetrics-text;version=1.0.0")
@@ -263,7 +263,7 @@ func TestOpenMetrics(t *testing.T) {
 	}
 }
 
-// TestScrapeTimeout does not keep a scrape waiting longer than it says it will.
+// TestScrapeTimeout checks that an answer comes within the timeout of the scrape.
 func TestScrapeTimeout(t *testing.T) {
 	tests := []struct {
 		header string
@@ -295,7 +295,8 @@ func TestScrapeTimeout(t *testing.T) {
 	}
 }
 
-// TestScrapeTimeoutShared has one that waits long and one that does not, in one scan.
+// TestScrapeTimeoutShared checks that a scrape with a short timeout and one with a long timeout share
+// a scan.
 func TestScrapeTimeoutShared(t *testing.T) {
 	slow := &slowScanner{goOn: make(chan struct{})}
 	s := serveTest(t, slow.scan)
@@ -311,9 +312,9 @@ func TestScrapeTimeoutShared(t *testing.T) {
 	checkStatuses(t, long, 1, http.StatusOK)
 }
 
-// TestScrapeTimeoutCut has a scrape that waits long join a scan that an impatient one began,
-// and that was cut short for it.
-func TestScrapeTimeoutCut(t *testing.T) {
+// TestScrapeTimeoutIncomplete checks that a scrape with a long timeout does not get an incomplete
+// scan, which a scrape with a short timeout has started.
+func TestScrapeTimeoutIncomplete(t *testing.T) {
 	var scans atomic.Int32
 	began := make(chan struct{})
 	s := serveTest(t, func(ctx context.Context) scan.Snapshot {
@@ -337,7 +338,7 @@ func TestScrapeTimeoutCut(t *testing.T) {
 	<-impatient
 }
 
-// TestServerTimeouts are set, and leave a collection its time.
+// TestServerTimeouts checks that timeouts are set, and that they are long enough for a collection.
 func TestServerTimeouts(t *testing.T) {
 	f := parseFlags(t, "--collect.timeout=20s")
 	s, err := newServer(f, prometheus.NewRegistry(), scannerOf(t), slog.New(slog.DiscardHandler))
