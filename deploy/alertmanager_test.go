@@ -15,12 +15,12 @@ import (
 
 const alertmanagerConfig = "alertmanager/alertmanager.yml"
 
-// TestAlertmanagerConfig is checked by Alertmanager's own tool.
+// TestAlertmanagerConfig checks the configuration with amtool.
 func TestAlertmanagerConfig(t *testing.T) {
 	run(t, tool(t, "amtool", "prometheus-alertmanager"), "check-config", alertmanagerConfig)
 }
 
-// TestAlertmanagerRoutes sends each severity where it belongs.
+// TestAlertmanagerRoutes checks the receiver of each severity.
 func TestAlertmanagerRoutes(t *testing.T) {
 	amtool := tool(t, "amtool", "prometheus-alertmanager")
 	for severity, want := range map[string]string{"critical": "pager", "warning": "chat", "info": "chat"} {
@@ -31,7 +31,7 @@ func TestAlertmanagerRoutes(t *testing.T) {
 	}
 }
 
-// TestAlertmanagerInhibition sends alerts to the real program and asks which are muted.
+// TestAlertmanagerInhibition sends alerts to the real program and checks which are muted.
 func TestAlertmanagerInhibition(t *testing.T) {
 	w := startAlertmanager(t)
 	host := func(instance string, labels ...string) map[string]string {

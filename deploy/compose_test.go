@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// TestCompose mounts what is there, where the programs look for it.
+// TestCompose checks that mounted files exist, and are mounted where the programs read them.
 func TestCompose(t *testing.T) {
 	const path = "compose/compose.yml"
 	var compose struct {
@@ -53,11 +53,11 @@ func TestCompose(t *testing.T) {
 		t.Errorf("build: %v", err)
 	}
 
-	// Prometheus finds its rules beside its configuration, Grafana its dashboard where the
-	// provisioning says.
+	// Prometheus reads its rules from the directory of its configuration. Grafana reads its
+	// dashboard from the path in the provisioning.
 	dashboards := readFile(t, "grafana/provisioning/dashboards/ephemeral_port.yml")
-	_, folder, _ := strings.Cut(dashboards, "path: ")
-	for _, to := range []string{"/etc/prometheus/rules.yml", "/etc/grafana/provisioning", strings.TrimSpace(folder) + "/ephemeral_port.json"} {
+	_, dir, _ := strings.Cut(dashboards, "path: ")
+	for _, to := range []string{"/etc/prometheus/rules.yml", "/etc/grafana/provisioning", strings.TrimSpace(dir) + "/ephemeral_port.json"} {
 		if !mounted[to] {
 			t.Errorf("nothing is mounted at %s", to)
 		}

@@ -1,6 +1,6 @@
 //go:build linux
 
-// Package deploy tests what lies in this folder on the programs that it is for.
+// Package deploy tests the files of this directory with the programs that read them.
 package deploy
 
 import (
@@ -25,8 +25,8 @@ func TestMain(m *testing.M) {
 		netnstest.Program{Name: kubernetesTest, Args: []string{"test", "-c", "."}, Dir: "kubernetes"}))
 }
 
-// tool returns the path of a program of a Debian package. Without it the test is
-// skipped, but never under CI.
+// tool returns the path of a program of a Debian package. If it is not installed, the test is
+// skipped, except in CI.
 func tool(t *testing.T, program, debianPackage string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
@@ -39,7 +39,7 @@ func tool(t *testing.T, program, debianPackage string) string {
 	return path
 }
 
-// run runs a program that must succeed, and returns what it says.
+// run runs a program that must succeed, and returns its output.
 func run(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(program, args...).CombinedOutput()
@@ -49,7 +49,7 @@ func run(t *testing.T, program string, args ...string) string {
 	return string(out)
 }
 
-// readFile returns a file of this folder.
+// readFile returns the content of a file of this directory.
 func readFile(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -59,7 +59,7 @@ func readFile(t *testing.T, path string) string {
 	return string(b)
 }
 
-// unmarshal reads a YAML file of this folder.
+// unmarshal decodes a YAML file of this directory.
 func unmarshal(t *testing.T, path string, into any) {
 	t.Helper()
 	if err := yaml.Unmarshal([]byte(readFile(t, path)), into); err != nil {

@@ -17,14 +17,14 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// startExporter runs the real exporter on its usual port.
+// startExporter runs the real exporter on its default port.
 func startExporter(t *testing.T, flags ...string) *exec.Cmd {
 	t.Helper()
 	return background(t, netnstest.ProgramPath(exporterProgram), append(flags, "--web.listen-address=127.0.0.1:10149")...)
 }
 
-// startPrometheus runs Prometheus on its usual port with the shipped configuration, once
-// a second and with the waiting times of the rules shortened.
+// startPrometheus runs Prometheus on its default port with the shipped configuration. It scrapes once
+// a second, and the waiting times of the rules are shortened.
 func startPrometheus(t *testing.T) {
 	t.Helper()
 	program := tool(t, "prometheus", "prometheus")
@@ -36,7 +36,7 @@ func startPrometheus(t *testing.T) {
 		"--web.listen-address=127.0.0.1:9090")
 }
 
-// query asks Prometheus and returns the number of series in the answer.
+// query evaluates expr in Prometheus and returns the number of series in the result.
 func query(expr string) (series int, err error) {
 	var answer struct {
 		Data struct{ Result []any }
@@ -45,7 +45,7 @@ func query(expr string) (series int, err error) {
 	return len(answer.Data.Result), err
 }
 
-// waitFor waits until a query has an answer.
+// waitFor waits until a query returns a series.
 func waitFor(t *testing.T, expr string) {
 	t.Helper()
 	eventually(t, expr, func() error {
@@ -64,7 +64,7 @@ func smallRange(t *testing.T) {
 	t.Cleanup(func() { netnstest.Sysctl(t, "ipv4/ip_local_port_range", "32768 60999") })
 }
 
-// connect opens n connections, or less if the ports are exhausted.
+// connect opens n connections, or fewer if the ports are exhausted.
 func connect(t *testing.T, destination string, n int) []int {
 	t.Helper()
 	c := netnstest.Client{Destination: netip.MustParseAddrPort(destination)}
@@ -82,15 +82,15 @@ func connect(t *testing.T, destination string, n int) []int {
 	return fds
 }
 
-// disconnect closes what connect has opened.
+// disconnect closes the connections of connect.
 func disconnect(fds []int) {
 	for _, fd := range fds {
 		netnstest.CloseRepaired(fd)
 	}
 }
 
-// TestEndToEnd exhausts one destination in front of the real exporter, Prometheus and
-// Alertmanager, and looks at what arrives.
+// TestEndToEnd exhausts the ports of one destination. It runs the real exporter, Prometheus and
+// Alertmanager, and checks the notifications.
 func TestEndToEnd(t *testing.T) {
 	smallRange(t)
 	w := startAlertmanager(t)
@@ -132,8 +132,8 @@ func TestEndToEnd(t *testing.T) {
 	}
 }
 
-// TestEndToEndConnectFailures goes on connecting where no port is left: somebody is told, and of
-// nothing else.
+// TestEndToEndConnectFailures continues to connect when no port is left. It checks that
+// EphemeralPortsConnectFailing is sent and mutes the other alerts of the destination.
 func TestEndToEndConnectFailures(t *testing.T) {
 	netnstest.Tracefs(t)
 	smallRange(t)

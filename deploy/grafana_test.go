@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// dashboard is the part of Grafana's classic dashboard model that the tests look at.
+// dashboard is the part of Grafana's classic dashboard model that the tests check.
 type dashboard struct {
 	Inputs        any `json:"__inputs"`
 	SchemaVersion int
@@ -52,7 +52,7 @@ func readDashboard(t *testing.T) dashboard {
 
 var fromVariable = datasource{Type: "prometheus", UID: "${datasource}"}
 
-// TestDashboard holds what makes a dashboard work in every Grafana from 10 on.
+// TestDashboard checks what Grafana 10 and later need from a dashboard.
 func TestDashboard(t *testing.T) {
 	d := readDashboard(t)
 	if d.Inputs != nil || d.SchemaVersion < 39 || d.SchemaVersion > 42 || d.UID == "" {
@@ -114,12 +114,12 @@ func TestDashboard(t *testing.T) {
 	}
 }
 
-// fillIn replaces the variables in a query by what the test's Prometheus has.
+// fillIn replaces the variables in a query by values of the test's Prometheus.
 func fillIn(expr string) string {
 	return strings.NewReplacer("$job", "ephemeral_port", "$instance", "localhost:10149", "$netns", "self", "$__rate_interval", "1m").Replace(expr)
 }
 
-// TestDashboardQueries are PromQL, by Prometheus's own tool, and of metrics that exist.
+// TestDashboardQueries checks the queries with promtool, and that their metrics exist.
 func TestDashboardQueries(t *testing.T) {
 	metrics := readFile(t, "../collector/testdata/metrics.prom")
 	metric := regexp.MustCompile(`ephemeral_port_\w+`)
@@ -142,13 +142,13 @@ func TestDashboardQueries(t *testing.T) {
 	run(t, tool(t, "promtool", "prometheus"), "check", "rules", "--lint=none", write(t, t.TempDir(), "dashboard.yml", rules.String()))
 }
 
-// testDashboardQueries asks the live Prometheus of an end-to-end test the queries about
-// connects that failed, or all others.
+// testDashboardQueries runs queries in the live Prometheus of an end-to-end test: those about failed
+// connects, or all others.
 func testDashboardQueries(t *testing.T, failures bool) {
 	asked := 0
 	for _, p := range readDashboard(t).Panels {
 		for _, target := range p.Targets {
-			// Only where one failed without a series of its own is there an answer.
+			// This has a result only if a connect without a series of its own failed.
 			if strings.Contains(target.Expr, "connect_failures_unattributed") || strings.Contains(target.Expr, "connect_failures") != failures {
 				continue
 			}
@@ -161,7 +161,7 @@ func testDashboardQueries(t *testing.T, failures bool) {
 	}
 }
 
-// TestGrafanaProvisioning points to the dashboard and to Prometheus.
+// TestGrafanaProvisioning checks the address of Prometheus, and that there is a path of dashboards.
 func TestGrafanaProvisioning(t *testing.T) {
 	var sources struct {
 		APIVersion  int `yaml:"apiVersion"`

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// TestLinks of the README and the runbook lead to files and chapters that are there.
+// TestLinks checks that the links of the README and the runbook lead to existing files and chapters.
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)]+)\)`)
 	heading := regexp.MustCompile(`(?m)^#+ (.+)$`)

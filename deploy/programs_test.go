@@ -20,12 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Tests wait seconds where operators wait minutes: faster divides the times in what is
-// shipped by 60, to whole seconds and at least one.
+// faster divides the waiting times of the shipped files, so that tests wait seconds, not minutes. The
+// results are whole seconds, at least one.
 const faster = 60
 
-// durations are the settings that shorten changes: "for" of a rule, and the times of an
-// Alertmanager route. Ranges inside of expressions stay.
+// durations matches the settings that shorten changes: "for" of a rule, and the times of an
+// Alertmanager route. It does not match ranges in expressions.
 var durations = regexp.MustCompile(`(?m)^(\s+(?:for|group_wait|group_interval|repeat_interval): )(\w+)$`)
 
 // shorten returns a rule file or Alertmanager configuration with its waiting times
@@ -42,7 +42,7 @@ func shorten(t *testing.T, config string) string {
 	})
 }
 
-// TestShorten changes every waiting time and nothing else.
+// TestShorten checks that every waiting time changes, and nothing else.
 func TestShorten(t *testing.T) {
 	const config = "a:\n  for: 5m\n  for: 30s\n  expr: x[5m]\n  group_wait: 10s\n  repeat_interval: 4h\nfor: 5m\n"
 	const want = "a:\n  for: 5s\n  for: 1s\n  expr: x[5m]\n  group_wait: 1s\n  repeat_interval: 240s\nfor: 5m\n"
@@ -55,8 +55,8 @@ func TestShorten(t *testing.T) {
 	}
 }
 
-// background runs a program until the test ends. What it said is shown if the test
-// fails.
+// background runs a program until the test ends. If the test fails, it logs the output of the
+// program.
 func background(t *testing.T, program string, args ...string) *exec.Cmd {
 	t.Helper()
 	var log bytes.Buffer
@@ -75,7 +75,7 @@ func background(t *testing.T, program string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// eventually tries until there is no error, for at most two minutes.
+// eventually calls try until it returns no error, for at most two minutes.
 func eventually(t *testing.T, what string, try func() error) {
 	t.Helper()
 	var err error
@@ -87,7 +87,7 @@ func eventually(t *testing.T, what string, try func() error) {
 	t.Fatalf("%s: %v", what, err)
 }
 
-// getJSON reads an answer of an HTTP API.
+// getJSON decodes an answer of an HTTP API.
 func getJSON(url string, into any) error {
 	resp, err := http.Get(url)
 	if err != nil {
@@ -100,7 +100,7 @@ func getJSON(url string, into any) error {
 	return json.NewDecoder(resp.Body).Decode(into)
 }
 
-// write makes a file for a program and returns its path.
+// write writes a file for a program and returns its path.
 func write(t *testing.T, dir, name, content string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -110,7 +110,7 @@ func write(t *testing.T, dir, name, content string) string {
 	return path
 }
 
-// A webhook stands in for the receivers of alertmanager.yml and remembers what came.
+// A webhook replaces the receivers of alertmanager.yml and stores their notifications.
 type webhook struct {
 	mu            sync.Mutex
 	notifications []notification
@@ -127,7 +127,7 @@ func (n notification) String() string {
 	return fmt.Sprintf("%s: %s %s %s", n.Receiver, n.Labels["alertname"], n.Labels["destination_ip"], n.Status)
 }
 
-// ServeHTTP takes a message, see the webhook configuration of Alertmanager.
+// ServeHTTP receives a message, see the webhook configuration of Alertmanager.
 func (w *webhook) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
 	var message struct {
 		Receiver string
@@ -144,14 +144,14 @@ func (w *webhook) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// got returns all that came so far.
+// got returns all notifications so far.
 func (w *webhook) got() []notification {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.notifications)
 }
 
-// wait waits for a notification, as String has it.
+// wait waits for a notification, in the form of String.
 func (w *webhook) wait(t *testing.T, want string) {
 	t.Helper()
 	eventually(t, "notification "+want, func() error {
@@ -164,8 +164,8 @@ func (w *webhook) wait(t *testing.T, want string) {
 	})
 }
 
-// startAlertmanager runs Alertmanager on its usual port with the shipped configuration,
-// shortened, and all receivers replaced by one webhook.
+// startAlertmanager runs Alertmanager on its default port with the shipped configuration. The waiting
+// times are shortened, and one webhook replaces all receivers.
 func startAlertmanager(t *testing.T) *webhook {
 	t.Helper()
 	program := tool(t, "prometheus-alertmanager", "prometheus-alertmanager")

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// ruleGroups is the part of a rule file that the tests look at.
+// ruleGroups is the part of a rule file that the tests check.
 type ruleGroups struct {
 	Groups []struct {
 		Name  string
@@ -18,20 +18,19 @@ type ruleGroups struct {
 	}
 }
 
-// TestPrometheusConfig is checked by Prometheus's own tool, rules included.
+// TestPrometheusConfig checks the configuration and the rules with promtool.
 func TestPrometheusConfig(t *testing.T) {
 	promtool := tool(t, "promtool", "prometheus")
 	run(t, promtool, "check", "config", "--lint=all", "--lint-fatal", "prometheus/prometheus.yml")
 	run(t, promtool, "check", "rules", "--lint=all", "--lint-fatal", "prometheus/rules.yml")
 }
 
-// TestRules has each alert fire, not fire just below, and resolve.
+// TestRules checks that each alert fires, does not fire just below its threshold, and resolves.
 func TestRules(t *testing.T) {
 	run(t, tool(t, "promtool", "prometheus"), "test", "rules", "prometheus/rules_test.yml")
 }
 
-// TestAlerts say what is needed at three in the morning, and have a chapter in the
-// runbook and a test.
+// TestAlerts checks that each alert has its annotations, a chapter in the runbook and a test.
 func TestAlerts(t *testing.T) {
 	var rules ruleGroups
 	unmarshal(t, "prometheus/rules.yml", &rules)

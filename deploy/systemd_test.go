@@ -26,8 +26,8 @@ func checkFlags(t *testing.T, path, text string) {
 
 const systemdService = "systemd/ephemeral_port_exporter.service"
 
-// systemdVariants are the service, and the service with its drop-ins: assignments of a
-// drop-in act as if they stood at the end.
+// systemdVariants returns the service alone, with each drop-in, and with both. The drop-ins are appended
+// to the service, which has the same effect.
 func systemdVariants(t *testing.T) map[string]string {
 	t.Helper()
 	service := readFile(t, systemdService)
@@ -38,7 +38,7 @@ func systemdVariants(t *testing.T) map[string]string {
 	}
 }
 
-// TestSystemdUnits have nothing that systemd complains about, and flags that exist.
+// TestSystemdUnits checks that systemd accepts the units, and that their flags exist.
 func TestSystemdUnits(t *testing.T) {
 	analyze := tool(t, "systemd-analyze", "systemd")
 	binary := netnstest.ProgramPath(exporterProgram)
@@ -57,8 +57,8 @@ func TestSystemdUnits(t *testing.T) {
 	}
 }
 
-// TestSystemdSecurity is at most 1.5 of 10, of which the network takes 0.5; with
-// capabilities, at most 3.
+// TestSystemdSecurity checks the exposure level: at most 1.5 of 10, of which the network takes 0.5. With
+// capabilities, it is at most 3.
 func TestSystemdSecurity(t *testing.T) {
 	analyze := tool(t, "systemd-analyze", "systemd")
 	most := map[string]float64{"service": 1.5, "all-namespaces": 3, "connect-failures": 3, "both": 3}
@@ -78,7 +78,7 @@ func TestSystemdSecurity(t *testing.T) {
 	}
 }
 
-// TestSystemdCapabilities are those that the README says, and no other.
+// TestSystemdCapabilities checks that the drop-ins grant exactly the capabilities in the README.
 func TestSystemdCapabilities(t *testing.T) {
 	for name, want := range map[string]string{
 		"ephemeral_port_exporter.service": "",
@@ -94,14 +94,14 @@ func TestSystemdCapabilities(t *testing.T) {
 	}
 }
 
-// TestSystemdPort is the same in the socket unit as in the program.
+// TestSystemdPort checks that the port of the socket unit is the default port.
 func TestSystemdPort(t *testing.T) {
 	if !strings.Contains(readFile(t, "systemd/ephemeral_port_exporter.socket"), "\nListenStream="+defaultPort(t)+"\n") {
 		t.Error("the socket unit has another port than the exporter")
 	}
 }
 
-// defaultPort is where the exporter listens if not told otherwise.
+// defaultPort returns the default port of the exporter.
 func defaultPort(t *testing.T) string {
 	t.Helper()
 	m := regexp.MustCompile(`--web\.listen-address=:(\d+)`).FindStringSubmatch(run(t, netnstest.ProgramPath(exporterProgram), "--help"))

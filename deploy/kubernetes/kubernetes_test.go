@@ -1,4 +1,4 @@
-// Package kubernetes checks the manifests of this folder without a cluster.
+// Package kubernetes checks the manifests of this directory without a cluster.
 package kubernetes
 
 import (
@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// readFile returns a file of the repository.
+// readFile returns the content of a file of the repository.
 func readFile(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -28,7 +28,7 @@ func readFile(t *testing.T, path string) string {
 	return string(b)
 }
 
-// A manifest is all that a kustomization makes.
+// A manifest holds all objects of a kustomization.
 type manifest struct {
 	namespace core.Namespace
 	account   core.ServiceAccount
@@ -37,8 +37,7 @@ type manifest struct {
 	rule      monitoring.PrometheusRule
 }
 
-// build makes the manifest and decodes it strictly: unknown and doubled fields are
-// errors.
+// build builds the manifest and decodes it strictly: unknown and duplicate fields are errors.
 func build(t *testing.T, path string) manifest {
 	t.Helper()
 	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), path)
@@ -74,7 +73,7 @@ func build(t *testing.T, path string) manifest {
 	return m
 }
 
-// TestBase runs without any privilege but the node's network.
+// TestBase checks that the base has no privilege except the network of the node.
 func TestBase(t *testing.T) {
 	m := build(t, "base")
 	if m.namespace.Name != "ephemeral-port-exporter" {
@@ -119,7 +118,7 @@ func TestBase(t *testing.T) {
 			t.Errorf("%s: request %v, limit %v", name, &request, &limit)
 		}
 	}
-	// HTTP would need the TLS and the password of --web.config.file.
+	// HTTP probes would need the TLS and the password of --web.config.file.
 	for name, probe := range map[string]*core.Probe{"liveness": c.LivenessProbe, "readiness": c.ReadinessProbe} {
 		if probe == nil || probe.TCPSocket == nil || probe.TCPSocket.Port.StrVal != "metrics" {
 			t.Errorf("%s probe: %+v", name, probe)
@@ -127,7 +126,7 @@ func TestBase(t *testing.T) {
 	}
 }
 
-// TestBaseAgrees with the image, the program and its selectors.
+// TestBaseAgrees checks that the base agrees with the image, the program and its own selectors.
 func TestBaseAgrees(t *testing.T) {
 	m := build(t, "base")
 	labels := m.daemonSet.Spec.Template.Labels
@@ -165,8 +164,8 @@ func TestBaseAgrees(t *testing.T) {
 	}
 }
 
-// TestAllNamespaces adds to the base what entering network namespaces needs, and nothing
-// more.
+// TestAllNamespaces checks that the overlay adds what is needed to enter network namespaces, and
+// nothing else.
 func TestAllNamespaces(t *testing.T) {
 	want, got := build(t, "base").daemonSet.Spec.Template.Spec, build(t, "overlays/all-namespaces").daemonSet.Spec.Template.Spec
 	yes, no, root := true, false, int64(0)
@@ -188,7 +187,7 @@ func TestAllNamespaces(t *testing.T) {
 	}
 }
 
-// TestConnectFailures adds to the base what an eBPF program needs, and nothing more.
+// TestConnectFailures checks that the overlay adds what an eBPF program needs, and nothing else.
 func TestConnectFailures(t *testing.T) {
 	want, got := build(t, "base").daemonSet.Spec.Template.Spec, build(t, "overlays/connect-failures").daemonSet.Spec.Template.Spec
 	no, root := false, int64(0)
@@ -207,7 +206,7 @@ func TestConnectFailures(t *testing.T) {
 	}
 }
 
-// TestPrometheusRule has the same groups as the rule file.
+// TestPrometheusRule checks that the PrometheusRule has the same groups as the rule file.
 func TestPrometheusRule(t *testing.T) {
 	var want monitoring.PrometheusRuleSpec
 	if err := yaml.UnmarshalStrict([]byte(readFile(t, "../prometheus/rules.yml")), &want); err != nil {
