@@ -127,7 +127,7 @@ func newDescs() descs {
 			namespace, nil),
 
 		netnsInfo: prometheus.NewDesc("ephemeral_port_netns_info",
-			"Always 1. The labels are the pod and container that the network namespace belongs to, and the command of the process that had most sockets when the namespace was first busy. A label is empty if unknown. Only with --namespaces.",
+			"Always 1. The labels are the pod and container that the network namespace belongs to, and the command of the process that had most sockets when it was chosen: as soon as the namespace was busy, and again when that process had ended. A label is empty if unknown. Only with --namespaces.",
 			[]string{"netns", "inode", "pod_uid", "container_id", "command"}, nil),
 		namespaces: prometheus.NewDesc("ephemeral_port_namespaces",
 			"Network namespaces by outcome of this scrape: collected; idle (fewer sockets than --destination.min-ports or 1% of the capacity; they were not read); failed; deadline (no time was left to read it). Only with --namespaces.",

@@ -26,7 +26,7 @@ import (
 const name = "ephemeral_port_exporter"
 
 func main() {
-	app := kingpin.New(name, "Prometheus exporter that shows for every destination how close connect() is to failing because no ephemeral port is free.")
+	app := kingpin.New(name, "Prometheus exporter that shows how close connect() is to failing because no ephemeral port is free, by destination.")
 	app.Version(version.Print(name))
 	app.HelpFlag.Short('h')
 	flags := addFlags(app)
