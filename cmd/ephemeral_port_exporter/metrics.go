@@ -59,9 +59,15 @@ func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	ctx, cancel := scrapeContext(r)
-	defer cancel()
-	families, err := h.shared.gather(ctx)
+	ctx := r.Context()
+	budget := h.shared.timeout
+	if timeout, ok := scrapeTimeout(r); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout-timeout/20)
+		defer cancel()
+		budget = min(budget, max(timeout/2, timeout-time.Second/2))
+	}
+	families, err := h.shared.gather(ctx, budget)
 	if ctx.Err() != nil && err != nil {
 		// If the client is gone, nobody reads this.
 		http.Error(w, "this host could not be read within the scrape timeout: raise scrape_timeout in Prometheus, or lower --collect.timeout", http.StatusServiceUnavailable)
@@ -73,16 +79,14 @@ func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // scrapeTimeoutHeader is the header with the time that Prometheus waits, in seconds.
 const scrapeTimeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
-// scrapeContext returns a context that ends when the client disconnects, or shortly before
-// Prometheus stops waiting. The time left for the answer is half a second, or half of the timeout
-// if that is less.
-func scrapeContext(r *http.Request) (context.Context, context.CancelFunc) {
+// scrapeTimeout returns how long Prometheus waits for the answer, if it says so. A scan gets this
+// time less half a second, and at least half of it: the rest is to encode and send what it found.
+func scrapeTimeout(r *http.Request) (timeout time.Duration, ok bool) {
 	seconds, err := strconv.ParseFloat(r.Header.Get(scrapeTimeoutHeader), 64)
 	if err != nil || !(seconds > 0 && seconds < time.Hour.Seconds()) {
-		return context.WithCancel(r.Context())
+		return 0, false
 	}
-	timeout := time.Duration(seconds * float64(time.Second))
-	return context.WithTimeout(r.Context(), max(timeout/2, timeout-time.Second/2))
+	return time.Duration(seconds * float64(time.Second)), true
 }
 
 // A sharedGatherer gives the result of one scan to all scrapes that arrive while it runs.
@@ -104,26 +108,21 @@ type gathering struct {
 	incomplete bool          // the budget was too small
 }
 
-// gather returns the metrics, or the error of ctx. A scan takes no longer than the scrape that
-// started it waits. If that scrape waits much shorter than this one, the scan can be incomplete:
-// then gather starts another one.
-func (g *sharedGatherer) gather(ctx context.Context) ([]*dto.MetricFamily, error) {
-	for {
-		budget := g.timeout
-		if d, ok := ctx.Deadline(); ok {
-			budget = min(budget, time.Until(d))
-		}
+// gather returns the metrics, or the error of ctx. A scan that it starts takes at most budget. A
+// scan that another scrape has started with much less time can be incomplete: then gather starts
+// another one, once.
+func (g *sharedGatherer) gather(ctx context.Context, budget time.Duration) ([]*dto.MetricFamily, error) {
+	for last := false; ; last = true {
 		result := g.flight.DoChan("", func() (any, error) { return g.run(budget), nil })
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case r := <-result:
 			got := r.Val.(gathering)
-			if got.incomplete && got.budget < budget/2 {
+			if !last && got.incomplete && got.budget < budget/2 {
 				continue
 			}
-			// The caller may reorder the slice, but must not change what it points to.
-			return slices.Clone(got.families), got.err
+			return got.families, got.err
 		}
 	}
 }

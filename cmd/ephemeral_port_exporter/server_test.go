@@ -329,7 +329,11 @@ func TestScrapeTimeoutIncomplete(t *testing.T) {
 	impatient := make(chan struct{})
 	go func() {
 		defer close(impatient)
-		get(t, s.URL+"/metrics", scrapeTimeoutHeader, "1")
+		// What could be read by then, and not an error.
+		status, _, body := get(t, s.URL+"/metrics", scrapeTimeoutHeader, "1")
+		if status != http.StatusOK || !strings.Contains(body, `ephemeral_port_collect_success{netns="self"} 0`) {
+			t.Errorf("the impatient: status %d:\n%.300s", status, body)
+		}
 	}()
 	<-began
 	if _, _, body := get(t, s.URL+"/metrics", scrapeTimeoutHeader, "10"); !strings.Contains(body, `ephemeral_port_collect_success{netns="self"} 1`) {
