@@ -30,11 +30,13 @@ type Report struct {
 	TimeWait TimeWaitSeen
 }
 
-// TimeWaitSeen describes the TIME_WAIT sockets that were added to a Table. They show how long
-// TIME_WAIT lasts in the kernel.
+// TimeWaitSeen says how long the sockets in TIME_WAIT on usable ports still had to go.
 type TimeWaitSeen struct {
-	Sockets int           // number of them, on ports that connect() can choose
-	Longest time.Duration // longest time until the kernel frees one of them
+	Longest time.Duration
+
+	// Steady is set if there was a socket for each whole second from 0 up to Longest. Then the
+	// host closed connections all the time, and Longest is how long TIME_WAIT lasts.
+	Steady bool
 }
 
 // A Destination is one pool of ports: connect() calls from one source address to one
@@ -71,7 +73,7 @@ func (t *Table) Report(limits Limits) Report {
 		BlockedPorts:  len(t.blocked.ports),
 		CapacityPorts: t.capacity,
 		Sockets:       t.sockets,
-		TimeWait:      t.seen,
+		TimeWait:      t.seen.report(),
 	}
 	if t.capacity == 0 {
 		r.MaxUtilization = 1

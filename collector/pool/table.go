@@ -50,7 +50,7 @@ type Table struct {
 	counts   []poolCounts
 	sources  map[sourceKey]*portSet
 	sockets  int
-	seen     TimeWaitSeen
+	seen     timeWaitSeconds
 
 	reserved int // ports of the range that are in ip_local_reserved_ports
 	capacity int // ports in usable
@@ -100,8 +100,7 @@ func (t *Table) Add(s *Socket) {
 	c.source.add(port)
 
 	if s.State == TimeWait {
-		t.seen.Sockets++
-		t.seen.Longest = max(t.seen.Longest, s.Expires)
+		t.seen.add(s.Expires)
 		rule := t.rule(c.loopback)
 		age := rule.age(s.Expires)
 		if rule.canReuse(age) {

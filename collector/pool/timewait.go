@@ -73,3 +73,25 @@ func utilization(used, capacity int) float64 {
 
 // perSecond returns the rate of n events in the time d.
 func perSecond(n int, d time.Duration) float64 { return float64(n) / d.Seconds() }
+
+// timeWaitSeconds are the whole seconds that sockets in TIME_WAIT had to go.
+type timeWaitSeconds struct {
+	longest time.Duration
+	seen    [4]uint64 // a bit for each second up to 255
+}
+
+// add adds a socket that the kernel frees in that time.
+func (w *timeWaitSeconds) add(expires time.Duration) {
+	w.longest = max(w.longest, expires)
+	second := min(uint64(expires/time.Second), 255)
+	w.seen[second/64] |= 1 << (second % 64)
+}
+
+// report returns what was seen. It is not steady if TIME_WAIT lasts longer than 255 s.
+func (w *timeWaitSeconds) report() TimeWaitSeen {
+	steady := w.longest >= time.Second && w.longest < 256*time.Second
+	for second := range int(min(w.longest, 256*time.Second) / time.Second) {
+		steady = steady && w.seen[second/64]&(1<<(second%64)) != 0
+	}
+	return TimeWaitSeen{Longest: w.longest, Steady: steady}
+}

@@ -8,33 +8,32 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// The scans and sockets in TIME_WAIT after which the longest remaining time is significant.
-const (
-	enoughScans   = 10
-	enoughSockets = 1000
-)
+// steadyScans is how many scans must have seen the host close connections all the time before it
+// counts that no socket had longer to go in TIME_WAIT.
+const steadyScans = 10
 
-// A timeWaitCheck compares --time-wait.length with the remaining times of sockets in TIME_WAIT.
-// It warns once, because neither the flag nor the kernel changes.
+// A timeWaitCheck compares --time-wait.length with what the kernel does. It warns once: the kernel
+// does not change.
 type timeWaitCheck struct {
-	warned         bool
-	scans, sockets int
-	longest        time.Duration // that a socket had left in TIME_WAIT
+	warned  bool
+	steady  int // scans
+	longest time.Duration
 }
 
-// observe adds the sockets of a scan. It returns a warning, or "".
+// observe adds what a scan saw. It returns a warning or "".
 func (c *timeWaitCheck) observe(length time.Duration, seen pool.TimeWaitSeen) (warning string) {
-	if c.warned || seen.Sockets == 0 {
+	if c.warned {
 		return ""
 	}
-	c.scans++
-	c.sockets += seen.Sockets
 	c.longest = max(c.longest, seen.Longest)
+	if seen.Steady {
+		c.steady++
+	}
 	switch {
 	case c.longest > length+time.Second:
-		warning = "--time-wait.length is too short: a socket had more time left in TIME_WAIT. Reusable ports, close rates and ceilings are wrong"
-	case c.scans >= enoughScans && c.sockets >= enoughSockets && c.longest < length*3/4:
-		warning = "--time-wait.length seems too long: all sockets had much less time left in TIME_WAIT. If it is, reusable ports, close rates and ceilings are wrong"
+		warning = "--time-wait.length is too short: a socket had more time left in TIME_WAIT. Ages, close rates and ceilings are wrong"
+	case c.steady >= steadyScans && c.longest < length-2*time.Second:
+		warning = "--time-wait.length is too long: the host closes connections all the time, and no socket had that much time left in TIME_WAIT. Ages, close rates and ceilings are wrong"
 	}
 	c.warned = warning != ""
 	return warning

@@ -5,6 +5,7 @@ package scan
 import (
 	"bytes"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -13,28 +14,39 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// TestTimeWaitCheck checks that a wrong flag is warned of once.
+// TestTimeWaitCheck warns once of a flag that the kernel contradicts.
 func TestTimeWaitCheck(t *testing.T) {
 	tests := []struct {
 		name    string
 		length  time.Duration
-		sockets int           // in each scan
-		longest time.Duration // left in TIME_WAIT
-		scan    int           // that warns, 0 for none
+		from    time.Duration // to go, one socket for each second
+		longest time.Duration
+		scan    int // that warns, 0 for none
 		want    string
 	}{
-		{"right", time.Minute, 1000, time.Minute, 0, ""},
-		{"a moment ago", time.Minute, 1000, 59 * time.Second, 0, ""},
-		{"too short", 30 * time.Second, 1, time.Minute, 1, "too short"},
-		{"the kernel's tick", time.Minute, 1000, time.Minute + 10*time.Millisecond, 0, ""},
-		{"too long", 2 * time.Minute, 100, time.Minute, 10, "too long"},
-		{"too few to tell", 2 * time.Minute, 10, time.Minute, 0, ""},
-		{"nothing in TIME_WAIT", 2 * time.Minute, 0, 0, 0, ""},
+		{"right", time.Minute, 0, time.Minute, 0, ""},
+		{"a moment ago", time.Minute, 0, 59 * time.Second, 0, ""},
+		{"too short", 30 * time.Second, time.Minute, time.Minute, 1, "too short"},
+		{"the kernel's tick", time.Minute, 0, time.Minute + 10*time.Millisecond, 0, ""},
+		{"too long", 2 * time.Minute, 0, time.Minute, 10, "too long"},
+		{"a burst before each scan", time.Minute, 40 * time.Second, 40 * time.Second, 0, ""},
+		{"closes that stopped", time.Minute, 10 * time.Second, 40 * time.Second, 0, ""},
+		{"nothing in TIME_WAIT", 2 * time.Minute, time.Second, 0, 0, ""},
 	}
 	for _, tt := range tests {
+		settings := pool.Settings{PortRange: pool.PortRange{Low: 1, High: 65535}, TimeWaitLength: tt.length}
+		table := pool.NewTable(settings)
+		for left := tt.from; left <= tt.longest; left += time.Second {
+			last := min(left, tt.longest)
+			table.Add(&pool.Socket{State: pool.TimeWait, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:80"), Expires: last})
+		}
+		if tt.longest > 0 {
+			table.Add(&pool.Socket{State: pool.TimeWait, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:80"), Expires: tt.longest})
+		}
+		seen := table.Report(pool.Limits{}).TimeWait
 		var c timeWaitCheck
 		for scan := 1; scan <= 20; scan++ {
-			got := c.observe(tt.length, pool.TimeWaitSeen{Sockets: tt.sockets, Longest: tt.longest})
+			got := c.observe(tt.length, seen)
 			if (got != "") != (scan == tt.scan) || !strings.Contains(got, tt.want) && scan == tt.scan {
 				t.Errorf("%s: scan %d: got %q", tt.name, scan, got)
 			}
