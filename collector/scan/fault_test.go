@@ -43,6 +43,12 @@ var faults = []fault{
 		}
 		return [][]byte{r.Done(unix.ENOENT)}
 	}},
+	{name: "listeners refused", want: os.ErrPermission, text: "dump listeners", answer: func(r sockdiagtest.Request) [][]byte {
+		if r.Sequence == 1 {
+			return [][]byte{r.Error(unix.EPERM)}
+		}
+		return [][]byte{row(r), r.Done(0)}
+	}},
 	{name: "no netlink", want: unix.EPROTONOSUPPORT, text: "protocol not supported", dial: os.NewSyscallError("socket", unix.EPROTONOSUPPORT)},
 	{name: "forbidden", want: os.ErrPermission, text: "not permitted", answer: func(r sockdiagtest.Request) [][]byte {
 		return [][]byte{r.Error(unix.EPERM)}
@@ -194,8 +200,8 @@ func TestFaultsLeakNothing(t *testing.T) {
 	scans := func(n int) {
 		for i := range n {
 			current = nil
-			if i%10 != 0 {
-				current = &faults[i%10-1]
+			if n := len(faults) + 1; i%n != 0 {
+				current = &faults[i%n-1]
 			}
 			s.Scan(t.Context())
 		}

@@ -16,19 +16,15 @@ const cookiePrefix = "netns-"
 // cookie.
 var errNoCookie = errors.New("network namespace has no label: it has no unique name, and kernels before Linux 5.14 have no cookie for it")
 
-// assignLabels sets the label of each namespace. A namespace keeps its label from the last scan.
-// So a label does not move from one namespace to another while both exist. A new namespace gets
-// the label of newLabel.
-func (s *Scanner) assignLabels(candidates []candidate) {
+// assignLabels sets the label of each namespace. A namespace keeps the label that it has got
+// once. So a label does not move from one namespace to another while both exist. A new namespace
+// gets the label of newLabel.
+func assignLabels(candidates []candidate) {
 	taken := map[string]bool{Self: true}
-	labels := map[uint64]string{}
 	for i := range candidates {
 		c := &candidates[i]
-		if label := s.labels[c.cookie]; c.cookie != 0 && label != "" {
-			c.Name = label
-			taken[label] = true
-			labels[c.cookie] = label
-		}
+		c.Name = c.known.label
+		taken[c.Name] = true
 	}
 	for i := range candidates {
 		c := &candidates[i]
@@ -38,10 +34,9 @@ func (s *Scanner) assignLabels(candidates []candidate) {
 		c.Name = newLabel(c.found.Name, c.cookie, taken)
 		taken[c.Name] = true
 		if c.cookie != 0 {
-			labels[c.cookie] = c.Name
+			c.known.label = c.Name
 		}
 	}
-	s.labels = labels
 }
 
 // newLabel returns the label for a new namespace: the name of its mount, unless that is taken or

@@ -3,6 +3,7 @@
 package scan
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -27,7 +28,7 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 		key := fmt.Sprintf("namespace %d", n.Inode)
 		logged[key] = true
 		if n.Name == Self || !s.logged[key] {
-			s.cfg.Logger.Error("Collection failed", "netns", n.Name, "err", n.Err)
+			s.cfg.Logger.Error("Collection failed", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", n.Err)
 		}
 	}
 	s.logged = logged

@@ -13,14 +13,21 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// idleFactor is 1 / 1%: a namespace is idle if its sockets are fewer than 1% of the ports of one
-// pool.
-const idleFactor = 100
+const (
+	// idleFactor is 1 / 1%: a namespace is idle if its sockets are fewer than 1% of the ports
+	// of one pool.
+	idleFactor = 100
+
+	// capacityScans is how many scans use the same capacity to tell whether a namespace is
+	// idle. With thousands of namespaces, the kernel takes long to find the sysctls of one.
+	capacityScans = 32
+)
 
 // A candidate is a namespace in scope, with what the scan knows of it so far.
 type candidate struct {
 	Namespace
 	found   netns.Namespace
+	known   *knownNamespace // nil before it was entered
 	cookie  uint64
 	sockets int // in any state, on any port
 }
@@ -36,9 +43,15 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []
 
 	err = netns.Visit(s.cfg.Proc, func(v *netns.Visitor) error {
 		candidates := s.surveyAll(v, found, self.Inode, deadline)
-		s.assignLabels(candidates)
+		s.recallUnreached(candidates)
+		s.retain(candidates)
+		assignLabels(candidates)
 		s.assignOwners(candidates)
-		namespaces = s.collectBusy(v, candidates, deadline)
+		candidates = s.collectBusy(v, candidates, deadline)
+		s.assignCommands(candidates, deadline)
+		for _, c := range candidates {
+			namespaces = append(namespaces, c.Namespace)
+		}
 		return nil
 	})
 	if err != nil {
@@ -79,41 +92,42 @@ func (s *Scanner) survey(v *netns.Visitor, c *candidate, deadline time.Time) (er
 	if c.cookie, err = v.Enter(c.found); err != nil {
 		return err
 	}
+	c.known = s.recall(c.cookie, c.Inode)
 	sockstat, err := s.proc.Sockstat()
 	if err != nil {
 		return err
 	}
 	c.sockets = sockstat.InUse + sockstat.TimeWait
-	idle, err := s.isIdle(c.sockets)
-	if idle {
+	if due := (s.scans+c.cookie)%capacityScans == 0; due || c.known.capacity < 0 {
+		if c.known.capacity, err = s.readCapacity(); err != nil {
+			return err
+		}
+	}
+	if c.sockets*idleFactor < c.known.capacity {
 		c.Outcome, c.TimeWaitSockets = Idle, sockstat.TimeWait
 	}
-	return err
+	return nil
 }
 
-// isIdle reports whether the calling thread's namespace, with that many sockets, is idle: it has
-// fewer than Limits.MinPorts, or fewer than 1% of the ports of one pool. It reads the sysctls
-// only for the second rule: with thousands of namespaces, the kernel takes long to find them.
-func (s *Scanner) isIdle(sockets int) (bool, error) {
-	if sockets < s.cfg.Limits.MinPorts {
-		return true, nil
-	}
+// readCapacity returns how many ports a pool of the calling thread's namespace has if there are no
+// listeners, or -1 and an error.
+func (s *Scanner) readCapacity() (int, error) {
 	ns, err := s.proc.Namespace()
 	if err != nil {
-		return false, err
+		return -1, err
 	}
 	defer ns.Close()
 	settings, err := readPorts(ns)
 	if err != nil {
-		return false, err
+		return -1, err
 	}
-	return sockets*idleFactor < pool.Capacity(settings), nil
+	return pool.Capacity(settings), nil
 }
 
 // collectBusy collects from the candidates that have no outcome yet, the busiest first. It returns
 // all candidates, except those that are gone meanwhile.
-func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline time.Time) []Namespace {
-	namespaces := make([]Namespace, 0, len(candidates))
+func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline time.Time) []candidate {
+	finished := make([]candidate, 0, len(candidates))
 	var busy []candidate
 	for _, c := range candidates {
 		if c.Err == nil && c.Name == "" {
@@ -121,9 +135,9 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 		}
 		if c.Outcome == "" {
 			busy = append(busy, c)
-			continue
+		} else {
+			finished = append(finished, c)
 		}
-		namespaces = append(namespaces, c.Namespace)
 	}
 
 	slices.SortFunc(busy, func(a, b candidate) int { return cmp.Compare(b.sockets, a.sockets) })
@@ -137,9 +151,9 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 		if err != nil {
 			c.Namespace = c.failed(err, outcomeOf(err))
 		}
-		namespaces = append(namespaces, c.Namespace)
+		finished = append(finished, c)
 	}
-	return namespaces
+	return finished
 }
 
 // collectFrom enters a busy namespace and reads it.

@@ -25,6 +25,7 @@ import (
 	"ephemeral_port_exporter/collector/internal/sockdiagtest"
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
 )
 
@@ -123,9 +124,7 @@ func TestNamespacesIdle(t *testing.T) {
 		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
 	})
 
-	scanner := namedScanner(t, dir)
-	scanner.cfg.Limits.MinPorts = 1
-	found := byName(scanner)
+	found := byName(namedScanner(t, dir))
 	for name, want := range map[string]struct {
 		outcome  Outcome
 		capacity int // 0 if the sockets were not read
@@ -140,11 +139,121 @@ func TestNamespacesIdle(t *testing.T) {
 			t.Errorf("%s: got %q, capacity %d, %v, want %+v", name, n.Outcome, n.Report.CapacityPorts, n.Err, want)
 		}
 	}
+}
 
-	// The range does not matter: no destination could have series.
-	scanner.cfg.Limits.MinPorts = 11
-	if n := byName(scanner)["enough"]; n.Outcome != Idle {
-		t.Errorf("10 sockets where 11 are the minimum: got %q, want %q", n.Outcome, Idle)
+// TestNamespacesExhausted are never idle, however few ports and sockets they have, and whatever the
+// limits for series are.
+func TestNamespacesExhausted(t *testing.T) {
+	dir := t.TempDir()
+	c := clientTo("198.51.100.1", "198.51.100.7:80")
+	netnstest.Mount(t, filepath.Join(dir, "six"), func() {
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40005")
+		c.Hold(t, 6)
+	})
+	netnstest.Mount(t, filepath.Join(dir, "nothing"), func() {
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40005")
+		netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "40000-40005")
+	})
+	s := namedScanner(t, dir)
+	s.cfg.Limits = pool.Limits{MinPorts: 2000, Most: 0}
+	found := byName(s)
+	for _, name := range []string{"six", "nothing"} {
+		if n := found[name]; n.Outcome != Collected || n.Report.MaxUtilization != 1 {
+			t.Errorf("%s: got %q, utilization %v, want %q, 1", name, n.Outcome, n.Report.MaxUtilization, Collected)
+		}
+	}
+}
+
+// TestNamespacesRange notices a range that becomes narrow while a namespace is idle.
+func TestNamespacesRange(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "ns")
+	netnstest.Mount(t, path, func() { clientTo("198.51.100.1", "198.51.100.7:80").Hold(t, 6) })
+	s := namedScanner(t, dir)
+	if n := byName(s)["ns"]; n.Outcome != Idle {
+		t.Fatalf("got %q, want %q", n.Outcome, Idle)
+	}
+	netnstest.In(t, path, func() { netnstest.Sysctl(t, "ipv4/ip_local_port_range", "32768 32779") })
+	for scans := 1; byName(s)["ns"].Outcome == Idle; scans++ {
+		if scans > capacityScans {
+			t.Fatalf("still idle after %d scans", scans)
+		}
+	}
+}
+
+// TestNamespacesUnreached keeps labels where the time was over before a namespace was entered.
+func TestNamespacesUnreached(t *testing.T) {
+	first, second := t.TempDir(), t.TempDir()
+	netnstest.Mount(t, filepath.Join(second, "blue"), nil)
+	s := namedScanner(t, first, second)
+	s.Scan(t.Context()) // the one in the second directory gets the name
+	netnstest.Mount(t, filepath.Join(first, "blue"), nil)
+	labels := func() map[uint64]string {
+		m := map[uint64]string{}
+		for _, n := range s.Scan(t.Context()).Namespaces[1:] {
+			m[n.Inode] = n.Name
+		}
+		return m
+	}
+	before := labels()
+	s.cfg.Timeout = time.Nanosecond
+	unreached := labels()
+	s.cfg.Timeout = time.Minute
+	after := labels()
+	if diff := cmp.Diff(before, unreached); diff != "" || len(before) != 2 {
+		t.Errorf("labels of %d namespaces in a scan without time (-before +then):\n%s", len(before), diff)
+	}
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("labels after a scan without time (-before +after):\n%s", diff)
+	}
+}
+
+// TestNamespacesShareLimit bounds the destinations of all namespaces together.
+func TestNamespacesShareLimit(t *testing.T) {
+	dir := t.TempDir()
+	for name, ports := range map[string]int{"a": 20, "b": 30} {
+		netnstest.Mount(t, filepath.Join(dir, name), func() {
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+			for i := range 3 {
+				clientTo("198.51.100.1", fmt.Sprintf("198.51.100.%d:80", 10+i)).Hold(t, ports+i)
+			}
+		})
+	}
+	s := namedScanner(t, dir)
+	s.cfg.Limits.Most = 4
+	reported, unreported := 0, 0
+	for _, n := range s.Scan(t.Context()).Namespaces {
+		reported += len(n.Report.Destinations)
+		unreported += n.Report.UnreportedDestinations
+	}
+	if reported != 4 || unreported != 2 {
+		t.Errorf("%d destinations reported and %d not, want 4 and 2", reported, unreported)
+	}
+}
+
+// TestNamespacesSelfSlow leaves time for others where our own namespace takes too long.
+func TestNamespacesSelfSlow(t *testing.T) {
+	dir := t.TempDir()
+	netnstest.Mount(t, filepath.Join(dir, "well"), func() {
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+		clientTo("198.51.100.1", "198.51.100.7:80").Hold(t, 10)
+	})
+	s := namedScanner(t, dir)
+	s.cfg.Timeout = 4 * time.Second
+	own := inodeOf(t, "/proc/thread-self/ns/net")
+	s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
+		if inodeOf(t, "/proc/thread-self/ns/net") != own {
+			return sockdiag.Dial(buffer)
+		}
+		fd, err := sockdiagtest.Dial(func(sockdiagtest.Request) [][]byte { return nil })
+		if err != nil {
+			return nil, err
+		}
+		return sockdiag.NewConn(fd, buffer), nil
+	}
+	found := byName(s)
+	if found[Self].Outcome != Deadline || found["well"].Outcome != Collected {
+		t.Errorf("outcomes: own %q, other %q, want %q, %q", found[Self].Outcome, found["well"].Outcome, Deadline, Collected)
 	}
 }
 
@@ -338,7 +447,11 @@ func TestNamespacesNames(t *testing.T) {
 	s := namedScanner(t, first, second)
 	labels := func() map[uint64]string {
 		s.Scan(t.Context())
-		return s.labels
+		m := map[uint64]string{}
+		for cookie, k := range s.known {
+			m[cookie] = k.label
+		}
+		return m
 	}
 
 	before := labels()

@@ -8,43 +8,55 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"ephemeral_port_exporter/collector/cgroup"
 )
 
-// A knownOwner is the Owner of a namespace, with the processes that it comes from.
-type knownOwner struct {
-	owner   Owner
-	pid     int // the process of cgroup.Owner
-	command int // the process of Owner.Command; 0 if that is not known
-}
-
-// assignOwners sets the owner of each namespace. An owner stays the same as long as the processes
-// exist that it comes from. Otherwise a tenant could create series by renaming a process.
+// assignOwners sets the owner of each namespace, as far as it is known without much work. An owner
+// stays the same as long as the processes exist that it comes from. Otherwise a tenant could
+// create series by renaming a process.
 func (s *Scanner) assignOwners(candidates []candidate) {
-	owners := make(map[uint64]knownOwner, len(candidates))
 	for i := range candidates {
 		c := &candidates[i]
-		if len(c.found.PIDs) == 0 {
+		k := c.known
+		if k.command != 0 && !slices.Contains(c.found.PIDs, k.command) {
+			k.command, k.owner.Command = 0, ""
+		}
+		if k.owner.ContainerID == "" || !slices.Contains(c.found.PIDs, k.ownerPID) {
+			k.ownerPID, k.owner.Owner = 0, cgroup.Owner{}
+			if len(c.found.PIDs) > 0 {
+				k.ownerPID = c.found.PIDs[0]
+				k.owner.Owner = cgroup.OwnerOf(s.cfg.Proc, k.ownerPID)
+			}
+		}
+		c.Owner = k.owner
+	}
+}
+
+// maxCommands bounds how many namespaces get a command in one scan: to examine all descriptors of
+// all processes of one can take 0.1 s.
+const maxCommands = 4
+
+// assignCommands sets the command of busy namespaces that have none, within the deadline.
+func (s *Scanner) assignCommands(candidates []candidate, deadline time.Time) {
+	left := maxCommands
+	for i := range candidates {
+		c := &candidates[i]
+		k := c.known
+		if c.Outcome != Collected || k.command != 0 || slices.Equal(k.examined, c.found.PIDs) {
 			continue
 		}
-		known := s.owners[c.cookie]
-		if known.owner.ContainerID == "" || !slices.Contains(c.found.PIDs, known.pid) {
-			known.pid = c.found.PIDs[0]
-			known.owner.Owner = cgroup.OwnerOf(s.cfg.Proc, known.pid)
+		if left--; left < 0 || !time.Now().Before(deadline) {
+			return
 		}
-		if known.command != 0 && !slices.Contains(c.found.PIDs, known.command) {
-			known.command, known.owner.Command = 0, ""
+		k.command, k.owner.Command = busiestProcess(s.cfg.Proc, c.found.PIDs)
+		k.examined = nil
+		if k.command == 0 {
+			k.examined = c.found.PIDs
 		}
-		if known.command == 0 && c.Outcome == "" { // busy
-			known.command, known.owner.Command = busiestProcess(s.cfg.Proc, c.found.PIDs)
-		}
-		c.Owner = known.owner
-		if c.cookie != 0 {
-			owners[c.cookie] = known
-		}
+		c.Owner = k.owner
 	}
-	s.owners = owners
 }
 
 // maxDescriptors bounds how many descriptors of a process are examined.

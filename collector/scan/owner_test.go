@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,27 +53,32 @@ func TestAssignOwners(t *testing.T) {
 
 	s := newScanner(t, testConfig())
 	s.cfg.Proc = proc
+	known := s.recall(1, 4026532000)
 	owner := func(outcome Outcome, pids ...int) Owner {
-		c := candidate{cookie: 1}
+		candidates := []candidate{{known: known}}
+		c := &candidates[0]
 		c.Outcome, c.found.PIDs = outcome, pids
-		candidates := []candidate{c}
 		s.assignOwners(candidates)
-		return candidates[0].Owner
+		s.assignCommands(candidates, time.Now().Add(time.Minute))
+		return c.Owner
 	}
 	steps := []struct {
 		name    string
-		outcome Outcome // "" if busy
+		outcome Outcome
 		pids    []int
 		change  func()
 		command string
 	}{
 		{"idle", Idle, []int{7, 8, 9}, nil, ""},
-		{"busy", "", []int{7, 8, 9}, nil, "nginx"},
+		{"busy", Collected, []int{7, 8, 9}, nil, "nginx"},
 		{"idle again", Idle, []int{7, 8, 9}, nil, "nginx"},
-		{"renamed", "", []int{7, 8, 9}, func() { writeProcess(t, proc, 8, fakeProcess{"other", container, 30}) }, "nginx"},
-		{"ended", "", []int{7, 9}, nil, "agent"},
-		{"without sockets", "", []int{7}, nil, ""},
-		{"gone", "", []int{}, nil, ""},
+		{"renamed", Collected, []int{7, 8, 9}, func() { writeProcess(t, proc, 8, fakeProcess{"other", container, 30}) }, "nginx"},
+		{"ended", Collected, []int{7, 9}, nil, "agent"},
+		{"not read", Deadline, []int{7, 9}, nil, "agent"},
+		{"without sockets", Collected, []int{7}, nil, ""},
+		{"not examined again", Collected, []int{7}, func() { writeProcess(t, proc, 7, fakeProcess{"pause", container, 1}) }, ""},
+		{"another process", Collected, []int{7, 9}, nil, "agent"},
+		{"gone", Collected, []int{}, nil, ""},
 	}
 	for _, step := range steps {
 		if step.change != nil {
@@ -87,9 +93,37 @@ func TestAssignOwners(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v", step.name, got, want)
 		}
 	}
-	s.assignOwners(nil)
-	if len(s.owners) != 0 {
-		t.Errorf("kept the owners of %d namespaces that are gone", len(s.owners))
+}
+
+// TestAssignCommandsBound gives few namespaces a command in one scan, and none after the deadline.
+func TestAssignCommandsBound(t *testing.T) {
+	proc := t.TempDir()
+	writeProcess(t, proc, 7, fakeProcess{"nginx", "", 5})
+	s := newScanner(t, testConfig())
+	s.cfg.Proc = proc
+	candidates := make([]candidate, 10)
+	for i := range candidates {
+		candidates[i].known = s.recall(uint64(i), 0)
+		candidates[i].Outcome, candidates[i].found.PIDs = Collected, []int{7}
+	}
+	commands := func() int {
+		n := 0
+		for _, c := range candidates {
+			if c.Owner.Command == "nginx" {
+				n++
+			}
+		}
+		return n
+	}
+	s.assignCommands(candidates, time.Now().Add(-time.Second))
+	if n := commands(); n != 0 {
+		t.Errorf("%d commands after the deadline", n)
+	}
+	for _, want := range []int{maxCommands, 2 * maxCommands, 10} {
+		s.assignCommands(candidates, time.Now().Add(time.Minute))
+		if n := commands(); n != want {
+			t.Errorf("%d commands, want %d", n, want)
+		}
 	}
 }
 

@@ -26,11 +26,11 @@ type Scanner struct {
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	connectFailures *connectFailures // nil unless counted
 
-	mu     sync.Mutex            // guards the fields below; no two scans walk the kernel's table at once
-	buffer []byte                // for the answers of the kernel
-	logged map[string]bool       // failures of the last scan, see logFailures
-	labels map[uint64]string     // labels of the other namespaces in the last scan, by cookie
-	owners map[uint64]knownOwner // owners of these namespaces, by cookie
+	mu     sync.Mutex                 // guards the fields below; no two scans walk the kernel's table at once
+	buffer []byte                     // for the answers of the kernel
+	logged map[string]bool            // failures of the last scan, see logFailures
+	known  map[uint64]*knownNamespace // other namespaces, by cookie
+	scans  uint64
 
 	timeWait timeWaitCheck
 }
@@ -136,6 +136,7 @@ func (s *Scanner) Scan(ctx context.Context) Snapshot {
 
 // scan is Scan without logging.
 func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
+	s.scans++
 	selfDeadline := deadline
 	if s.cfg.othersInScope() {
 		now := time.Now()

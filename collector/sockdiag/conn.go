@@ -87,8 +87,8 @@ func NewConn(fd int, buffer []byte) *Conn {
 // Close closes the connection.
 func (c *Conn) Close() error { return unix.Close(c.fd) }
 
-// SetDeadline sets the deadline of all later requests; a zero t means none. It is checked
-// before each datagram: the kernel cannot be interrupted while it fills one.
+// SetDeadline bounds all requests from now on. It is checked before each datagram: the kernel
+// cannot be stopped while it fills one.
 func (c *Conn) SetDeadline(t time.Time) { c.deadline = t }
 
 // Listeners calls each for every listening socket whose local port lies from low to high, both

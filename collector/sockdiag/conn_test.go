@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -195,6 +196,32 @@ func TestReceiveErrors(t *testing.T) {
 				t.Errorf("got %d bytes, want %d", len(b), tt.n)
 			}
 		})
+	}
+}
+
+// TestDialDescriptors leaves none behind, without the help of the garbage collector.
+func TestDialDescriptors(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	open := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := open()
+	for range 10 {
+		c, err := Dial(make([]byte, BufferSize))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := open(); n != before+1 {
+			t.Errorf("%d descriptors for a Conn", n-before)
+		}
+		c.Close()
+	}
+	if n := open(); n != before {
+		t.Errorf("%d descriptors, %d before", n, before)
 	}
 }
 
