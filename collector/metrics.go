@@ -22,7 +22,7 @@ type descs struct {
 
 	sourcePorts, sourceBindParityPorts, sourceUtilization *prometheus.Desc
 
-	unreportedDestinations, unreportedPorts *prometheus.Desc
+	unreportedDestinations, unreportedPorts, unreportedSources, maxSourceUtilization *prometheus.Desc
 
 	collectSuccess, collectDuration, collectSockets *prometheus.Desc
 
@@ -116,6 +116,13 @@ func newDescs() descs {
 			"Ports held by destinations without series of their own.",
 			namespace, nil),
 
+		unreportedSources: prometheus.NewDesc("ephemeral_port_unreported_sources",
+			"Number of source addresses without series of their own, see --destination.limit.",
+			namespace, nil),
+		maxSourceUtilization: prometheus.NewDesc("ephemeral_port_max_source_utilization_ratio",
+			"Highest source utilization in the namespace, also of source addresses without series of their own.",
+			namespace, nil),
+
 		collectSuccess: prometheus.NewDesc("ephemeral_port_collect_success",
 			"1 if this scrape could read the network namespace. If it is 0, the other metrics of the namespace are absent, except ephemeral_port_netns_info.",
 			namespace, nil),
@@ -157,7 +164,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.destinationPorts, d.destinationReusablePorts, d.destinationUtilization,
 		d.destinationCeiling, d.destinationCloses,
 		d.sourcePorts, d.sourceBindParityPorts, d.sourceUtilization,
-		d.unreportedDestinations, d.unreportedPorts,
+		d.unreportedDestinations, d.unreportedPorts, d.unreportedSources, d.maxSourceUtilization,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
 		d.netnsInfo, d.namespaces, d.discoveryFailures,
 		d.connectFailures, d.connectFailuresUnattributed, d.connectFailuresSuccess,
@@ -257,6 +264,8 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 
 	gauge(d.unreportedDestinations, float64(r.UnreportedDestinations))
 	gauge(d.unreportedPorts, float64(r.UnreportedPorts))
+	gauge(d.unreportedSources, float64(r.UnreportedSources))
+	gauge(d.maxSourceUtilization, r.MaxSourceUtilization)
 	gauge(d.collectSockets, float64(r.Sockets))
 }
 

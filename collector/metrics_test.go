@@ -68,7 +68,8 @@ func TestMetrics(t *testing.T) {
 		Sources: []pool.Source{
 			{Address: netip.MustParseAddr("10.0.0.1"), Ports: 45, BindParity: 40, Capacity: 28226, Utilization: 0.125},
 		},
-		UnreportedDestinations: 3, UnreportedPorts: 9,
+		MaxSourceUtilization:   0.25,
+		UnreportedDestinations: 3, UnreportedPorts: 9, UnreportedSources: 2,
 		Sockets: 74,
 	}
 	got := exposition(t, New(scan.Snapshot{
@@ -179,7 +180,7 @@ func TestMetricsBound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := regexp.MustCompile(`series = (\d+) × limit \+ (\d+) × collected \+ (\d+) × idle \+ (\d+)\n`).FindSubmatch(b)
+	m := regexp.MustCompile(`series = (\d+) × max\(limit, collected\) \+ limit \+ (\d+) × collected \+ (\d+) × idle \+ (\d+)\n`).FindSubmatch(b)
 	if m == nil {
 		t.Fatal("no formula in the README")
 	}
@@ -189,7 +190,7 @@ func TestMetricsBound(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := factors[0]*limit + factors[1]*collected + factors[2]*idle + factors[3]
+	want := factors[0]*max(limit, collected) + limit + factors[1]*collected + factors[2]*idle + factors[3]
 	if got := strings.Count(samples(t, s), "\n"); got != want {
 		t.Errorf("%d series, the README says %s = %d", got, m[0], want)
 	}

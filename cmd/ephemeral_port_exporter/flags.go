@@ -68,7 +68,7 @@ func addFlags(app *kingpin.Application) *flags {
 		minPorts: countFlag(app, "destination.min-ports",
 			"Give a destination series of its own only if it holds at least this many ports.", "10"),
 		limit: countFlag(app, "destination.limit",
-			"Maximum number of destinations with series of their own: those that hold most ports. The others are only summed up. The same limit applies to source addresses, and to series of failed connects.", "256"),
+			"Maximum number of destinations with series of their own: those with the greatest utilization. The others are only summed up. The same limit applies to source addresses, and to series of failed connects.", "256"),
 		timeWaitLength: durationFlag(app, "time-wait.length",
 			"Time that the kernel keeps a connection in TIME_WAIT: its constant TCP_TIMEWAIT_LEN. Change it only for a kernel that was built with another value. With a wrong value, reusable ports, close rates and ceilings are wrong.", "60s"),
 		collectTimeout: durationFlag(app, "collect.timeout",

@@ -11,61 +11,71 @@ type Limits struct {
 	Most     int // at most this many destinations and this many sources are reported
 }
 
+// byDanger orders destinations: the greatest utilization first, then most ports, then by
+// address. So what a tenant with many ports holds does not hide a small pool that is nearly full.
+func byDanger(a, b Destination) int {
+	return cmp.Or(
+		cmp.Compare(b.Utilization, a.Utilization), cmp.Compare(b.Held, a.Held),
+		a.Source.Compare(b.Source), a.Address.Compare(b.Address),
+	)
+}
+
+// sourceByDanger orders sources likewise.
+func sourceByDanger(a, b Source) int {
+	return cmp.Or(cmp.Compare(b.Utilization, a.Utilization), cmp.Compare(b.Ports, a.Ports), a.Address.Compare(b.Address))
+}
+
 // ShareLimit bounds several reports together: most is the limit for all their destinations,
-// and for all their sources. It keeps those that hold most ports and removes the others.
-// Destinations that it removes are counted as unreported.
+// and for all their sources. It keeps those in most danger and counts the others as unreported.
+// Unless most is 0, each report keeps its first, so that no namespace hides another: there can be
+// as many as reports, even if these are more than most. The reports must be those of Table.Report.
 func ShareLimit(reports []*Report, most int) {
-	var held, ports []int
-	for _, r := range reports {
-		for _, d := range r.Destinations {
-			held = append(held, d.Held)
-		}
-		for _, src := range r.Sources {
-			ports = append(ports, src.Ports)
-		}
+	destinations := func(r *Report) []Destination { return r.Destinations }
+	for i, n := range sharesOf(reports, most, destinations, byDanger) {
+		reports[i].keepDestinations(n)
 	}
-	destinations, sources := newThreshold(held, most), newThreshold(ports, most)
-	for _, r := range reports {
-		r.Destinations = slices.DeleteFunc(r.Destinations, func(d Destination) bool {
-			if destinations.accept(d.Held) {
-				return false
-			}
-			r.UnreportedDestinations++
-			r.UnreportedPorts += d.Held
-			return true
-		})
-		r.Sources = slices.DeleteFunc(r.Sources, func(s Source) bool { return !sources.accept(s.Ports) })
+	sources := func(r *Report) []Source { return r.Sources }
+	for i, n := range sharesOf(reports, most, sources, sourceByDanger) {
+		reports[i].keepSources(n)
 	}
 }
 
-// A threshold selects the greatest of some numbers. It accepts each number above the limit.
-// Of the numbers equal to the limit, it accepts as many as the quota.
-type threshold struct {
-	limit, quota int
-}
-
-// newThreshold returns a threshold that accepts the greatest of the numbers, at most most of
-// them. No number may be negative. It sorts numbers.
-func newThreshold(numbers []int, most int) threshold {
-	if len(numbers) <= most {
-		return threshold{limit: -1}
-	}
-	slices.SortFunc(numbers, func(a, b int) int { return cmp.Compare(b, a) })
-	limit := numbers[most]
+// sharesOf returns how many items each report keeps of one of its lists, which are ordered.
+func sharesOf[T any](reports []*Report, most int, list func(*Report) []T, order func(a, b T) int) []int {
+	type place struct{ report, index int }
+	shares := make([]int, len(reports))
+	var rest []place // all but the first of each
 	quota := most
-	for _, n := range numbers[:most] {
-		if n > limit {
+	for i, r := range reports {
+		if n := len(list(r)); n > 0 && most > 0 {
+			shares[i] = 1
 			quota--
 		}
+		for j := shares[i]; j < len(list(r)); j++ {
+			rest = append(rest, place{i, j})
+		}
 	}
-	return threshold{limit: limit, quota: quota}
+	// Stable, so that what each report keeps is the beginning of its list.
+	slices.SortStableFunc(rest, func(a, b place) int {
+		return order(list(reports[a.report])[a.index], list(reports[b.report])[b.index])
+	})
+	for _, p := range rest[:min(max(quota, 0), len(rest))] {
+		shares[p.report]++
+	}
+	return shares
 }
 
-// accept reports whether n is selected. It uses up the quota: call it once for each number.
-func (t *threshold) accept(n int) bool {
-	if n == t.limit && t.quota > 0 {
-		t.quota--
-		return true
+// keepDestinations leaves out all destinations but the first n.
+func (r *Report) keepDestinations(n int) {
+	for _, d := range r.Destinations[n:] {
+		r.UnreportedDestinations++
+		r.UnreportedPorts += d.Held
 	}
-	return n > t.limit
+	r.Destinations = r.Destinations[:n]
+}
+
+// keepSources leaves out all sources but the first n.
+func (r *Report) keepSources(n int) {
+	r.UnreportedSources += len(r.Sources) - n
+	r.Sources = r.Sources[:n]
 }

@@ -3,45 +3,54 @@ package pool
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// TestShareLimit checks that the destinations with most ports stay, and that all others are counted as unreported.
+// TestShareLimit keeps those in most danger, the first of each report whatever the others are, and
+// counts all others as unreported.
 func TestShareLimit(t *testing.T) {
-	report := func(held ...int) *Report {
+	// Ports held, of a range of that many.
+	report := func(capacity int, held ...int) *Report {
 		var r Report
 		for i, h := range held {
 			address := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 80)
-			r.Destinations = append(r.Destinations, Destination{Address: address, Held: h})
-			r.Sources = append(r.Sources, Source{Address: address.Addr(), Ports: h})
+			u := utilization(h, capacity)
+			r.Destinations = append(r.Destinations, Destination{Address: address, Held: h, Utilization: u})
+			r.Sources = append(r.Sources, Source{Address: address.Addr(), Ports: h, Utilization: u})
 		}
 		return &r
 	}
+	// The second has few ports, and they are nearly used up. The third is calm.
 	tests := []struct {
 		most int
 		want string
 	}{
-		{0, "[] 0/0 6 149 | [] 0/0 3 75"},
-		{1, "[100] 100/1 5 49 | [] 0/0 3 75"},
-		{3, "[100 20] 120/2 4 29 | [50] 50/1 2 25"},
-		{4, "[100 20 20] 140/3 3 9 | [50] 50/1 2 25"},
-		{5, "[100 20 20] 140/3 3 9 | [50 20] 70/2 1 5"},
-		{100, "[100 20 20 5 3 1] 149/6 0 0 | [50 20 5] 75/3 0 0"},
+		{0, "[] 5 145 5 | [] 2 17 2 | [] 2 30 2"},
+		{1, "[100] 4 45 4 | [9] 1 8 1 | [20] 1 10 1"},
+		{3, "[100] 4 45 4 | [9] 1 8 1 | [20] 1 10 1"},
+		{4, "[100] 4 45 4 | [9 8] 0 0 0 | [20] 1 10 1"},
+		{5, "[100 20] 3 25 3 | [9 8] 0 0 0 | [20] 1 10 1"},
+		{7, "[100 20 20] 2 5 2 | [9 8] 0 0 0 | [20 10] 0 0 0"},
+		{100, "[100 20 20 4 1] 0 0 0 | [9 8] 0 0 0 | [20 10] 0 0 0"},
 	}
 	for _, tt := range tests {
-		reports := []*Report{report(100, 20, 20, 5, 3, 1), report(50, 20, 5)}
+		reports := []*Report{report(1000, 100, 20, 20, 4, 1), report(10, 9, 8), report(1000, 20, 10)}
 		ShareLimit(reports, tt.most)
 		var got []string
 		for _, r := range reports {
-			held, sum := []int{}, 0
+			held, ports := []int{}, []int{}
 			for _, d := range r.Destinations {
 				held = append(held, d.Held)
 			}
 			for _, src := range r.Sources {
-				sum += src.Ports
+				ports = append(ports, src.Ports)
 			}
-			got = append(got, fmt.Sprintf("%v %d/%d %d %d", held, sum, len(r.Sources), r.UnreportedDestinations, r.UnreportedPorts))
+			if !slices.Equal(held, ports) {
+				t.Errorf("limit %d: destinations %v, sources %v", tt.most, held, ports)
+			}
+			got = append(got, fmt.Sprintf("%v %d %d %d", held, r.UnreportedDestinations, r.UnreportedPorts, r.UnreportedSources))
 		}
 		if got := strings.Join(got, " | "); got != tt.want {
 			t.Errorf("limit %d: got %s, want %s", tt.most, got, tt.want)

@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -20,11 +19,16 @@ type Report struct {
 	// without destinations, and 1 if CapacityPorts is 0.
 	MaxUtilization float64
 
-	Destinations []Destination // those that hold most ports, in descending order
-	Sources      []Source      // those that hold most ports, in descending order
+	// MaxSourceUtilization is the highest utilization of a source, reported or not; 0 without
+	// sources.
+	MaxSourceUtilization float64
+
+	Destinations []Destination // those in most danger, see byDanger, in descending order
+	Sources      []Source      // likewise, see sourceByDanger
 
 	UnreportedDestinations int // not in Destinations because of the limits
 	UnreportedPorts        int // held by unreported destinations
+	UnreportedSources      int // not in Sources because of the limits
 
 	Sockets  int // that were added to the Table
 	TimeWait TimeWaitSeen
@@ -80,49 +84,38 @@ func (t *Table) Report(limits Limits) Report {
 	}
 
 	var candidates []Destination
-	countUnreported := func(held int) {
-		r.UnreportedDestinations++
-		r.UnreportedPorts += held
-	}
 	for key, i := range t.pools {
 		counts := &t.counts[i]
 		held := counts.held()
 		r.MaxUtilization = max(r.MaxUtilization, utilization(held-int(counts.reusable), t.capacity))
 		if held < limits.MinPorts {
-			countUnreported(held)
+			r.UnreportedDestinations++
+			r.UnreportedPorts += held
 			continue
 		}
 		candidates = append(candidates, t.destination(key, counts))
 	}
-	slices.SortFunc(candidates, func(a, b Destination) int {
-		return cmp.Or(cmp.Compare(b.Held, a.Held), a.Source.Compare(b.Source), a.Address.Compare(b.Address))
-	})
-	reported := min(limits.Most, len(candidates))
-	for _, d := range candidates[reported:] {
-		countUnreported(d.Held)
-	}
-	r.Destinations = candidates[:reported]
+	slices.SortFunc(candidates, byDanger)
+	r.Destinations = candidates
+	r.keepDestinations(min(limits.Most, len(candidates)))
 
-	r.Sources = make([]Source, 0, len(t.sources))
-	for key, ports := range t.sources {
-		r.Sources = append(r.Sources, Source{
-			Address:    keyAddr(key.address, key.zone),
-			Ports:      ports.size(),
-			BindParity: ports.parityOf(t.settings.PortRange.Low + 1),
-		})
-	}
-	slices.SortFunc(r.Sources, func(a, b Source) int {
-		return cmp.Or(cmp.Compare(b.Ports, a.Ports), a.Address.Compare(b.Address))
-	})
-	r.Sources = r.Sources[:min(limits.Most, len(r.Sources))]
 	// bind(source, 0) can choose all ports but those denied to the source.
 	unreserved := t.capacity + len(t.blocked.ports)
 	denied := t.blocked.denied()
-	for i := range r.Sources {
-		src := &r.Sources[i]
-		src.Capacity = unreserved - denied(src.Address.WithZone(""))
+	r.Sources = make([]Source, 0, len(t.sources))
+	for key, ports := range t.sources {
+		src := Source{
+			Address:    keyAddr(key.address, key.zone),
+			Ports:      ports.size(),
+			BindParity: ports.parityOf(t.settings.PortRange.Low + 1),
+			Capacity:   unreserved - denied(netip.AddrFrom16(key.address).Unmap()),
+		}
 		src.Utilization = utilization(src.Ports, src.Capacity)
+		r.MaxSourceUtilization = max(r.MaxSourceUtilization, src.Utilization)
+		r.Sources = append(r.Sources, src)
 	}
+	slices.SortFunc(r.Sources, sourceByDanger)
+	r.keepSources(min(limits.Most, len(r.Sources)))
 	return r
 }
 

@@ -104,7 +104,7 @@ func TestReportOutside(t *testing.T) {
 	).Report(everything)
 
 	want := Report{
-		Settings: s, ReservedPorts: 1, BlockedPorts: 2, CapacityPorts: 7, Sockets: 5, MaxUtilization: 1. / 7,
+		Settings: s, ReservedPorts: 1, BlockedPorts: 2, CapacityPorts: 7, Sockets: 5, MaxUtilization: 1. / 7, MaxSourceUtilization: 2. / 8,
 		Destinations: []Destination{{
 			Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:80"),
 			Ports: [9]int{1}, Held: 1, Utilization: 1. / 7, Ceiling: 7. / 60,
@@ -247,5 +247,42 @@ func TestReportTies(t *testing.T) {
 		if want := "10.0.0.9:80 10.0.0.9:443"; got != want {
 			t.Fatalf("got %s, want %s", got, want)
 		}
+	}
+}
+
+// TestReportDanger puts a pool that is nearly full before others that hold more ports: ports that
+// connect() may take over do not count.
+func TestReportDanger(t *testing.T) {
+	s := tenPorts
+	s.TWReuse, s.Timestamps, s.TWReuseDelay = 1, 1, time.Second
+	var sockets []Socket
+	for port := range 9 {
+		old := socket(TimeWait, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.0.2:80")
+		old.Expires = time.Second
+		sockets = append(sockets, old)
+	}
+	for port := range 5 {
+		sockets = append(sockets, socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.0.3:80"))
+	}
+	r := tableOf(s, nil, sockets...).Report(Limits{Most: 1})
+	if len(r.Destinations) != 1 || r.Destinations[0].Address.String() != "10.0.0.3:80" || r.UnreportedPorts != 9 {
+		t.Errorf("got %+v, unreported %d, want the destination at 50%%", r.Destinations, r.UnreportedPorts)
+	}
+}
+
+// TestReportSources counts those that are left out, and knows their maximum.
+func TestReportSources(t *testing.T) {
+	var sockets []Socket
+	for i := range 3 {
+		for port := range 3 - i {
+			sockets = append(sockets, socket(Established, fmt.Sprintf("10.0.0.%d:%d", i+1, 40000+port), "10.0.0.9:80"))
+		}
+	}
+	r := tableOf(tenPorts, nil, sockets...).Report(Limits{Most: 1})
+	if len(r.Sources) != 1 || r.Sources[0].Ports != 3 || r.UnreportedSources != 2 || r.MaxSourceUtilization != 0.3 {
+		t.Errorf("got %+v, unreported %d, greatest %v", r.Sources, r.UnreportedSources, r.MaxSourceUtilization)
+	}
+	if none := tableOf(tenPorts, nil, sockets...).Report(Limits{}); none.UnreportedSources != 3 || none.MaxSourceUtilization != 0.3 {
+		t.Errorf("without any: unreported %d, greatest %v", none.UnreportedSources, none.MaxSourceUtilization)
 	}
 }

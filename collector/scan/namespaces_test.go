@@ -231,6 +231,31 @@ func TestNamespacesShareLimit(t *testing.T) {
 	}
 }
 
+// TestNamespacesFairness has a namespace with few ports, nearly all of them held, beside a tenant
+// with many destinations that hold more ports each.
+func TestNamespacesFairness(t *testing.T) {
+	dir := t.TempDir()
+	netnstest.Mount(t, filepath.Join(dir, "tenant"), func() {
+		for i := range 20 {
+			clientTo("198.51.100.1", fmt.Sprintf("198.51.100.%d:80", 10+i)).Hold(t, 60)
+		}
+	})
+	victim := clientTo("198.51.100.1", "198.51.100.7:80")
+	netnstest.Mount(t, filepath.Join(dir, "victim"), func() {
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40049")
+		victim.Hold(t, 49)
+		clientTo("198.51.100.1", "198.51.100.8:80").Hold(t, 20)
+	})
+	s := namedScanner(t, dir)
+	for most, want := range map[int]int{1: 1, 3: 2, 5: 2} {
+		s.cfg.Limits.Most = most
+		r := byName(s)["victim"].Report
+		if len(r.Destinations) != want || r.Destinations[0].Address != victim.Destination || r.Destinations[0].Utilization != 0.98 || len(r.Sources) != 1 {
+			t.Errorf("limit %d: destinations %+v, sources %+v, want %d destinations, the first at 98%%", most, r.Destinations, r.Sources, want)
+		}
+	}
+}
+
 // TestNamespacesSelfSlow leaves time for others where our own namespace takes too long.
 func TestNamespacesSelfSlow(t *testing.T) {
 	dir := t.TempDir()
