@@ -258,6 +258,9 @@ func filterCalls(t testing.TB, filter []unix.SockFilter) {
 
 // TestRun runs the exporter without any privilege.
 func TestRun(t *testing.T) {
+	// Otherwise a scrape may take over one of the ports in TIME_WAIT that it is to count.
+	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "0")
+	t.Cleanup(func() { netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "2") })
 	cmd := command(t, "--web.listen-address=127.0.0.1:10149", "--destination.min-ports=1")
 	unprivileged(t, cmd)
 	e := start(t, cmd, "http://127.0.0.1:10149")

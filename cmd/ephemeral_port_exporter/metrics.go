@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,7 +25,8 @@ type scanFunc func(context.Context) scan.Snapshot
 // A metricsHandler serves scrapes. Scrapes at the same time share one scan.
 type metricsHandler struct {
 	shared sharedGatherer
-	slots  chan struct{} // one element for each scrape that is being served; nil for no limit
+	slots  chan struct{} // one element for each scrape that is being answered; nil for no limit
+	sender sender
 	opts   promhttp.HandlerOpts
 }
 
@@ -50,15 +52,12 @@ func newMetricsHandler(flags *flags, registry *prometheus.Registry, scanHost sca
 
 // ServeHTTP implements http.Handler.
 func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h.slots != nil {
-		select {
-		case h.slots <- struct{}{}:
-			defer func() { <-h.slots }()
-		default:
-			http.Error(w, fmt.Sprintf("%d scrapes are being served, which is the limit of --web.max-requests: try again later", cap(h.slots)), http.StatusServiceUnavailable)
-			return
-		}
-	}
+	h.sender.send(w, h.answer(r))
+}
+
+// answer returns the answer to a scrape. It takes a slot for that, but not until the client has
+// read the answer.
+func (h *metricsHandler) answer(r *http.Request) *answer {
 	ctx := r.Context()
 	budget := h.shared.timeout
 	if timeout, ok := scrapeTimeout(r); ok {
@@ -67,13 +66,31 @@ func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer cancel()
 		budget = min(budget, max(timeout/2, timeout-time.Second/2))
 	}
-	families, err := h.shared.gather(ctx, budget)
-	if ctx.Err() != nil && err != nil {
-		// If the client is gone, nobody reads this.
-		http.Error(w, "this host could not be read within the scrape timeout: raise scrape_timeout in Prometheus, or lower --collect.timeout", http.StatusServiceUnavailable)
-		return
+	if h.slots != nil {
+		select {
+		case h.slots <- struct{}{}:
+			defer func() { <-h.slots }()
+		case <-ctx.Done():
+			return errorAnswer("the scrape timeout is over")
+		case <-time.After(slotTimeout):
+			return errorAnswer("%d scrapes are being served, which is the limit of --web.max-requests: try again later", cap(h.slots))
+		}
 	}
-	promhttp.HandlerFor(prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return families, err }), h.opts).ServeHTTP(w, r)
+	g, err := h.shared.gather(ctx, budget)
+	if err != nil {
+		return errorAnswer("this host could not be read within the scrape timeout: raise scrape_timeout in Prometheus, or lower --collect.timeout")
+	}
+	return g.answer(r, h.opts)
+}
+
+// slotTimeout is how long a scrape waits for others to be answered.
+const slotTimeout = time.Second
+
+// errorAnswer returns an answer with status 503.
+func errorAnswer(format string, args ...any) *answer {
+	a := newAnswer()
+	http.Error(a, fmt.Sprintf(format, args...), http.StatusServiceUnavailable)
+	return a
 }
 
 // scrapeTimeoutHeader is the header with the time that Prometheus waits, in seconds.
@@ -106,38 +123,58 @@ type gathering struct {
 	err        error
 	budget     time.Duration // time for the scan
 	incomplete bool          // the budget was too small
+
+	mu      sync.Mutex
+	answers map[string]func() *answer // by what the clients accept
 }
 
-// gather returns the metrics, or the error of ctx. A scan that it starts takes at most budget. A
-// scan that another scrape has started with much less time can be incomplete: then gather starts
-// another one, once.
-func (g *sharedGatherer) gather(ctx context.Context, budget time.Duration) ([]*dto.MetricFamily, error) {
+// answer returns the answer to a scrape. It is encoded once for all scrapes that ask for the same.
+func (g *gathering) answer(r *http.Request, opts promhttp.HandlerOpts) *answer {
+	key := r.Header.Get("Accept") + "\n" + r.Header.Get("Accept-Encoding") + "\n" + r.URL.RawQuery
+	g.mu.Lock()
+	encode, ok := g.answers[key]
+	if !ok {
+		encode = sync.OnceValue(func() *answer {
+			a := newAnswer()
+			promhttp.HandlerFor(prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return g.families, g.err }), opts).ServeHTTP(a, r)
+			return a
+		})
+		g.answers[key] = encode
+	}
+	g.mu.Unlock()
+	return encode()
+}
+
+// gather returns the result of a scan, or the error of ctx. A scan that it starts takes at most
+// budget. A scan that another scrape has started with much less time can be incomplete: then gather
+// starts another one, once.
+func (g *sharedGatherer) gather(ctx context.Context, budget time.Duration) (*gathering, error) {
 	for last := false; ; last = true {
 		result := g.flight.DoChan("", func() (any, error) { return g.run(budget), nil })
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case r := <-result:
-			got := r.Val.(gathering)
+			got := r.Val.(*gathering)
 			if !last && got.incomplete && got.budget < budget/2 {
 				continue
 			}
-			return got.families, got.err
+			return got, nil
 		}
 	}
 }
 
-// run scans and returns the metrics.
-func (g *sharedGatherer) run(budget time.Duration) gathering {
-	// This is not the context of a scrape: others may wait for the scan when its client is gone.
+// run makes a scan.
+func (g *sharedGatherer) run(budget time.Duration) *gathering {
+	// Not that of a client: others may wait for it when that is gone.
 	ctx, cancel := context.WithTimeout(context.Background(), budget)
 	defer cancel()
 	snapshot := g.scan(ctx)
 	host := prometheus.NewRegistry()
 	host.MustRegister(collector.New(snapshot))
 	families, err := prometheus.Gatherers{host, g.registry}.Gather()
-	return gathering{
-		families: families, err: err, budget: budget,
+	return &gathering{
+		families: families, err: err, budget: budget, answers: map[string]func() *answer{},
 		incomplete: slices.ContainsFunc(snapshot.Namespaces, func(n scan.Namespace) bool { return n.Outcome == scan.Deadline }),
 	}
 }

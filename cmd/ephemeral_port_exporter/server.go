@@ -50,15 +50,19 @@ func newServer(flags *flags, registry *prometheus.Registry, scanHost scanFunc, l
 	mux.HandleFunc("GET "+healthyPath, answerProbe)
 	mux.HandleFunc("GET "+readyPath, answerProbe)
 
-	return &http.Server{
+	server := &http.Server{
 		Handler:           mux,
 		ErrorLog:          log.New(connectionLog{logger}, "", 0),
+		MaxHeaderBytes:    16 << 10,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		// This time starts at the request: a scrape may wait for two collections.
-		WriteTimeout: 2*(*flags.collectTimeout) + 30*time.Second,
-		IdleTimeout:  5 * time.Minute,
-	}, nil
+		WriteTimeout: 2*(*flags.collectTimeout) + 2*sendTimeout,
+		IdleTimeout:  90 * time.Second, // longer than most scrape intervals
+		HTTP2:        &http.HTTP2Config{MaxConcurrentStreams: 16},
+	}
+	new(connections).limit(server)
+	return server, nil
 }
 
 // answerProbe answers that the process serves. It does no collection.
