@@ -26,6 +26,9 @@ import (
 const name = "ephemeral_port_exporter"
 
 func main() {
+	// A terminal that closes, or a reader of the log that ends, is no reason to end.
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+
 	app := kingpin.New(name, "Prometheus exporter that shows how close connect() is to failing because no ephemeral port is free, by destination.")
 	app.Version(version.Print(name))
 	app.HelpFlag.Short('h')

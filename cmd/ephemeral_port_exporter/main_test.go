@@ -332,6 +332,49 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestSignals does not end for a terminal that closes, or a reader of the log that goes away.
+func TestSignals(t *testing.T) {
+	const address = "127.0.0.1:10158"
+	cmd := command(t, "--web.listen-address="+address, "--log.level=debug")
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = writer, writer
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	writer.Close()
+	e := &exporter{cmd: cmd, url: "http://" + address}
+	log := bufio.NewScanner(reader)
+	for log.Scan() && !strings.Contains(log.Text(), `msg="TLS is`) {
+	}
+	if err := cmd.Process.Signal(unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	reader.Close()
+	// Something to log, for nobody: bytes that are no request, on a server that logs them.
+	for range 3 {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: nonsense\r\n\r\n")
+		_, _ = io.ReadAll(io.LimitReader(conn, 1))
+		conn.Close()
+	}
+	if status, _ := e.get(t, "/metrics"); status != http.StatusOK {
+		t.Errorf("status %d", status)
+	}
+	if err := e.stop(t); err != nil {
+		t.Errorf("SIGTERM: %v, want exit status 0", err)
+	}
+}
+
 // TestNoPortsLeft checks the warning if no port can be chosen.
 func TestNoPortsLeft(t *testing.T) {
 	netnstest.New(t)

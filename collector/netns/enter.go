@@ -28,6 +28,12 @@ func Visit(proc string, fn func(*Visitor) error) error {
 // visit runs in a goroutine of its own.
 func visit(proc string, fn func(*Visitor) error) error {
 	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The runtime cannot end the first thread of a process: it would stay in a foreign
+		// namespace. As long as this goroutine keeps it, the next one has another thread.
+		defer runtime.UnlockOSThread()
+		return Visit(proc, fn)
+	}
 	home, err := unix.Open(selfPath(proc), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		runtime.UnlockOSThread()
@@ -90,6 +96,9 @@ func openPath(path string, inode, device uint64) (fd int, err error) {
 	fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENXIO) {
 		return -1, ErrGone
+	}
+	if errors.Is(err, unix.EACCES) && unix.Lstat(path, new(unix.Stat_t)) != nil {
+		return -1, ErrGone // for a process that has just ended, the kernel says EACCES
 	}
 	if err != nil {
 		return -1, fmt.Errorf("netns: open: %w", err)

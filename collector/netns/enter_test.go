@@ -10,16 +10,81 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
+// firstThread is what Visit does that is called by the first thread of the process.
+var firstThread struct {
+	visited bool
+	on      int // thread
+	err     error
+}
+
+func TestMain(m *testing.M) {
+	runtime.LockOSThread() // main starts on the first thread
+	firstThread.err = visit("/proc", func(*Visitor) error {
+		firstThread.visited, firstThread.on = true, unix.Gettid()
+		return nil
+	})
+	runtime.UnlockOSThread()
+	os.Exit(netnstest.Main(m))
+}
+
+// TestVisitFirstThread never takes the first thread of the process to another namespace.
+func TestVisitFirstThread(t *testing.T) {
+	if !firstThread.visited || firstThread.on == unix.Getpid() || firstThread.err != nil && !errors.Is(firstThread.err, unix.EPERM) {
+		t.Errorf("got %+v", firstThread)
+	}
+}
+
+// TestVisitNoReturn ends a thread that cannot return.
+func TestVisitNoReturn(t *testing.T) {
+	dir := t.TempDir()
+	netnstest.Mount(t, filepath.Join(dir, "ns"), nil)
+	ns := mounted(t, dir)
+	thread := 0
+	err := Visit("/proc", func(v *Visitor) error {
+		if _, err := v.Enter(ns); err != nil {
+			return err
+		}
+		thread = unix.Gettid()
+		// The only open namespace of this process is the way home.
+		fds, err := filepath.Glob("/proc/self/fd/*")
+		if err != nil {
+			return err
+		}
+		for _, fd := range fds {
+			if link, err := os.Readlink(fd); err == nil && strings.HasPrefix(link, "net:[") {
+				n, err := strconv.Atoi(filepath.Base(fd))
+				if err != nil {
+					return err
+				}
+				return unix.Close(n)
+			}
+		}
+		return errors.New("no way home to close")
+	})
+	if !errors.Is(err, unix.EBADF) || !strings.Contains(err.Error(), "return to own namespace") {
+		t.Errorf("got %v, want %v", err, unix.EBADF)
+	}
+	task := filepath.Join("/proc/self/task", strconv.Itoa(thread))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(task); errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("thread %d is still there", thread)
+		}
+	}
+}
 
 // here returns the inode of the calling thread's namespace.
 func here(t *testing.T) uint64 {
