@@ -94,6 +94,13 @@ func TestSystemdCapabilities(t *testing.T) {
 	}
 }
 
+// TestSystemdMemory checks that the service has a memory limit.
+func TestSystemdMemory(t *testing.T) {
+	if !strings.Contains(readFile(t, systemdService), "\nMemoryMax=256M\n") {
+		t.Error("the service has no memory limit")
+	}
+}
+
 // TestSystemdPort checks that the port of the socket unit is the default port.
 func TestSystemdPort(t *testing.T) {
 	if !strings.Contains(readFile(t, "systemd/ephemeral_port_exporter.socket"), "\nListenStream="+defaultPort(t)+"\n") {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// maxConnections is how many HTTP connections are open at once. Each takes some 20 KB.
-const maxConnections = 256
+// maxConnections is how many HTTP connections are open at once.
+const maxConnections = 512
 
 // connections bounds the open connections of a server. If there are too many, the one that has
 // been without a request for longest is closed: clients that connect and wait, or that send their
