@@ -33,6 +33,7 @@ type flags struct {
 
 	namespaces      *string
 	namespaceDirs   *[]string
+	namespaceLimit  *int
 	connectFailures *bool
 
 	procfs         *string
@@ -60,6 +61,8 @@ func addFlags(app *kingpin.Application) *flags {
 			string(scan.ScopeSelf), string(scan.ScopeNamed), string(scan.ScopeAll)),
 		namespaceDirs: app.Flag("namespaces.dir",
 			"Directory of mounted network namespaces, in addition to /run/netns and /run/docker/netns. Repeatable.").Strings(),
+		namespaceLimit: countFlag(app, "namespaces.limit",
+			"Maximum number of other network namespaces that one scrape enters: first those that were busy, then those whose turn it is.", "1024"),
 		connectFailures: app.Flag("connect-failures",
 			"Count the connects that fail because no port is free, in all network namespaces of the host. Uses an eBPF program; needs CAP_BPF, CAP_PERFMON and a readable tracefs.").Bool(),
 
@@ -92,8 +95,9 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 		Timeout:        *f.collectTimeout,
 		Logger:         logger,
 
-		Scope:         scan.Scope(*f.namespaces),
-		NamespaceDirs: *f.namespaceDirs,
+		Scope:          scan.Scope(*f.namespaces),
+		NamespaceDirs:  *f.namespaceDirs,
+		NamespaceLimit: *f.namespaceLimit,
 
 		ConnectFailures: *f.connectFailures,
 	}

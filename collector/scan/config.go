@@ -28,6 +28,10 @@ type Config struct {
 	Scope         Scope    // the zero value is ScopeSelf
 	NamespaceDirs []string // besides /run/netns and /run/docker/netns
 
+	// NamespaceLimit is how many other namespaces are entered in one scan: those that were
+	// busy, then those that have not been for longest.
+	NamespaceLimit int
+
 	ConnectFailures bool // count connects that fail because no port is free
 }
 

@@ -2,12 +2,22 @@
 
 package scan
 
+import (
+	"cmp"
+	"slices"
+
+	"ephemeral_port_exporter/collector/netns"
+)
+
 // A knownNamespace is what a Scanner remembers of another network namespace as long as that
 // exists. It decides how the next scan proceeds, and is never exported as a number.
 type knownNamespace struct {
 	inode    uint64
 	label    string
-	capacity int // ports of one pool if there were no listeners; -1 before it is read
+	cookie   uint64
+	surveyed uint64 // number of the last scan that entered it
+	busy     bool   // in that scan
+	capacity int    // ports of one pool if there were no listeners; -1 before it is read
 
 	owner    Owner
 	ownerPID int   // the process of owner.Owner
@@ -21,25 +31,46 @@ func (s *Scanner) recall(cookie, inode uint64) *knownNamespace {
 	if k, ok := s.known[cookie]; ok && cookie != 0 {
 		return k
 	}
-	return &knownNamespace{inode: inode, capacity: -1}
+	return &knownNamespace{cookie: cookie, inode: inode, capacity: -1}
 }
 
-// recallUnreached sets what is known of candidates that the scan did not enter, by their inode.
-func (s *Scanner) recallUnreached(candidates []candidate) {
-	var cookies map[uint64]uint64 // by inode
-	for i := range candidates {
-		c := &candidates[i]
-		if c.known != nil {
-			continue
+// knownByInode returns what is known of the namespaces of the last scan, by inode. Another
+// namespace can have the inode by now: only the cookie tells.
+func (s *Scanner) knownByInode() map[uint64]*knownNamespace {
+	inodes := make(map[uint64]*knownNamespace, len(s.known))
+	for _, k := range s.known {
+		inodes[k.inode] = k
+	}
+	return inodes
+}
+
+// sortByNeed sorts namespaces for a survey: first those that were busy, then those that have not
+// been surveyed for longest. So a flood of namespaces does not hide one that is busy, and each
+// has its turn.
+func sortByNeed(found []netns.Namespace, known map[uint64]*knownNamespace) {
+	slices.SortStableFunc(found, func(a, b netns.Namespace) int {
+		ka, kb := known[a.Inode], known[b.Inode]
+		switch {
+		case ka == nil && kb == nil:
+			return 0
+		case ka == nil:
+			return cmp.Compare(1, rank(kb))
+		case kb == nil:
+			return cmp.Compare(rank(ka), 1)
 		}
-		if cookies == nil {
-			cookies = make(map[uint64]uint64, len(s.known))
-			for cookie, k := range s.known {
-				cookies[k.inode] = cookie
-			}
-		}
-		c.cookie = cookies[c.Inode]
-		c.known = s.recall(c.cookie, c.Inode)
+		return cmp.Or(cmp.Compare(rank(ka), rank(kb)), cmp.Compare(ka.surveyed, kb.surveyed))
+	})
+}
+
+// rank is 0 for a namespace that was busy, 1 for one that was never surveyed, and 2 for others.
+func rank(k *knownNamespace) int {
+	switch {
+	case k.busy:
+		return 0
+	case k.surveyed == 0:
+		return 1
+	default:
+		return 2
 	}
 }
 

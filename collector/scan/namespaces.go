@@ -43,7 +43,6 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []
 
 	err = netns.Visit(s.cfg.Proc, func(v *netns.Visitor) error {
 		candidates := s.surveyAll(v, found, self.Inode, deadline)
-		s.recallUnreached(candidates)
 		s.retain(candidates)
 		assignLabels(candidates)
 		s.assignOwners(candidates)
@@ -65,18 +64,24 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []
 func (s *Scanner) surveyAll(v *netns.Visitor, found []netns.Namespace, self uint64, deadline time.Time) []candidate {
 	now := time.Now()
 	deadline = now.Add(deadline.Sub(now) / 2)
+	known := s.knownByInode()
+	sortByNeed(found, known)
 	candidates := make([]candidate, 0, len(found))
 	for _, ns := range found {
 		if ns.Inode == self {
 			continue
 		}
 		c := candidate{Namespace: Namespace{Inode: ns.Inode}, found: ns}
-		err := s.survey(v, &c, deadline)
-		if errors.Is(err, netns.ErrGone) {
+		if len(candidates) >= s.cfg.NamespaceLimit {
+			c.Outcome = Skipped
+		} else if err := s.survey(v, &c, deadline); errors.Is(err, netns.ErrGone) {
 			continue
-		}
-		if err != nil {
+		} else if err != nil {
 			c.Namespace = c.failed(err, outcomeOf(err))
+		}
+		if c.known == nil { // it was not entered
+			c.known = cmp.Or(known[c.Inode], &knownNamespace{inode: c.Inode, capacity: -1})
+			c.cookie = c.known.cookie
 		}
 		candidates = append(candidates, c)
 	}
@@ -103,7 +108,9 @@ func (s *Scanner) survey(v *netns.Visitor, c *candidate, deadline time.Time) (er
 			return err
 		}
 	}
+	c.known.surveyed, c.known.busy = s.scans, true
 	if c.sockets*idleFactor < c.known.capacity {
+		c.known.busy = false
 		c.Outcome, c.TimeWaitSockets = Idle, sockstat.TimeWait
 	}
 	return nil

@@ -256,6 +256,54 @@ func TestNamespacesFairness(t *testing.T) {
 	}
 }
 
+// TestNamespacesLimit enters a busy namespace in each scan, however many others there are, and
+// each of the others in its turn.
+func TestNamespacesLimit(t *testing.T) {
+	const others, limit = 10, 4
+	dir := t.TempDir()
+	for i := range others {
+		netnstest.Mount(t, filepath.Join(dir, fmt.Sprint(i)), nil)
+	}
+	s := namedScanner(t, dir)
+	s.cfg.NamespaceLimit = limit
+	s.Scan(t.Context())
+	// Found after the others, and before those have all had their turn.
+	netnstest.Mount(t, filepath.Join(dir, "zbusy"), func() {
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40049")
+		clientTo("198.51.100.1", "198.51.100.7:80").Hold(t, 49)
+	})
+	entered := map[string]int{}
+	collected := 0 // scans since the first that read it
+	for scan := range 12 {
+		skipped := 0
+		for _, n := range s.Scan(t.Context()).Namespaces[1:] {
+			switch n.Outcome {
+			case Skipped:
+				skipped++
+			case Collected:
+				collected++
+			}
+			if n.Outcome != Skipped {
+				entered[n.Name]++
+			}
+		}
+		if want := others + 1 - limit; skipped != want {
+			t.Errorf("scan %d: %d skipped, want %d", scan, skipped, want)
+		}
+		if collected > 0 && entered["zbusy"] != collected {
+			t.Errorf("scan %d: read %d times of %d", scan, collected, entered["zbusy"])
+		}
+	}
+	if collected < 12-others/limit-1 {
+		t.Errorf("the busy one was read in %d of 12 scans", collected)
+	}
+	for i := range others {
+		if n := entered[fmt.Sprint(i)]; n < 2 {
+			t.Errorf("namespace %d was entered %d times in 12 scans", i, n)
+		}
+	}
+}
+
 // TestNamespacesSelfSlow leaves time for others where our own namespace takes too long.
 func TestNamespacesSelfSlow(t *testing.T) {
 	dir := t.TempDir()

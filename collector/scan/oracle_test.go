@@ -31,6 +31,7 @@ func testConfig() Config {
 		TimeWaitLength: 60 * time.Second,
 		Timeout:        30 * time.Second,
 		Logger:         slog.New(slog.DiscardHandler),
+		NamespaceLimit: 10000,
 	}
 }
 

@@ -32,10 +32,11 @@ const (
 	Idle      Outcome = "idle"      // it has too few sockets for any pool to matter; they were not read
 	Failed    Outcome = "failed"    // it could not be read
 	Deadline  Outcome = "deadline"  // there was not enough time to read it
+	Skipped   Outcome = "skipped"   // not entered, because of Config.NamespaceLimit
 )
 
 // Outcomes lists all of them.
-var Outcomes = [...]Outcome{Collected, Idle, Failed, Deadline}
+var Outcomes = [...]Outcome{Collected, Idle, Failed, Deadline, Skipped}
 
 // A Namespace is the result of a scan for one network namespace.
 type Namespace struct {
