@@ -137,7 +137,7 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 	finished := make([]candidate, 0, len(candidates))
 	var busy []candidate
 	for _, c := range candidates {
-		if c.Err == nil && c.Name == "" {
+		if c.Err == nil && c.Name == "" && c.Outcome != Skipped {
 			c.Namespace = c.failed(errNoCookie, Failed)
 		}
 		if c.Outcome == "" {

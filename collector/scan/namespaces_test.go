@@ -304,6 +304,30 @@ func TestNamespacesLimit(t *testing.T) {
 	}
 }
 
+// TestNamespacesSkipped are no failures, also those that would get their label from the cookie.
+func TestNamespacesSkipped(t *testing.T) {
+	cmd := exec.Command("sleep", "600")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	cfg := testConfig()
+	cfg.Scope, cfg.NamespaceLimit = ScopeAll, 0
+	namespaces := newScanner(t, cfg).Scan(t.Context()).Namespaces[1:]
+	if len(namespaces) == 0 {
+		t.Error("the namespace of the process was not found")
+	}
+	for _, n := range namespaces {
+		if n.Outcome != Skipped || n.Err != nil {
+			t.Errorf("got %q, %v, want %q", n.Outcome, n.Err, Skipped)
+		}
+	}
+}
+
 // TestNamespacesSelfSlow leaves time for others where our own namespace takes too long.
 func TestNamespacesSelfSlow(t *testing.T) {
 	dir := t.TempDir()
