@@ -328,6 +328,53 @@ func TestNamespacesSkipped(t *testing.T) {
 	}
 }
 
+// TestNamespacesSysctls change while they are read: each scan has one range or the other, and no
+// ratio beyond 1.
+func TestNamespacesSysctls(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "ns")
+	netnstest.Mount(t, path, func() {
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+		clientTo("198.51.100.1", "198.51.100.7:80").Hold(t, 90)
+	})
+	capacities := map[uint16]int{40000: 100, 40050: 40} // by the lowest port
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		netnstest.In(t, path, func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+					netnstest.Sysctl(t, "ipv4/ip_local_port_range", []string{"40050 40089", "40000 40099"}[i%2])
+				}
+			}
+		})
+	}()
+	s := namedScanner(t, dir)
+	seen := map[uint16]int{}
+	for range 500 {
+		n := byName(s)["ns"]
+		r := n.Report
+		low := r.Settings.PortRange.Low
+		seen[low]++
+		if n.Outcome != Collected || r.CapacityPorts != capacities[low] || r.MaxUtilization > 1 || r.MaxSourceUtilization > 1 {
+			t.Fatalf("got %+v", n)
+		}
+		for _, d := range r.Destinations {
+			if d.Utilization > 1 || d.Held > r.CapacityPorts {
+				t.Fatalf("got %+v of %d ports", d, r.CapacityPorts)
+			}
+		}
+	}
+	close(stop)
+	<-stopped
+	if len(seen) != 2 {
+		t.Errorf("the range did not change: %v", seen)
+	}
+}
+
 // TestNamespacesSelfSlow leaves time for others where our own namespace takes too long.
 func TestNamespacesSelfSlow(t *testing.T) {
 	dir := t.TempDir()
