@@ -351,7 +351,10 @@ func TestSignals(t *testing.T) {
 	writer.Close()
 	e := &exporter{cmd: cmd, url: "http://" + address}
 	log := bufio.NewScanner(reader)
-	for log.Scan() && !strings.Contains(log.Text(), `msg="TLS is`) {
+	for listening := false; !listening; listening = strings.Contains(log.Text(), `msg="TLS is`) {
+		if !log.Scan() {
+			t.Fatal("the exporter does not listen")
+		}
 	}
 	if err := cmd.Process.Signal(unix.SIGHUP); err != nil {
 		t.Fatal(err)
