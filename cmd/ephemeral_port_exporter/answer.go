@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -50,6 +51,7 @@ func (s *sender) send(w http.ResponseWriter, a *answer) {
 	s.begin(c)
 	defer s.end(c)
 	maps.Copy(w.Header(), a.header)
+	w.Header().Set("Content-Length", strconv.Itoa(a.body.Len()))
 	w.WriteHeader(a.status)
 	_, _ = w.Write(a.body.Bytes())
 	_ = c.Flush() // while s can still give it up
