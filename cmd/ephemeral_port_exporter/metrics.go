@@ -130,7 +130,7 @@ type gathering struct {
 
 // answer returns the answer to a scrape. It is encoded once for all scrapes that ask for the same.
 func (g *gathering) answer(r *http.Request, opts promhttp.HandlerOpts) *answer {
-	key := r.Header.Get("Accept") + "\n" + r.Header.Get("Accept-Encoding") + "\n" + r.URL.RawQuery
+	key := fmt.Sprintf("%q %q %q", r.Header["Accept"], r.Header["Accept-Encoding"], r.URL.RawQuery)
 	g.mu.Lock()
 	encode, ok := g.answers[key]
 	if !ok {

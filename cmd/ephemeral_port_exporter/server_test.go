@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -261,6 +262,29 @@ func TestOpenMetrics(t *testing.T) {
 	if !strings.HasPrefix(header.Get("Content-Type"), "text/plain;") {
 		t.Errorf("without asking: content type %q", header.Get("Content-Type"))
 	}
+}
+
+// TestScrapesShareAnswer gives each of the scrapes that share a scan the format that it asked for.
+func TestScrapesShareAnswer(t *testing.T) {
+	slow := &slowScanner{goOn: make(chan struct{})}
+	s := serveTest(t, slow.scan)
+	accepts := map[string]string{"": "text/plain;", "application/openmetrics-text": "application/openmetrics-text;"}
+	var scrapes sync.WaitGroup
+	for range 5 {
+		for accept, want := range accepts {
+			scrapes.Go(func() {
+				status, header, body := get(t, s.URL+"/metrics", "Accept", accept)
+				if got := header.Get("Content-Type"); status != http.StatusOK || !strings.HasPrefix(got, want) || strings.Contains(body, "# EOF") != (accept != "") {
+					t.Errorf("Accept %q: status %d, content type %q:\n%.200s", accept, status, got, body)
+				}
+			})
+		}
+	}
+	for slow.scans.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	close(slow.goOn)
+	scrapes.Wait()
 }
 
 // TestScrapeTimeout checks that an answer comes within the timeout of the scrape.
