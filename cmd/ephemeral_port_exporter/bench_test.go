@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -56,7 +57,8 @@ func BenchmarkScrape(b *testing.B) {
 }
 
 // BenchmarkMillion has 1,014,900 connections to 100 destinations. It also tells how long a
-// scrape takes that has 100 ms for them, and so must fail.
+// scrape takes that has 100 ms for them, and so must fail; 40 scrapes at once; and connects of
+// others meanwhile.
 func BenchmarkMillion(b *testing.B) {
 	holdMany(b, 51, 100)
 	const timeout = "--collect.timeout=100ms"
@@ -71,6 +73,31 @@ func BenchmarkMillion(b *testing.B) {
 	}
 	compareWithBareLoop(b)
 	b.ReportMetric(median(wall), "wall-ms-if-cut-at-100-ms")
+
+	full := startBench(b, "127.0.0.1:997")
+	b.ReportMetric(quantile(scrapesAtOnce(b, full.url, 40, 5), 0.99), "wall-ms-p99-of-40-at-once")
+	b.ReportMetric(full.rss(b), "RSS-MB-40-at-once")
+
+	quiet := connectTimes(b)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				full.scrape(b)
+			}
+		}
+	}()
+	busy := connectTimes(b)
+	close(stop)
+	<-stopped
+	for q, name := range map[float64]string{0.5: "p50", 0.99: "p99"} {
+		b.ReportMetric(quantile(quiet, q), "connect-us-"+name)
+		b.ReportMetric(quantile(busy, q), "connect-us-"+name+"-while-scraped")
+	}
 }
 
 // BenchmarkDestinations has 119,400 connections, each to a destination of its own.
@@ -177,9 +204,61 @@ func compareWithBareLoop(b *testing.B) {
 	b.ReportMetric(e.rss(b), "RSS-MB")
 }
 
-func median(values []float64) float64 {
+// scrapesAtOnce returns how long scrapes took, in ms, of rounds of n at once.
+func scrapesAtOnce(b *testing.B, url string, n, rounds int) []float64 {
+	b.Helper()
+	var (
+		mu    sync.Mutex
+		times []float64
+	)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for range rounds {
+		var scrapes sync.WaitGroup
+		for range n {
+			scrapes.Go(func() {
+				start := time.Now()
+				resp, err := client.Get(url)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				defer resp.Body.Close()
+				if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+					b.Errorf("%s, %v", resp.Status, err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				times = append(times, time.Since(start).Seconds()*1000)
+			})
+		}
+		scrapes.Wait()
+	}
+	return times
+}
+
+// connectTimes returns how long connects to a destination of their own took, in µs, over three
+// seconds.
+func connectTimes(b *testing.B) []float64 {
+	b.Helper()
+	c := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.200:443")}
+	var times []float64
+	for start := time.Now(); time.Since(start) < 3*time.Second; {
+		before := time.Now()
+		fd, err := c.Connect()
+		if err != nil {
+			b.Fatal(err)
+		}
+		times = append(times, float64(time.Since(before).Nanoseconds())/1000)
+		netnstest.CloseRepaired(fd)
+	}
+	return times
+}
+
+func median(values []float64) float64 { return quantile(values, 0.5) }
+
+func quantile(values []float64, q float64) float64 {
 	slices.Sort(values)
-	return values[len(values)/2]
+	return values[int(q*float64(len(values)))]
 }
 
 // A benchProcess is a running process.
