@@ -62,9 +62,9 @@ func (h *metricsHandler) answer(r *http.Request) *answer {
 	budget := h.shared.timeout
 	if timeout, ok := scrapeTimeout(r); ok {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout-timeout/20)
+		ctx, cancel = context.WithTimeout(ctx, timeout-min(timeout/20, time.Second/10))
 		defer cancel()
-		budget = min(budget, max(timeout/2, timeout-time.Second/2))
+		budget = min(budget, max(timeout/2, timeout-time.Second))
 	}
 	if h.slots != nil {
 		select {
@@ -97,7 +97,7 @@ func errorAnswer(format string, args ...any) *answer {
 const scrapeTimeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
 // scrapeTimeout returns how long Prometheus waits for the answer, if it says so. A scan gets this
-// time less half a second, and at least half of it: the rest is to encode and send what it found.
+// time less a second, and at least half of it: the rest is to encode and send what it found.
 func scrapeTimeout(r *http.Request) (timeout time.Duration, ok bool) {
 	seconds, err := strconv.ParseFloat(r.Header.Get(scrapeTimeoutHeader), 64)
 	if err != nil || !(seconds > 0 && seconds < time.Hour.Seconds()) {
