@@ -424,6 +424,7 @@ func TestPlaceholderHash(t *testing.T) {
 
 // TestListenPortInRange checks the warning about a listen port in the ephemeral range.
 func TestListenPortInRange(t *testing.T) {
+	netnstest.New(t) // elsewhere a connection in TIME_WAIT may have the port
 	e := start(t, command(t, "--web.listen-address=127.0.0.1:10150", "--web.listen-address=127.0.0.1:40000"), "http://127.0.0.1:40000")
 	if log := e.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "port=40000 range_low=32768 range_high=60999") {
 		t.Errorf("want one warning about port 40000:\n%s", log)
