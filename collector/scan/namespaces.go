@@ -27,7 +27,7 @@ const (
 type candidate struct {
 	Namespace
 	found   netns.Namespace
-	known   *knownNamespace // nil before it was entered
+	known   *knownNamespace // of earlier scans, or new; nil before the survey
 	cookie  uint64
 	sockets int // in any state, on any port
 }
