@@ -215,12 +215,13 @@ func TestDialDescriptors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := open(); n != before+1 {
+		// Fewer are possible: a garbage collection that began before may still end others.
+		if n := open(); n > before+1 {
 			t.Errorf("%d descriptors for a Conn", n-before)
 		}
 		c.Close()
 	}
-	if n := open(); n != before {
+	if n := open(); n > before {
 		t.Errorf("%d descriptors, %d before", n, before)
 	}
 }
