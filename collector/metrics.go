@@ -137,7 +137,7 @@ func newDescs() descs {
 			"Always 1. The labels are the pod and container that the network namespace belongs to, and the command of the process that had most sockets when it was chosen: as soon as the namespace was busy, and again when that process had ended. A label is empty if unknown. Only with --namespaces.",
 			[]string{"netns", "inode", "pod_uid", "container_id", "command"}, nil),
 		namespaces: prometheus.NewDesc("ephemeral_port_namespaces",
-			"Network namespaces by outcome of this scrape. collected: read. idle: not read, because its sockets are fewer than 1% of its capacity. failed: could not be read. deadline: no time was left to read it. skipped: beyond --namespaces.limit, its turn comes in a later scrape. Only with --namespaces.",
+			"Network namespaces by outcome of this scrape. collected: read. idle: not read, because its sockets are fewer than 1% of its capacity. failed: could not be read. deadline: no time was left to read it. skipped: beyond --namespaces.limit or one of many with few sockets, its turn comes in a later scrape. Only with --namespaces.",
 			[]string{"outcome"}, nil),
 		discoveryFailures: prometheus.NewDesc("ephemeral_port_namespaces_discovery_failures",
 			"Directories and other sources of network namespaces that could not be read completely: some namespaces may be missing. The log names them. Only with --namespaces.",
@@ -189,8 +189,8 @@ func (d *descs) sendSnapshot(ch chan<- prometheus.Metric, s scan.Snapshot) {
 
 // sendNamespace sends the metrics of a namespace, as far as it was read.
 func (d *descs) sendNamespace(ch chan<- prometheus.Metric, n scan.Namespace) {
-	if n.Name == "" || n.Outcome == scan.Skipped {
-		return // it has no label: only sendOutcomes counts it
+	if n.Name == "" || n.Outcome == scan.Skipped && n.Err == nil {
+		return // nothing is known of it: only sendOutcomes counts it
 	}
 	if n.Inode != 0 {
 		ch <- prometheus.MustNewConstMetric(d.netnsInfo, prometheus.GaugeValue, 1,

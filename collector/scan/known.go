@@ -12,12 +12,13 @@ import (
 // A knownNamespace is what a Scanner remembers of another network namespace as long as that
 // exists. It decides how the next scan proceeds, and is never exported as a number.
 type knownNamespace struct {
-	inode    uint64
-	label    string
-	cookie   uint64
-	surveyed uint64 // number of the last scan that entered it
-	busy     bool   // in that scan
-	capacity int    // ports of one pool if there were no listeners; -1 before it is read
+	inode     uint64
+	label     string
+	cookie    uint64
+	surveyed  uint64 // number of the last scan that entered it
+	busy      bool   // in that scan
+	collected uint64 // number of the last scan that began to read its sockets
+	capacity  int    // ports of one pool if there were no listeners; -1 before it is read
 
 	owner    Owner
 	ownerPID int   // the process of owner.Owner

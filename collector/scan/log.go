@@ -22,7 +22,7 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 		}
 	}
 	for _, n := range snapshot.Namespaces {
-		if n.Err == nil || errors.Is(n.Err, os.ErrDeadlineExceeded) && n.Name != Self {
+		if n.Err == nil || n.Outcome == Skipped || errors.Is(n.Err, os.ErrDeadlineExceeded) && n.Name != Self {
 			continue
 		}
 		key := fmt.Sprintf("namespace %d", n.Inode)

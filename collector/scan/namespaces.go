@@ -21,7 +21,16 @@ const (
 	// capacityScans is how many scans use the same capacity to tell whether a namespace is
 	// idle. With thousands of namespaces, the kernel takes long to find the sysctls of one.
 	capacityScans = 32
+
+	// A namespace with fewer sockets than smallSockets is small, and a scan collects from maxSmall
+	// such at most: the kernel walks the sockets of the whole host for each, and to fill the few
+	// ports of one costs a tenant nothing.
+	smallSockets = 32
+	maxSmall     = 4
 )
+
+// errLater means that a busy namespace is left for a later scan, and that its sockets are not known.
+var errLater = errors.New("network namespace is left for a later scan")
 
 // A candidate is a namespace in scope, with what the scan knows of it so far.
 type candidate struct {
@@ -82,6 +91,9 @@ func (s *Scanner) surveyAll(v *netns.Visitor, found []netns.Namespace, self uint
 		if c.known == nil { // it was not entered
 			c.known = cmp.Or(known[c.Inode], &knownNamespace{inode: c.Inode, capacity: -1})
 			c.cookie = c.known.cookie
+			if c.Outcome == Skipped && c.known.busy {
+				c.Err = errLater
+			}
 		}
 		candidates = append(candidates, c)
 	}
@@ -131,8 +143,8 @@ func (s *Scanner) readCapacity() (int, error) {
 	return pool.Capacity(settings), nil
 }
 
-// collectBusy collects from the candidates that have no outcome yet, the busiest first. It returns
-// all candidates, except those that are gone meanwhile.
+// collectBusy collects from the candidates that have no outcome yet, as far as the time goes. It
+// returns all candidates, except those that are gone meanwhile.
 func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline time.Time) []candidate {
 	finished := make([]candidate, 0, len(candidates))
 	var busy []candidate
@@ -147,8 +159,15 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 		}
 	}
 
-	slices.SortFunc(busy, func(a, b candidate) int { return cmp.Compare(b.sockets, a.sockets) })
-	for _, c := range busy {
+	small := 0
+	for _, c := range takeTurns(busy) {
+		if c.sockets < smallSockets {
+			if small++; small > maxSmall {
+				c.Namespace = c.failed(errLater, Skipped)
+				finished = append(finished, c)
+				continue
+			}
+		}
 		// One namespace takes at most half of the remaining time. The rest is for the others.
 		now := time.Now()
 		err := s.collectFrom(v, &c, now.Add(deadline.Sub(now)/2))
@@ -163,6 +182,25 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 	return finished
 }
 
+// takeTurns orders busy namespaces: by turns the one with most sockets, and the one that has not
+// been collected for longest. So a scan that does not get through all of them has the busiest, and
+// each of the others after a number of scans.
+func takeTurns(busy []candidate) []candidate {
+	bySockets := slices.SortedStableFunc(slices.Values(busy), func(a, b candidate) int { return cmp.Compare(b.sockets, a.sockets) })
+	byTurn := slices.SortedStableFunc(slices.Values(busy), func(a, b candidate) int { return cmp.Compare(a.known.collected, b.known.collected) })
+	ordered := make([]candidate, 0, len(busy))
+	taken := make(map[*knownNamespace]bool, len(busy))
+	for i := range busy {
+		for _, c := range []candidate{bySockets[i], byTurn[i]} {
+			if !taken[c.known] {
+				taken[c.known] = true
+				ordered = append(ordered, c)
+			}
+		}
+	}
+	return ordered
+}
+
 // collectFrom enters a busy namespace and reads it.
 func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time) error {
 	if !time.Now().Before(deadline) {
@@ -175,6 +213,6 @@ func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time
 	if cookie != c.cookie {
 		return netns.ErrGone // another namespace has its inode now
 	}
-	c.Outcome = Collected
+	c.Outcome, c.known.collected = Collected, s.scans
 	return s.collect(&c.Namespace, deadline)
 }

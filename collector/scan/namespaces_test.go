@@ -64,11 +64,11 @@ func TestNamespacesOracle(t *testing.T) {
 		ns := namespace{path: filepath.Join(dir, fmt.Sprintf("ns%02d", i)), client: clients[i%len(clients)]}
 		netnstest.Mount(t, ns.path, func() {
 			low := 20000 + 500*i
-			netnstest.Sysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("%d %d", low, low+19+2*i))
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("%d %d", low, low+59+2*i))
 			netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", fmt.Sprintf("%d-%d", low+5, low+5+i%7))
 			netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", strconv.Itoa(i%3))
 			setReuseDelay(t, time.Minute)
-			ns.client.Hold(t, 2+i%5) // more than 1% of the widest range
+			ns.client.Hold(t, smallSockets+i%5) // more than 1% of the widest range
 			if i%2 == 0 && ns.client.Bind != netnstest.BindFirst {
 				listener := netnstest.Listen(t, "[::]:80", false)
 				netnstest.TimeWait(t, ns.client.Client, listener, 4)
@@ -324,6 +324,79 @@ func TestNamespacesSkipped(t *testing.T) {
 	for _, n := range namespaces {
 		if n.Outcome != Skipped || n.Err != nil {
 			t.Errorf("got %q, %v, want %q", n.Outcome, n.Err, Skipped)
+		}
+	}
+}
+
+// TestNamespacesSmall reads some of many namespaces with a full range of one port in each scan, all
+// of them in turn, and beside them always one that has more sockets.
+func TestNamespacesSmall(t *testing.T) {
+	const small = 4*maxSmall + 3
+	dir := t.TempDir()
+	for i := range small {
+		netnstest.Mount(t, filepath.Join(dir, fmt.Sprint(i)), func() {
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40000")
+			clientTo("198.51.100.1", "198.51.100.7:80").Hold(t, 1)
+		})
+	}
+	netnstest.Mount(t, filepath.Join(dir, "large"), func() {
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40049")
+		clientTo("198.51.100.1", "198.51.100.7:80").Hold(t, 49)
+	})
+	s := namedScanner(t, dir)
+	collected := map[string]int{}
+	const scans = 10 // half of the turns are for the same ones, as all have as many sockets
+	for scan := range scans {
+		n := 0
+		for _, ns := range s.Scan(t.Context()).Namespaces[1:] {
+			switch ns.Outcome {
+			case Collected:
+				collected[ns.Name]++
+				n++
+			case Skipped:
+				if ns.Name == "" || !errors.Is(ns.Err, errLater) {
+					t.Errorf("scan %d: skipped %q without an error: %v", scan, ns.Name, ns.Err)
+				}
+			default:
+				t.Errorf("scan %d: %s is %s: %v", scan, ns.Name, ns.Outcome, ns.Err)
+			}
+		}
+		if n != maxSmall+1 {
+			t.Errorf("scan %d: %d collected, want %d small ones and the large one", scan, n, maxSmall)
+		}
+	}
+	if collected["large"] != scans {
+		t.Errorf("the large one was collected in %d of %d scans", collected["large"], scans)
+	}
+	if len(collected) != small+1 {
+		t.Errorf("%d namespaces were collected in %d scans, want %d", len(collected), scans, small+1)
+	}
+}
+
+// TestTakeTurns has each namespace in the first half of the order in its turn.
+func TestTakeTurns(t *testing.T) {
+	const n = 10
+	var busy []candidate
+	for i := range n {
+		busy = append(busy, candidate{sockets: 1000 - i, known: &knownNamespace{cookie: uint64(i)}})
+	}
+	collected := map[uint64]int{}
+	for scan := range uint64(n) {
+		ordered := takeTurns(busy)
+		if len(ordered) != n {
+			t.Fatalf("%d of %d ordered", len(ordered), n)
+		}
+		if ordered[0].known.cookie != 0 {
+			t.Errorf("scan %d: the one with most sockets is not first", scan)
+		}
+		for _, c := range ordered[:4] { // the time is over
+			c.known.collected = scan + 1
+			collected[c.known.cookie]++
+		}
+	}
+	for i := range uint64(n) {
+		if collected[i] == 0 {
+			t.Errorf("number %d was never collected in %d scans", i, n)
 		}
 	}
 }

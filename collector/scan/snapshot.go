@@ -32,7 +32,7 @@ const (
 	Idle      Outcome = "idle"      // it has too few sockets for any pool to matter; they were not read
 	Failed    Outcome = "failed"    // it could not be read
 	Deadline  Outcome = "deadline"  // there was not enough time to read it
-	Skipped   Outcome = "skipped"   // not entered, because of Config.NamespaceLimit
+	Skipped   Outcome = "skipped"   // not read, because others were before it: its turn comes
 )
 
 // Outcomes lists all of them.
@@ -44,7 +44,7 @@ type Namespace struct {
 	Inode   uint64 // 0 if no other namespaces are in scope
 	Owner   Owner
 	Outcome Outcome
-	Err     error // set if Failed or Deadline: then the fields below are not known
+	Err     error // set if Failed, Deadline, or Skipped though it was busy: then the fields below are not known
 
 	// Of these, only TimeWaitSockets is known if Idle.
 	Report            pool.Report
