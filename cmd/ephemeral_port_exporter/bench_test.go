@@ -57,8 +57,8 @@ func BenchmarkScrape(b *testing.B) {
 }
 
 // BenchmarkMillion has 1,014,900 connections to 100 destinations. It also tells how long a
-// scrape takes that has 100 ms for them, and so must fail; 40 scrapes at once; and connects of
-// others meanwhile.
+// scrape takes that has 100 ms for them, and so must fail; what 200 namespaces with a full range of
+// one port cost beside them; 40 scrapes at once; and connects of others meanwhile.
 func BenchmarkMillion(b *testing.B) {
 	holdMany(b, 51, 100)
 	const timeout = "--collect.timeout=100ms"
@@ -73,6 +73,14 @@ func BenchmarkMillion(b *testing.B) {
 	}
 	compareWithBareLoop(b)
 	b.ReportMetric(median(wall), "wall-ms-if-cut-at-100-ms")
+
+	small := startBench(b, "127.0.0.1:996", "--namespaces=named", "--namespaces.dir="+smallNamespaces(b, 200))
+	var cpu []float64
+	for range 5 {
+		used, _ := small.scrape(b)
+		cpu = append(cpu, used.Seconds()*1000)
+	}
+	b.ReportMetric(median(cpu), "cpu-ms/scrape-with-200-one-port-namespaces")
 
 	full := startBench(b, "127.0.0.1:997")
 	b.ReportMetric(quantile(scrapesAtOnce(b, full.url, 40, 5), 0.99), "wall-ms-p99-of-40-at-once")
@@ -98,6 +106,21 @@ func BenchmarkMillion(b *testing.B) {
 		b.ReportMetric(quantile(quiet, q), "connect-us-"+name)
 		b.ReportMetric(quantile(busy, q), "connect-us-"+name+"-while-scraped")
 	}
+}
+
+// smallNamespaces makes namespaces with a range of one port, which a socket holds. It returns the
+// directory of their mounts.
+func smallNamespaces(b *testing.B, n int) string {
+	b.Helper()
+	dir := b.TempDir()
+	for i := range n {
+		netnstest.Mount(b, filepath.Join(dir, fmt.Sprint(i)), func() {
+			netnstest.Sysctl(b, "ipv4/ip_local_port_range", "40000 40000")
+			c := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:443")}
+			c.Hold(b, 1)
+		})
+	}
+	return dir
 }
 
 // BenchmarkDestinations has 119,400 connections, each to a destination of its own.
@@ -132,10 +155,10 @@ func BenchmarkInbound(b *testing.B) {
 	compareWithBareLoop(b)
 }
 
-// BenchmarkNamespaces has 10 namespaces with 11,940 connections each, and 990 idle ones,
+// BenchmarkNamespaces has 10 namespaces with 11,940 connections each, and 1,990 idle ones,
 // of which four of five have a few sockets. The yardstick is an exporter that sees only the 10.
 func BenchmarkNamespaces(b *testing.B) {
-	const busy, idle = 10, 990
+	const busy, idle = 10, 1990
 	busyDir, allDir := b.TempDir(), b.TempDir()
 	for i := range busy + idle {
 		path := filepath.Join(allDir, fmt.Sprint(i))
@@ -153,7 +176,7 @@ func BenchmarkNamespaces(b *testing.B) {
 	}
 
 	few := startBench(b, "127.0.0.1:998", "--namespaces=named", "--namespaces.dir="+busyDir)
-	all := startBench(b, benchAddress, "--namespaces=named", "--namespaces.dir="+busyDir, "--namespaces.dir="+allDir)
+	all := startBench(b, benchAddress, "--namespaces=named", "--namespaces.dir="+busyDir, "--namespaces.dir="+allDir, "--namespaces.limit=2000")
 	var fewCPU, allCPU, wall, perIdle []float64
 	for b.Loop() {
 		without, _ := few.scrape(b)
