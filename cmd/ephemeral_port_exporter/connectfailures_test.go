@@ -187,7 +187,7 @@ func TestConnectFailuresRoot(t *testing.T) {
 	boundCapabilities(t, unix.CAP_BPF, unix.CAP_PERFMON)
 	e := start(t, cmd, "http://"+address)
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(e.cmd.Process.Pid), "status"))
-	if err != nil || !strings.Contains(string(status), "\nCapEff:\t000000c000000000\n") {
+	if err != nil || !strings.Contains(string(status), "\nCapBnd:\t000000c000000000\n") {
 		t.Errorf("status, %v:\n%s", err, status)
 	}
 	_, metrics := e.get(t, "/metrics")

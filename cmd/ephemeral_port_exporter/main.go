@@ -6,9 +6,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -54,6 +56,7 @@ func run(flags *flags, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	dropCapabilities(scanner, false, logger)
 	if err := firstScan(scanner, flags, logger); err != nil {
 		return err
 	}
@@ -70,7 +73,20 @@ func run(flags *flags, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	// All listeners are open when the server begins to serve the first.
+	var drop sync.Once
+	server.BaseContext = func(net.Listener) context.Context {
+		drop.Do(func() { dropCapabilities(scanner, true, logger) })
+		return context.Background()
+	}
 	return serve(server, flags.web, logger)
+}
+
+// dropCapabilities gives up the capabilities that only the start needs.
+func dropCapabilities(scanner *scan.Scanner, listening bool, logger *slog.Logger) {
+	if err := scanner.DropCapabilities(listening); err != nil && listening {
+		logger.Warn("The process keeps capabilities that it does not need", "err", err)
+	}
 }
 
 // firstScan logs the ports of this host. It returns an error if every scrape would fail. A failure

@@ -4,18 +4,21 @@ package scan
 
 import (
 	"fmt"
+	"slices"
 
 	"ephemeral_port_exporter/collector/internal/capability"
 )
 
+// neededCapabilities are those without which a scan fails.
+var neededCapabilities = map[Scope][]capability.Capability{
+	ScopeNamed: {capability.SysAdmin},
+	ScopeAll:   {capability.SysAdmin, capability.SysPtrace},
+}
+
 // checkCapabilities returns an error that names the capabilities that the scope needs and the
 // process does not have.
 func checkCapabilities(scope Scope) error {
-	needed := map[Scope][]capability.Capability{
-		ScopeNamed: {capability.SysAdmin},
-		ScopeAll:   {capability.SysAdmin, capability.SysPtrace},
-	}
-	missing, err := capability.Missing(needed[scope]...)
+	missing, err := capability.Missing(neededCapabilities[scope]...)
 	if err != nil {
 		return err
 	}
@@ -24,4 +27,21 @@ func checkCapabilities(scope Scope) error {
 			scope, capability.Join(missing), ScopeSelf)
 	}
 	return nil
+}
+
+// DropCapabilities gives up the capabilities that scans do not use, for all threads and for good.
+// Until the process listens, it keeps CAP_NET_BIND_SERVICE too, for ports below 1024.
+//
+// The error says why the process still has them. Scans work all the same.
+func (s *Scanner) DropCapabilities(listening bool) error {
+	kept := slices.Clone(neededCapabilities[s.cfg.Scope])
+	if s.cfg.othersInScope() {
+		// Not needed, but with it, a scan finds namespaces in the directories of other users, and
+		// the command of their processes.
+		kept = append(kept, capability.DACReadSearch)
+	}
+	if !listening {
+		kept = append(kept, capability.NetBindService)
+	}
+	return capability.Keep(kept...)
 }

@@ -21,3 +21,6 @@ func (*Scanner) Check() (Namespace, error) { panic("scan: no Scanner") }
 
 // Scan panics. There is no Scanner to call it.
 func (*Scanner) Scan(context.Context) Snapshot { panic("scan: no Scanner") }
+
+// DropCapabilities panics. There is no Scanner to call it.
+func (*Scanner) DropCapabilities(bool) error { panic("scan: no Scanner") }

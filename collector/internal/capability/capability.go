@@ -14,11 +14,12 @@ type Capability int
 
 // The capabilities that the exporter may need.
 const (
-	DACReadSearch Capability = unix.CAP_DAC_READ_SEARCH
-	SysPtrace     Capability = unix.CAP_SYS_PTRACE
-	SysAdmin      Capability = unix.CAP_SYS_ADMIN
-	Perfmon       Capability = unix.CAP_PERFMON // Linux 5.8
-	BPF           Capability = unix.CAP_BPF     // Linux 5.8
+	DACReadSearch  Capability = unix.CAP_DAC_READ_SEARCH
+	NetBindService Capability = unix.CAP_NET_BIND_SERVICE
+	SysPtrace      Capability = unix.CAP_SYS_PTRACE
+	SysAdmin       Capability = unix.CAP_SYS_ADMIN
+	Perfmon        Capability = unix.CAP_PERFMON // Linux 5.8
+	BPF            Capability = unix.CAP_BPF     // Linux 5.8
 )
 
 // String returns the name in linux/capability.h.
@@ -26,6 +27,8 @@ func (c Capability) String() string {
 	switch c {
 	case DACReadSearch:
 		return "CAP_DAC_READ_SEARCH"
+	case NetBindService:
+		return "CAP_NET_BIND_SERVICE"
 	case SysPtrace:
 		return "CAP_SYS_PTRACE"
 	case SysAdmin:
@@ -42,10 +45,9 @@ func (c Capability) String() string {
 // Missing returns the needed capabilities that are not in the effective set of the calling
 // thread, in the given order.
 func Missing(needed ...Capability) ([]Capability, error) {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return nil, fmt.Errorf("capability: get capabilities: %w", err)
+	data, err := get()
+	if err != nil {
+		return nil, err
 	}
 	has := func(c Capability) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
 	var missing []Capability
@@ -57,6 +59,15 @@ func Missing(needed ...Capability) ([]Capability, error) {
 		}
 	}
 	return missing, nil
+}
+
+// get returns the capabilities of the calling thread.
+func get() (data [2]unix.CapUserData, err error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return data, fmt.Errorf("capability: get capabilities: %w", err)
+	}
+	return data, nil
 }
 
 // Join returns the names in the form "A, B and C".

@@ -37,6 +37,7 @@ func build(programs []Program) (dir string, err error) {
 		// git refuses to read a checkout of another user, and go would fail because of that.
 		cmd := exec.Command("go", slices.Concat(p.Args[:1], []string{"-buildvcs=false", "-o", path}, p.Args[1:])...)
 		cmd.Dir = p.Dir
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as in the image
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return dir, fmt.Errorf("build %s: go %q: %w: %s", p.Name, p.Args, err, out)
 		}
