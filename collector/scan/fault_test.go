@@ -56,6 +56,12 @@ var faults = []fault{
 	{name: "no buffers", want: unix.ENOBUFS, text: "no buffer space", answer: func(r sockdiagtest.Request) [][]byte {
 		return [][]byte{r.Error(unix.ENOBUFS)}
 	}},
+	{name: "busy", want: unix.EBUSY, text: "resource busy", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{r.Error(unix.EBUSY)}
+	}},
+	{name: "busy after sockets", want: unix.EBUSY, text: "resource busy", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{row(r), r.Done(unix.EBUSY)}
+	}},
 	{name: "no answer", want: os.ErrDeadlineExceeded, text: "i/o timeout", answer: func(sockdiagtest.Request) [][]byte { return nil }},
 	{name: "rows without an end", want: os.ErrDeadlineExceeded, text: "i/o timeout", answer: func(r sockdiagtest.Request) [][]byte {
 		if r.Sequence == 1 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -143,6 +144,9 @@ func TestConnErrors(t *testing.T) {
 			return [][]byte{row(r), r.Done(0)} // a second dump would count the row twice
 		}, unix.EINVAL, "refused"},
 		{"forbidden", reply(func(r sockdiagtest.Request) []byte { return r.Error(unix.EPERM) }), os.ErrPermission, "security policy"},
+		{"busy", reply(func(r sockdiagtest.Request) []byte { return r.Error(unix.EBUSY) }), unix.EBUSY, "refused by the kernel: device or resource busy"},
+		{"busy after rows", reply(row, func(r sockdiagtest.Request) []byte { return r.Done(unix.EBUSY) }), unix.EBUSY, "failed in the kernel"},
+		{"interrupted by a signal in the kernel", reply(row, func(r sockdiagtest.Request) []byte { return r.Done(unix.EINTR) }), unix.EINTR, "failed in the kernel"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -194,6 +198,64 @@ func TestReceiveErrors(t *testing.T) {
 			}
 			if err == nil && len(b) != tt.n {
 				t.Errorf("got %d bytes, want %d", len(b), tt.n)
+			}
+		})
+	}
+}
+
+// TestReceiveSignals interrupts the wait for an answer again and again: with SO_RCVTIMEO, the kernel
+// does not restart read(2), see signal(7). That is no error, and does not move the deadline.
+func TestReceiveSignals(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		timeout time.Duration
+		want    error
+	}{
+		{"answer", time.Minute, nil},
+		{"no answer", 200 * time.Millisecond, os.ErrDeadlineExceeded},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			const most = 10
+			interrupted := make(chan struct{})
+			c := fakeConn(t, func(r sockdiagtest.Request) [][]byte {
+				if tt.want != nil {
+					return nil
+				}
+				<-interrupted
+				return [][]byte{r.Done(0)}
+			})
+			interrupts := 0
+			c.read = func(fd int, b []byte) (int, error) {
+				n, err := unix.Read(fd, b)
+				if errors.Is(err, unix.EINTR) {
+					if interrupts++; interrupts == most {
+						close(interrupted)
+					}
+				}
+				return n, err
+			}
+			thread, result := make(chan int), make(chan error)
+			go func() {
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+				thread <- unix.Gettid()
+				c.SetDeadline(time.Now().Add(tt.timeout))
+				_, err := collectSockets(connected(c))
+				result <- err
+			}()
+			for tid := <-thread; ; {
+				// Go's runtime does nothing with SIGURG.
+				if err := unix.Tgkill(unix.Getpid(), tid, unix.SIGURG); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case err := <-result:
+					if !errors.Is(err, tt.want) || interrupts == 0 {
+						t.Errorf("got %v after %d interrupts, want %v", err, interrupts, tt.want)
+					}
+					return
+				case <-time.After(time.Millisecond):
+				}
 			}
 		})
 	}
