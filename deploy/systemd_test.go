@@ -3,11 +3,16 @@
 package deploy
 
 import (
+	"encoding/json"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
@@ -116,4 +121,51 @@ func defaultPort(t *testing.T) string {
 		t.Fatal("no default listen address in --help")
 	}
 	return m[1]
+}
+
+// TestSystemdCalls checks that the units allow the system calls and address families of the seccomp
+// profile, which is measured, and no others.
+func TestSystemdCalls(t *testing.T) {
+	var profile struct {
+		Syscalls []struct {
+			Comment  string
+			Names    []string
+			Args     []struct{ Index, Value int }
+			Includes struct{ Caps []string }
+		}
+	}
+	if err := json.Unmarshal([]byte(readFile(t, "seccomp/ephemeral_port_exporter.json")), &profile); err != nil {
+		t.Fatal(err)
+	}
+	families := map[int]string{unix.AF_UNIX: "AF_UNIX", unix.AF_INET: "AF_INET", unix.AF_INET6: "AF_INET6", unix.AF_NETLINK: "AF_NETLINK"}
+	for capability, unit := range map[string]string{
+		"": "ephemeral_port_exporter.service", "CAP_SYS_ADMIN": "all-namespaces.conf", "CAP_BPF": "connect-failures.conf",
+	} {
+		want := map[string][]string{}
+		for _, rule := range profile.Syscalls {
+			if strings.Join(rule.Includes.Caps, " ") != capability || strings.HasPrefix(rule.Comment, "What runc may call") {
+				continue
+			}
+			for _, name := range rule.Names {
+				if name == "socket" {
+					want["RestrictAddressFamilies"] = append(want["RestrictAddressFamilies"], families[rule.Args[0].Value])
+				}
+				if name != "socket" || !slices.Contains(want["SystemCallFilter"], name) && capability == "" {
+					want["SystemCallFilter"] = append(want["SystemCallFilter"], name)
+				}
+			}
+		}
+		text := readFile(t, filepath.Join("systemd", unit))
+		for _, setting := range []string{"SystemCallFilter", "RestrictAddressFamilies"} {
+			var got []string
+			for _, m := range regexp.MustCompile(`(?m)^`+setting+`=(.*)$`).FindAllStringSubmatch(text, -1) {
+				got = append(got, strings.Fields(m[1])...)
+			}
+			slices.Sort(got)
+			slices.Sort(want[setting])
+			if diff := cmp.Diff(want[setting], got); diff != "" {
+				t.Errorf("%s: %s (-profile +unit):\n%s", unit, setting, diff)
+			}
+		}
+	}
 }

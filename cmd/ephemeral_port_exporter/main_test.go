@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -37,6 +38,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envBareLoop) != "" {
 		bareLoopMain()
 		return
+	}
+	if spec := os.Getenv(envFilter); spec != "" {
+		fmt.Fprintln(os.Stderr, filteredMain(spec)) // it returns errors only
+		os.Exit(1)
 	}
 	os.Exit(netnstest.Main(m, netnstest.Program{Name: name, Args: []string{"build", "."}}))
 }
@@ -244,16 +249,21 @@ const (
 // filterCalls filters the system calls of this test's thread and of processes that it starts.
 func filterCalls(t testing.TB, filter []unix.SockFilter) {
 	t.Helper()
-	runtime.LockOSThread() // never unlocked: the thread ends with the test
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+	if err := setFilter(filter); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// setFilter filters the system calls of the calling goroutine, which it locks to its thread.
+func setFilter(filter []unix.SockFilter) error {
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
 	}
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
 	runtime.KeepAlive(&program)
-	if err != nil {
-		t.Fatal(err)
-	}
+	return err
 }
 
 // timeWaitTo counts the connections in TIME_WAIT to an address and port, as /proc/net/tcp has it.
