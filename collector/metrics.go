@@ -28,7 +28,8 @@ type descs struct {
 
 	netnsInfo, namespaces, discoveryFailures *prometheus.Desc
 
-	connectFailures, connectFailuresUnattributed, connectFailuresSuccess *prometheus.Desc
+	connectFailures, connectFailuresUnattributed, connectFailuresExpired *prometheus.Desc
+	connectFailuresTable, connectFailuresMissed, connectFailuresSuccess  *prometheus.Desc
 }
 
 // newDescs returns the name, help text and labels of every metric.
@@ -144,10 +145,19 @@ func newDescs() descs {
 			nil, nil),
 
 		connectFailures: prometheus.NewDesc("ephemeral_port_connect_failures_total",
-			"Calls of connect() that failed with EADDRNOTAVAIL because no port was free, since the exporter started, in all network namespaces of the host. Only with --connect-failures.",
-			[]string{"source_ip", "destination_ip", "destination_port"}, nil),
+			"Calls of connect() that failed with EADDRNOTAVAIL because no port was free, by network namespace, control group of the caller, and addresses. A series ends when none failed for 15 minutes. Only with --connect-failures.",
+			[]string{"netns", "cgroup", "source_ip", "destination_ip", "destination_port"}, nil),
 		connectFailuresUnattributed: prometheus.NewDesc("ephemeral_port_connect_failures_unattributed_total",
-			"Such calls between addresses without series of their own, see --destination.limit. Only with --connect-failures.",
+			"Such calls that were not counted in a series of ephemeral_port_connect_failures_total, because there are too many, see --destination.limit. Only with --connect-failures.",
+			nil, nil),
+		connectFailuresExpired: prometheus.NewDesc("ephemeral_port_connect_failures_expired_total",
+			"Such calls that were counted in series of ephemeral_port_connect_failures_total that have ended. It rises when a series ends, not when a call fails. Only with --connect-failures.",
+			nil, nil),
+		connectFailuresTable: prometheus.NewDesc("ephemeral_port_connect_failures_table_utilization_ratio",
+			"Part of the eBPF program's table of pools with failed connects that is in use. If it is 1, failures in further pools are unattributed. Only with --connect-failures.",
+			nil, nil),
+		connectFailuresMissed: prometheus.NewDesc("ephemeral_port_connect_failures_missed_runs_total",
+			"Changes of state of sockets that the eBPF program did not see, because another one was in progress on the CPU (recursion_misses). Few of them are failed connects, which are not counted then. Absent on kernels before 6.7. Only with --connect-failures.",
 			nil, nil),
 		connectFailuresSuccess: prometheus.NewDesc("ephemeral_port_connect_failures_collect_success",
 			"1 if this scrape could read the counts of failed connects. If it is 0, they are absent. Only with --connect-failures.",
@@ -167,7 +177,8 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.unreportedDestinations, d.unreportedPorts, d.unreportedSources, d.maxSourceUtilization,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
 		d.netnsInfo, d.namespaces, d.discoveryFailures,
-		d.connectFailures, d.connectFailuresUnattributed, d.connectFailuresSuccess,
+		d.connectFailures, d.connectFailuresUnattributed, d.connectFailuresExpired,
+		d.connectFailuresTable, d.connectFailuresMissed, d.connectFailuresSuccess,
 	} {
 		ch <- desc
 	}
@@ -290,7 +301,12 @@ func (d *descs) sendConnectFailures(ch chan<- prometheus.Metric, f scan.ConnectF
 	ch <- prometheus.MustNewConstMetric(d.connectFailuresSuccess, prometheus.GaugeValue, 1)
 	for _, p := range f.Pools {
 		ch <- prometheus.MustNewConstMetric(d.connectFailures, prometheus.CounterValue, float64(p.Failures),
-			p.Source.String(), p.Destination.Addr().String(), strconv.Itoa(int(p.Destination.Port())))
+			p.Netns, p.Cgroup, p.Source.String(), p.Destination.Addr().String(), strconv.Itoa(int(p.Destination.Port())))
 	}
 	ch <- prometheus.MustNewConstMetric(d.connectFailuresUnattributed, prometheus.CounterValue, float64(f.Unattributed))
+	ch <- prometheus.MustNewConstMetric(d.connectFailuresExpired, prometheus.CounterValue, float64(f.Expired))
+	ch <- prometheus.MustNewConstMetric(d.connectFailuresTable, prometheus.GaugeValue, f.TableUtilization)
+	if f.MissedRunsKnown {
+		ch <- prometheus.MustNewConstMetric(d.connectFailuresMissed, prometheus.CounterValue, float64(f.MissedRuns))
+	}
 }

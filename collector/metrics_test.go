@@ -87,9 +87,10 @@ func TestMetrics(t *testing.T) {
 		},
 		ConnectFailures: &scan.ConnectFailures{
 			Pools: []scan.FailedPool{{
+				Netns: scan.Self, Cgroup: "/system.slice/haproxy.service",
 				Source: netip.MustParseAddr("198.51.100.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 100,
 			}},
-			Unattributed: 3,
+			Unattributed: 3, Expired: 20, TableUtilization: 0.25, MissedRuns: 5, MissedRunsKnown: true,
 		},
 	}))
 	const golden = "testdata/metrics.prom"
@@ -171,7 +172,7 @@ func TestMetricsBound(t *testing.T) {
 	for i := range idle {
 		s.Namespaces = append(s.Namespaces, scan.Namespace{Name: fmt.Sprint("idle", i), Inode: uint64(1000 + i), Outcome: scan.Idle, TimeWaitSockets: 1})
 	}
-	s.ConnectFailures = &scan.ConnectFailures{}
+	s.ConnectFailures = &scan.ConnectFailures{MissedRunsKnown: true}
 	for i := range limit {
 		s.ConnectFailures.Pools = append(s.ConnectFailures.Pools, scan.FailedPool{Source: address(0).Addr(), Destination: address(i)})
 	}

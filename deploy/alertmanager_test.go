@@ -61,7 +61,7 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		destination("EphemeralPortsNearlyExhausted", "critical", "10.0.0.3"),
 		destination("EphemeralPortsHalfUsed", "warning", "10.0.0.3"),
 		destination("EphemeralPortsHalfUsed", "warning", "10.0.0.4"),
-		without("netns", destination("EphemeralPortsConnectFailing", "critical", "10.0.0.5")),
+		destination("EphemeralPortsConnectFailing", "critical", "10.0.0.5"),
 		destination("EphemeralPortsExhausted", "critical", "10.0.0.5"),
 		destination("EphemeralPortsNearlyExhausted", "critical", "10.0.0.5"),
 		destination("EphemeralPortsHalfUsed", "warning", "10.0.0.5"),
@@ -70,12 +70,14 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		destination("EphemeralPortsCloseWait", "warning", "10.0.0.5"),
 		without("netns", host("a", "alertname", "EphemeralPortsConnectFailingUnattributed", "severity", "critical")),
 
-		without("netns", destination("EphemeralPortsConnectFailing", "critical", "10.0.0.6")),
+		destination("EphemeralPortsConnectFailing", "critical", "10.0.0.6"),
 		with("source_ip", "10.0.0.9", destination("EphemeralPortsExhausted", "critical", "10.0.0.6")),
-		without("netns", destination("EphemeralPortsConnectFailing", "critical", "10.0.0.7")),
+		destination("EphemeralPortsConnectFailing", "critical", "10.0.0.7"),
 		with("destination_port", "80", destination("EphemeralPortsExhausted", "critical", "10.0.0.7")),
-		without("netns", destination("EphemeralPortsConnectFailing", "critical", "10.0.0.8")),
+		destination("EphemeralPortsConnectFailing", "critical", "10.0.0.8"),
 		with("instance", "c", destination("EphemeralPortsExhausted", "critical", "10.0.0.8")),
+		destination("EphemeralPortsConnectFailing", "critical", "10.0.0.9"),
+		with("netns", "netns-7", destination("EphemeralPortsExhausted", "critical", "10.0.0.9")),
 		host("a", "alertname", "EphemeralPortsTimeWaitOverflow", "severity", "warning"),
 		host("b", "alertname", "EphemeralPortExporterDown", "severity", "critical"),
 		host("b", "alertname", "EphemeralPortsCollectFailing", "severity", "critical"),
@@ -123,6 +125,8 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		"EphemeralPortsExhausted 10.0.0.7":      false, // to another port
 		"EphemeralPortsConnectFailing 10.0.0.8": false,
 		"EphemeralPortsExhausted 10.0.0.8":      false, // on another host
+		"EphemeralPortsConnectFailing 10.0.0.9": false,
+		"EphemeralPortsExhausted 10.0.0.9":      false, // in another network namespace
 
 		"EphemeralPortsTimeWaitOverflow": false,
 		"EphemeralPortExporterDown":      false,

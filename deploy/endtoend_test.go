@@ -153,7 +153,7 @@ func TestEndToEndConnectFailures(t *testing.T) {
 		}
 		return nil
 	})
-	const failures = `ephemeral_port_connect_failures_total{source_ip="198.51.100.1", destination_ip="192.0.2.3", destination_port="443"}`
+	const failures = `ephemeral_port_connect_failures_total{netns="self", source_ip="198.51.100.1", destination_ip="192.0.2.3", destination_port="443"}`
 	waitFor(t, failures+" == 1")
 	if n := len(connect(t, full, 1)); n != 0 {
 		t.Error("a port was left")

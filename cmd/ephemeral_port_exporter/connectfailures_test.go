@@ -12,6 +12,9 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -38,11 +41,20 @@ func failToConnect(t *testing.T, destination string, n int) {
 	})
 }
 
-// failuresTo returns the series of a destination of failToConnect.
-func failuresTo(destination string) string {
+// failuresTo returns the sum of the series of a destination.
+func failuresTo(t *testing.T, metrics, destination string) (sum float64) {
+	t.Helper()
 	to := netip.MustParseAddrPort(destination)
-	return `ephemeral_port_connect_failures_total{destination_ip="` + to.Addr().String() +
-		`",destination_port="` + strconv.Itoa(int(to.Port())) + `",source_ip="198.51.100.1"} `
+	series := regexp.MustCompile(`(?m)^ephemeral_port_connect_failures_total\{.*destination_ip="` + regexp.QuoteMeta(to.Addr().String()) +
+		`",destination_port="` + strconv.Itoa(int(to.Port())) + `".*\} (.*)$`)
+	for _, m := range series.FindAllStringSubmatch(metrics, -1) {
+		value, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += value
+	}
+	return sum
 }
 
 const unattributed = "ephemeral_port_connect_failures_unattributed_total "
@@ -76,7 +88,7 @@ func TestConnectFailures(t *testing.T) {
 			for scrape := range 2 {
 				failToConnect(t, destination, 10+i)
 				_, metrics := e.get(t, "/metrics")
-				if got, want := sample(t, metrics, failuresTo(destination)), float64((1+scrape)*(10+i)); got != want {
+				if got, want := failuresTo(t, metrics, destination), float64((1+scrape)*(10+i)); got != want {
 					t.Errorf("counted %v failures, want %v", got, want)
 				}
 				sample(t, metrics, unattributed)
@@ -110,6 +122,114 @@ func TestConnectFailuresLimit(t *testing.T) {
 	_, metrics := e.get(t, "/metrics")
 	if got := sample(t, metrics, unattributed); got < 3 || strings.Contains(metrics, "ephemeral_port_connect_failures_total{") {
 		t.Errorf("counted %v failures, want 3, and no series:\n%s", got, metrics)
+	}
+}
+
+// portless returns a socket in a network namespace of its own that has no port for connect(), and
+// the label of that namespace.
+func portless(t *testing.T) (fd int, netns string) {
+	t.Helper()
+	t.Run("namespace", func(t *testing.T) {
+		netnstest.New(t)
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40000")
+		netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "40000")
+		var err error
+		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			t.Fatal(err)
+		}
+		cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		netns = "netns-" + strconv.FormatUint(cookie, 10)
+	})
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd, netns
+}
+
+// TestConnectFailuresFair floods the exporter with failures of 10,000 pools, and goes on. Meanwhile
+// connects fail in another network namespace: within two scrapes, they have a series that names it.
+func TestConnectFailuresFair(t *testing.T) {
+	netnstest.Tracefs(t)
+	const address = "127.0.0.1:10186"
+	e := start(t, command(t, "--connect-failures", "--destination.limit=32", "--web.listen-address="+address), "http://"+address)
+
+	var flooded atomic.Int64
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	flooder, floodNetns := portless(t)
+	go func() {
+		defer close(stopped)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, byte(i >> 16), byte(i >> 8), byte(i)}), 7105)
+			if err := unix.Connect(flooder, netnstest.Sockaddr(to, false)); !errors.Is(err, unix.EADDRNOTAVAIL) {
+				t.Errorf("connect(): %v, want EADDRNOTAVAIL", err)
+				return
+			}
+			if flooded.Add(1) > 10000 {
+				time.Sleep(100 * time.Microsecond)
+			}
+		}
+	}()
+	stopFlood := sync.OnceFunc(func() {
+		close(stop)
+		<-stopped
+	})
+	t.Cleanup(stopFlood)
+
+	for flooded.Load() < 10000 {
+		time.Sleep(time.Millisecond)
+	}
+	_, metrics := e.get(t, "/metrics")
+	if n := strings.Count(metrics, "\nephemeral_port_connect_failures_total{"); n != 32 || !strings.Contains(metrics, `netns="`+floodNetns+`",`) {
+		t.Errorf("%d series, want all that there may be, and some of %s", n, floodNetns)
+	}
+	before := flooded.Load()
+
+	victim, victimNetns := portless(t)
+	const destination, n = "127.0.0.1:7104", 5
+	to := netnstest.Sockaddr(netip.MustParseAddrPort(destination), false)
+	for range n {
+		if err := unix.Connect(victim, to); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
+		}
+	}
+	for range 2 {
+		_, metrics = e.get(t, "/metrics")
+	}
+	series := `ephemeral_port_connect_failures_total{cgroup="`
+	for line := range strings.Lines(metrics) {
+		if strings.HasPrefix(line, series) && strings.Contains(line, `netns="`+victimNetns+`"`) {
+			series, _, _ = strings.Cut(line, " ")
+		}
+	}
+	if got := sample(t, metrics, series+" "); got != n || !strings.Contains(series, `destination_port="7104",netns="`+victimNetns+`",source_ip="127.0.0.1"}`) {
+		t.Errorf("%v failures in %s, want %d", got, series, n)
+	}
+	if got := sample(t, metrics, "ephemeral_port_connect_failures_table_utilization_ratio "); got <= 0 || got > 0.5 {
+		t.Errorf("the table is used by %v, want at most a half", got)
+	}
+	if flooded.Load() == before {
+		t.Error("the flood did not go on")
+	}
+
+	stopFlood()
+	_, metrics = e.get(t, "/metrics")
+	all := sample(t, metrics, unattributed) + sample(t, metrics, "ephemeral_port_connect_failures_expired_total ")
+	for _, m := range regexp.MustCompile(`(?m)^ephemeral_port_connect_failures_total\{.*\} (.*)$`).FindAllStringSubmatch(metrics, -1) {
+		value, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all += value
+	}
+	// Failures of other processes may add to that.
+	if saw := float64(flooded.Load() + n); all < saw {
+		t.Errorf("counted %v failures in all, the clients saw %v", all, saw)
 	}
 }
 
@@ -172,7 +292,7 @@ func TestConnectFailuresCapabilities(t *testing.T) {
 			destination := "192.0.2.1:" + strconv.Itoa(7110+i)
 			failToConnect(t, destination, 3)
 			_, metrics := e.get(t, "/metrics")
-			if got := sample(t, metrics, failuresTo(destination)); got != 3 {
+			if got := failuresTo(t, metrics, destination); got != 3 {
 				t.Errorf("counted %v failures, want 3", got)
 			}
 		})
@@ -306,6 +426,70 @@ func TestConnectFailuresDebugfs(t *testing.T) {
 	}
 }
 
+// TestConnectFailuresCgroup checks that a series names the control group of the client.
+func TestConnectFailuresCgroup(t *testing.T) {
+	netnstest.Tracefs(t)
+	const address, mount = "127.0.0.1:10188", "/sys/fs/cgroup"
+	if err := unix.Mount("cgroup2", mount, "cgroup2", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
+	group := "/exporter-test-" + strconv.Itoa(os.Getpid())
+	if err := os.Mkdir(mount+group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(mount + group) })
+	var root unix.Stat_t
+	if err := unix.Stat(mount, &root); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(mount + group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+
+	e := start(t, command(t, "--connect-failures", "--web.listen-address="+address), "http://"+address)
+	cmd := exec.Command("unshare", "--net", "bash", "-c", `ip link set lo up
+echo 40000 40000 > /proc/sys/net/ipv4/ip_local_port_range
+echo 40000 > /proc/sys/net/ipv4/ip_local_reserved_ports
+! : <> /dev/tcp/127.0.0.1/7107`)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	_, metrics := e.get(t, "/metrics")
+	want := `{cgroup="` + group + `",destination_ip="127.0.0.1",destination_port="7107",netns="netns-`
+	if root.Ino != 1 { // in a cgroup namespace, levels below the real root are not known
+		want = `",destination_ip="127.0.0.1",destination_port="7107",netns="netns-`
+	}
+	if !strings.Contains(metrics, want) {
+		t.Errorf("no series %s in\n%s", want, metrics)
+	}
+}
+
+// TestConnectFailuresNoBTF runs on a kernel that does not describe its structures.
+func TestConnectFailuresNoBTF(t *testing.T) {
+	netnstest.Tracefs(t)
+	if err := unix.Mount("tmpfs", "/sys/kernel/btf", "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount("/sys/kernel/btf", unix.MNT_DETACH) })
+	const address, destination = "127.0.0.1:10187", "192.0.2.1:7106"
+	e := start(t, command(t, "--connect-failures", "--web.listen-address="+address), "http://"+address)
+	if log := e.log.String(); !strings.Contains(log, "level=WARN") || !strings.Contains(log, "counted without their network namespace") || !strings.Contains(log, "CONFIG_DEBUG_INFO_BTF") {
+		t.Errorf("the log does not say so:\n%s", log)
+	}
+	failToConnect(t, destination, 3)
+	_, metrics := e.get(t, "/metrics")
+	if got := failuresTo(t, metrics, destination); got != 3 {
+		t.Errorf("counted %v failures, want 3", got)
+	}
+	if !strings.Contains(metrics, `",destination_ip="192.0.2.1",destination_port="7106",netns="",source_ip=`) {
+		t.Errorf("no series without a network namespace:\n%s", metrics)
+	}
+}
+
 // TestConnectFailuresOfflineCPU checks that the program is attached if the first CPU is offline.
 func TestConnectFailuresOfflineCPU(t *testing.T) {
 	netnstest.Tracefs(t)
@@ -326,7 +510,7 @@ func TestConnectFailuresOfflineCPU(t *testing.T) {
 	e := start(t, cmd, "http://"+address)
 	failToConnect(t, destination, 3)
 	_, metrics := e.get(t, "/metrics")
-	if got := sample(t, metrics, failuresTo(destination)); got != 3 {
+	if got := failuresTo(t, metrics, destination); got != 3 {
 		t.Errorf("counted %v failures, want 3", got)
 	}
 }

@@ -1,10 +1,23 @@
 // Package connectfail counts connect() calls that fail with EADDRNOTAVAIL because no port is free,
-// by source address, destination address and destination port. The kernel has no counter for them.
+// by network namespace, control group, source address, destination address and destination port. The
+// kernel has no counter for them.
 //
 // connect() moves a TCP socket to SYN_SENT, searches a port, and moves the socket back to CLOSE if
 // no port is free. The tracepoint sock:inet_sock_set_state then records a change from SYN_SENT to
 // CLOSE with source port 0. It records this once for each such failure. The only other cause is a
-// kernel without free memory. A BPF program on the tracepoint counts the records in a map.
+// kernel without free memory. A BPF program on the tracepoint counts the records in a map. It runs in
+// the process that called connect(), so it knows its control group. The network namespace is that of
+// the socket, to which the record has the address.
+//
+// The table of pools is small, and anybody can fill it with pools of his own. So each tenant has a
+// share of it, and user space frees the slots of pools that do not fail any more:
+//
+//	free ──a new pool fails──▶ used ──idle, or over the share──▶ unlinked ──after a time of grace──▶ free
+//
+// A slot is unlinked by removing its pool from the index. A run of the program that has just found
+// the slot there still counts in it. Only the time of grace later, another pool can have it. The
+// failures of a slot are never set to 0: user space remembers what it has read, and a late one is
+// an increment like others. So none is lost or counted twice.
 //
 // One kind of failure is not counted: that of a socket that had a port before and connects again.
 // Its record still has the old port, which the socket has lost (inet_put_port leaves inet_sport).

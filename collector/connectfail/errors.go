@@ -76,7 +76,7 @@ func likelyCauses() string {
 		return "forbidden, the kernel is in lockdown mode confidentiality, see kernel_lockdown(7)"
 	}
 	return "forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=, in containers their profile), " +
-		"a user namespace, the LSM policy, or before Linux 5.11 by a limit of locked memory below 1 MB (in systemd LimitMEMLOCK=)"
+		"a user namespace, the LSM policy, or before Linux 5.11 by a limit of locked memory below 2 MB (in systemd LimitMEMLOCK=)"
 }
 
 // lockedDown reports whether the kernel is in lockdown mode confidentiality. If the kernel was

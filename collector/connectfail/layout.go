@@ -19,6 +19,7 @@ type field struct {
 // of include/net/tcp_states.h. Ports are in the byte order of the host. Addresses are IPv6 or
 // IPv4-mapped, in network byte order.
 type layout struct {
+	socket               field // address of struct sock
 	oldState, newState   field
 	sourcePort, destPort field
 	protocol             field
@@ -48,6 +49,7 @@ func parseLayout(format string) (layout, error) {
 		to    *field
 		sizes []int
 	}{
+		{"skaddr", &l.socket, []int{4, 8}},
 		{"oldstate", &l.oldState, []int{4}},
 		{"newstate", &l.newState, []int{4}},
 		{"sport", &l.sourcePort, []int{2}},

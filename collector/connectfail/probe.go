@@ -3,14 +3,14 @@
 package connectfail
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
-	"net/netip"
 	"os"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,31 +20,33 @@ const TableSize = 4096
 // bpfName is the name of the program and its maps in bpftool(8).
 const bpfName = "connect_fail"
 
-// A Count is the number of connects that failed in one pool of ports, in all network namespaces
-// together.
-type Count struct {
-	Source      netip.Addr     // without a zone
-	Destination netip.AddrPort // without a zone
-	Failures    uint64         // never falls
-}
+// license is what the program declares: the kernel lets only programs with a license that is
+// compatible with the GPL call bpf_probe_read_kernel.
+const license = "Dual MIT/GPL"
 
 // A Probe counts from Attach until Close, or until the process ends, even if it is killed.
 type Probe struct {
 	maps
-	memory  *ebpf.Memory // of the map slots
+	table   *table
 	program *ebpf.Program
 	event   int // the perf event that the program is attached to, -1 before
+
+	// NoNamespaces says why the Namespace of each Count is 0, and each control group is a tenant.
+	// It is nil if the program knows the network namespaces.
+	NoNamespaces error
 }
 
 // maps are the maps of the program.
 //
-// Failures are read from shared memory, not with bpf(2). While bpf(2) reads or writes a value of a
-// map, the kernel skips tracing programs on that CPU (bpf_disable_instrumentation). If the caller
-// is preempted there (CONFIG_PREEMPT, preempt=full), failures of other processes are not counted.
+// Once the program is attached, user space uses shared memory, or programs of its own that it runs
+// once (BPF_PROG_TEST_RUN), and no bpf(2) on maps. While bpf(2) reads or writes a value of a map, the
+// kernel skips tracing programs on that CPU (bpf_disable_instrumentation). If the caller is
+// preempted there (CONFIG_PREEMPT, preempt=full), failures of other processes are not counted.
 type maps struct {
-	index *ebpf.Map // hash from a pool to the number of its slot
-	slots *ebpf.Map // array of slots, shared with the kernel, see slotSize; the last counts all pools without a slot
-	free  *ebpf.Map // queue of the numbers of free slots
+	index  *ebpf.Map // hash from a pool to the number of its slot
+	slots  *ebpf.Map // array of slots, shared with user space, see slotSize; the last counts all pools without a slot
+	free   *ebpf.Map // queue of the numbers of free slots
+	shares *ebpf.Map // array of shares, shared with user space, see shareSize
 }
 
 // Attach starts to count, on the whole host. It needs CAP_BPF and CAP_PERFMON. It also needs
@@ -69,7 +71,13 @@ func attach(tableSize uint32) (*Probe, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.program, err = ebpf.NewProgram(p.spec(l))
+	var s *structs
+	if l.socket.size == 8 {
+		s, p.NoNamespaces = readStructs()
+	} else {
+		p.NoNamespaces = fmt.Errorf("%w on 64 bits", errNoNamespaces)
+	}
+	p.program, err = ebpf.NewProgram(p.spec(l, s))
 	if err != nil {
 		p.Close()
 		return nil, explain("load a BPF program", err)
@@ -118,6 +126,7 @@ func newProbe(tableSize uint32) (*Probe, error) {
 		{&p.index, ebpf.MapSpec{Type: ebpf.Hash, KeySize: poolSize, ValueSize: 4, MaxEntries: tableSize}},
 		{&p.slots, ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: slotSize, MaxEntries: tableSize + 1, Flags: unix.BPF_F_MMAPABLE}},
 		{&p.free, ebpf.MapSpec{Type: ebpf.Queue, ValueSize: 4, MaxEntries: tableSize}},
+		{&p.shares, ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: shareSize, MaxEntries: shares + 1, Flags: unix.BPF_F_MMAPABLE}},
 	} {
 		m.spec.Name = bpfName
 		made, err := ebpf.NewMap(&m.spec)
@@ -134,61 +143,47 @@ func newProbe(tableSize uint32) (*Probe, error) {
 		}
 	}
 	var err error
-	if p.memory, err = p.slots.Memory(); err != nil {
+	if p.table, err = newTable(p.maps); err != nil {
 		p.Close()
-		return nil, explain("share a BPF map", err)
+		return nil, err
 	}
 	return p, nil
 }
 
 // spec returns the specification of the program.
-func (p *Probe) spec(l layout) *ebpf.ProgramSpec {
-	return &ebpf.ProgramSpec{Name: bpfName, Type: ebpf.TracePoint, Instructions: instructions(l, p.maps)}
+func (p *Probe) spec(l layout, s *structs) *ebpf.ProgramSpec {
+	return &ebpf.ProgramSpec{Name: bpfName, Type: ebpf.TracePoint, License: license, Instructions: instructions(l, p.maps, s)}
 }
 
-// Counts returns the failures of each pool since Attach, in no order. rest is the number of
-// failures in all other pools: a Probe counts only the first TableSize pools separately.
-func (p *Probe) Counts() (counts []Count, rest uint64, err error) {
-	var slot [slotSize]byte
-	last := p.slots.MaxEntries() - 1
-	for i := range last {
-		// Read the failures first: the program stores the pool of a slot before it counts.
-		n, err := p.readFailures(i, slot[slotFailures:])
-		if err != nil {
-			return nil, 0, err
-		}
-		if n == 0 {
-			continue
-		}
-		if _, err := p.memory.ReadAt(slot[:poolSize], int64(i)*slotSize); err != nil {
-			return nil, 0, fmt.Errorf("connectfail: read slot %d: %w", i, err)
-		}
-		source := decodeAddress(slot[slotSource:])
-		if source.IsUnspecified() {
-			continue // on a CPU that stores out of order, the pool may be late: the next call counts it
-		}
-		port := uint16(binary.NativeEndian.Uint64(slot[slotPort:]))
-		counts = append(counts, Count{
-			Source:      source,
-			Destination: netip.AddrPortFrom(decodeAddress(slot[slotDest:]), port),
-			Failures:    n,
-		})
+// Counts returns the failures since the last call, or since Attach: those of each pool that had
+// some, in no order, and those of all pools without a slot.
+func (p *Probe) Counts(now time.Time) (counts []Count, rest uint64, err error) {
+	return p.table.read(now)
+}
+
+// Reclaim frees the slots of pools in which no connect() failed for IdleTime, or whose tenants have
+// more than their share. It is to be called after Counts. No failure is lost or counted twice.
+func (p *Probe) Reclaim(now time.Time) error { return p.table.reclaim(now) }
+
+// Utilization is the part of the slots that is not free, as of the last call of Counts or Reclaim.
+func (p *Probe) Utilization() float64 { return p.table.utilization() }
+
+// MissedRuns returns how often the kernel did not run the program because another BPF program, or a
+// call of bpf(2), was in progress on that CPU (recursion_misses). Each of these is a change of
+// state of a socket, and few are failures. ok is false before Linux 6.7, which does not count them.
+func (p *Probe) MissedRuns() (n uint64, ok bool, err error) {
+	version, err := features.LinuxVersionCode()
+	if err != nil {
+		return 0, false, fmt.Errorf("connectfail: read the version of the kernel: %w", err)
 	}
-	rest, err = p.readFailures(last, slot[slotFailures:])
-	return counts, rest, err
-}
-
-// readFailures returns the failures of a slot. It reads all 8 bytes at once into buffer.
-func (p *Probe) readFailures(slot uint32, buffer []byte) (uint64, error) {
-	if _, err := p.memory.ReadAt(buffer, int64(slot)*slotSize+slotFailures); err != nil {
-		return 0, fmt.Errorf("connectfail: read slot %d: %w", slot, err)
+	if version < 6<<16|7<<8 {
+		return 0, false, nil
 	}
-	return binary.NativeEndian.Uint64(buffer), nil
-}
-
-// decodeAddress decodes an address of a slot.
-func decodeAddress(b []byte) netip.Addr {
-	return netip.AddrFrom16([addressSize]byte(b)).Unmap()
+	stats, err := p.program.Stats()
+	if err != nil {
+		return 0, false, explain("read the statistics of a BPF program", err)
+	}
+	return stats.RecursionMisses, true, nil
 }
 
 // Close stops counting.
@@ -199,5 +194,5 @@ func (p *Probe) Close() error {
 		p.event = -1
 	}
 	// Close of a nil map or program does nothing.
-	return errors.Join(err, p.program.Close(), p.index.Close(), p.slots.Close(), p.free.Close())
+	return errors.Join(err, p.program.Close(), p.table.close(), p.index.Close(), p.slots.Close(), p.free.Close(), p.shares.Close())
 }

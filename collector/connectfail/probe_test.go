@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	gomaps "maps" // a type of this package has its name
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -26,8 +27,18 @@ func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
 // The tests of all packages run at the same time, and a Probe sees the whole host. No other test
 // uses the destinations in this file.
 
+// A counter is a Probe that adds up its Counts.
+type counter struct {
+	*Probe
+	pools map[pool]uint64
+	rest  uint64
+	last  []Count // what the last call has read
+}
+
+func newCounter(p *Probe) *counter { return &counter{Probe: p, pools: map[pool]uint64{}} }
+
 // attachProbe attaches a Probe until the test ends.
-func attachProbe(t *testing.T) *Probe {
+func attachProbe(t *testing.T) *counter {
 	t.Helper()
 	netnstest.Tracefs(t)
 	p, err := Attach()
@@ -35,10 +46,21 @@ func attachProbe(t *testing.T) *Probe {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close() })
-	return p
+	return newCounter(p)
 }
 
-// A pool identifies a Count.
+// unlimited lets each tenant have the whole table.
+func unlimited(tb testing.TB, p *Probe) {
+	tb.Helper()
+	var share [shareSize]byte
+	binary.NativeEndian.PutUint32(share[limitTenant:], 1<<20)
+	binary.NativeEndian.PutUint32(share[limitCgroup:], 1<<20)
+	if _, err := p.table.shares.WriteAt(share[:], limitsAt*shareSize); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// A pool identifies a Count, without its namespace.
 type pool struct {
 	source      netip.Addr
 	destination netip.AddrPort
@@ -49,21 +71,21 @@ func poolOf(source, destination string) pool {
 }
 
 // failures returns what a Probe has counted so far.
-func failures(t *testing.T, p *Probe) (pools map[pool]uint64, rest uint64) {
+func failures(t *testing.T, p *counter) (pools map[pool]uint64, rest uint64) {
 	t.Helper()
-	counts, rest, err := p.Counts()
+	counts, rest, err := p.Counts(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	pools = map[pool]uint64{}
+	p.last = counts
+	p.rest += rest
 	for _, c := range counts {
-		key := pool{c.Source, c.Destination}
-		if pools[key] != 0 {
-			t.Errorf("%v appears twice", key)
+		if c.Failures == 0 {
+			t.Errorf("no failure in %+v", c)
 		}
-		pools[key] = c.Failures
+		p.pools[pool{c.Source, c.Destination}] += c.Failures
 	}
-	return pools, rest
+	return gomaps.Clone(p.pools), p.rest
 }
 
 // smallRange sets a range of two ports in the test's namespace.
@@ -421,13 +443,15 @@ func TestUsedSocketNotCounted(t *testing.T) {
 func TestTableFull(t *testing.T) {
 	netnstest.Tracefs(t)
 	// This table has slots for all pools, those of tests in other packages too.
-	judge, err := attach(1 << 16)
+	attached, err := attach(1 << 16)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer judge.Close()
+	defer attached.Close()
+	unlimited(t, attached)
+	judge := newCounter(attached)
 	const destinations, port = 5000, 7007
-	sum := func(p *Probe) (pools int, ours, others, rest uint64) {
+	sum := func(p *counter) (pools int, ours, others, rest uint64) {
 		counts, rest := failures(t, p)
 		for of, n := range counts {
 			if of.destination.Port() == port {
@@ -436,16 +460,19 @@ func TestTableFull(t *testing.T) {
 				others += n
 			}
 		}
-		return len(counts), ours, others, rest
+		// Other tests can use the same addresses in several namespaces: each is a pool.
+		return len(p.last), ours, others, rest
 	}
 	// p sees the failures of other tests from Attach until Counts. The judge counts them over
 	// a longer and over a shorter time, which gives an upper and a lower bound.
 	_, _, beforeAttach, _ := sum(judge)
-	p, err := Attach()
+	limited, err := Attach()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close()
+	defer limited.Close()
+	unlimited(t, limited)
+	p := newCounter(limited)
 	_, _, afterAttach, _ := sum(judge)
 
 	netnstest.New(t)
@@ -487,9 +514,10 @@ func noPorts(tb testing.TB) {
 // one slot.
 func TestFirstFailures(t *testing.T) {
 	p := attachProbe(t)
+	unlimited(t, p.Probe)
 	netnstest.New(t)
 	noPorts(t)
-	const threads, destinations = 2, 4000
+	const threads, destinations = 2, 3000
 	to := func(i int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 2, byte(i >> 8), byte(i)}), 7010)
 	}
@@ -537,9 +565,10 @@ func TestFirstFailures(t *testing.T) {
 	for slot := uint32(0); p.free.LookupAndDelete(nil, &slot) == nil; {
 		free++
 	}
-	got, _ = failures(t, p) // no test of another package can take a slot now
-	if free+len(got) != TableSize {
-		t.Errorf("%d slots are free and %d have a pool, want %d in all", free, len(got), TableSize)
+	failures(t, p) // no test of another package can take a slot now
+	taken := int(p.Utilization() * TableSize)
+	if free+taken != TableSize {
+		t.Errorf("%d slots are free and %d have a pool, want %d in all", free, taken, TableSize)
 	}
 }
 
@@ -573,7 +602,7 @@ func TestClose(t *testing.T) {
 		if err := dial(client); !errors.Is(err, unix.EADDRNOTAVAIL) {
 			t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
 		}
-		if got, _ := failures(t, p); got[of] != 1 {
+		if got, _ := failures(t, newCounter(p)); got[of] != 1 {
 			t.Errorf("counted %d failures, want 1", got[of])
 		}
 		info, err := p.program.Info()

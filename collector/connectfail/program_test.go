@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -54,11 +55,11 @@ print fmt: "family=%s protocol=%s sport=%hu dport=%hu saddr=%pI4 daddr=%pI4"
 
 var (
 	layout56 = layout{
-		oldState: field{16, 4}, newState: field{20, 4}, sourcePort: field{24, 2}, destPort: field{26, 2},
+		socket: field{8, 8}, oldState: field{16, 4}, newState: field{20, 4}, sourcePort: field{24, 2}, destPort: field{26, 2},
 		protocol: field{30, 2}, source: field{40, 16}, dest: field{56, 16},
 	}
 	layout416 = layout{
-		oldState: field{16, 4}, newState: field{20, 4}, sourcePort: field{24, 2}, destPort: field{26, 2},
+		socket: field{8, 8}, oldState: field{16, 4}, newState: field{20, 4}, sourcePort: field{24, 2}, destPort: field{26, 2},
 		protocol: field{30, 1}, source: field{39, 16}, dest: field{55, 16},
 	}
 )
@@ -79,7 +80,7 @@ func TestLayout(t *testing.T) {
 	}{
 		{"Linux 5.6", format, layout56, ""},
 		{"Linux 4.16", format416, layout416, ""},
-		{"empty", "", layout{}, "no oldstate"},
+		{"empty", "", layout{}, "no skaddr"},
 		{"renamed", replace("__u16 sport;", "__u16 source;"), layout{}, "no sport"},
 		{"no IPv6", replace(" daddr_v6[16];", " daddr6[16];"), layout{}, "no daddr_v6"},
 		{"wider", replace("dport;	offset:26;	size:2;", "dport;	offset:26;	size:4;"), layout{}, "dport has 4 bytes at 26"},
@@ -149,22 +150,29 @@ func TestProgram(t *testing.T) {
 		{2, 7, 0, 6, 132, a, a},   // SCTP
 	}
 	want := []Count{
-		{netip.MustParseAddr(a), netip.MustParseAddrPort(a + ":443"), 1 << 40},
-		{netip.MustParseAddr(a), netip.MustParseAddrPort(a + ":65535"), 1},
-		{netip.MustParseAddr(b), netip.MustParseAddrPort("[2001:db8::ff00:ee]:443"), 1},
+		{Source: netip.MustParseAddr(a), Destination: netip.MustParseAddrPort(a + ":443"), Failures: 1 << 40},
+		{Source: netip.MustParseAddr(a), Destination: netip.MustParseAddrPort(a + ":65535"), Failures: 1},
+		{Source: netip.MustParseAddr(b), Destination: netip.MustParseAddrPort("[2001:db8::ff00:ee]:443"), Failures: 1},
+	}
+	known, err := readStructs()
+	if err != nil {
+		t.Fatal(err)
 	}
 	for _, tt := range []struct {
 		name    string
 		layout  layout
+		structs *structs
 		records []record
 	}{
 		// Its two bytes begin, or end, with that of TCP.
-		{"Linux 5.6", layout56, append(records, record{2, 7, 0, 7, 262, a, a}, record{2, 7, 0, 8, 6 << 8, a, a})},
-		{"Linux 4.16", layout416, records},
+		{"Linux 5.6", layout56, nil, append(records, record{2, 7, 0, 7, 262, a, a}, record{2, 7, 0, 8, 6 << 8, a, a})},
+		{"Linux 4.16", layout416, nil, records},
+		// Nothing is at the address in the record, 0xffffffffffffffff.
+		{"namespaces", layout56, known, records},
 		{"other alignment", layout{
-			oldState: field{16, 4}, newState: field{20, 4}, sourcePort: field{24, 2}, destPort: field{26, 2},
+			socket: field{8, 8}, oldState: field{16, 4}, newState: field{20, 4}, sourcePort: field{24, 2}, destPort: field{26, 2},
 			protocol: field{30, 2}, source: field{36, 16}, dest: field{54, 16},
-		}, records},
+		}, nil, records},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p, err := newProbe(3)
@@ -172,7 +180,8 @@ func TestProgram(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer p.Close()
-			spec := p.spec(tt.layout)
+			unlimited(t, p)
+			spec := p.spec(tt.layout, tt.structs)
 			if program, err := ebpf.NewProgram(spec); err != nil {
 				t.Errorf("as it is: %v", err)
 			} else {
@@ -191,10 +200,10 @@ func TestProgram(t *testing.T) {
 			}
 			// And many more of the first.
 			const many = 1 << 40
-			if _, err := p.memory.WriteAt(binary.NativeEndian.AppendUint64(nil, many), slotFailures); err != nil {
+			if _, err := p.table.slots.WriteAt(binary.NativeEndian.AppendUint64(nil, many), slotFailures); err != nil {
 				t.Fatal(err)
 			}
-			got, rest, err := p.Counts()
+			got, rest, err := p.Counts(time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -204,6 +213,13 @@ func TestProgram(t *testing.T) {
 			slices.SortFunc(got, func(a, b Count) int {
 				return cmp.Compare(a.Source.String()+a.Destination.String(), b.Source.String()+b.Destination.String())
 			})
+			for i, c := range got {
+				// That of the test itself. Without namespaces, it is the tenant.
+				if tt.structs == nil && c.Tenant != c.Cgroup || tt.structs != nil && c.Tenant != 0 {
+					t.Errorf("tenant %d, control group %d", c.Tenant, c.Cgroup)
+				}
+				got[i].Tenant, got[i].Cgroup = 0, 0
+			}
 			if !slices.Equal(got, want) {
 				t.Errorf("got %v, want %v", got, want)
 			}

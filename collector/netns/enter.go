@@ -75,7 +75,7 @@ func (v *Visitor) Enter(ns Namespace) (cookie uint64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("netns: enter: %w", os.NewSyscallError("setns", err))
 	}
-	return ownCookie()
+	return cookieOf(unix.AF_UNIX, 0)
 }
 
 // open opens a namespace by one of its paths.
@@ -121,9 +121,13 @@ func isNamespace(fd int, inode, device uint64) bool {
 	return st.Dev == device || unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.NSFS_MAGIC
 }
 
-// ownCookie returns the cookie of the thread's namespace.
-func ownCookie() (uint64, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+// Cookie returns the cookie of the calling thread's namespace, see Enter. It opens a socket of
+// AF_NETLINK, which the process needs in any case; AF_UNIX may be forbidden.
+func Cookie() (uint64, error) { return cookieOf(unix.AF_NETLINK, unix.NETLINK_SOCK_DIAG) }
+
+// cookieOf returns the cookie of the thread's namespace, from a socket of that family.
+func cookieOf(family, protocol int) (uint64, error) {
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return 0, fmt.Errorf("netns: open socket: %w", err)
 	}

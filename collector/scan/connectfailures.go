@@ -4,67 +4,220 @@ package scan
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
+	"time"
 
+	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/connectfail"
 )
 
-// connectFailures limits the pools of a connectfail.Probe to as many as may have series. Each
-// failure counts either in a listed pool or as unattributed. These numbers are counters, so none
-// may fall or end: a listed pool stays listed, and a pool that found the list full stays
-// unattributed.
+// seriesTime is how long no connect() of a listed pool fails until the pool is listed no more.
+const seriesTime = 15 * time.Minute
+
+// cgroupPrefix is the start of the label of a control group that was not found, for example
+// because it is gone. The rest is its number. Labels of others begin with a slash.
+const cgroupPrefix = "cgroup-"
+
+// A failureProbe counts failed connects: a connectfail.Probe.
+type failureProbe interface {
+	Counts(now time.Time) (counts []connectfail.Count, rest uint64, err error)
+	Reclaim(now time.Time) error
+	Utilization() float64
+	MissedRuns() (n uint64, ok bool, err error)
+}
+
+// connectFailures adds up what a Probe counts, in as many pools as may have series. Each failure
+// counts once: in a listed pool, or as unattributed. A pool that is listed no more leaves its
+// failures as expired. So none of these counters falls, except that a pool may end.
+//
+// If the list is full, each tenant keeps an equal part of it, and so does each control group of a
+// tenant. A new pool of a tenant that has fewer than another takes the place of a pool of that one.
 type connectFailures struct {
-	counts func() (counts []connectfail.Count, rest uint64, err error)
-	most   int
-	listed map[failedKey]bool
+	probe failureProbe
+	most  int
+	netns func(cookie uint64) string // the label of a network namespace
+
+	listed       map[failedPool]*failedSeries
+	unattributed uint64
+	expired      uint64
+	cgroups      map[uint64]string // paths of control groups, as of the last search
 }
 
-// A failedKey identifies the pool of a connectfail.Count.
-type failedKey struct {
-	source      netip.Addr
-	destination netip.AddrPort
+// A failedPool has the labels of a listed pool.
+type failedPool struct {
+	netns, cgroup string
+	source        netip.Addr
+	destination   netip.AddrPort
 }
 
-func keyOf(c connectfail.Count) failedKey { return failedKey{c.Source, c.Destination} }
+// A failedSeries is what is counted in a listed pool.
+type failedSeries struct {
+	party    party
+	failures uint64
+	failed   time.Time // when the last failure was read
+}
 
-func newConnectFailures(counts func() ([]connectfail.Count, uint64, error), most int) *connectFailures {
-	return &connectFailures{counts: counts, most: most, listed: map[failedKey]bool{}}
+// A party is a control group of a tenant.
+type party struct {
+	tenant uint64
+	cgroup string
+}
+
+func newConnectFailures(probe failureProbe, most int, netns func(cookie uint64) string) *connectFailures {
+	return &connectFailures{probe: probe, most: most, netns: netns, listed: map[failedPool]*failedSeries{}}
 }
 
 // collect returns the failures since the Probe was attached.
-func (f *connectFailures) collect() ConnectFailures {
-	counts, rest, err := f.counts()
+func (f *connectFailures) collect(now time.Time) ConnectFailures {
+	counts, rest, err := f.probe.Counts(now)
+	f.expire(now)
+	f.unattributed += rest
+	f.add(counts, now)
 	if err != nil {
 		return ConnectFailures{Err: err}
 	}
-	f.admit(counts)
-	failures := ConnectFailures{Unattributed: rest}
-	for _, c := range counts {
-		if !f.listed[keyOf(c)] {
-			failures.Unattributed += c.Failures
-			continue
-		}
-		failures.Pools = append(failures.Pools, FailedPool{Source: c.Source, Destination: c.Destination, Failures: c.Failures})
+	result := ConnectFailures{Unattributed: f.unattributed, Expired: f.expired}
+	for p, s := range f.listed {
+		result.Pools = append(result.Pools, FailedPool{
+			Netns: p.netns, Cgroup: p.cgroup, Source: p.source, Destination: p.destination, Failures: s.failures,
+		})
 	}
-	return failures
+	result.ReclaimErr = f.probe.Reclaim(now)
+	result.TableUtilization = f.probe.Utilization()
+	if result.MissedRuns, result.MissedRunsKnown, err = f.probe.MissedRuns(); err != nil {
+		return ConnectFailures{Err: err}
+	}
+	return result
 }
 
-// admit adds pools to the list until it is full, those with most failures first.
-func (f *connectFailures) admit(counts []connectfail.Count) {
-	if len(f.listed) == f.most {
-		return
-	}
-	var unlisted []connectfail.Count
-	for _, c := range counts {
-		if !f.listed[keyOf(c)] {
-			unlisted = append(unlisted, c)
+// expire removes pools without failures for seriesTime from the list.
+func (f *connectFailures) expire(now time.Time) {
+	for p, s := range f.listed {
+		if now.Sub(s.failed) >= seriesTime {
+			f.remove(p)
 		}
 	}
-	slices.SortFunc(unlisted, func(a, b connectfail.Count) int {
+}
+
+// remove removes a pool from the list.
+func (f *connectFailures) remove(p failedPool) {
+	f.expired += f.listed[p].failures
+	delete(f.listed, p)
+}
+
+// add adds new failures to the pools. Pools with most failures come first where not all can be
+// listed.
+func (f *connectFailures) add(counts []connectfail.Count, now time.Time) {
+	slices.SortFunc(counts, func(a, b connectfail.Count) int {
 		return cmp.Or(cmp.Compare(b.Failures, a.Failures), a.Source.Compare(b.Source), a.Destination.Compare(b.Destination))
 	})
-	for _, c := range unlisted[:min(len(unlisted), f.most-len(f.listed))] {
-		f.listed[keyOf(c)] = true
+	cgroups := f.findCgroups(counts)
+	parties := newParties(f.listed)
+	for _, c := range counts {
+		p := failedPool{f.netns(c.Namespace), cgroups(c.Cgroup), c.Source, c.Destination}
+		s := f.listed[p]
+		if s == nil {
+			s = &failedSeries{party: party{c.Tenant, p.cgroup}}
+			if !f.makeRoom(parties, s.party) {
+				f.unattributed += c.Failures
+				continue
+			}
+			f.listed[p] = s
+			parties.add(s.party, 1)
+		}
+		s.failures += c.Failures
+		s.failed = now
+	}
+}
+
+// makeRoom reports whether another pool of a party may be listed. If the list is full, it first
+// removes one of the tenant or control group with most pools.
+func (f *connectFailures) makeRoom(parties parties, of party) bool {
+	if len(f.listed) < f.most {
+		return true
+	}
+	largest := parties.largest(of)
+	if largest == of {
+		return false
+	}
+	var oldest failedPool
+	var least *failedSeries
+	for p, s := range f.listed {
+		if s.party == largest && (least == nil || cmp.Or(s.failed.Compare(least.failed), cmp.Compare(s.failures, least.failures)) < 0) {
+			oldest, least = p, s
+		}
+	}
+	f.remove(oldest)
+	parties.add(largest, -1)
+	return true
+}
+
+// parties are the numbers of listed pools, by tenant and party.
+type parties map[uint64]map[party]int
+
+// newParties counts the listed pools.
+func newParties(listed map[failedPool]*failedSeries) parties {
+	p := parties{}
+	for _, s := range listed {
+		p.add(s.party, 1)
+	}
+	return p
+}
+
+// add adds n pools to a party.
+func (p parties) add(to party, n int) {
+	if p[to.tenant] == nil {
+		p[to.tenant] = map[party]int{}
+	}
+	p[to.tenant][to] += n
+}
+
+// pools returns how many pools a tenant has.
+func (p parties) pools(tenant uint64) int {
+	n := 0
+	for _, ofParty := range p[tenant] {
+		n += ofParty
+	}
+	return n
+}
+
+// largest returns the party that has to give up a pool for another: the largest one of the largest
+// tenant, or of the same tenant if that is one of the largest. It returns the other itself if
+// nobody would still have as many pools as that one then.
+func (p parties) largest(other party) party {
+	from := other.tenant
+	for tenant := range p {
+		if n := p.pools(tenant); n > p.pools(other.tenant)+1 && n > p.pools(from) {
+			from = tenant
+		}
+	}
+	least := 0
+	if from == other.tenant {
+		least = p[from][other] + 1
+	}
+	largest := other
+	for of, n := range p[from] {
+		if n > least {
+			largest, least = of, n
+		}
+	}
+	return largest
+}
+
+// findCgroups returns a function from the number of a control group to its label. It searches for
+// them only if there is one that the last search did not find.
+func (f *connectFailures) findCgroups(counts []connectfail.Count) func(uint64) string {
+	unknown := func(c connectfail.Count) bool { return c.Cgroup != 0 && f.cgroups[c.Cgroup] == "" }
+	if slices.ContainsFunc(counts, unknown) {
+		f.cgroups = maps.Collect(cgroup.Paths())
+	}
+	return func(id uint64) string {
+		if id == 0 {
+			return "/"
+		}
+		return cmp.Or(f.cgroups[id], cgroupPrefix+strconv.FormatUint(id, 10))
 	}
 }

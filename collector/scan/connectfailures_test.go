@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,131 +19,247 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// fakeFailures are the counts of a fake Probe.
-type fakeFailures struct {
-	counts []connectfail.Count
-	rest   uint64
-	err    error
+// A fakeProbe has counts that a test sets.
+type fakeProbe struct {
+	counts     []connectfail.Count
+	rest       uint64
+	err        error
+	reclaimErr error
+	missed     bool
+	missedErr  error
 }
 
-func (f *fakeFailures) read() ([]connectfail.Count, uint64, error) { return f.counts, f.rest, f.err }
+func (f *fakeProbe) Counts(time.Time) ([]connectfail.Count, uint64, error) {
+	counts, rest := f.counts, f.rest
+	f.counts, f.rest = nil, 0
+	return counts, rest, f.err
+}
+func (f *fakeProbe) Reclaim(time.Time) error           { return f.reclaimErr }
+func (f *fakeProbe) Utilization() float64              { return 0.25 }
+func (f *fakeProbe) MissedRuns() (uint64, bool, error) { return 7, f.missed, f.missedErr }
 
-// set sets the failures of destinations 10.0.0.1, 10.0.0.2, …
-func (f *fakeFailures) set(rest uint64, failures ...uint64) {
-	f.counts, f.rest = nil, rest
-	for i, n := range failures {
-		if n > 0 {
-			f.counts = append(f.counts, connectfail.Count{
-				Source:      netip.MustParseAddr("198.51.100.1"),
-				Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), 443),
-				Failures:    n,
-			})
-		}
-	}
+// fail adds failures of a tenant to 10.0.0.N, in the control group "cgroup-GROUP".
+func (f *fakeProbe) fail(tenant, group uint64, n byte, failures uint64) {
+	f.counts = append(f.counts, connectfail.Count{
+		Source:      netip.MustParseAddr("198.51.100.1"),
+		Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 443),
+		Namespace:   tenant, Cgroup: group, Tenant: tenant,
+		Failures: failures,
+	})
 }
 
-// listed returns the pools of 10.0.0.N in the form "N:failures".
+func newFakeFailures(f *fakeProbe, most int) *connectFailures {
+	return newConnectFailures(f, most, func(cookie uint64) string { return fmt.Sprint("ns", cookie) })
+}
+
+// listed returns the pools in the form "netns/cgroup:N=failures", sorted.
 func listed(f ConnectFailures) string {
 	var pools []string
 	for _, p := range f.Pools {
 		ip := p.Destination.Addr().As4()
-		pools = append(pools, fmt.Sprintf("%d:%d", ip[3], p.Failures))
+		pools = append(pools, fmt.Sprintf("%s%s:%d=%d", p.Netns, strings.TrimPrefix(p.Cgroup, cgroupPrefix), ip[3], p.Failures))
 	}
+	slices.Sort(pools)
 	return strings.Join(pools, " ")
 }
 
-// TestConnectFailures checks that the number of pools is limited, that every failure counts, and
-// that a listed pool stays listed.
-func TestConnectFailures(t *testing.T) {
-	type scan struct {
-		rest     uint64
-		failures []uint64 // of 10.0.0.1, 10.0.0.2, …
-		listed   string   // in order
-		others   uint64
+// total is the number of all failures.
+func (c ConnectFailures) total() uint64 {
+	n := c.Unattributed + c.Expired
+	for _, p := range c.Pools {
+		n += p.Failures
 	}
+	return n
+}
+
+// TestConnectFailures checks that the number of pools is limited, that every failure counts once,
+// and that no tenant or control group takes the place of others.
+func TestConnectFailures(t *testing.T) {
+	type failure struct {
+		tenant, group uint64
+		destination   byte
+		failures      uint64
+	}
+	type scan struct {
+		after    time.Duration // since the scan before
+		rest     uint64
+		failures []failure
+		listed   string
+		others   uint64
+		expired  uint64
+	}
+	const minute = time.Minute
 	tests := []struct {
 		name  string
 		most  int
 		scans []scan
 	}{
-		{"none", 2, []scan{{0, nil, "", 0}}},
-		{"all", 2, []scan{{0, []uint64{5, 3}, "1:5 2:3", 0}}},
-		{"the largest", 2, []scan{{4, []uint64{5, 3, 9}, "1:5 3:9", 7}}},
-		{"equal", 2, []scan{{0, []uint64{3, 3, 3}, "1:3 2:3", 3}}},
-		{"limit 0", 0, []scan{{4, []uint64{5, 3}, "", 12}}},
-		{"below the limit", 2, []scan{
-			{0, []uint64{0, 1}, "2:1", 0},
-			{0, []uint64{7, 1, 6}, "1:7 2:1", 6},
+		{"none", 2, []scan{{0, 0, nil, "", 0, 0}}},
+		{"all", 2, []scan{{0, 0, []failure{{1, 0, 1, 5}, {1, 0, 2, 3}}, "ns1/:1=5 ns1/:2=3", 0, 0}}},
+		{"added up", 2, []scan{
+			{0, 1, []failure{{1, 0, 1, 5}}, "ns1/:1=5", 1, 0},
+			{0, 0, nil, "ns1/:1=5", 1, 0},
+			{0, 2, []failure{{1, 0, 1, 3}}, "ns1/:1=8", 3, 0},
 		}},
-		{"overtaken", 2, []scan{
-			{0, []uint64{5, 3, 1}, "1:5 2:3", 1},
-			{1, []uint64{5, 3, 100}, "1:5 2:3", 101},
-			{1, []uint64{6, 3, 100, 200}, "1:6 2:3", 301},
+		{"the largest", 2, []scan{{0, 4, []failure{{1, 0, 1, 5}, {1, 0, 2, 3}, {1, 0, 3, 9}}, "ns1/:1=5 ns1/:3=9", 7, 0}}},
+		{"limit 0", 0, []scan{{0, 4, []failure{{1, 0, 1, 5}, {2, 0, 1, 3}}, "", 12, 0}}},
+		{"no place", 2, []scan{
+			{0, 0, []failure{{1, 0, 1, 5}, {1, 0, 2, 3}}, "ns1/:1=5 ns1/:2=3", 0, 0},
+			{0, 0, []failure{{1, 0, 3, 100}}, "ns1/:1=5 ns1/:2=3", 100, 0},
+			// What was unattributed remains so.
+			{15 * minute, 0, []failure{{1, 0, 3, 1}}, "ns1/:3=1", 100, 8},
+		}},
+		{"expired", 2, []scan{
+			{0, 0, []failure{{1, 0, 1, 5}, {1, 0, 2, 3}}, "ns1/:1=5 ns1/:2=3", 0, 0},
+			{14 * minute, 0, []failure{{1, 0, 2, 1}}, "ns1/:1=5 ns1/:2=4", 0, 0},
+			{minute, 0, nil, "ns1/:2=4", 0, 5},
+			{minute, 0, []failure{{1, 0, 1, 2}}, "ns1/:1=2 ns1/:2=4", 0, 5},
+			{14 * minute, 0, nil, "ns1/:1=2", 0, 9},
+		}},
+		{"same addresses", 3, []scan{
+			{0, 0, []failure{{1, 0, 1, 5}, {2, 0, 1, 4}, {2, 8, 1, 3}}, "ns1/:1=5 ns2/:1=4 ns28:1=3", 0, 0},
+		}},
+		{"another tenant", 4, []scan{
+			{0, 0, []failure{{1, 0, 1, 5}, {1, 0, 2, 6}, {1, 0, 3, 7}, {1, 0, 4, 8}}, "ns1/:1=5 ns1/:2=6 ns1/:3=7 ns1/:4=8", 0, 0},
+			{1, 0, []failure{{1, 0, 2, 1}, {1, 0, 3, 1}, {1, 0, 4, 1}}, "ns1/:1=5 ns1/:2=7 ns1/:3=8 ns1/:4=9", 0, 0},
+			// Of the larger one, the pool goes in which none failed for longest.
+			{1, 0, []failure{{1, 0, 3, 1}, {1, 0, 4, 1}, {2, 0, 9, 1}}, "ns1/:2=7 ns1/:3=9 ns1/:4=10 ns2/:9=1", 0, 5},
+			{1, 0, []failure{{2, 0, 8, 1}}, "ns1/:3=9 ns1/:4=10 ns2/:8=1 ns2/:9=1", 0, 12},
+			// Both have their half.
+			{1, 0, []failure{{1, 0, 5, 1}, {2, 0, 7, 1}}, "ns1/:3=9 ns1/:4=10 ns2/:8=1 ns2/:9=1", 2, 12},
+		}},
+		{"another control group", 4, []scan{
+			{0, 0, []failure{{1, 6, 1, 5}, {1, 6, 2, 6}, {1, 6, 3, 7}, {1, 6, 4, 8}}, "ns16:1=5 ns16:2=6 ns16:3=7 ns16:4=8", 0, 0},
+			{1, 0, []failure{{1, 6, 2, 1}, {1, 6, 3, 1}, {1, 6, 4, 1}, {1, 7, 9, 1}}, "ns16:2=7 ns16:3=8 ns16:4=9 ns17:9=1", 0, 5},
+			{1, 0, []failure{{1, 6, 5, 9}}, "ns16:2=7 ns16:3=8 ns16:4=9 ns17:9=1", 9, 5},
+		}},
+		{"at the same time", 2, []scan{
+			{0, 0, []failure{{1, 0, 1, 50}, {1, 0, 2, 60}, {1, 0, 3, 70}, {1, 0, 4, 80}, {2, 0, 9, 1}}, "ns1/:4=80 ns2/:9=1", 110, 70},
 		}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var f fakeFailures
-			c := newConnectFailures(f.read, tt.most)
+			var f fakeProbe
+			c := newFakeFailures(&f, tt.most)
+			now := time.Now()
+			var all uint64
 			for i, s := range tt.scans {
-				f.set(s.rest, s.failures...)
-				if got := c.collect(); listed(got) != s.listed || got.Unattributed != s.others {
-					t.Errorf("scan %d: got %s, unattributed %d, want %s, %d", i, listed(got), got.Unattributed, s.listed, s.others)
+				now = now.Add(s.after)
+				f.rest = s.rest
+				all += s.rest
+				for _, fail := range s.failures {
+					f.fail(fail.tenant, fail.group, fail.destination, fail.failures)
+					all += fail.failures
+				}
+				got := c.collect(now)
+				if listed(got) != s.listed || got.Unattributed != s.others || got.Expired != s.expired {
+					t.Errorf("scan %d: got %s, unattributed %d, expired %d, want %s, %d, %d",
+						i, listed(got), got.Unattributed, got.Expired, s.listed, s.others, s.expired)
+				}
+				if got.total() != all {
+					t.Errorf("scan %d: %d failures in all, want %d", i, got.total(), all)
 				}
 			}
 		})
 	}
 }
 
-// TestConnectFailuresSources checks that sources are separate pools, in order.
-func TestConnectFailuresSources(t *testing.T) {
-	var f fakeFailures
-	f.set(0, 5)
-	other := f.counts[0]
-	other.Source = netip.MustParseAddr("198.51.100.0")
-	f.counts = append(f.counts, other)
-	for most, want := range []string{"", "198.51.100.0", "198.51.100.1 198.51.100.0"} {
-		got := newConnectFailures(f.read, most).collect()
-		var sources []string
-		for _, p := range got.Pools {
-			sources = append(sources, p.Source.String())
+// TestConnectFailuresManyTenants checks that a new tenant is listed while others flood the list.
+func TestConnectFailuresManyTenants(t *testing.T) {
+	const most, flooders = 256, 200
+	var f fakeProbe
+	c := newFakeFailures(&f, most)
+	now := time.Now()
+	for scan := range 5 {
+		for tenant := range uint64(flooders) {
+			for n := range byte(20) {
+				f.fail(1000+tenant, 0, n+byte(scan)*20, 1000)
+			}
 		}
-		if strings.Join(sources, " ") != want || got.Unattributed != uint64(10-5*most) {
-			t.Errorf("at most %d pools: got %v, unattributed %d", most, sources, got.Unattributed)
+		if scan == 3 {
+			f.fail(1, 0, 1, 1)
+		}
+		now = now.Add(time.Second)
+		got := c.collect(now)
+		if len(got.Pools) != most {
+			t.Fatalf("scan %d: %d pools, want %d", scan, len(got.Pools), most)
+		}
+		if victim := strings.Contains(listed(got), "ns1/:1=1 "); victim != (scan >= 3) {
+			t.Errorf("scan %d: victim listed: %v", scan, victim)
 		}
 	}
 }
 
-// TestConnectFailuresUnread checks that an error gives no counts and is logged.
+// TestConnectFailuresUnread checks that an error gives no counts and is logged, and that what was
+// read before it is not lost.
 func TestConnectFailuresUnread(t *testing.T) {
-	var log bytes.Buffer
-	cfg := testConfig()
-	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
-	s := newScanner(t, cfg)
-	f := fakeFailures{err: errors.New("out of order")}
-	s.connectFailures = newConnectFailures(f.read, 2)
-	got := s.Scan(t.Context()).ConnectFailures
-	if got == nil || !errors.Is(got.Err, f.err) || got.Pools != nil || got.Unattributed != 0 {
-		t.Errorf("got %+v", got)
+	unread := errors.New("out of order")
+	tests := []struct {
+		name  string
+		probe fakeProbe
+		err   error
+		log   string
+	}{
+		{"counts", fakeProbe{err: unread}, unread, "Connect failures cannot be read"},
+		{"missed runs", fakeProbe{missedErr: unread}, unread, "Connect failures cannot be read"},
+		{"slots", fakeProbe{reclaimErr: unread}, nil, "slots cannot be freed"},
 	}
-	if got := log.String(); !strings.Contains(got, "level=ERROR") || !strings.Contains(got, "out of order") {
-		t.Errorf("log: got %q", got)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var log bytes.Buffer
+			cfg := testConfig()
+			cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+			s := newScanner(t, cfg)
+			f := tt.probe
+			f.fail(1, 0, 1, 5)
+			s.connectFailures = newFakeFailures(&f, 2)
+			got := s.Scan(t.Context()).ConnectFailures
+			if got == nil || !errors.Is(got.Err, tt.err) || tt.err != nil && got.total() != 0 {
+				t.Errorf("got %+v", got)
+			}
+			if got := log.String(); !strings.Contains(got, "level=ERROR") || !strings.Contains(got, tt.log) || !strings.Contains(got, "out of order") {
+				t.Errorf("log: got %q", got)
+			}
+			f.err, f.missedErr = nil, nil
+			if got := s.Scan(t.Context()).ConnectFailures; listed(*got) != "ns1/:1=5" {
+				t.Errorf("then got %+v", got)
+			}
+		})
 	}
 }
 
-// failuresOf returns the failures of a client's pool.
-func failuresOf(t *testing.T, probe *connectfail.Probe, c oracleClient) uint64 {
+// TestConnectFailuresLabels checks that pools have the labels that other metrics use.
+func TestConnectFailuresLabels(t *testing.T) {
+	const self = 7
+	s := newScanner(t, testConfig())
+	s.known = map[uint64]*knownNamespace{8: {label: "blue"}, 9: {}}
+	for cookie, want := range map[uint64]string{self: Self, 8: "blue", 9: "netns-9", 10: "netns-10", 0: ""} {
+		if got := s.labelOf(cookie, self); got != want {
+			t.Errorf("cookie %d: %q, want %q", cookie, got, want)
+		}
+	}
+	if got := s.labelOf(0, 0); got != "" {
+		t.Errorf("no cookies: %q", got)
+	}
+}
+
+// A poolFailures adds up what a Probe counts in each pool.
+type poolFailures map[netip.AddrPort]map[netip.Addr]uint64
+
+// of returns the failures of a client's pool.
+func (f poolFailures) of(t *testing.T, probe *connectfail.Probe, c oracleClient) uint64 {
 	t.Helper()
-	counts, _, err := probe.Counts()
+	counts, _, err := probe.Counts(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range counts {
-		if n.Source == c.source && n.Destination == c.Destination {
-			return n.Failures
+		if f[n.Destination] == nil {
+			f[n.Destination] = map[netip.Addr]uint64{}
 		}
+		f[n.Destination][n.Source] += n.Failures
 	}
-	return 0
+	return f[c.Destination][c.source]
 }
 
 // TestOracleConnectFailures compares utilization with failures: below 1, no connect() fails; at 1,
@@ -154,6 +271,7 @@ func TestOracleConnectFailures(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { probe.Close() })
+	failures := poolFailures{}
 
 	// No other test uses this destination: a Probe sees the whole host.
 	const port = "7201"
@@ -195,7 +313,7 @@ func TestOracleConnectFailures(t *testing.T) {
 			}
 
 			granted := 0
-			want := failuresOf(t, probe, tt.c)
+			want := failures.of(t, probe, tt.c)
 			for range 30 {
 				r := collect(t)
 				exhausted := utilizationOf(r, tt.c.source, tt.c.Destination) == 1 || r.CapacityPorts == 0
@@ -213,7 +331,7 @@ func TestOracleConnectFailures(t *testing.T) {
 				if exhausted {
 					want++
 				}
-				if got := failuresOf(t, probe, tt.c); got != want {
+				if got := failures.of(t, probe, tt.c); got != want {
 					t.Fatalf("after %d ports, exhausted %v: counted %d failures, want %d", granted, exhausted, got, want)
 				}
 			}

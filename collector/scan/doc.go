@@ -4,8 +4,8 @@
 // It decides which namespaces are read, in which order and for how long. Packages sockdiag,
 // procfs, netns, cgroup and connectfail read them. Package pool computes what their sockets mean.
 //
-// A Scanner exports no value of an earlier scan. It remembers the labels, owners and capacities
-// of other namespaces, to name them and to choose which are read; the failures that it has logged;
-// how long TIME_WAIT lasted; and which pools have a series of failed connects. All of this is
-// bounded, and a restart may lose it.
+// A Scanner exports no value of an earlier scan, except for failed connects, which it adds up. It
+// remembers the labels, owners and capacities of other namespaces, to name them and to choose which
+// are read; the failures that it has logged; and how long TIME_WAIT lasted. All of this is bounded,
+// and a restart may lose it.
 package scan

@@ -46,8 +46,25 @@ func newLabel(mount string, cookie uint64, taken map[string]bool) string {
 	if name != "" && !taken[name] && !strings.HasPrefix(name, cookiePrefix) {
 		return name
 	}
+	return cookieLabel(cookie)
+}
+
+// cookieLabel returns the label of a namespace that has no name. It is empty if cookie is 0.
+func cookieLabel(cookie uint64) string {
 	if cookie == 0 {
 		return ""
 	}
 	return cookiePrefix + strconv.FormatUint(cookie, 10)
+}
+
+// labelOf returns the label of the namespace with that cookie, which need not be in scope. self is
+// the cookie of our own.
+func (s *Scanner) labelOf(cookie, self uint64) string {
+	if cookie != 0 && cookie == self {
+		return Self
+	}
+	if k, ok := s.known[cookie]; ok && k.label != "" {
+		return k.label
+	}
+	return cookieLabel(cookie)
 }

@@ -36,4 +36,7 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 	if f := snapshot.ConnectFailures; f != nil && f.Err != nil {
 		s.cfg.Logger.Error("Connect failures cannot be read", "err", f.Err)
 	}
+	if f := snapshot.ConnectFailures; f != nil && f.ReclaimErr != nil {
+		s.cfg.Logger.Error("The table of connect failures fills up, because slots cannot be freed", "err", f.ReclaimErr)
+	}
 }

@@ -48,7 +48,14 @@ func New(cfg Config) (*Scanner, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--connect-failures cannot count: %w", err)
 		}
-		s.connectFailures = newConnectFailures(probe.Counts, cfg.Limits.Most)
+		if probe.NoNamespaces != nil {
+			cfg.Logger.Warn("Failed connects are counted without their network namespace", "err", probe.NoNamespaces)
+		}
+		self, err := netns.Cookie()
+		if err != nil {
+			return nil, fmt.Errorf("--connect-failures cannot count: %w", err)
+		}
+		s.connectFailures = newConnectFailures(probe, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) })
 	}
 	return s, nil
 }
@@ -157,7 +164,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	}
 	shareLimit(snapshot.Namespaces, s.cfg.Limits.Most)
 	if s.connectFailures != nil {
-		counted := s.connectFailures.collect()
+		counted := s.connectFailures.collect(time.Now())
 		snapshot.ConnectFailures = &counted
 	}
 	return snapshot, failures

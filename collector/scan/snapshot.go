@@ -65,16 +65,25 @@ func (n Namespace) failed(err error, outcome Outcome) Namespace {
 }
 
 // ConnectFailures are the connects that failed because no port was free, in all network
-// namespaces of the host, since New.
+// namespaces of the host, since New. Each is in one of Pools, Unattributed and Expired.
 type ConnectFailures struct {
 	Err          error // set if they could not be read: then the other fields are not known
 	Pools        []FailedPool
-	Unattributed uint64 // failures in pools that are not in Pools
+	Unattributed uint64 // failures in pools that were not listed then; never falls
+	Expired      uint64 // failures in pools that were listed then, and are no more; never falls
+
+	TableUtilization float64 // of the kernel's table of pools; 1: further pools are unattributed
+	ReclaimErr       error   // set if slots of that table could not be freed
+	MissedRuns       uint64  // how often the kernel skipped the program that counts; never falls
+	MissedRunsKnown  bool    // false before Linux 6.7
 }
 
-// A FailedPool is a pool in which connects failed.
+// A FailedPool is a pool in which connects failed, by control group. It is listed until none failed
+// for 15 minutes, or until others need its place.
 type FailedPool struct {
+	Netns       string         // the label of the network namespace; empty if that is not known
+	Cgroup      string         // path of the caller's control group, or of its ancestor on the second level
 	Source      netip.Addr     // without a zone
 	Destination netip.AddrPort // without a zone
-	Failures    uint64         // never falls
+	Failures    uint64         // while it is listed; never falls
 }

@@ -1,0 +1,298 @@
+//go:build linux
+
+package connectfail
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+const (
+	// IdleTime is how long no connect() of a pool fails until its slot is freed.
+	IdleTime = time.Minute
+
+	// graceTime is how long a slot that is not in the index any more is kept. A run of the
+	// program that found it there ends within microseconds, as it is not preempted.
+	graceTime = time.Second
+
+	// minTenants is for how many tenants there is room in any case, see limits.
+	minTenants = 8
+
+	// cgroupPart is 1 / the part of a tenant's share that one control group of it may have.
+	cgroupPart = 4
+)
+
+// A Count is a number of connects that failed in one pool of ports.
+type Count struct {
+	Source      netip.Addr     // without a zone
+	Destination netip.AddrPort // without a zone
+
+	// Namespace is the cookie of the network namespace (SO_NETNS_COOKIE), or 0 if it is not
+	// known.
+	Namespace uint64
+
+	// Cgroup is the control group of the caller: the inode of the directory in the cgroup2 file
+	// system, not more than two levels below the root; 0 for the root.
+	Cgroup uint64
+
+	// Tenant is a number for who made the network namespace: for a namespace that root made,
+	// that namespace; for all others, the user or the user namespace. If namespaces are not
+	// known, it is that of the control group.
+	Tenant uint64
+
+	Failures uint64 // since the last call, at least 1
+}
+
+// A table is what user space knows of the slots, and does with them.
+type table struct {
+	slots, shares   *ebpf.Memory
+	unlink, release *ebpf.Program
+	state           []slotState
+	rest            uint64 // failures without a slot, as of the last read
+}
+
+// A slotState is what user space knows of a slot. The program takes a slot that is free, without
+// telling.
+type slotState struct {
+	phase    phase
+	failures uint64    // as of the last read
+	failed   time.Time // when they last rose, as of the last read
+	unlinked time.Time
+	tenant   uint64
+	cgroup   uint64
+}
+
+// A phase of a slot ends in the order of these constants, and then the first begins again.
+type phase int
+
+const (
+	free     phase = iota // or the program has taken it since the last read
+	used                  // it has a pool, and had failures of it
+	unlinked              // its pool is not in the index, but the program may still count here
+)
+
+// newTable returns a table in which all slots are free.
+func newTable(m maps) (*table, error) {
+	t := &table{state: make([]slotState, m.slots.MaxEntries()-1)}
+	var err error
+	if t.slots, err = m.slots.Memory(); err == nil {
+		t.shares, err = m.shares.Memory()
+	}
+	if err != nil {
+		return nil, explain("share a BPF map", err)
+	}
+	// These are never attached to anything.
+	t.unlink, err = ebpf.NewProgram(&ebpf.ProgramSpec{Name: bpfName, Type: ebpf.RawTracepoint, Instructions: unlinkInstructions(m)})
+	if err == nil {
+		t.release, err = ebpf.NewProgram(&ebpf.ProgramSpec{Name: bpfName, Type: ebpf.RawTracepoint, Instructions: releaseInstructions(m)})
+	}
+	if err == nil {
+		err = t.setLimits(0)
+	}
+	if err != nil {
+		t.close()
+		return nil, explain("load a BPF program", err)
+	}
+	return t, nil
+}
+
+func (t *table) close() error {
+	if t == nil {
+		return nil
+	}
+	return errors.Join(t.unlink.Close(), t.release.Close())
+}
+
+// read is Probe.Counts.
+func (t *table) read(now time.Time) (counts []Count, rest uint64, err error) {
+	var slot [slotSize]byte
+	for i := range t.state {
+		s := &t.state[i]
+		// Read the failures first: the program stores the pool of a slot before it counts.
+		n, err := t.failures(i, slot[slotFailures:])
+		if err != nil {
+			return counts, 0, err
+		}
+		if n == s.failures {
+			continue
+		}
+		if err := t.readAt(slot[:slotFailures], i, 0); err != nil {
+			return counts, 0, err
+		}
+		count := decodeSlot(slot[:])
+		if count.Source.IsUnspecified() {
+			continue // on a CPU that stores out of order, the pool may be late: the next call counts it
+		}
+		count.Failures = n - s.failures
+		counts = append(counts, count)
+		s.failures, s.failed, s.tenant, s.cgroup = n, now, count.Tenant, count.Cgroup
+		if s.phase == free {
+			s.phase = used
+		}
+	}
+	n, err := t.failures(len(t.state), slot[slotFailures:])
+	if err != nil {
+		return counts, 0, err
+	}
+	rest, t.rest = n-t.rest, n
+	return counts, rest, nil
+}
+
+// decodeSlot returns the pool of a slot.
+func decodeSlot(b []byte) Count {
+	port := uint16(binary.NativeEndian.Uint64(b[slotPort:]))
+	return Count{
+		Source:      decodeAddress(b[slotSource:]),
+		Destination: netip.AddrPortFrom(decodeAddress(b[slotDest:]), port),
+		Namespace:   binary.NativeEndian.Uint64(b[slotNamespace:]),
+		Cgroup:      binary.NativeEndian.Uint64(b[slotCgroup:]),
+		Tenant:      binary.NativeEndian.Uint64(b[slotTenant:]),
+	}
+}
+
+// decodeAddress decodes an address of a slot.
+func decodeAddress(b []byte) netip.Addr {
+	return netip.AddrFrom16([addressSize]byte(b)).Unmap()
+}
+
+// reclaim is Probe.Reclaim. It moves slots to their next phase.
+func (t *table) reclaim(now time.Time) error {
+	for i := range t.state {
+		if s := &t.state[i]; s.phase == unlinked && now.Sub(s.unlinked) >= graceTime {
+			if err := t.releaseSlot(i); err != nil {
+				return err
+			}
+		}
+	}
+
+	var inUse []int
+	tenants := map[uint64]int{}
+	for i := range t.state {
+		if s := &t.state[i]; s.phase == used {
+			inUse = append(inUse, i)
+			tenants[s.tenant] = 0
+		}
+	}
+	if err := t.setLimits(len(tenants)); err != nil {
+		return err
+	}
+	ofTenant, ofCgroup := t.limits(len(tenants))
+	// Of a tenant with too many slots, those that failed last stay.
+	slices.SortStableFunc(inUse, func(a, b int) int { return t.state[b].failed.Compare(t.state[a].failed) })
+	cgroups := map[[2]uint64]int{}
+	for _, i := range inUse {
+		s := &t.state[i]
+		group := [2]uint64{s.tenant, s.cgroup}
+		if tenants[s.tenant] < ofTenant && cgroups[group] < ofCgroup && now.Sub(s.failed) < IdleTime {
+			tenants[s.tenant]++
+			cgroups[group]++
+			continue
+		}
+		if err := runOnce(t.unlink, i); err != nil {
+			return err
+		}
+		s.phase, s.unlinked = unlinked, now
+	}
+	return nil
+}
+
+// releaseSlot gives a slot that is unlinked to the program again.
+func (t *table) releaseSlot(i int) error {
+	var shareOf [slotFailures - slotTenantShare]byte
+	if err := t.readAt(shareOf[:], i, slotTenantShare); err != nil {
+		return err
+	}
+	// Until the program has stored a pool, read takes the slot for one whose pool is late.
+	var nowhere [addressSize]byte
+	if _, err := t.slots.WriteAt(nowhere[:], int64(i)*slotSize+slotSource); err != nil {
+		return fmt.Errorf("connectfail: clear slot %d: %w", i, err)
+	}
+	if err := runOnce(t.release, i); err != nil {
+		return err
+	}
+	t.state[i].phase = free
+	for at := 0; at < len(shareOf); at += 4 {
+		if err := t.returnTo(binary.NativeEndian.Uint32(shareOf[at:])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// returnTo gives a slot back to a share.
+func (t *table) returnTo(share uint32) error {
+	var returned [4]byte
+	at := int64(share)*shareSize + shareReturned
+	_, err := t.shares.ReadAt(returned[:], at)
+	if err == nil {
+		binary.NativeEndian.PutUint32(returned[:], binary.NativeEndian.Uint32(returned[:])+1)
+		_, err = t.shares.WriteAt(returned[:], at)
+	}
+	if err != nil {
+		return fmt.Errorf("connectfail: return a slot to share %d: %w", share, err)
+	}
+	return nil
+}
+
+// limits returns how many slots a tenant may have, and how many a control group of it, if that many
+// tenants have some. With these limits, they have at most half of the table, and the rest is for
+// others. A tenant that is alone gets no more, so that others find room even if they come before the
+// next call of Reclaim.
+func (t *table) limits(tenants int) (ofTenant, ofCgroup int) {
+	ofTenant = max(1, len(t.state)/(2*max(tenants, minTenants)))
+	return ofTenant, max(1, ofTenant/cgroupPart)
+}
+
+// setLimits tells the limits to the program.
+func (t *table) setLimits(tenants int) error {
+	var share [shareSize]byte
+	ofTenant, ofCgroup := t.limits(tenants)
+	binary.NativeEndian.PutUint32(share[limitTenant:], uint32(ofTenant))
+	binary.NativeEndian.PutUint32(share[limitCgroup:], uint32(ofCgroup))
+	if _, err := t.shares.WriteAt(share[:], limitsAt*shareSize); err != nil {
+		return fmt.Errorf("connectfail: set limits: %w", err)
+	}
+	return nil
+}
+
+// utilization is Probe.Utilization.
+func (t *table) utilization() float64 {
+	n := 0
+	for _, s := range t.state {
+		if s.phase != free {
+			n++
+		}
+	}
+	return float64(n) / float64(len(t.state))
+}
+
+// failures returns the failures of a slot. It reads all 8 bytes at once into buffer.
+func (t *table) failures(slot int, buffer []byte) (uint64, error) {
+	if err := t.readAt(buffer, slot, slotFailures); err != nil {
+		return 0, err
+	}
+	return binary.NativeEndian.Uint64(buffer), nil
+}
+
+// readAt reads a part of a slot.
+func (t *table) readAt(buffer []byte, slot int, offset int64) error {
+	if _, err := t.slots.ReadAt(buffer, int64(slot)*slotSize+offset); err != nil {
+		return fmt.Errorf("connectfail: read slot %d: %w", slot, err)
+	}
+	return nil
+}
+
+// runOnce runs a program with the number of a slot as its argument.
+func runOnce(program *ebpf.Program, slot int) error {
+	argument := binary.NativeEndian.AppendUint64(nil, uint64(slot))
+	if _, err := program.Run(&ebpf.RunOptions{Context: argument}); err != nil {
+		return explain("run a BPF program", err)
+	}
+	return nil
+}

@@ -1,0 +1,596 @@
+//go:build linux
+
+package connectfail
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
+)
+
+// reclaim calls Reclaim.
+func reclaim(t *testing.T, p *counter, now time.Time) {
+	t.Helper()
+	if err := p.Reclaim(now); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// failTo makes one connect() fail for each of n destinations, with ports from first on.
+func failTo(t *testing.T, network byte, port uint16, first, n int) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for i := first; i < first+n; i++ {
+		to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, network, byte(i >> 8), byte(i)}), port)
+		if err := unix.Connect(fd, netnstest.Sockaddr(to, false)); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
+		}
+	}
+}
+
+// ofPort returns how many pools with a destination port a Probe has counted, and their failures.
+func ofPort(pools map[pool]uint64, port uint16) (n int, failures uint64) {
+	for of, f := range pools {
+		if of.destination.Port() == port {
+			n++
+			failures += f
+		}
+	}
+	return n, failures
+}
+
+// TestReclaim checks that the slots of idle pools get free, that these pools count again when they
+// fail again, and that nothing is lost.
+func TestReclaim(t *testing.T) {
+	const port, pools, size = 7020, 8, 64
+	netnstest.Tracefs(t)
+	attached, err := attach(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer attached.Close()
+	unlimited(t, attached)
+	p := newCounter(attached)
+	netnstest.New(t)
+	noPorts(t)
+
+	now := time.Now()
+	next := func(after time.Duration) {
+		t.Helper()
+		now = now.Add(after)
+		reclaim(t, p, now)
+		unlimited(t, attached)
+	}
+	read := func() {
+		t.Helper()
+		counts, rest, err := p.Counts(now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.rest += rest
+		for _, c := range counts {
+			p.pools[pool{c.Source, c.Destination}] += c.Failures
+		}
+	}
+	var want uint64
+	for round := range 10 { // more than there are slots
+		failTo(t, 4, port, pools*round, pools)
+		failTo(t, 4, port, 0, 1)
+		want += pools + 1
+		read()
+		if n := inUse(t, p, port); n < pools || p.Utilization() < pools/float64(size) {
+			t.Errorf("round %d: %d slots are in use, utilization %v", round, n, p.Utilization())
+		}
+		next(IdleTime)
+		failTo(t, 4, port, pools*round, 1)
+		want++ // the slot that its pool had is not in the index any more
+		read()
+		next(IdleTime)
+		next(graceTime)
+		next(graceTime)
+	}
+	if n, got := ofPort(p.pools, port); n != 10*pools || got+p.rest < want || p.rest > 0 {
+		t.Errorf("counted %d failures in %d pools, and %d besides, want %d in %d", got, n, p.rest, want, 10*pools)
+	}
+	if first := p.pools[poolOf("127.0.0.1", "127.4.0.0:7020")]; first != 10+2 {
+		t.Errorf("counted %d failures in the first pool, want 12", first)
+	}
+	if n := inUse(t, p, port); n != 0 {
+		t.Errorf("%d slots are in use after all pools were idle", n)
+	}
+	// Each slot is free once, and has gone back to its shares. Other tests may use some.
+	queued := map[uint32]bool{}
+	for slot := uint32(0); p.free.LookupAndDelete(nil, &slot) == nil; {
+		queued[slot] = true
+	}
+	read()
+	others := 0
+	for _, s := range p.table.state {
+		if s.phase != free {
+			others++
+		}
+	}
+	if len(queued)+others != size {
+		t.Errorf("%d slots are free and %d are used, want %d in all", len(queued), others, size)
+	}
+	taken := 0
+	var share [shareSize]byte
+	for i := range int64(shares) {
+		if _, err := p.table.shares.ReadAt(share[:], i*shareSize); err != nil {
+			t.Fatal(err)
+		}
+		taken += int(binary.NativeEndian.Uint32(share[shareTaken:]) - binary.NativeEndian.Uint32(share[shareReturned:]))
+	}
+	if taken != 2*others {
+		t.Errorf("%d slots are taken from shares, want %d of a tenant and as many of a control group", taken, others)
+	}
+}
+
+// inUse returns how many slots that are not free have a pool with that port.
+func inUse(t *testing.T, p *counter, port uint16) (n int) {
+	t.Helper()
+	var slot [slotSize]byte
+	for i, s := range p.table.state {
+		if err := p.table.readAt(slot[:], i, 0); err != nil {
+			t.Fatal(err)
+		}
+		if s.phase != free && decodeSlot(slot[:]).Destination.Port() == port {
+			n++
+		}
+	}
+	return n
+}
+
+// TestReclaimConcurrent frees slots all the time, while connects of their pools fail on all CPUs.
+func TestReclaimConcurrent(t *testing.T) {
+	const port, threads, rounds = 7021, 4, 10
+	p := attachProbe(t)
+	netnstest.New(t)
+	noPorts(t)
+	var saw [threads]atomic.Uint64
+	var stop atomic.Bool
+	var clients sync.WaitGroup
+	to := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 5, 0, byte(i)}), port)
+	}
+	for i := range threads {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		clients.Go(func() {
+			for !stop.Load() {
+				if err := unix.Connect(fd, netnstest.Sockaddr(to(i/2), false)); errors.Is(err, unix.EADDRNOTAVAIL) {
+					saw[i].Add(1)
+				}
+			}
+		})
+	}
+	now := time.Now()
+	unlinkings := 0
+	for range rounds {
+		time.Sleep(50 * time.Millisecond) // instead of the time of grace
+		now = now.Add(2 * IdleTime)
+		failures(t, p)
+		for i := range p.table.state {
+			p.table.state[i].failed = time.Time{} // as if it were idle
+		}
+		reclaim(t, p, now)
+		for _, s := range p.table.state {
+			if s.phase == unlinked {
+				unlinkings++
+			}
+		}
+	}
+	stop.Store(true)
+	clients.Wait()
+	got, rest := failures(t, p)
+	for i := range threads / 2 {
+		of := pool{netip.MustParseAddr("127.0.0.1"), to(i)}
+		if want := saw[2*i].Load() + saw[2*i+1].Load(); got[of] != want || want == 0 {
+			t.Errorf("%v: counted %d failures, and %d besides, the clients saw %d", of, got[of], rest, want)
+		}
+	}
+	if unlinkings < rounds {
+		t.Errorf("only %d slots were unlinked", unlinkings)
+	}
+}
+
+// TestShares checks that a tenant with thousands of pools gets a share of the table, and one of its
+// control groups a part of that; that another namespace finds room; and that a share that became too
+// large is cut.
+func TestShares(t *testing.T) {
+	const port = 7022
+	p := attachProbe(t)
+	t.Run("flood", func(t *testing.T) {
+		netnstest.New(t)
+		noPorts(t)
+		failTo(t, 6, port, 0, 5000)
+	})
+	ofTenant, ofCgroup := p.table.limits(0)
+	if ofTenant != 256 || ofCgroup != 64 {
+		t.Fatalf("limits %d and %d", ofTenant, ofCgroup)
+	}
+	got, rest := failures(t, p)
+	if n, failures := ofPort(got, port); n != ofCgroup || failures+rest < 5000 {
+		t.Errorf("%d pools with %d failures, and %d besides; want %d pools", n, failures, rest, ofCgroup)
+	}
+	t.Run("victim", func(t *testing.T) {
+		netnstest.New(t)
+		noPorts(t)
+		failTo(t, 6, port+1, 0, 10)
+	})
+	got, _ = failures(t, p)
+	if n, failures := ofPort(got, port+1); n != 10 || failures != 10 {
+		t.Errorf("of another namespace: %d pools with %d failures, want 10", n, failures)
+	}
+
+	// As if the limits had been greater.
+	unlimited(t, p.Probe)
+	t.Run("more", func(t *testing.T) {
+		netnstest.New(t)
+		noPorts(t)
+		failTo(t, 6, port+2, 0, 1000)
+	})
+	got, _ = failures(t, p)
+	if n, _ := ofPort(got, port+2); n != 1000 {
+		t.Fatalf("%d pools, want 1000", n)
+	}
+	now := time.Now()
+	reclaim(t, p, now)
+	reclaim(t, p, now.Add(2*graceTime))
+	if n := inUse(t, p, port+2); n != ofCgroup {
+		t.Errorf("%d slots are in use, want %d", n, ofCgroup)
+	}
+}
+
+// TestFullOfTenants fills the table with pools of many tenants. Then another tenant is counted within
+// two readings, while these go on.
+func TestFullOfTenants(t *testing.T) {
+	const port, tenants = 7045, 100
+	p := attachProbe(t)
+	sockets := make([]int, tenants+1) // a socket keeps its namespace
+	for i := range sockets {
+		t.Run("namespace", func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40000")
+			netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "40000")
+			var err error
+			if sockets[i], err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+				t.Fatal(err)
+			}
+		})
+		t.Cleanup(func() { unix.Close(sockets[i]) })
+	}
+	victim := sockets[tenants]
+	fail := func(fd, n int, port uint16) {
+		t.Helper()
+		for i := range n {
+			to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 8, byte(i >> 8), byte(i)}), port)
+			if err := unix.Connect(fd, netnstest.Sockaddr(to, false)); !errors.Is(err, unix.EADDRNOTAVAIL) {
+				t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
+			}
+		}
+	}
+	flood := func() {
+		t.Helper()
+		for _, fd := range sockets[:tenants] {
+			fail(fd, 100, port)
+		}
+	}
+	now := time.Now()
+	scrape := func() (victims uint64) {
+		t.Helper()
+		now = now.Add(15 * time.Second)
+		got, _ := failures(t, p)
+		_, victims = ofPort(got, port+1)
+		reclaim(t, p, now)
+		return victims
+	}
+
+	flood()
+	fail(victim, 1, port+1)
+	if n := scrape(); n != 0 {
+		t.Fatalf("%d failures of the victim: the table is not full", n)
+	}
+	flood()
+	fail(victim, 1, port+1)
+	scrape()
+	flood()
+	fail(victim, 1, port+1)
+	if n := scrape(); n == 0 {
+		t.Error("no failure of the victim after two readings")
+	}
+	if u := p.Utilization(); u > 0.5 {
+		t.Errorf("utilization %v, want at most a half", u)
+	}
+}
+
+// TestLimits checks that all tenants together have at most half of the table.
+func TestLimits(t *testing.T) {
+	table := table{state: make([]slotState, TableSize)}
+	for tenants := range TableSize / 2 {
+		ofTenant, ofCgroup := table.limits(tenants)
+		if tenants*ofTenant > TableSize/2 || ofCgroup > ofTenant || ofCgroup < 1 {
+			t.Errorf("%d tenants: %d, and %d of a control group", tenants, ofTenant, ofCgroup)
+		}
+	}
+}
+
+// portless is a script that makes connects fail to 127.7.0.1 to 127.7.0.N, in its namespace.
+const portless = `ip link set lo up
+echo 40000 40000 > /proc/sys/net/ipv4/ip_local_port_range
+echo 40000 > /proc/sys/net/ipv4/ip_local_reserved_ports
+for i in $(seq N); do { : <> /dev/tcp/127.7.0.$i/PORT; } 2>/dev/null; done
+`
+
+// runPortless runs the script, by a command that makes namespaces.
+func runPortless(t *testing.T, attr *syscall.SysProcAttr, port, n int, command ...string) {
+	t.Helper()
+	script := strings.NewReplacer("PORT", strconv.Itoa(port), "N", strconv.Itoa(n)).Replace(portless)
+	cmd := exec.Command("unshare", append(command, "bash", "-c", script)...)
+	cmd.SysProcAttr = attr
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	_ = cmd.Run() // the last connect() has failed
+	if stderr.Len() > 0 {
+		t.Fatalf("%v: %s", cmd, stderr.String())
+	}
+}
+
+// TestTenants checks whose failures are taken together.
+func TestTenants(t *testing.T) {
+	const port = 7025
+	p := attachProbe(t)
+	if p.NoNamespaces != nil {
+		t.Fatal(p.NoNamespaces)
+	}
+	nobody := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	// tenantsOf returns the tenants and namespaces of all failures to a port since the last call.
+	tenantsOf := func(t *testing.T, port int) (tenants, namespaces map[uint64]int) {
+		t.Helper()
+		failures(t, p)
+		tenants, namespaces = map[uint64]int{}, map[uint64]int{}
+		for _, c := range p.last {
+			if int(c.Destination.Port()) == port {
+				tenants[c.Tenant]++
+				namespaces[c.Namespace]++
+			}
+		}
+		return tenants, namespaces
+	}
+
+	t.Run("root", func(t *testing.T) {
+		netnstest.New(t)
+		noPorts(t)
+		failTo(t, 7, port, 0, 3)
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tenants, namespaces := tenantsOf(t, port); len(tenants) != 1 || tenants[cookie] != 3 || namespaces[cookie] != 3 {
+			t.Errorf("tenants %v, namespaces %v, want %d", tenants, namespaces, cookie)
+		}
+	})
+	t.Run("user", func(t *testing.T) {
+		for range 3 {
+			runPortless(t, nobody, port+1, 2, "--user", "--map-root-user", "--net")
+		}
+		// Also in a user namespace of a user namespace, where he is somebody else.
+		runPortless(t, nobody, port+1, 2, "--user", "--map-root-user", "unshare", "--user", "--map-root-user", "--net")
+		tenants, namespaces := tenantsOf(t, port+1)
+		if len(tenants) != 1 || tenants[tenantOfUser|65534] != 8 || len(namespaces) != 4 {
+			t.Errorf("tenants %v, namespaces %v, want one tenant with four namespaces", tenants, namespaces)
+		}
+	})
+	t.Run("container", func(t *testing.T) {
+		// Root made the outer user namespace, and in it there are two network namespaces.
+		runPortless(t, nil, port+2, 2, "--user", "--map-root-user", "--net")
+		first, _ := tenantsOf(t, port+2)
+		both := "--user --map-root-user -- bash -c"
+		script := `unshare --net bash -c "$0"; unshare --user --map-root-user --net bash -c "$0"`
+		inner := strings.NewReplacer("PORT", strconv.Itoa(port+3), "N", "2").Replace(portless)
+		out, _ := exec.Command("unshare", append(strings.Fields(both), script, inner)...).CombinedOutput()
+		if len(out) > 0 {
+			t.Fatalf("%s", out)
+		}
+		tenants, namespaces := tenantsOf(t, port+3)
+		if len(first) != 1 || len(tenants) != 1 || len(namespaces) != 2 {
+			t.Errorf("tenants %v, namespaces %v, want one tenant with two namespaces", tenants, namespaces)
+		}
+		for tenant := range tenants {
+			if tenant&^0xffffffff != tenantOfUserNS || first[tenant] != 0 {
+				t.Errorf("tenant %#x, that of another container is in %v", tenant, first)
+			}
+		}
+	})
+	t.Run("flood", func(t *testing.T) {
+		_, before := failures(t, p)
+		for range 10 {
+			runPortless(t, nobody, port+4, 100, "--user", "--map-root-user", "--net")
+		}
+		got, after := failures(t, p)
+		n, counted := 0, uint64(0)
+		for _, c := range p.last {
+			if c.Destination.Port() == port+4 {
+				n++
+				counted += c.Failures
+			}
+		}
+		_, ofCgroup := p.table.limits(0)
+		if n == 0 || n > ofCgroup || counted+after-before < 1000 {
+			t.Errorf("%d pools with %d failures, %d besides, want at most %d pools: %d", n, counted, after-before, ofCgroup, len(got))
+		}
+	})
+}
+
+// TestCgroups checks that control groups more than two levels below the root count as their
+// ancestors.
+func TestCgroups(t *testing.T) {
+	const port = 7030
+	p := attachProbe(t)
+	mount := t.TempDir()
+	if err := unix.Mount("cgroup2", mount, "cgroup2", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
+	inode := func(dir string) uint64 {
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Ino
+	}
+	slice := "connectfail-test-" + strconv.Itoa(os.Getpid())
+	one, two, three := slice, slice+"/two", slice+"/two/three"
+	want := map[string]string{one: one, two: two, three: two}
+	for _, group := range []string{one, two, three} {
+		dir := filepath.Join(mount, group)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Remove(dir) })
+	}
+	seen := map[string]uint64{}
+	for _, group := range []string{one, two, three} {
+		f, err := os.Open(filepath.Join(mount, group))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		failures(t, p)
+		runPortless(t, &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}, port, 1, "--net")
+		failures(t, p)
+		for _, c := range p.last {
+			if c.Destination.Port() == port {
+				seen[group] = c.Cgroup
+			}
+		}
+		// In a cgroup namespace, the root of the mount is below the real one.
+		if id := inode(filepath.Join(mount, want[group])); inode(mount) == 1 && seen[group] != id {
+			t.Errorf("%s: control group %d, want that of %s, %d", group, seen[group], want[group], id)
+		}
+	}
+	if seen[two] == 0 || seen[two] != seen[three] {
+		t.Errorf("control groups %v", seen)
+	}
+}
+
+// TestMissedRuns counts the runs that the kernel skips: those in a softirq that interrupts a program.
+func TestMissedRuns(t *testing.T) {
+	const port = 7040
+	p := attachProbe(t)
+	before, ok, err := p.MissedRuns()
+	if !ok || err != nil {
+		t.Fatalf("known %v, error %v", ok, err)
+	}
+	netnstest.New(t) // the thread is locked
+	smallRange(t)
+	var old, cpu unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &old); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 1024 {
+		if old.IsSet(i) {
+			cpu.Set(i)
+			break
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &cpu); err != nil {
+		t.Fatal(err)
+	}
+	full := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:7040")}
+	exhaust(t, full)
+	spin(t, port)
+
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		// The kernel gives up these after a second, in a softirq of this CPU.
+		for i := range byte(100) {
+			fd, err := netnstest.Client{Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 100 + i}), port+1)}.Dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+			if err := dial(full); !errors.Is(err, unix.EADDRNOTAVAIL) {
+				t.Fatalf("connect(): %v, want EADDRNOTAVAIL", err)
+			}
+		}
+		if n, _, err := p.MissedRuns(); err != nil || n > before {
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		}
+	}
+	t.Error("no run was missed")
+}
+
+// spin attaches another program to the tracepoint, which takes milliseconds for each change of
+// state of sockets with that destination port.
+func spin(t *testing.T, port int32) {
+	t.Helper()
+	id, format, err := readTracepoint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := parseLayout(format)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.TracePoint, License: license, Instructions: slices.Concat(
+		asm.Instructions{asm.Mov.Reg(regRecord, asm.R1)},
+		endUnless(l.destPort, port),
+		asm.Instructions{
+			asm.Mov.Imm(regSlot, 100000),
+			asm.FnKtimeGetNs.Call().WithSymbol("again"),
+			asm.Sub.Imm(regSlot, 1),
+			asm.JNE.Imm(regSlot, 0, "again"),
+			asm.Mov.Imm(asm.R0, 1).WithSymbol(end),
+			asm.Return(),
+		},
+	)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { program.Close() })
+	event, err := openEvent(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(event) })
+	if err := unix.IoctlSetInt(event, unix.PERF_EVENT_IOC_SET_BPF, program.FD()); err != nil {
+		t.Fatal(err)
+	}
+}
