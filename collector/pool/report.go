@@ -15,8 +15,13 @@ type Report struct {
 	BlockedPorts  int // in the range, not reserved, blocked by listeners
 	CapacityPorts int // in the range, connect() can choose from these
 
-	// MaxUtilization is the highest utilization of a destination, reported or not. It is 0
-	// without destinations, and 1 if CapacityPorts is 0.
+	// BoundPorts are those of CapacityPorts that connect() cannot choose after all, because
+	// some socket is bound to them. There can be more unless BoundKnown.
+	BoundPorts int
+	BoundKnown bool
+
+	// MaxUtilization is the highest utilization of a destination, reported or not, or without
+	// any sockets. It is 1 if CapacityPorts is 0.
 	MaxUtilization float64
 
 	// MaxSourceUtilization is the highest utilization of a source, reported or not; 0 without
@@ -56,6 +61,10 @@ type Destination struct {
 	Reusable    int     // ports in TIME_WAIT that connect() may take over now
 	Utilization float64 // from 0 to 1; at 1 the next connect() fails
 
+	// BoundByOthers counts the ports that this pool does not hold, and that connect() cannot
+	// choose because some socket is bound to them. They are part of Utilization.
+	BoundByOthers int
+
 	Ceiling   float64 // new connections per second that the pool can sustain
 	CloseRate float64 // connections per second that this host closed first
 }
@@ -76,18 +85,19 @@ func (t *Table) Report(limits Limits) Report {
 		ReservedPorts: t.reserved,
 		BlockedPorts:  len(t.blocked.ports),
 		CapacityPorts: t.capacity,
+		BoundPorts:    t.bound.size(),
+		BoundKnown:    t.boundKnown,
 		Sockets:       t.sockets,
 		TimeWait:      t.seen.report(),
-	}
-	if t.capacity == 0 {
-		r.MaxUtilization = 1
+
+		MaxUtilization: utilization(t.bound.size(), t.capacity),
 	}
 
 	var candidates []Destination
 	for key, i := range t.pools {
 		counts := &t.counts[i]
 		held := counts.held()
-		r.MaxUtilization = max(r.MaxUtilization, utilization(held-int(counts.reusable), t.capacity))
+		r.MaxUtilization = max(r.MaxUtilization, utilization(held-int(counts.reusable)+t.boundByOthers(counts), t.capacity))
 		if held < limits.MinPorts {
 			r.UnreportedDestinations++
 			r.UnreportedPorts += held
@@ -129,12 +139,20 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 		Reusable:  int(counts.reusable),
 		Ceiling:   perSecond(t.capacity, rule.hold()),
 		CloseRate: perSecond(int(counts.closed), rule.closeWindow()),
+
+		BoundByOthers: t.boundByOthers(counts),
 	}
 	for i, state := range States {
 		d.Ports[i] = int(counts.states[state])
 	}
-	d.Utilization = utilization(d.Held-d.Reusable, t.capacity)
+	d.Utilization = utilization(d.Held-d.Reusable+d.BoundByOthers, t.capacity)
 	return d
+}
+
+// boundByOthers returns how many ports are bound and not held by the pool. A dump can contain a
+// socket of the pool twice.
+func (t *Table) boundByOthers(counts *poolCounts) int {
+	return max(t.bound.size()-int(counts.bound), 0)
 }
 
 // keyAddr returns the address that a key holds. A link-local address gets the index of its

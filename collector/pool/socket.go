@@ -55,6 +55,16 @@ func (s State) String() string {
 	}
 }
 
+// A Fact is a property of a socket that not every reader can see.
+type Fact uint8
+
+// The values of a Fact.
+const (
+	Unknown Fact = iota // the reader cannot tell
+	No
+	Yes
+)
+
 // A Socket is a TCP socket that is not a listener.
 type Socket struct {
 	State State
@@ -69,6 +79,16 @@ type Socket struct {
 	// Expires is the time until the kernel frees the port, for a socket in TimeWait. It is
 	// 0 if the kernel is late.
 	Expires time.Duration
+
+	// Bound says whether the local port is bound: some socket got it by bind(), on any address.
+	// connect() never chooses such a port, whatever the destination. All sockets on a port share
+	// this (fastreuse and fastreuseport of struct inet_bind_bucket). Those that a listener
+	// accepted keep the port bound when the listener is gone.
+	Bound Fact
+
+	// Timestamps says whether the connection used TCP timestamps (RFC 7323), for a socket in
+	// TimeWait. connect() takes over its port only if it did (tcp_twsk_unique).
+	Timestamps Fact
 }
 
 // A Listener is a listening TCP socket.

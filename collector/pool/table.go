@@ -26,6 +26,7 @@ type poolCounts struct {
 	states   [Closing + 1]uint32 // by state
 	reusable uint32              // in TIME_WAIT, connect() may take over their ports
 	closed   uint32              // in TIME_WAIT for less than the close window
+	bound    uint32              // on ports of Table.bound
 	loopback bool
 	source   *portSet
 }
@@ -46,11 +47,14 @@ type Table struct {
 	rules    [2]timeWaitRule   // for other destinations and for loopback
 	usable   portMap           // ports that connect() may choose
 	blocked  blockedPorts      // ports that listeners block
+	bound    portSet           // ports in usable that connect() may not choose after all, because some socket is bound to them
 	pools    map[poolKey]int32 // index into counts
 	counts   []poolCounts
 	sources  map[sourceKey]*portSet
 	sockets  int
 	seen     timeWaitSeconds
+
+	boundKnown bool // see KnowBound
 
 	reserved int // ports of the range that are in ip_local_reserved_ports
 	capacity int // ports in usable
@@ -84,6 +88,9 @@ func (t *Table) Block(l Listener) {
 	t.blocked.add(l)
 }
 
+// KnowBound says that the reader knows of every socket whether its port is bound.
+func (t *Table) KnowBound() { t.boundKnown = true }
+
 // Add counts a socket. The caller may reuse s afterwards.
 func (t *Table) Add(s *Socket) {
 	t.sockets++
@@ -98,12 +105,16 @@ func (t *Table) Add(s *Socket) {
 	}
 	c.states[s.State]++
 	c.source.add(port)
+	if s.Bound == Yes {
+		t.bound.add(port)
+		c.bound++
+	}
 
 	if s.State == TimeWait {
 		t.seen.add(s.Expires)
 		rule := t.rule(c.loopback)
 		age := rule.age(s.Expires)
-		if rule.canReuse(age) {
+		if s.Bound != Yes && rule.canReuse(age, s.Timestamps) {
 			c.reusable++
 		}
 		if age < rule.closeWindow() {

@@ -14,7 +14,8 @@ const (
 // A timeWaitRule tells how long TIME_WAIT keeps a port of one destination.
 type timeWaitRule struct {
 	length   time.Duration // of TIME_WAIT: after it the kernel frees the port
-	reusable bool          // connect() may take over the port earlier
+	reuse    bool          // tcp_tw_reuse lets connect() take over the port earlier
+	reusable bool          // and so does tcp_timestamps
 	delay    time.Duration // age in TIME_WAIT after which connect() may do so
 }
 
@@ -23,15 +24,17 @@ type timeWaitRule struct {
 //
 // The rule follows tcp_twsk_unique in net/ipv4/tcp_ipv4.c, with one difference: the kernel
 // checks whether the old connection used timestamps. A dump does not contain that, so the rule
-// uses the sysctl instead.
+// uses the sysctl instead where it is not known.
 func (s Settings) timeWaitRule(loopback bool) timeWaitRule {
 	delay := s.TWReuseDelay
 	if delay == 0 {
 		delay = defaultReuseDelay
 	}
+	reuse := s.TWReuse == 1 || s.TWReuse == 2 && loopback
 	return timeWaitRule{
 		length:   s.TimeWaitLength,
-		reusable: s.Timestamps != 0 && (s.TWReuse == 1 || s.TWReuse == 2 && loopback),
+		reuse:    reuse,
+		reusable: reuse && s.Timestamps != 0,
 		delay:    delay,
 	}
 }
@@ -56,9 +59,14 @@ func (r timeWaitRule) age(expires time.Duration) time.Duration {
 	return max(r.length-expires, 0)
 }
 
-// canReuse reports whether connect() may take over a port in TIME_WAIT of that age.
-func (r timeWaitRule) canReuse(age time.Duration) bool {
-	return r.reusable && age > r.delay
+// canReuse reports whether connect() may take over a port in TIME_WAIT of that age. timestamps
+// says whether the old connection used them. The kernel does not ask whether new ones do.
+func (r timeWaitRule) canReuse(age time.Duration, timestamps Fact) bool {
+	reusable := r.reusable
+	if timestamps != Unknown {
+		reusable = r.reuse && timestamps == Yes
+	}
+	return reusable && age > r.delay
 }
 
 // utilization returns used / capacity, from 0 to 1. It is 1 without capacity: the next

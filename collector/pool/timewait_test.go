@@ -41,7 +41,7 @@ func TestTimeWaitRule(t *testing.T) {
 }
 
 func TestTimeWaitAge(t *testing.T) {
-	r := timeWaitRule{length: time.Minute, reusable: true, delay: time.Second}
+	r := timeWaitRule{length: time.Minute, reuse: true, reusable: true, delay: time.Second}
 	tests := []struct {
 		expires, age time.Duration
 		reusable     bool
@@ -54,13 +54,34 @@ func TestTimeWaitAge(t *testing.T) {
 	}
 	for _, tt := range tests {
 		age := r.age(tt.expires)
-		if age != tt.age || r.canReuse(age) != tt.reusable {
-			t.Errorf("expires in %v: got age %v, reusable %v, want %v, %v", tt.expires, age, r.canReuse(age), tt.age, tt.reusable)
+		if age != tt.age || r.canReuse(age, Unknown) != tt.reusable {
+			t.Errorf("expires in %v: got age %v, reusable %v, want %v, %v", tt.expires, age, r.canReuse(age, Unknown), tt.age, tt.reusable)
 		}
 	}
-	r.reusable = false
-	if r.canReuse(time.Hour) {
-		t.Error("reusable where tcp_tw_reuse does not allow it")
+}
+
+// TestTimeWaitTimestamps checks that the old connection decides whether its port is reusable, and
+// the sysctl only where that connection is not known.
+func TestTimeWaitTimestamps(t *testing.T) {
+	tests := []struct {
+		reuse, timestamps int
+		old               Fact
+		want              bool
+	}{
+		{0, 1, Unknown, false},
+		{0, 1, Yes, false},
+		{1, 0, Unknown, false},
+		{1, 0, No, false},
+		{1, 0, Yes, true},
+		{1, 1, Unknown, true},
+		{1, 1, No, false},
+		{1, 1, Yes, true},
+	}
+	for _, tt := range tests {
+		r := Settings{TWReuse: tt.reuse, Timestamps: tt.timestamps, TimeWaitLength: time.Minute}.timeWaitRule(false)
+		if got := r.canReuse(time.Minute, tt.old); got != tt.want {
+			t.Errorf("tcp_tw_reuse %d, tcp_timestamps %d, timestamps of the old connection %v: got %v, want %v", tt.reuse, tt.timestamps, tt.old, got, tt.want)
+		}
 	}
 }
 
