@@ -12,7 +12,7 @@ import (
 
 // descs are the descriptions of all metrics.
 type descs struct {
-	rangeLow, rangeHigh, reservedPorts, blockedPorts, capacityPorts, maxUtilization *prometheus.Desc
+	rangeLow, rangeHigh, reservedPorts, blockedPorts, capacityPorts, boundPorts, maxUtilization *prometheus.Desc
 
 	tcpTWReuse, tcpTimestamps, tcpTWReuseDelay, tcpFinTimeout                *prometheus.Desc
 	timeWaitLength, timeWaitSockets, timeWaitLimitSockets, timeWaitOverflows *prometheus.Desc
@@ -55,6 +55,9 @@ func newDescs() descs {
 		capacityPorts: prometheus.NewDesc("ephemeral_port_capacity_ports",
 			"Ports that connect() can choose for each pair of source address and destination: the range without reserved and blocked ports.",
 			namespace, nil),
+		boundPorts: prometheus.NewDesc("ephemeral_port_bound_ports",
+			"Ports of the capacity that connect() cannot choose, whatever the destination, because some socket got them by bind(), on any address. Absent where that is not known.",
+			namespace, nil),
 		maxUtilization: prometheus.NewDesc("ephemeral_port_max_utilization_ratio",
 			"Highest utilization of a destination, including destinations without series of their own. 1 means that the next connect() to that destination fails.",
 			namespace, nil),
@@ -91,7 +94,7 @@ func newDescs() descs {
 			"Ports in TIME_WAIT to the destination that connect() may take over now, see tcp_tw_reuse.",
 			destination, nil),
 		destinationUtilization: prometheus.NewDesc("ephemeral_port_destination_utilization_ratio",
-			"Ports that are held and not reusable, divided by the capacity. 1 means that the next connect() to the destination fails with EADDRNOTAVAIL. Above 0.5, each connect() takes much longer.",
+			"Ports that are held and not reusable, and others that are bound (see bound_ports), divided by the capacity. 1 means that the next connect() to the destination fails with EADDRNOTAVAIL. Above 0.5, each connect() takes much longer.",
 			destination, nil),
 		destinationCeiling: prometheus.NewDesc("ephemeral_port_destination_ceiling_requests_per_second",
 			"Rate of requests above which the ports for the destination run out, if each request uses a new connection that this host closes first: the capacity divided by the time that a closed connection holds its port.",
@@ -168,7 +171,7 @@ func newDescs() descs {
 // describe sends all descriptions.
 func (d *descs) describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		d.rangeLow, d.rangeHigh, d.reservedPorts, d.blockedPorts, d.capacityPorts, d.maxUtilization,
+		d.rangeLow, d.rangeHigh, d.reservedPorts, d.blockedPorts, d.capacityPorts, d.boundPorts, d.maxUtilization,
 		d.tcpTWReuse, d.tcpTimestamps, d.tcpTWReuseDelay, d.tcpFinTimeout,
 		d.timeWaitLength, d.timeWaitSockets, d.timeWaitLimitSockets, d.timeWaitOverflows,
 		d.destinationPorts, d.destinationReusablePorts, d.destinationUtilization,
@@ -237,6 +240,9 @@ func (d *descs) sendSettings(gauge func(*prometheus.Desc, float64), r pool.Repor
 	gauge(d.reservedPorts, float64(r.ReservedPorts))
 	gauge(d.blockedPorts, float64(r.BlockedPorts))
 	gauge(d.capacityPorts, float64(r.CapacityPorts))
+	if r.BoundKnown {
+		gauge(d.boundPorts, float64(r.BoundPorts))
+	}
 
 	gauge(d.tcpTWReuse, float64(r.Settings.TWReuse))
 	gauge(d.tcpTimestamps, float64(r.Settings.Timestamps))

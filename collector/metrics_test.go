@@ -53,7 +53,7 @@ func TestMetrics(t *testing.T) {
 			TWReuse:   2, TWReuseDelay: 1500 * time.Millisecond, Timestamps: 1,
 			FinTimeout: 30 * time.Second, TimeWaitLimit: 131072, TimeWaitLength: time.Minute,
 		},
-		ReservedPorts: 5, BlockedPorts: 2, CapacityPorts: 28225,
+		ReservedPorts: 5, BlockedPorts: 2, CapacityPorts: 28225, BoundPorts: 4, BoundKnown: true,
 		MaxUtilization: 0.75,
 		Destinations: []pool.Destination{
 			{
@@ -161,7 +161,7 @@ func TestMetricsBound(t *testing.T) {
 	s.OthersRead = true
 	for i := range collected {
 		n := scan.Namespace{Name: fmt.Sprint("busy", i), Inode: uint64(i + 1), Outcome: scan.Collected}
-		n.Report.Settings.TWReuseDelay = time.Second
+		n.Report.Settings.TWReuseDelay, n.Report.BoundKnown = time.Second, true
 		s.Namespaces = append(s.Namespaces, n)
 	}
 	for i := range limit { // the limit is for all namespaces together
@@ -214,5 +214,14 @@ func TestMetricsOldKernel(t *testing.T) {
 	got := exposition(t, New(scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected}}}))
 	if bytes.Contains(got, []byte("tcp_tw_reuse_delay_seconds")) {
 		t.Error("a setting that this kernel does not have")
+	}
+}
+
+// TestMetricsBoundUnknown checks that the number of bound ports is absent, not 0, where it is not
+// known.
+func TestMetricsBoundUnknown(t *testing.T) {
+	got := exposition(t, New(scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected}}}))
+	if bytes.Contains(got, []byte("bound_ports")) {
+		t.Error("a number that is not known")
 	}
 }
