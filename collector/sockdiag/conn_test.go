@@ -437,8 +437,47 @@ func TestConnKernelTimeWait(t *testing.T) {
 	if err != nil || len(got) != 1 {
 		t.Fatalf("got %v, %v, want one socket", got, err)
 	}
-	if s := got[0]; s.State != TimeWait || s.Expires <= 50*time.Second || s.Expires > 60*time.Second {
+	if s := got[0]; s.State != TimeWait || !s.Mini || s.Expires <= 50*time.Second || s.Expires > 60*time.Second {
 		t.Errorf("got %+v, want time_wait that expires in 60 s", s)
+	}
+}
+
+// TestConnKernelFinWait2 distinguishes a connection that the client's process has closed from one
+// that it has only shut down.
+func TestConnKernelFinWait2(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/tcp_fin_timeout", "30")
+	c := netnstest.Client{Destination: netip.MustParseAddrPort("198.51.100.7:80")}
+	listener := netnstest.Listen(t, c.Destination.String(), false)
+	closed, server := netnstest.Pair(t, c, listener)
+	t.Cleanup(func() { unix.Close(server) })
+	netnstest.Hangup(closed)
+	held, server := netnstest.Pair(t, c, listener)
+	t.Cleanup(func() { unix.Close(server) })
+	t.Cleanup(func() { unix.Close(held) })
+	if err := unix.SetsockoptInt(held, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Shutdown(held, unix.SHUT_WR); err != nil {
+		t.Fatal(err)
+	}
+
+	// The peer acknowledges a FIN only after a moment.
+	var got []Socket
+	for first := true; first || slices.ContainsFunc(got, func(s Socket) bool { return s.State == FinWait1 }); first = false {
+		var err error
+		if got, err = collectSockets(connected(dial(t))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mini := map[bool]time.Duration{}
+	for _, s := range got {
+		if s.State == FinWait2 {
+			mini[s.Mini] = s.Expires
+		}
+	}
+	if len(mini) != 2 || mini[true] <= 20*time.Second || mini[true] > 30*time.Second || mini[false] < time.Hour {
+		t.Errorf("got %v, want a mini-socket that expires in 30 s and a socket with a keepalive timer", got)
 	}
 }
 

@@ -19,6 +19,10 @@ const (
 	// flagDumpInterrupted is NLM_F_DUMP_INTR of linux/netlink.h.
 	flagDumpInterrupted netlink.HeaderFlags = 0x10
 
+	// timerTimeWait is the idiag_timer of mini-sockets, see inet_twsk_diag_fill in
+	// net/ipv4/inet_diag.c.
+	timerTimeWait = 3
+
 	attrV6Only = 11 // INET_DIAG_SKV6ONLY
 )
 
@@ -153,6 +157,7 @@ func (s *Socket) parse(b []byte) (ok bool, err error) {
 	s.Local = netip.AddrPortFrom(local, binary.BigEndian.Uint16(b[4:6]))
 	s.Remote = netip.AddrPortFrom(remote, binary.BigEndian.Uint16(b[6:8]))
 	s.Interface = binary.NativeEndian.Uint32(b[40:44])
+	s.Mini = b[2] == timerTimeWait
 	s.Expires = time.Duration(binary.NativeEndian.Uint32(b[52:56])) * time.Millisecond
 	s.V6Only = false
 	// Of the attributes, only INET_DIAG_SKV6ONLY of listeners is used.

@@ -116,6 +116,8 @@ func TestReply(t *testing.T) {
 		{"unknown family", patch(row, 16, unix.AF_VSOCK), false, nil},
 		{"IPv4", row, false, []Socket{socket}},
 		{"row longer than ours", r.Message(r.Type, 0, append(slices.Clone(row[16:]), 9, 0, 77, 0, 1, 2, 3, 4, 5)), false, []Socket{socket}},
+		{"mini-socket", patch(row, 18, 3), false, []Socket{{State: TimeWait, Mini: true, Local: v4Local, Remote: v4Remote, Expires: socket.Expires}}},
+		{"timer for keepalive", patch(row, 18, 2), false, []Socket{socket}},
 		{"unknown state", patch(row, 17, 200), false, []Socket{{State: 200, Local: v4Local, Remote: v4Remote, Expires: socket.Expires}}},
 		{
 			"IPv6 with interface", patch(r.Socket(uint8(Established), v6Local, v6Remote, 0), 16+40, native32(3)...), false,

@@ -36,9 +36,14 @@ type Socket struct {
 	// addresses here: the kernel has one port space for both.
 	Local, Remote netip.AddrPort
 
-	// Expires is the remaining time of the socket's timer. In TimeWait, it is the time
+	// Mini is set for a mini-socket (struct inet_timewait_sock), which the kernel keeps in
+	// place of a closed socket: always in TimeWait, and in FinWait2 if no process has it any
+	// more.
+	Mini bool
+
+	// Expires is the remaining time of the socket's timer. For a mini-socket, it is the time
 	// until the kernel frees the port. It is never negative. It is 0 while the kernel is
-	// late, which it can be by up to 4 s.
+	// late, which it can be by up to 5 s.
 	Expires time.Duration
 
 	// Interface is the index of the interface that the socket is bound to, or 0.
