@@ -65,8 +65,18 @@ type Destination struct {
 	// choose because some socket is bound to them. They are part of Utilization.
 	BoundByOthers int
 
-	Ceiling   float64 // new connections per second that the pool can sustain
-	CloseRate float64 // connections per second that this host closed first
+	// CloseRate is the number of connections per second that this host closes first. Only these
+	// hold their ports after they are closed.
+	CloseRate float64
+
+	// Ceiling is the CloseRate that the pool sustains while the connections that are open now
+	// stay open. At 1 × Ceiling the ports run out.
+	Ceiling float64
+
+	// Exhaustion is the number of seconds until Utilization is 1 if this host goes on at the
+	// rate of the last seconds and as many connections as now stay open. It is infinite if
+	// the ports then suffice.
+	Exhaustion float64
 }
 
 // A Source is one local address.
@@ -93,7 +103,7 @@ func (t *Table) Report(limits Limits) Report {
 		MaxUtilization: utilization(t.bound.size(), t.capacity),
 	}
 
-	var candidates []Destination
+	var candidates []candidate
 	for key, i := range t.pools {
 		counts := &t.counts[i]
 		held := counts.held()
@@ -103,11 +113,17 @@ func (t *Table) Report(limits Limits) Report {
 			r.UnreportedPorts += held
 			continue
 		}
-		candidates = append(candidates, t.destination(key, counts))
+		candidates = append(candidates, candidate{t.destination(key, counts), counts})
 	}
-	slices.SortFunc(candidates, byDanger)
-	r.Destinations = candidates
+	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(a.Destination, b.Destination) })
+	r.Destinations = make([]Destination, len(candidates))
+	for i, c := range candidates {
+		r.Destinations[i] = c.Destination
+	}
 	r.keepDestinations(min(limits.Most, len(candidates)))
+	for i := range r.Destinations {
+		t.setLoad(&r.Destinations[i], candidates[i].counts)
+	}
 
 	// bind(source, 0) can choose all ports but those denied to the source.
 	unreserved := t.capacity + len(t.blocked.ports)
@@ -129,16 +145,19 @@ func (t *Table) Report(limits Limits) Report {
 	return r
 }
 
-// destination returns the report of one pool.
+// A candidate is a destination that may be reported.
+type candidate struct {
+	Destination
+	counts *poolCounts
+}
+
+// destination returns the report of one pool without the fields of setLoad.
 func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
-	rule := t.rule(counts.loopback)
 	d := Destination{
-		Source:    keyAddr(key.source, key.zone),
-		Address:   netip.AddrPortFrom(keyAddr(key.destination, key.zone), uint16(key.port)),
-		Held:      counts.held(),
-		Reusable:  int(counts.reusable),
-		Ceiling:   perSecond(t.capacity, rule.hold()),
-		CloseRate: perSecond(int(counts.closed), rule.closeWindow()),
+		Source:   keyAddr(key.source, key.zone),
+		Address:  netip.AddrPortFrom(keyAddr(key.destination, key.zone), uint16(key.port)),
+		Held:     counts.held(),
+		Reusable: int(counts.reusable),
 
 		BoundByOthers: t.boundByOthers(counts),
 	}
@@ -147,6 +166,16 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 	}
 	d.Utilization = utilization(d.Held-d.Reusable+d.BoundByOthers, t.capacity)
 	return d
+}
+
+// setLoad sets CloseRate, Ceiling and Exhaustion.
+func (t *Table) setLoad(d *Destination, counts *poolCounts) {
+	rule := t.rule(counts.loopback)
+	l := newLoad(rule, &counts.closed)
+	ports := t.capacity - d.BoundByOthers
+	d.CloseRate = l.closeRate()
+	d.Ceiling = l.ceiling(ports, d.Held-int(counts.states[TimeWait]), rule.hold())
+	d.Exhaustion = l.exhaustion(d.Held-d.Reusable, ports)
 }
 
 // boundByOthers returns how many ports are bound and not held by the pool. A dump can contain a

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"testing"
@@ -107,7 +108,7 @@ func TestReportOutside(t *testing.T) {
 		Settings: s, ReservedPorts: 1, BlockedPorts: 2, CapacityPorts: 7, Sockets: 5, MaxUtilization: 1. / 7, MaxSourceUtilization: 2. / 8,
 		Destinations: []Destination{{
 			Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:80"),
-			Ports: [9]int{1}, Held: 1, Utilization: 1. / 7, Ceiling: 7. / 60,
+			Ports: [9]int{1}, Held: 1, Utilization: 1. / 7, Ceiling: 6. / 60, Exhaustion: math.Inf(1),
 		}},
 		// bind() may also choose 40003.
 		Sources: []Source{{Address: netip.MustParseAddr("10.0.0.1"), Ports: 2, BindParity: 1, Capacity: 8, Utilization: 2. / 8}},
@@ -168,7 +169,7 @@ func TestReportCloseRate(t *testing.T) {
 			socket.Expires = time.Minute - age
 			sockets = append(sockets, socket)
 		}
-		// The timer of another state does not count.
+		// A socket that a process still has has another timer.
 		sockets = append(sockets, socket(FinWait2, "10.0.0.1:40009", "10.0.0.2:80"))
 		d := tableOf(s, nil, sockets...).Report(everything).Destinations[0]
 		if d.CloseRate != tt.want || d.Reusable != tt.reusable || d.Held != 7 {

@@ -14,8 +14,7 @@ func (r PortRange) Size() int { return int(r.High) - int(r.Low) + 1 }
 func (r PortRange) Contains(port uint16) bool { return r.Low <= port && port <= r.High }
 
 // Settings are what the ephemeral ports of one network namespace depend on: its sysctls, see
-// Documentation/networking/ip-sysctl.rst, and the length of TIME_WAIT. They apply to IPv4 and
-// IPv6.
+// Documentation/networking/ip-sysctl.rst, and two constants of the kernel. They apply to IPv4 and IPv6.
 type Settings struct {
 	PortRange     PortRange   // ip_local_port_range
 	ReservedPorts []PortRange // ip_local_reserved_ports, inside and outside PortRange
@@ -25,7 +24,8 @@ type Settings struct {
 	Timestamps     int           // tcp_timestamps: 0 off
 	FinTimeout     time.Duration // tcp_fin_timeout
 	TimeWaitLimit  int           // tcp_max_tw_buckets, in sockets
-	TimeWaitLength time.Duration // TCP_TIMEWAIT_LEN, a constant of the kernel
+	TimeWaitLength time.Duration // TCP_TIMEWAIT_LEN
+	Tick           time.Duration // of timers: 1 s / CONFIG_HZ
 }
 
 // Capacity returns how many ports a pool has in a namespace without listeners.

@@ -76,8 +76,12 @@ type Socket struct {
 	// Interface is the index of the interface that the socket is bound to, or 0.
 	Interface uint32
 
-	// Expires is the time until the kernel frees the port, for a socket in TimeWait. It is
-	// 0 if the kernel is late.
+	// Mini is set for a socket in TimeWait, and for one in FinWait2 that no process has any
+	// more: the kernel keeps a mini-socket (struct inet_timewait_sock) in its place.
+	Mini bool
+
+	// Expires is the time until the kernel frees the port of a mini-socket. It is 0 if the
+	// kernel is late.
 	Expires time.Duration
 
 	// Bound says whether the local port is bound: some socket got it by bind(), on any address.

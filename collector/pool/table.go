@@ -25,10 +25,10 @@ type sourceKey struct {
 type poolCounts struct {
 	states   [Closing + 1]uint32 // by state
 	reusable uint32              // in TIME_WAIT, connect() may take over their ports
-	closed   uint32              // in TIME_WAIT for less than the close window
 	bound    uint32              // on ports of Table.bound
 	loopback bool
 	source   *portSet
+	closed   closedPorts // those of TIME_WAIT without reusable ones, and mini-sockets in FIN_WAIT2
 }
 
 // held returns the number of ports that the pool's sockets hold.
@@ -110,17 +110,28 @@ func (t *Table) Add(s *Socket) {
 		c.bound++
 	}
 
-	if s.State == TimeWait {
+	rule := t.rule(c.loopback)
+	switch {
+	case s.State == TimeWait:
 		t.seen.add(s.Expires)
-		rule := t.rule(c.loopback)
-		age := rule.age(s.Expires)
-		if s.Bound != Yes && rule.canReuse(age, s.Timestamps) {
-			c.reusable++
-		}
-		if age < rule.closeWindow() {
-			c.closed++
-		}
+		c.addTimeWait(rule, s)
+	case s.State == FinWait2 && s.Mini:
+		c.closed.add(unanswered, rule.finWait2Age(s.Expires), rule.times[unanswered].life)
 	}
+}
+
+// addTimeWait counts a socket in TIME_WAIT.
+func (c *poolCounts) addTimeWait(rule *timeWaitRule, s *Socket) {
+	kind := rule.kind(s.Timestamps)
+	if s.Bound == Yes {
+		kind = expired
+	}
+	age := rule.age(s.Expires)
+	if kind == takenOver && age > rule.delay {
+		c.reusable++
+		return
+	}
+	c.closed.add(kind, min(age, rule.times[kind].life), rule.times[kind].life)
 }
 
 // poolOf returns the counts of a socket's pool, valid until the next call.
@@ -169,11 +180,11 @@ func (t *Table) sourceOf(s *Socket) *portSet {
 }
 
 // rule returns the TIME_WAIT rule for loopback destinations or for other destinations.
-func (t *Table) rule(loopback bool) timeWaitRule {
+func (t *Table) rule(loopback bool) *timeWaitRule {
 	if loopback {
-		return t.rules[1]
+		return &t.rules[1]
 	}
-	return t.rules[0]
+	return &t.rules[0]
 }
 
 // isLinkLocal reports whether several interfaces can have this address at the same time.

@@ -2,21 +2,22 @@ package pool
 
 import "time"
 
-const (
-	// defaultReuseDelay is the delay of kernels before 6.14. Later kernels have the
-	// sysctl tcp_tw_reuse_delay.
-	defaultReuseDelay = time.Second
+// defaultReuseDelay is the delay of kernels before 6.14. Later kernels have the sysctl
+// tcp_tw_reuse_delay.
+const defaultReuseDelay = time.Second
 
-	// maxCloseWindow is the greatest close window.
-	maxCloseWindow = 10 * time.Second
-)
-
-// A timeWaitRule tells how long TIME_WAIT keeps a port of one destination.
+// A timeWaitRule tells how long closed connections keep the ports of one destination.
 type timeWaitRule struct {
-	length   time.Duration // of TIME_WAIT: after it the kernel frees the port
-	reuse    bool          // tcp_tw_reuse lets connect() take over the port earlier
+	times    [closeKinds]closeTimes
+	reuse    bool          // tcp_tw_reuse lets connect() take over a port in TIME_WAIT
 	reusable bool          // and so does tcp_timestamps
 	delay    time.Duration // age in TIME_WAIT after which connect() may do so
+}
+
+// closeTimes are the times of closed connections of one kind.
+type closeTimes struct {
+	life time.Duration // from closing until the port is due to be freed
+	hold time.Duration // until it is free at the latest: the kernel's timers are late
 }
 
 // timeWaitRule returns the rule for loopback connections, or for all others. A connection is
@@ -30,43 +31,64 @@ func (s Settings) timeWaitRule(loopback bool) timeWaitRule {
 	if delay == 0 {
 		delay = defaultReuseDelay
 	}
-	reuse := s.TWReuse == 1 || s.TWReuse == 2 && loopback
+	reuse := (s.TWReuse == 1 || s.TWReuse == 2 && loopback) && delay < s.TimeWaitLength
+	timer := func(d time.Duration) closeTimes { return closeTimes{d, d + timerLateness(d, s.Tick)} }
 	return timeWaitRule{
-		length:   s.TimeWaitLength,
+		times: [closeKinds]closeTimes{
+			takenOver:  {delay, delay},
+			expired:    timer(s.TimeWaitLength),
+			unanswered: timer(s.finWait2Length()),
+		},
 		reuse:    reuse,
 		reusable: reuse && s.Timestamps != 0,
 		delay:    delay,
 	}
 }
 
-// hold returns how long a closed connection holds its port before connect() can choose it
-// again.
-func (r timeWaitRule) hold() time.Duration {
-	if r.reusable {
-		return min(r.delay, r.length)
+// finWait2Length returns how long a mini-socket stays in FIN_WAIT2. The kernel keeps a whole socket
+// for the time by which tcp_fin_timeout exceeds TIME_WAIT, and a mini-socket for that time once more
+// (tcp_rcv_state_process in net/ipv4/tcp_input.c, tcp_keepalive_timer in net/ipv4/tcp_timer.c).
+func (s Settings) finWait2Length() time.Duration {
+	length := s.FinTimeout
+	if length > s.TimeWaitLength {
+		length -= s.TimeWaitLength
 	}
-	return r.length
+	return max(length, time.Second) // the kernel has a minimum too, 3.5 retransmission timeouts
 }
 
-// closeWindow returns the age up to which TIME_WAIT sockets count for the close rate. It is at
-// most hold(): an older socket may be gone, because connect() took over its port.
-func (r timeWaitRule) closeWindow() time.Duration {
-	return min(r.hold(), maxCloseWindow)
+// timerLateness returns by how much a timer of the kernel can be late. The timer wheel of
+// kernel/time/timer.c (Linux 4.8) sorts timers of 63 × 8ⁿ ticks and more into slots of 8ⁿ⁺¹ ticks,
+// and fires them at the end of their slot: 60 s are 62 s with CONFIG_HZ=250, 64 s with 1000 and 65 s
+// with 100.
+func timerLateness(d, tick time.Duration) time.Duration {
+	slot := tick
+	for least := 63 * tick; tick > 0 && d >= least; least *= 8 {
+		slot *= 8
+	}
+	return slot
 }
+
+// kind returns what will free the port of a socket in TIME_WAIT. timestamps says whether the old
+// connection used them. The kernel does not ask whether new ones do.
+func (r *timeWaitRule) kind(timestamps Fact) closeKind {
+	if timestamps == Unknown && r.reusable || timestamps == Yes && r.reuse {
+		return takenOver
+	}
+	return expired
+}
+
+// hold returns how long a closed connection holds its port before connect() can choose it
+// again, if its peer uses timestamps where this host does.
+func (r *timeWaitRule) hold() time.Duration { return r.times[r.kind(Unknown)].hold }
 
 // age returns how long ago a socket entered TIME_WAIT.
-func (r timeWaitRule) age(expires time.Duration) time.Duration {
-	return max(r.length-expires, 0)
+func (r *timeWaitRule) age(expires time.Duration) time.Duration {
+	return max(r.times[expired].life-expires, 0)
 }
 
-// canReuse reports whether connect() may take over a port in TIME_WAIT of that age. timestamps
-// says whether the old connection used them. The kernel does not ask whether new ones do.
-func (r timeWaitRule) canReuse(age time.Duration, timestamps Fact) bool {
-	reusable := r.reusable
-	if timestamps != Unknown {
-		reusable = r.reuse && timestamps == Yes
-	}
-	return reusable && age > r.delay
+// finWait2Age likewise returns how long ago a mini-socket entered FIN_WAIT2.
+func (r *timeWaitRule) finWait2Age(expires time.Duration) time.Duration {
+	return max(r.times[unanswered].life-expires, 0)
 }
 
 // utilization returns used / capacity, from 0 to 1. It is 1 without capacity: the next
@@ -78,9 +100,6 @@ func utilization(used, capacity int) float64 {
 	}
 	return min(float64(used)/float64(capacity), 1)
 }
-
-// perSecond returns the rate of n events in the time d.
-func perSecond(n int, d time.Duration) float64 { return float64(n) / d.Seconds() }
 
 // timeWaitSeconds are the whole seconds that sockets in TIME_WAIT had to go.
 type timeWaitSeconds struct {

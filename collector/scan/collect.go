@@ -82,7 +82,7 @@ func (s *Scanner) readSettings(ns *procfs.Namespace) (pool.Settings, error) {
 	if err != nil {
 		return pool.Settings{}, err
 	}
-	settings.TimeWaitLength = s.cfg.TimeWaitLength
+	settings.TimeWaitLength, settings.Tick = s.cfg.TimeWaitLength, s.tick
 	if settings.TWReuse, err = ns.TCPTWReuse(); err != nil {
 		return pool.Settings{}, err
 	}
@@ -124,7 +124,7 @@ func (s *Scanner) fillTable(settings pool.Settings, deadline time.Time) (*pool.T
 	err = conn.Sockets(states, low, high, func(socket *sockdiag.Socket) {
 		row.State = pool.State(socket.State)
 		row.Local, row.Remote = socket.Local, socket.Remote
-		row.Interface, row.Expires = socket.Interface, socket.Expires
+		row.Interface, row.Mini, row.Expires = socket.Interface, socket.Mini, socket.Expires
 		table.Add(&row)
 	})
 	return table, err

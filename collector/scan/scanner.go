@@ -23,6 +23,7 @@ import (
 type Scanner struct {
 	cfg             Config
 	proc            *procfs.FS
+	tick            time.Duration // of the kernel's timers
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	connectFailures *connectFailures // nil unless counted
 
@@ -42,7 +43,11 @@ func New(cfg Config) (*Scanner, error) {
 	if err := checkCapabilities(cfg.Scope); err != nil {
 		return nil, err
 	}
-	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), dial: sockdiag.Dial, buffer: make([]byte, sockdiag.BufferSize)}
+	tick, err := timerTick()
+	if err != nil {
+		return nil, err
+	}
+	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), tick: tick, dial: sockdiag.Dial, buffer: make([]byte, sockdiag.BufferSize)}
 	if cfg.ConnectFailures {
 		probe, err := connectfail.Attach()
 		if err != nil {
@@ -58,6 +63,16 @@ func New(cfg Config) (*Scanner, error) {
 		s.connectFailures = newConnectFailures(probe, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) })
 	}
 	return s, nil
+}
+
+// timerTick returns the period of the kernel's timer interrupt, 1 s / CONFIG_HZ: it is the resolution
+// of the coarse clocks.
+func timerTick() (time.Duration, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 0, fmt.Errorf("read the resolution of CLOCK_MONOTONIC_COARSE: %w", err)
+	}
+	return time.Duration(ts.Nano()), nil
 }
 
 // Check scans once and returns the process's own namespace. An error means that every scan will

@@ -1,0 +1,155 @@
+package pool
+
+import (
+	"math"
+	"time"
+)
+
+const (
+	// maxCloseWindow is the greatest age of the connections that the close rate counts.
+	maxCloseWindow = 10 * time.Second
+
+	// The forecast uses a more recent rate where it can: that of the last second, or of as many
+	// seconds as it takes to count minRecent connections, up to the close window.
+	minRecentWindow = time.Second
+	minRecent       = 100
+)
+
+// A load is what closing connections first does to a pool.
+type load struct {
+	flows [closeKinds]flow
+
+	// unansweredPorts estimates how many ports in FIN_WAIT2 belong to the flow of unanswered
+	// connections. The others go on to TIME_WAIT.
+	unansweredPorts float64
+}
+
+// A flow is the closed connections of one kind.
+type flow struct {
+	closeTimes
+	older  [ageBins + 2]int // see closedPorts.older
+	rate   float64          // connections per second
+	recent float64          // likewise, for the forecast
+}
+
+// newLoad returns the load of a pool.
+//
+// A peer that closes late moves a connection from FIN_WAIT2 to TIME_WAIT, and a dump does not tell
+// how long that took. So that each counts once, a connection counts when it comes to TIME_WAIT or
+// when FIN_WAIT2 ends. If clearly more have come to FIN_WAIT2 than that, these are new, and the
+// difference counts as well.
+func newLoad(rule *timeWaitRule, closed *closedPorts) load {
+	var l load
+	for kind := range l.flows {
+		f := &l.flows[kind]
+		f.closeTimes = rule.times[kind]
+		f.older = closed.older(closeKind(kind))
+	}
+
+	closes, variance := 0., 0. // to TIME_WAIT
+	for _, kind := range []closeKind{takenOver, expired} {
+		f := &l.flows[kind]
+		window := f.bins(maxCloseWindow)
+		n := min(f.bins(minRecentWindow), window)
+		for n < window && f.younger(n) < minRecent {
+			n++
+		}
+		f.rate = f.younger(window) / f.seconds(window)
+		f.recent = f.younger(n) / f.seconds(n)
+		closes += f.rate
+		variance += f.rate / f.seconds(window)
+	}
+
+	f := &l.flows[unanswered]
+	const window = ageBins / 6 // a peer that closes at all has mostly done so before the last sixth
+	came := f.younger(window) / f.seconds(window)
+	f.rate = float64(f.older[ageBins-window]-f.older[ageBins]) / f.seconds(window)
+	if surplus := came - closes; surplus > 3*math.Sqrt(variance+came/f.seconds(window)) {
+		f.rate = max(f.rate, surplus)
+	}
+	f.recent = f.rate
+	l.unansweredPorts = min(f.rate*f.hold.Seconds(), float64(f.older[0]))
+	return l
+}
+
+// closeRate returns how many connections per second this host closes first.
+func (l *load) closeRate() float64 {
+	rate := 0.
+	for kind := range l.flows {
+		rate += l.flows[kind].rate
+	}
+	return rate
+}
+
+// ceiling returns the close rate that a number of ports sustains. open is how many of them are in
+// other states than TIME_WAIT, and hold is for how long a connection holds its port if there are
+// none that tell.
+func (l *load) ceiling(ports, open int, hold time.Duration) float64 {
+	left := max(float64(ports-open)+l.unansweredPorts, 0)
+	rate, held := 0., 0. // held: how many ports the rate will hold in the end
+	for kind := range l.flows {
+		f := &l.flows[kind]
+		rate += f.rate
+		held += f.rate * f.hold.Seconds()
+	}
+	if held == 0 {
+		return left / hold.Seconds()
+	}
+	return left * rate / held
+}
+
+// exhaustion returns after how many seconds a number of ports are in use, of which used are so now,
+// if connections close at the recent rate and the number of open ones stays. It is infinite if that never
+// happens.
+func (l *load) exhaustion(used, ports int) float64 {
+	if used >= ports {
+		return 0
+	}
+	var horizon time.Duration // then as many ports are freed as are taken
+	for kind := range l.flows {
+		if f := &l.flows[kind]; f.recent > 0 {
+			horizon = max(horizon, f.hold)
+		}
+	}
+	const steps = 120
+	before := 0.
+	for i := range steps + 1 {
+		t := horizon.Seconds() * float64(i) / steps
+		n := float64(used) - float64(ports)
+		for kind := range l.flows {
+			f := &l.flows[kind]
+			freed := f.freed(t)
+			if closeKind(kind) == unanswered && f.older[0] > 0 {
+				freed *= l.unansweredPorts / float64(f.older[0])
+			}
+			n += f.recent*min(t, f.hold.Seconds()) - freed
+		}
+		if i > 0 && n >= 0 {
+			return t - n/(n-before)*horizon.Seconds()/steps
+		}
+		before = n
+	}
+	return math.Inf(1)
+}
+
+// bins returns how many bins a time has, at least 1.
+func (f *flow) bins(d time.Duration) int {
+	return min(max(int(ageBins*float64(d)/float64(f.life)), 1), ageBins)
+}
+
+// seconds returns the time of some bins.
+func (f *flow) seconds(bins int) float64 { return f.life.Seconds() * float64(bins) / ageBins }
+
+// younger returns how many connections are in the first bins.
+func (f *flow) younger(bins int) float64 { return float64(f.older[0] - f.older[bins]) }
+
+// freed returns how many of the ports are freed within t seconds. Those that the kernel is late to
+// free count at once.
+func (f *flow) freed(t float64) float64 {
+	bin := min(max((f.hold.Seconds()-t)/f.life.Seconds(), 0), 1) * ageBins
+	i := int(bin)
+	if i == ageBins {
+		return float64(f.older[i])
+	}
+	return float64(f.older[i]) - (bin-float64(i))*float64(f.older[i]-f.older[i+1])
+}

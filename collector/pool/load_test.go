@@ -1,0 +1,352 @@
+package pool
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// A simulation is a pool of which the kernel frees ports by the rules, at the latest moment.
+type simulation struct {
+	settings Settings
+	open     int // connections that stay open
+
+	// Each connection was closed at a time, in seconds from the start. Its peer closed after a
+	// further time; +Inf if never.
+	closed, answered []float64
+}
+
+// thousandPorts has TIME_WAIT of 62.048 s.
+var thousandPorts = Settings{
+	PortRange: PortRange{Low: 40000, High: 40999}, TimeWaitLength: time.Minute, FinTimeout: time.Minute, Tick: 4 * time.Millisecond,
+}
+
+// reusing returns settings with which connect() takes over ports after that delay.
+func reusing(s Settings, delay time.Duration) Settings {
+	s.TWReuse, s.Timestamps, s.TWReuseDelay = 1, 1, delay
+	return s
+}
+
+// close closes connections at a steady rate from one time to another.
+func (s *simulation) close(from, to, perSecond, answered float64) {
+	for i := range int(math.Round((to - from) * perSecond)) {
+		s.closed = append(s.closed, from+float64(i)/perSecond)
+		s.answered = append(s.answered, answered)
+	}
+}
+
+// at returns the sockets at a time.
+func (s *simulation) at(now float64) []Socket {
+	rule := s.settings.timeWaitRule(false)
+	var sockets []Socket
+	add := func(state State, life, age time.Duration) {
+		sockets = append(sockets, Socket{
+			State: state, Mini: life > 0, Expires: max(life-age, 0),
+			Local:  netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), s.settings.PortRange.Low+uint16(len(sockets)%s.settings.PortRange.Size())),
+			Remote: netip.MustParseAddrPort("10.0.0.2:80"),
+		})
+	}
+	for range s.open {
+		add(Established, 0, 0)
+	}
+	for i, closed := range s.closed {
+		age := time.Duration((now - closed) * float64(time.Second))
+		answer := time.Duration(min(s.answered[i], 1e6) * float64(time.Second))
+		unanswered, expired := rule.times[unanswered], rule.times[expired]
+		switch {
+		case age < 0:
+		case age < answer:
+			if age < unanswered.hold {
+				add(FinWait2, unanswered.life, age)
+			}
+		case age-answer < expired.hold:
+			add(TimeWait, expired.life, age-answer)
+		}
+	}
+	return sockets
+}
+
+// report returns what the exporter says of the pool at a time.
+func (s *simulation) report(t *testing.T, now float64) Destination {
+	t.Helper()
+	r := tableOf(s.settings, nil, s.at(now)...).Report(everything)
+	if len(r.Destinations) != 1 {
+		t.Fatalf("%d destinations, want 1", len(r.Destinations))
+	}
+	return r.Destinations[0]
+}
+
+// exhausted returns when the first connection found no port, to a tenth of a second.
+func (s *simulation) exhausted(from, to float64) float64 {
+	for now := from; now < to; now += 0.1 {
+		if d := tableOf(s.settings, nil, s.at(now)...).Report(everything); len(d.Destinations) > 0 && d.Destinations[0].Utilization >= 1 {
+			return now
+		}
+	}
+	return math.Inf(1)
+}
+
+func near(got, want, tolerance float64) bool { return got == want || math.Abs(got-want) <= tolerance }
+
+// TestCeilingFigures checks the ceilings of idle pools, which are well-known figures.
+func TestCeilingFigures(t *testing.T) {
+	tests := []struct {
+		settings  Settings
+		open      int
+		want      float64
+		listeners []Listener
+	}{
+		{Settings{PortRange: PortRange{Low: 32768, High: 60999}, TimeWaitLength: time.Minute}, 0, 470.53, nil}, // without lateness
+		{Settings{PortRange: PortRange{Low: 32768, High: 60999}, TimeWaitLength: time.Minute, Tick: 4 * time.Millisecond}, 0, 455.00, nil},
+		{Settings{PortRange: PortRange{Low: 32768, High: 60999}, TimeWaitLength: time.Minute, Tick: 10 * time.Millisecond}, 0, 433.54, nil},
+		{Settings{PortRange: PortRange{Low: 32768, High: 60999}, TimeWaitLength: 2 * time.Minute}, 0, 235.27, nil},
+		{reusing(Settings{PortRange: PortRange{Low: 32768, High: 60999}, TimeWaitLength: time.Minute, Tick: 4 * time.Millisecond}, time.Second), 0, 28232, nil},
+		{thousandPorts, 500, 500 / 62.048, nil},
+		{thousandPorts, 1000, 0, nil},
+		{tenPorts, 11, 0, nil}, // a dump that contains a socket twice
+		{Settings{PortRange: PortRange{Low: 40000, High: 40000}, TimeWaitLength: time.Minute}, 0, 0, []Listener{listener("0.0.0.0:40000")}},
+	}
+	for _, tt := range tests {
+		table := tableOf(tt.settings, tt.listeners)
+		l := newLoad(table.rule(false), new(closedPorts))
+		if got := l.ceiling(table.capacity, tt.open, table.rule(false).hold()); math.Abs(got-tt.want) > 0.01 {
+			t.Errorf("%+v, %d open: got %v, want %v", tt.settings, tt.open, got, tt.want)
+		}
+	}
+}
+
+// TestCeiling checks that the close rate is right, and that it reaches the ceiling where the ports
+// run out.
+func TestCeiling(t *testing.T) {
+	never := math.Inf(1)
+	tests := []struct {
+		name     string
+		settings Settings
+		open     int
+		answered float64 // seconds in FIN_WAIT2
+		hold     float64 // for how long a connection holds its port
+	}{
+		{"TIME_WAIT", thousandPorts, 0, 0, 62.048},
+		{"open connections", thousandPorts, 400, 0, 62.048},
+		{"reuse", reusing(thousandPorts, time.Second), 0, 0, 1},
+		{"reuse, open connections", reusing(thousandPorts, time.Second), 400, 0, 1},
+		{"reuse after 20 s", reusing(thousandPorts, 20*time.Second), 400, 0, 20},
+		{"peers that close after 1 s", thousandPorts, 0, 1, 63.048},
+		{"peers that close after 20 s", thousandPorts, 0, 20, 82.048},
+		{"peers that close after 20 s, reuse", reusing(thousandPorts, time.Second), 0, 20, 21},
+		{"peers that never close", thousandPorts, 0, never, 62.048},
+		{"peers that never close, reuse", reusing(thousandPorts, time.Second), 100, never, 62.048},
+	}
+	for _, tt := range tests {
+		limit := float64(1000-tt.open) / tt.hold
+		for _, share := range []float64{0.5, 0.9, 0.98} {
+			s := simulation{settings: tt.settings, open: tt.open}
+			s.close(0, 300, share*limit, tt.answered)
+			d := s.report(t, 299)
+			if !near(d.CloseRate, share*limit, 0.2+0.02*limit) {
+				t.Errorf("%s at %v: close rate %v, want %v", tt.name, share, d.CloseRate, share*limit)
+			}
+			want := share
+			if !math.IsInf(tt.answered, 1) { // FIN_WAIT2 counts as open
+				open := share * limit * tt.answered
+				want = share * limit * (tt.hold - tt.answered) / (float64(1000-tt.open) - open)
+			}
+			if load := d.CloseRate / d.Ceiling; !near(load, want, 0.03) {
+				t.Errorf("%s at %v: load %v, want %v", tt.name, share, load, want)
+			}
+			if !math.IsInf(d.Exhaustion, 1) || d.Utilization > share+float64(tt.open)/1000+0.01 {
+				t.Errorf("%s at %v: exhausted in %v s, utilization %v", tt.name, share, d.Exhaustion, d.Utilization)
+			}
+		}
+	}
+}
+
+// TestCloseRateStart checks that connections count from the first seconds on, whatever their peers
+// do, and once. While the first come to TIME_WAIT, half of them can be missing.
+func TestCloseRateStart(t *testing.T) {
+	for _, reuse := range []bool{false, true} {
+		settings := thousandPorts
+		if reuse {
+			settings = reusing(settings, 15*time.Second)
+		}
+		for _, answered := range []float64{0, 0.1, 5, 20, 45, math.Inf(1)} {
+			s := simulation{settings: settings}
+			s.close(0, 300, 10, answered)
+			for now := 10.; now < 200; now += 1.7 {
+				least := 9.7
+				if answered < now && now < answered+15 {
+					least = 4.7
+				}
+				if rate := s.report(t, now).CloseRate; rate < least || rate > 10.3 {
+					t.Errorf("reuse %v, peers that close after %v s: close rate %v after %v s, want 10", reuse, answered, rate, now)
+				}
+			}
+		}
+	}
+}
+
+// TestCloseRateMixed has peers of two kinds. Those that never close count together with the others
+// as soon as the first FIN_WAIT2 ends.
+func TestCloseRateMixed(t *testing.T) {
+	for _, answered := range []float64{0, 1, 20} {
+		s := simulation{settings: thousandPorts}
+		s.close(0, 300, 8, answered)
+		s.close(0, 300, 2, math.Inf(1))
+		for _, now := range []float64{61, 100, 250} {
+			if d := s.report(t, now); !near(d.CloseRate, 10, 0.2) {
+				t.Errorf("peers that close after %v s or never: close rate %v after %v s, want 10", answered, d.CloseRate, now)
+			}
+		}
+	}
+}
+
+// TestExhaustion compares the forecast with what happens.
+func TestExhaustion(t *testing.T) {
+	for _, settings := range []Settings{thousandPorts, reusing(thousandPorts, 20*time.Second), reusing(thousandPorts, time.Second)} {
+		rule := settings.timeWaitRule(false)
+		ceiling := 1000 / rule.hold().Seconds()
+		for _, start := range []float64{0, 0.5} {
+			for _, rate := range []float64{1.2, 2, 5} {
+				s := simulation{settings: settings}
+				s.close(0, 70, start*ceiling, 0)
+				s.close(70, 180, rate*ceiling, 0)
+				end := s.exhausted(70, 180)
+				for now := 71.; now < end; now += 0.7 {
+					// How long the rate takes to show.
+					if rate*ceiling*(now-71) < minRecent && now < 80 {
+						continue
+					}
+					d := s.report(t, now)
+					if want := end - now; !near(d.Exhaustion, want, max(0.1*want, 2)) {
+						t.Errorf("hold %v, from %v × the ceiling to %v ×: after %.1f s exhausted in %v s, want %v",
+							rule.hold(), start, rate, now-70, d.Exhaustion, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestExhaustionEdges checks the limits of the forecast.
+func TestExhaustionEdges(t *testing.T) {
+	never := math.Inf(1)
+	tests := []struct {
+		name string
+		s    simulation
+		now  float64
+		do   func(s *simulation)
+		want float64
+	}{
+		{"nothing closes", simulation{settings: thousandPorts, open: 999}, 0, nil, never},
+		{"exhausted by open connections", simulation{settings: thousandPorts, open: 1000}, 0, nil, 0},
+		{"exhausted by TIME_WAIT", simulation{settings: thousandPorts}, 9, func(s *simulation) { s.close(0, 9, 120, 0) }, 0},
+		{"a burst that has ended", simulation{settings: thousandPorts}, 30, func(s *simulation) { s.close(0, 9, 110, 0) }, never},
+		{"a burst that has just ended", simulation{settings: thousandPorts}, 13, func(s *simulation) { s.close(0, 9, 110, 0) }, 10. / 66},
+		{"just below the ceiling", simulation{settings: thousandPorts}, 150, func(s *simulation) { s.close(0, 150, 16, 0) }, never},
+		{"just above the ceiling", simulation{settings: thousandPorts}, 50, func(s *simulation) { s.close(0, 50, 16.2, 0) }, 1000/16.2 - 50},
+		{"open connections leave little", simulation{settings: thousandPorts, open: 900}, 10, func(s *simulation) { s.close(0, 10, 4, 0) }, 15},
+		{"peers that never close", simulation{settings: reusing(thousandPorts, time.Second)}, 20, func(s *simulation) { s.close(0, 20, 20, never) }, 30},
+		{"peers that never close, below the ceiling", simulation{settings: reusing(thousandPorts, time.Second)}, 55, func(s *simulation) { s.close(0, 55, 16, never) }, never},
+		{"a burst of the past that ends in time", simulation{settings: thousandPorts}, 59, func(s *simulation) { s.close(0, 8, 100, 0); s.close(45, 59, 10, 0) }, never},
+		{"one that does not", simulation{settings: thousandPorts}, 59, func(s *simulation) { s.close(5, 13, 100, 0); s.close(45, 59, 10, 0) }, 6},
+	}
+	for _, tt := range tests {
+		if tt.do != nil {
+			tt.do(&tt.s)
+		}
+		if got := tt.s.report(t, tt.now).Exhaustion; !near(got, tt.want, 0.5) {
+			t.Errorf("%s: exhausted in %v s, want %v", tt.name, got, tt.want)
+		}
+	}
+
+	if got := newLoad(NewTable(tenPorts).rule(false), new(closedPorts)); got.exhaustion(0, 0) != 0 {
+		t.Errorf("without ports: exhausted in %v s, want 0", got.exhaustion(0, 0))
+	}
+}
+
+// TestLoadBound subtracts the ports that others have bound.
+func TestLoadBound(t *testing.T) {
+	bound := socket(Established, "10.0.0.9:40001", "10.0.0.9:80")
+	bound.Bound = Yes
+	r := tableOf(tenPorts, nil, bound, socket(Established, "10.0.0.1:40000", "10.0.0.2:80")).Report(everything)
+	for _, d := range r.Destinations {
+		want := 9. / 60 // of its own one or two others
+		if d.Address == netip.MustParseAddrPort("10.0.0.2:80") {
+			want = 8. / 60
+		}
+		if !near(d.Ceiling, want, 1e-9) {
+			t.Errorf("%v: ceiling %v, want %v", d.Address, d.Ceiling, want)
+		}
+	}
+}
+
+// TestLoadTimestamps has a peer without timestamps: the ceiling is what TIME_WAIT in full length allows,
+// whatever tcp_tw_reuse is.
+func TestLoadTimestamps(t *testing.T) {
+	s := simulation{settings: reusing(thousandPorts, time.Second)}
+	s.close(0, 40, 20, 0)
+	sockets := s.at(40)
+	for i := range sockets {
+		sockets[i].Timestamps = No
+	}
+	d := tableOf(s.settings, nil, sockets...).Report(everything).Destinations[0]
+	if !near(d.Ceiling, 1000/62.048, 0.01) || !near(d.CloseRate, 20, 0.2) || !near(d.Exhaustion, 10, 0.5) {
+		t.Errorf("got ceiling %v, close rate %v, exhausted in %v s, want 16.1, 20 and 10", d.Ceiling, d.CloseRate, d.Exhaustion)
+	}
+}
+
+// TestClosedPorts compares with a plain list, for few and for many ports.
+func TestClosedPorts(t *testing.T) {
+	const life = time.Minute
+	for _, n := range []int{0, 1, 15, 16, 1000} {
+		var c closedPorts
+		want := map[closeKind][ageBins + 2]int{}
+		for i := range n {
+			kind, age := closeKind(i%3), time.Duration(i%61)*time.Second
+			c.add(kind, age, life)
+			older := want[kind]
+			for bin := range i%61 + 1 {
+				older[bin]++
+			}
+			want[kind] = older
+		}
+		for kind := range closeKinds {
+			if got := c.older(kind); got != want[kind] {
+				t.Errorf("%d ports, kind %d: got %v, want %v", n, kind, got, want[kind])
+			}
+		}
+		if (c.array != nil) != (n > 15) {
+			t.Errorf("%d ports: an array: %v", n, c.array != nil)
+		}
+	}
+	var c closedPorts
+	for range 1 << 17 {
+		c.add(unanswered, life, life)
+	}
+	if got := c.older(unanswered)[0]; got != math.MaxUint16 {
+		t.Errorf("more sockets than there are ports: got %d, want the greatest count", got)
+	}
+}
+
+// BenchmarkReport measures the cost of a report, by the number of pools with many closed connections.
+func BenchmarkReport(b *testing.B) {
+	for _, pools := range []int{256, 10_000} {
+		b.Run(fmt.Sprint(pools), func(b *testing.B) {
+			t := NewTable(thousandPorts)
+			for i := range pools {
+				for p := range 50 {
+					t.Add(&Socket{
+						State: TimeWait, Mini: true, Expires: time.Duration(p) * time.Second,
+						Local:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, 1}), uint16(40000+p)),
+						Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 443),
+					})
+				}
+			}
+			for b.Loop() {
+				t.Report(Limits{MinPorts: 10, Most: 256})
+			}
+		})
+	}
+}
