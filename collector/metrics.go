@@ -18,7 +18,7 @@ type descs struct {
 	timeWaitLength, timeWaitSockets, timeWaitLimitSockets, timeWaitOverflows *prometheus.Desc
 
 	destinationPorts, destinationReusablePorts, destinationUtilization *prometheus.Desc
-	destinationCeiling, destinationCloses                              *prometheus.Desc
+	destinationCeiling, destinationCloses, destinationExhaustion       *prometheus.Desc
 
 	sourcePorts, sourceBindParityPorts, sourceUtilization *prometheus.Desc
 
@@ -97,10 +97,13 @@ func newDescs() descs {
 			"Ports that are held and not reusable, and others that are bound (see bound_ports), divided by the capacity. 1 means that the next connect() to the destination fails with EADDRNOTAVAIL. Above 0.5, each connect() takes much longer.",
 			destination, nil),
 		destinationCeiling: prometheus.NewDesc("ephemeral_port_destination_ceiling_requests_per_second",
-			"Rate of requests above which the ports for the destination run out, if each request uses a new connection that this host closes first: the capacity divided by the time that a closed connection holds its port.",
+			"Connections per second that this host can close first before the ports for the destination run out, while the connections that are open now stay open: the ports that these and bound ports leave, divided by the time that a closed connection holds its port. It equals requests per second if each request has a connection of its own that this host closes.",
 			destination, nil),
 		destinationCloses: prometheus.NewDesc("ephemeral_port_destination_closes_per_second",
-			"Recent rate of connections to the destination that this host closed first, from the ages of its TIME_WAIT sockets. Compare it with the ceiling.",
+			"Connections to the destination per second that this host closes first, from the ages of its sockets in TIME_WAIT and FIN_WAIT2. Connections that the other side closes first do not count. At the ceiling, ports run out.",
+			destination, nil),
+		destinationExhaustion: prometheus.NewDesc("ephemeral_port_destination_exhaustion_seconds",
+			"Time until the utilization of the destination is 1 if this host goes on closing connections at the rate of the last seconds, and as many as now stay open. +Inf if the ports then suffice. 0 if they are exhausted.",
 			destination, nil),
 
 		sourcePorts: prometheus.NewDesc("ephemeral_port_source_ports",
@@ -175,7 +178,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.tcpTWReuse, d.tcpTimestamps, d.tcpTWReuseDelay, d.tcpFinTimeout,
 		d.timeWaitLength, d.timeWaitSockets, d.timeWaitLimitSockets, d.timeWaitOverflows,
 		d.destinationPorts, d.destinationReusablePorts, d.destinationUtilization,
-		d.destinationCeiling, d.destinationCloses,
+		d.destinationCeiling, d.destinationCloses, d.destinationExhaustion,
 		d.sourcePorts, d.sourceBindParityPorts, d.sourceUtilization,
 		d.unreportedDestinations, d.unreportedPorts, d.unreportedSources, d.maxSourceUtilization,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
@@ -270,6 +273,7 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 		gauge(d.destinationUtilization, dst.Utilization, sourceIP, ip, port)
 		gauge(d.destinationCeiling, dst.Ceiling, sourceIP, ip, port)
 		gauge(d.destinationCloses, dst.CloseRate, sourceIP, ip, port)
+		gauge(d.destinationExhaustion, dst.Exhaustion, sourceIP, ip, port)
 	}
 
 	for _, src := range r.Sources {

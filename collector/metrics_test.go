@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"regexp"
@@ -58,11 +59,11 @@ func TestMetrics(t *testing.T) {
 		Destinations: []pool.Destination{
 			{
 				Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
-				Ports: [9]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, Held: 45, Reusable: 6, Utilization: 0.5, Ceiling: 470.5, CloseRate: 12.5,
+				Ports: [9]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, Held: 45, Reusable: 6, Utilization: 0.5, Ceiling: 454.5, CloseRate: 12.5, Exhaustion: math.Inf(1),
 			},
 			{
 				Source: netip.MustParseAddr("fe80::1%2"), Address: netip.MustParseAddrPort("[fe80::2%2]:80"),
-				Ports: [9]int{20}, Held: 20, Utilization: 0.25, Ceiling: 28225,
+				Ports: [9]int{20}, Held: 20, Utilization: 0.25, Ceiling: 28205, CloseRate: 30000, Exhaustion: 0.75,
 			},
 		},
 		Sources: []pool.Source{
