@@ -232,6 +232,8 @@ func TestExhaustion(t *testing.T) {
 // TestExhaustionEdges checks the limits of the forecast.
 func TestExhaustionEdges(t *testing.T) {
 	never := math.Inf(1)
+	short := thousandPorts
+	short.FinTimeout = 20 * time.Second
 	tests := []struct {
 		name string
 		s    simulation
@@ -251,6 +253,9 @@ func TestExhaustionEdges(t *testing.T) {
 		{"peers that never close, below the ceiling", simulation{settings: reusing(thousandPorts, time.Second)}, 55, func(s *simulation) { s.close(0, 55, 16, never) }, never},
 		{"a burst of the past that ends in time", simulation{settings: thousandPorts}, 59, func(s *simulation) { s.close(0, 8, 100, 0); s.close(45, 59, 10, 0) }, never},
 		{"one that does not", simulation{settings: thousandPorts}, 59, func(s *simulation) { s.close(5, 13, 100, 0); s.close(45, 59, 10, 0) }, 6},
+		{"FIN_WAIT2 that moves on frees no port", simulation{settings: short}, 60, func(s *simulation) { s.close(0, 60, 13.5, 15) }, 1000/13.5 - 60},
+		{"FIN_WAIT2 is short", simulation{settings: short}, 24, func(s *simulation) { s.close(0, 24, 20, 0); s.close(0, 24, 2, never) }, (1000-2*22.)/20 - 24},
+		{"few peers that never close", simulation{settings: reusing(thousandPorts, time.Second)}, 100, func(s *simulation) { s.close(0, 100, 200, 0); s.close(0, 100, 2, never) }, never},
 	}
 	for _, tt := range tests {
 		if tt.do != nil {
@@ -279,6 +284,21 @@ func TestLoadBound(t *testing.T) {
 		if !near(d.Ceiling, want, 1e-9) {
 			t.Errorf("%v: ceiling %v, want %v", d.Address, d.Ceiling, want)
 		}
+	}
+}
+
+// TestLoadFinWait2 has connections in FIN_WAIT2 that a process keeps: these are open, and what their timer
+// says is not their age.
+func TestLoadFinWait2(t *testing.T) {
+	var sockets []Socket
+	for i := range 400 {
+		s := socket(FinWait2, fmt.Sprintf("10.0.0.1:%d", 40000+i), "10.0.0.2:80")
+		s.Expires = 2 * time.Hour
+		sockets = append(sockets, s)
+	}
+	d := tableOf(thousandPorts, nil, sockets...).Report(everything).Destinations[0]
+	if d.CloseRate != 0 || !near(d.Ceiling, 600/62.048, 0.01) || !math.IsInf(d.Exhaustion, 1) {
+		t.Errorf("got ceiling %v, close rate %v, exhausted in %v s, want 9.67, 0 and never", d.Ceiling, d.CloseRate, d.Exhaustion)
 	}
 }
 
@@ -327,6 +347,9 @@ func TestClosedPorts(t *testing.T) {
 	}
 	if got := c.older(unanswered)[0]; got != math.MaxUint16 {
 		t.Errorf("more sockets than there are ports: got %d, want the greatest count", got)
+	}
+	if n := testing.AllocsPerRun(100, func() { c.add(expired, 0, life) }); n != 0 {
+		t.Errorf("%v allocations for a socket", n)
 	}
 }
 
