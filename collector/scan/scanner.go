@@ -70,7 +70,7 @@ func New(cfg Config) (*Scanner, error) {
 func timerTick() (time.Duration, error) {
 	var ts unix.Timespec
 	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-		return 0, fmt.Errorf("read the resolution of CLOCK_MONOTONIC_COARSE: %w", err)
+		return 0, fmt.Errorf("read the tick of the kernel with clock_getres(CLOCK_MONOTONIC_COARSE): %w", err)
 	}
 	return time.Duration(ts.Nano()), nil
 }
