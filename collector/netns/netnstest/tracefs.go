@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -17,20 +16,10 @@ const tracefs = "/sys/kernel/tracing"
 
 // Tracefs mounts tracefs for the tests of the package. It waits until tests of other packages
 // that need tracefs end: BPF programs see the whole host, so one test would count the failures of
-// another. Only root outside of user namespaces may mount tracefs and load BPF programs. For
-// other users the test is skipped, except in CI.
+// another. Like HostRoot, it skips the test for other users.
 func Tracefs(tb testing.TB) {
 	tb.Helper()
-	b, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	if all := strings.Fields(string(b)); os.Geteuid() != 0 || all[2] != "4294967295" {
-		if os.Getenv("CI") == "" {
-			tb.Skip("tracefs and BPF need root outside of user namespaces")
-		}
-		tb.Fatalf("uid %d, uid map %q: not root outside of user namespaces", os.Geteuid(), b)
-	}
+	HostRoot(tb)
 	lock, err := os.OpenFile(filepath.Join(os.TempDir(), "ephemeral_port_exporter-netnstest.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		tb.Fatal(err)
