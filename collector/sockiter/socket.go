@@ -1,0 +1,21 @@
+//go:build linux
+
+package sockiter
+
+import "ephemeral_port_exporter/collector/sockdiag"
+
+// A Socket is a TCP socket, also a listener.
+type Socket struct {
+	// Expires is 0 unless the socket is a mini-socket.
+	sockdiag.Socket
+
+	// Bound is true if the local port is bound: some socket got it by bind(), on any address. All
+	// sockets on the port share this. A bucket of ports (struct inet_bind_bucket) with a
+	// negative fastreuse and fastreuseport was made by connect(); then it is false.
+	Bound bool
+
+	// Timestamps is true if the connection used TCP timestamps (RFC 7323), for a socket in
+	// TimeWait: tw_ts_recent_stamp of struct tcp_timewait_sock is not 0. It is false for all
+	// other sockets.
+	Timestamps bool
+}
