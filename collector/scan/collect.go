@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/pool"
-	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/procfs"
 )
 
@@ -42,8 +41,8 @@ func (s *Scanner) collect(n *Namespace, deadline time.Time) error {
 	if err != nil {
 		return err
 	}
-	table, err := s.fillTable(settings, deadline)
-	if err != nil {
+	table := pool.NewTable(settings)
+	if err := s.fill(table, settings.PortRange, deadline); err != nil {
 		return err
 	}
 	sockstat, err := s.proc.Sockstat()
@@ -99,44 +98,4 @@ func (s *Scanner) readSettings(ns *procfs.Namespace) (pool.Settings, error) {
 		return pool.Settings{}, err
 	}
 	return settings, nil
-}
-
-// fillTable returns a Table with the listeners and sockets of the calling thread's namespace.
-func (s *Scanner) fillTable(settings pool.Settings, deadline time.Time) (*pool.Table, error) {
-	conn, err := s.dialUntil(deadline)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	table := pool.NewTable(settings)
-	low, high := settings.PortRange.Low, settings.PortRange.High
-	err = conn.Listeners(low, high, func(l *sockdiag.Socket) {
-		table.Block(pool.Listener{Local: l.Local, V6Only: l.V6Only})
-	})
-	if err != nil {
-		return nil, err
-	}
-	states := make([]sockdiag.State, len(pool.States))
-	for i, state := range pool.States {
-		states[i] = sockdiag.State(state)
-	}
-	var row pool.Socket
-	err = conn.Sockets(states, low, high, func(socket *sockdiag.Socket) {
-		row.State = pool.State(socket.State)
-		row.Local, row.Remote = socket.Local, socket.Remote
-		row.Interface, row.Mini, row.Expires = socket.Interface, socket.Mini, socket.Expires
-		table.Add(&row)
-	})
-	return table, err
-}
-
-// dialUntil opens a connection to the kernel that fails at the deadline. Each scan of a namespace
-// uses a new connection, so that a failed scan does not affect the next one.
-func (s *Scanner) dialUntil(deadline time.Time) (*sockdiag.Conn, error) {
-	conn, err := s.dial(s.buffer)
-	if err != nil {
-		return nil, err
-	}
-	conn.SetDeadline(deadline)
-	return conn, nil
 }

@@ -32,6 +32,10 @@ type Config struct {
 	// busy, then those that have not been for longest.
 	NamespaceLimit int
 
+	// Exact lists sockets with a BPF iterator, which knows which ports are bound and which
+	// connections used timestamps.
+	Exact bool
+
 	ConnectFailures bool // count connects that fail because no port is free
 }
 

@@ -316,7 +316,8 @@ func TestOracleConnectFailures(t *testing.T) {
 			want := failures.of(t, probe, tt.c)
 			for range 30 {
 				r := collect(t)
-				exhausted := utilizationOf(r, tt.c.source, tt.c.Destination) == 1 || r.CapacityPorts == 0
+				d, _ := destinationOf(r, tt.c.source, tt.c.Destination)
+				exhausted := d.Utilization == 1 || r.CapacityPorts == 0
 				fd, err := tt.c.Connect()
 				switch {
 				case err == nil:

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,31 +49,68 @@ func newScanner(tb testing.TB, cfg Config) *Scanner {
 // collect returns a report of the test's namespace.
 func collect(t *testing.T) pool.Report {
 	t.Helper()
-	n, err := newScanner(t, testConfig()).Check()
+	return reportOf(t, newScanner(t, testConfig()))
+}
+
+// reportOf returns a Scanner's report of the test's namespace.
+func reportOf(t *testing.T, s *Scanner) pool.Report {
+	t.Helper()
+	n, err := s.Check()
 	if err != nil || n.Err != nil {
 		t.Fatalf("collect: %v, %v", err, n.Err)
 	}
 	return n.Report
 }
 
-// freeTo returns how many ports for a destination are free by the report.
-func freeTo(r pool.Report, source netip.Addr, destination netip.AddrPort) int {
-	for _, d := range r.Destinations {
-		if d.Source == source && d.Address == destination {
-			return r.CapacityPorts - (d.Held - d.Reusable)
-		}
+// exactScanner returns a Scanner with the exact reader, for all tests of this process.
+var exactScanner = sync.OnceValues(func() (*Scanner, error) {
+	cfg := testConfig()
+	cfg.Exact = true
+	return New(cfg)
+})
+
+// collectExact is collect with the exact reader.
+func collectExact(t *testing.T) pool.Report {
+	t.Helper()
+	netnstest.HostRoot(t)
+	s, err := exactScanner()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return r.CapacityPorts
+	return reportOf(t, s)
 }
 
-// utilizationOf returns the exported utilization of a destination, 0 if it has none.
-func utilizationOf(r pool.Report, source netip.Addr, destination netip.AddrPort) float64 {
+// A reader is a way to read sockets.
+type reader struct {
+	name    string
+	collect func(*testing.T) pool.Report
+}
+
+// readers returns all readers that this user may use.
+func readers() []reader {
+	all := []reader{{"dump", collect}, {"exact", collectExact}}
+	if !netnstest.IsHostRoot() {
+		return all[:1]
+	}
+	return all
+}
+
+// freeTo returns how many ports for a destination are free by the report.
+func freeTo(r pool.Report, source netip.Addr, destination netip.AddrPort) int {
+	if d, ok := destinationOf(r, source, destination); ok {
+		return r.CapacityPorts - (d.Held - d.Reusable) - d.BoundByOthers
+	}
+	return r.CapacityPorts - r.BoundPorts
+}
+
+// destinationOf returns a destination, if the report has it.
+func destinationOf(r pool.Report, source netip.Addr, destination netip.AddrPort) (d pool.Destination, ok bool) {
 	for _, d := range r.Destinations {
 		if d.Source == source && d.Address == destination {
-			return d.Utilization
+			return d, true
 		}
 	}
-	return 0
+	return pool.Destination{}, false
 }
 
 // sourceOf returns the source with that address. The report must have it.
@@ -113,49 +151,74 @@ func (c oracleClient) bind(b netnstest.Bind) oracleClient {
 }
 
 // checkConnect connects until connect() fails. It compares the number of connections with the free
-// ports of the report. The kernel may grant slack fewer.
+// ports of the report of each reader. The kernel may grant slack fewer.
 func checkConnect(t *testing.T, c oracleClient, slack int) {
 	t.Helper()
-	before := collect(t)
-	free := freeTo(before, c.source, c.Destination)
-	used := float64(before.CapacityPorts-free) / float64(before.CapacityPorts)
-	if u := utilizationOf(before, c.source, c.Destination); math.Abs(u-used) > 1e-9 {
-		t.Errorf("utilization is %v with %d of %d ports free", u, free, before.CapacityPorts)
+	checkReaders(t, c, slack, readers()...)
+}
+
+// checkExact is checkConnect for what only the exact reader knows.
+func checkExact(t *testing.T, c oracleClient) {
+	t.Helper()
+	checkReaders(t, c, 0, reader{"exact", collectExact})
+}
+
+func checkReaders(t *testing.T, c oracleClient, slack int, readers ...reader) {
+	t.Helper()
+	var before []pool.Report
+	most := 0
+	for _, read := range readers {
+		r := read.collect(t)
+		before = append(before, r)
+		most = max(most, freeTo(r, c.source, c.Destination))
 	}
-	granted, refusal := c.Fill(t, free+10)
-	if granted > free || granted < free-slack {
-		t.Errorf("the report says that %d ports are free, connect() granted %d", free, granted)
-	}
+	granted, refusal := c.Fill(t, most+10)
 	if !errors.Is(refusal, unix.EADDRNOTAVAIL) {
 		t.Errorf("connect() ended with %v, want EADDRNOTAVAIL", refusal)
 	}
-
-	after := collect(t)
-	if u := utilizationOf(after, c.source, c.Destination); granted == free && before.CapacityPorts > 0 && u != 1 {
-		t.Errorf("utilization is %v after connect() failed, want 1", u)
-	}
-	if after.MaxUtilization != 1 && granted == free {
-		t.Errorf("greatest utilization is %v after connect() failed, want 1", after.MaxUtilization)
-	}
-	if utilizationOf(before, c.source, c.Destination) == 1 && granted > 0 {
-		t.Errorf("utilization was 1, but connect() granted %d", granted)
+	for i, read := range readers {
+		before, after := before[i], read.collect(t)
+		free := freeTo(before, c.source, c.Destination)
+		if granted > free || granted < free-slack {
+			t.Errorf("%s: the report says that %d ports are free, connect() granted %d", read.name, free, granted)
+		}
+		used := float64(before.CapacityPorts-free) / float64(before.CapacityPorts)
+		d, ok := destinationOf(before, c.source, c.Destination)
+		if ok && math.Abs(d.Utilization-used) > 1e-9 {
+			t.Errorf("%s: utilization is %v with %d of %d ports free", read.name, d.Utilization, free, before.CapacityPorts)
+		}
+		if d.Utilization == 1 && granted > 0 {
+			t.Errorf("%s: utilization was 1, but connect() granted %d", read.name, granted)
+		}
+		d, ok = destinationOf(after, c.source, c.Destination)
+		if granted == free && d.Utilization != 1 && (ok || granted > 0) {
+			t.Errorf("%s: utilization is %v after connect() failed, want 1", read.name, d.Utilization)
+		}
+		if after.MaxUtilization != 1 && granted == free {
+			t.Errorf("%s: greatest utilization is %v after connect() failed, want 1", read.name, after.MaxUtilization)
+		}
 	}
 }
 
 // checkBind is checkConnect for clients that bind first. The source must have a socket already.
 func checkBind(t *testing.T, c oracleClient, slack int) {
 	t.Helper()
-	src := sourceOf(t, collect(t), c.source)
-	free := src.Capacity - src.Ports
-	granted, refusal := c.Fill(t, free+10)
-	if granted > free || granted < free-slack {
-		t.Errorf("the report says that %d ports are free, bind() granted %d", free, granted)
+	var free []int
+	for _, read := range readers() {
+		src := sourceOf(t, read.collect(t), c.source)
+		free = append(free, src.Capacity-src.Ports)
 	}
+	granted, refusal := c.Fill(t, slices.Max(free)+10)
 	if !errors.Is(refusal, unix.EADDRINUSE) {
 		t.Errorf("bind() ended with %v, want EADDRINUSE", refusal)
 	}
-	if u := sourceOf(t, collect(t), c.source).Utilization; granted == free && u != 1 {
-		t.Errorf("source utilization is %v after bind() failed, want 1", u)
+	for i, read := range readers() {
+		if granted > free[i] || granted < free[i]-slack {
+			t.Errorf("%s: the report says that %d ports are free, bind() granted %d", read.name, free[i], granted)
+		}
+		if u := sourceOf(t, read.collect(t), c.source).Utilization; granted == free[i] && u != 1 {
+			t.Errorf("%s: source utilization is %v after bind() failed, want 1", read.name, u)
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/collector/sockiter"
 	"ephemeral_port_exporter/procfs"
 )
 
@@ -25,7 +26,11 @@ type Scanner struct {
 	proc            *procfs.FS
 	tick            time.Duration // of the kernel's timers
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
-	connectFailures *connectFailures // nil unless counted
+	iterator        *sockiter.Iterator // nil unless cfg.Exact
+	connectFailures *connectFailures   // nil unless counted
+
+	// fill adds the sockets of the calling thread's namespace to a table: dump or iterate.
+	fill func(table *pool.Table, ports pool.PortRange, deadline time.Time) error
 
 	mu     sync.Mutex                 // guards the fields below; no two scans walk the kernel's table at once
 	buffer []byte                     // for the answers of the kernel
@@ -48,6 +53,13 @@ func New(cfg Config) (*Scanner, error) {
 		return nil, err
 	}
 	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), tick: tick, dial: sockdiag.Dial, buffer: make([]byte, sockdiag.BufferSize)}
+	s.fill = s.dump
+	if cfg.Exact {
+		if s.iterator, err = sockiter.Attach(tick); err != nil {
+			return nil, fmt.Errorf("--exact cannot list the sockets: %w", err)
+		}
+		s.fill = s.iterate
+	}
 	if cfg.ConnectFailures {
 		probe, err := connectfail.Attach()
 		if err != nil {

@@ -1,0 +1,77 @@
+//go:build linux
+
+package scan
+
+import (
+	"time"
+
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/collector/sockiter"
+)
+
+// dump fills a table with the listeners and sockets of the calling thread's namespace whose port
+// is in the range, over netlink socket diagnostics.
+func (s *Scanner) dump(table *pool.Table, ports pool.PortRange, deadline time.Time) error {
+	conn, err := s.dialUntil(deadline)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	err = conn.Listeners(ports.Low, ports.High, func(l *sockdiag.Socket) {
+		table.Block(pool.Listener{Local: l.Local, V6Only: l.V6Only})
+	})
+	if err != nil {
+		return err
+	}
+	states := make([]sockdiag.State, len(pool.States))
+	for i, state := range pool.States {
+		states[i] = sockdiag.State(state)
+	}
+	var row pool.Socket
+	return conn.Sockets(states, ports.Low, ports.High, func(socket *sockdiag.Socket) {
+		setRow(&row, socket)
+		table.Add(&row)
+	})
+}
+
+// dialUntil opens a connection to the kernel that fails at the deadline. Each scan of a namespace
+// uses a new connection, so that a failed scan does not affect the next one.
+func (s *Scanner) dialUntil(deadline time.Time) (*sockdiag.Conn, error) {
+	conn, err := s.dial(s.buffer)
+	if err != nil {
+		return nil, err
+	}
+	conn.SetDeadline(deadline)
+	return conn, nil
+}
+
+// iterate is dump with a BPF iterator, which knows more of each socket.
+func (s *Scanner) iterate(table *pool.Table, ports pool.PortRange, deadline time.Time) error {
+	table.KnowBound()
+	var row pool.Socket
+	return s.iterator.Sockets(ports.Low, ports.High, deadline, func(socket *sockiter.Socket) {
+		if socket.State == sockdiag.Listen {
+			table.Block(pool.Listener{Local: socket.Local, V6Only: socket.V6Only})
+			return
+		}
+		setRow(&row, &socket.Socket)
+		row.Bound, row.Timestamps = factOf(socket.Bound), factOf(socket.Timestamps)
+		table.Add(&row)
+	})
+}
+
+// setRow sets what both readers know of a socket.
+func setRow(row *pool.Socket, s *sockdiag.Socket) {
+	row.State = pool.State(s.State)
+	row.Local, row.Remote = s.Local, s.Remote
+	row.Interface, row.Mini, row.Expires = s.Interface, s.Mini, s.Expires
+}
+
+// factOf returns the Fact that is known.
+func factOf(b bool) pool.Fact {
+	if b {
+		return pool.Yes
+	}
+	return pool.No
+}
