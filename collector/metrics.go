@@ -56,7 +56,7 @@ func newDescs() descs {
 			"Ports that connect() can choose for each pair of source address and destination: the range without reserved and blocked ports.",
 			namespace, nil),
 		boundPorts: prometheus.NewDesc("ephemeral_port_bound_ports",
-			"Ports of the capacity that connect() cannot choose, whatever the destination, because some socket got them by bind(), on any address. Absent where that is not known.",
+			"Ports of the capacity that connect() cannot choose, whatever the destination, because some socket got them by bind(), on any address. Only with --exact.",
 			namespace, nil),
 		maxUtilization: prometheus.NewDesc("ephemeral_port_max_utilization_ratio",
 			"Highest utilization of a destination, including destinations without series of their own. 1 means that the next connect() to that destination fails.",

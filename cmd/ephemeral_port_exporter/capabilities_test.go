@@ -75,6 +75,9 @@ func TestDropCapabilities(t *testing.T) {
 		{"named", []string{"--namespaces=named", "--namespaces.dir=" + dir}, []uintptr{admin, ptrace, bind}, []uintptr{admin}, mounted},
 		{"all, root", []string{"--namespaces=all", "--namespaces.dir=" + dir}, nil, []uintptr{admin, ptrace, search}, ofProcess},
 		{"all", []string{"--namespaces=all", "--namespaces.dir=" + dir}, []uintptr{admin, ptrace, bind}, []uintptr{admin, ptrace}, ofProcess},
+		{"exact, root", []string{"--exact"}, nil, []uintptr{bpf}, self},
+		{"exact", []string{"--exact"}, []uintptr{bpf, perfmon, bind}, []uintptr{bpf}, self},
+		{"exact, all, root", []string{"--exact", "--namespaces=all", "--namespaces.dir=" + dir}, nil, []uintptr{admin, ptrace, search, bpf}, ofProcess},
 		{"connect failures, root", []string{"--connect-failures"}, nil, []uintptr{bpf}, self},
 		{"connect failures", []string{"--connect-failures"}, []uintptr{bpf, perfmon, search}, []uintptr{bpf}, self},
 		{"both, root", []string{"--namespaces=all", "--connect-failures"}, nil, []uintptr{admin, ptrace, search, bpf}, self},
@@ -85,6 +88,9 @@ func TestDropCapabilities(t *testing.T) {
 			counts := slices.Contains(tt.args, "--connect-failures")
 			if counts {
 				netnstest.Tracefs(t)
+			}
+			if slices.Contains(tt.args, "--exact") {
+				netnstest.HostRoot(t)
 			}
 			// A port below 1024, for which the start needs a capability.
 			address := "127.0.0.1:" + strconv.Itoa(900+i)

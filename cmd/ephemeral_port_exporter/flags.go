@@ -34,6 +34,7 @@ type flags struct {
 	namespaces      *string
 	namespaceDirs   *[]string
 	namespaceLimit  *int
+	exact           *bool
 	connectFailures *bool
 
 	procfs         *string
@@ -63,6 +64,8 @@ func addFlags(app *kingpin.Application) *flags {
 			"Directory of mounted network namespaces, in addition to /run/netns and /run/docker/netns. Repeatable.").Strings(),
 		namespaceLimit: countFlag(app, "namespaces.limit",
 			"Maximum number of other network namespaces that one scrape enters: first those that were busy, then those whose turn it is.", "1024"),
+		exact: app.Flag("exact",
+			"List sockets with an eBPF program instead of a dump. It knows which ports are bound, and which connections in TIME_WAIT used timestamps, so that no port counts as free that connect() does not get. Needs CAP_BPF, CAP_PERFMON and a kernel with BTF, Linux 5.9 or later.").Bool(),
 		connectFailures: app.Flag("connect-failures",
 			"Count the connects that fail because no port is free, in all network namespaces of the host. Uses an eBPF program; needs CAP_BPF, CAP_PERFMON and a readable tracefs.").Bool(),
 
@@ -99,6 +102,7 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 		NamespaceDirs:  *f.namespaceDirs,
 		NamespaceLimit: *f.namespaceLimit,
 
+		Exact:           *f.exact,
 		ConnectFailures: *f.connectFailures,
 	}
 }

@@ -43,10 +43,14 @@ func TestMemoryOverScrapes(t *testing.T) {
 	}{
 		{"self", nil},
 		{"namespaces", []string{"--namespaces=all", "--namespaces.dir=" + dir}},
+		{"exact", []string{"--exact", "--namespaces=all", "--namespaces.dir=" + dir}},
 		{"connect failures", []string{"--connect-failures"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if tt.name == "connect failures" {
+			switch tt.name {
+			case "exact":
+				netnstest.HostRoot(t)
+			case "connect failures":
 				netnstest.Tracefs(t)
 			}
 			address := "127.0.0.1:" + strconv.Itoa(10290+i)

@@ -203,6 +203,8 @@ func TestSystemCalls(t *testing.T) {
 		{name: "named", args: []string{"--namespaces=named", "--namespaces.dir=" + dir}, capabilities: []uintptr{admin}, includes: []string{"CAP_SYS_ADMIN"}},
 		{name: "all", args: []string{"--namespaces=all", "--namespaces.dir=" + dir}, capabilities: []uintptr{admin, ptrace}, includes: []string{"CAP_SYS_ADMIN"}},
 		{name: "all, root", args: []string{"--namespaces=all", "--namespaces.dir=" + dir}, root: true, includes: []string{"CAP_SYS_ADMIN"}},
+		{name: "exact", args: []string{"--exact"}, capabilities: []uintptr{bpf, perfmon}, includes: []string{"CAP_BPF"}},
+		{name: "exact, root", args: []string{"--exact"}, root: true, includes: []string{"CAP_BPF"}},
 		{name: "connect failures", args: []string{"--connect-failures"}, capabilities: []uintptr{bpf, perfmon, search}, includes: []string{"CAP_BPF"}},
 		{name: "connect failures, root", args: []string{"--connect-failures"}, root: true, includes: []string{"CAP_BPF"}},
 	}
@@ -211,6 +213,9 @@ func TestSystemCalls(t *testing.T) {
 			counts := slices.Contains(tt.args, "--connect-failures")
 			if counts {
 				netnstest.Tracefs(t)
+			}
+			if slices.Contains(tt.args, "--exact") {
+				netnstest.HostRoot(t)
 			}
 			address := "127.0.0.1:" + strconv.Itoa(10260+i)
 			cmd := command(t, append(tt.args, "--collect.timeout=30s", "--web.listen-address="+address)...)
