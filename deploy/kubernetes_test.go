@@ -16,7 +16,7 @@ func TestKubernetes(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("tests of %s: %v\n%s", cmd.Dir, err, out)
 	}
-	for _, path := range []string{"kubernetes/base/daemonset.yaml", "kubernetes/overlays/all-namespaces/daemonset.yaml", "kubernetes/overlays/connect-failures/daemonset.yaml"} {
+	for _, path := range []string{"kubernetes/base/daemonset.yaml", "kubernetes/overlays/all-namespaces/daemonset.yaml", "kubernetes/overlays/connect-failures/daemonset.yaml", "kubernetes/overlays/exact/daemonset.yaml"} {
 		checkFlags(t, path, readFile(t, path))
 	}
 }

@@ -31,15 +31,16 @@ func checkFlags(t *testing.T, path, text string) {
 
 const systemdService = "systemd/ephemeral_port_exporter.service"
 
-// systemdVariants returns the service alone, with each drop-in, and with both. The drop-ins are appended
+// systemdVariants returns the service alone, with each drop-in, and with all. The drop-ins are appended
 // to the service, which has the same effect.
 func systemdVariants(t *testing.T) map[string]string {
 	t.Helper()
 	service := readFile(t, systemdService)
 	namespaces, failures := readFile(t, "systemd/all-namespaces.conf"), readFile(t, "systemd/connect-failures.conf")
+	exact := readFile(t, "systemd/exact.conf")
 	return map[string]string{
-		"service": service, "all-namespaces": service + namespaces, "connect-failures": service + failures,
-		"both": service + namespaces + failures,
+		"service": service, "all-namespaces": service + namespaces, "connect-failures": service + failures, "exact": service + exact,
+		"all": service + namespaces + failures + exact,
 	}
 }
 
@@ -57,7 +58,7 @@ func TestSystemdUnits(t *testing.T) {
 			t.Errorf("%s: systemd-analyze verify: %s", variant, out)
 		}
 	}
-	for _, name := range []string{"ephemeral_port_exporter.service", "ephemeral_port_exporter.socket", "ephemeral_port_exporter.default", "all-namespaces.conf", "connect-failures.conf"} {
+	for _, name := range []string{"ephemeral_port_exporter.service", "ephemeral_port_exporter.socket", "ephemeral_port_exporter.default", "all-namespaces.conf", "connect-failures.conf", "exact.conf"} {
 		checkFlags(t, name, readFile(t, filepath.Join("systemd", name)))
 	}
 }
@@ -66,7 +67,7 @@ func TestSystemdUnits(t *testing.T) {
 // capabilities, it is at most 3.
 func TestSystemdSecurity(t *testing.T) {
 	analyze := tool(t, "systemd-analyze", "systemd")
-	most := map[string]float64{"service": 1.5, "all-namespaces": 3, "connect-failures": 3, "both": 3}
+	most := map[string]float64{"service": 1.5, "all-namespaces": 3, "connect-failures": 3, "exact": 3, "all": 3}
 	for variant, service := range systemdVariants(t) {
 		path := write(t, t.TempDir(), "ephemeral_port_exporter.service", service)
 		out := run(t, analyze, "security", "--offline=true", "--no-pager", path)
@@ -89,6 +90,7 @@ func TestSystemdCapabilities(t *testing.T) {
 		"ephemeral_port_exporter.service": "",
 		"all-namespaces.conf":             "CAP_SYS_ADMIN CAP_SYS_PTRACE",
 		"connect-failures.conf":           "CAP_BPF CAP_PERFMON CAP_DAC_READ_SEARCH",
+		"exact.conf":                      "CAP_BPF CAP_PERFMON",
 	} {
 		unit := readFile(t, filepath.Join("systemd", name))
 		for _, setting := range []string{"CapabilityBoundingSet", "AmbientCapabilities"} {
@@ -138,19 +140,20 @@ func TestSystemdCalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	families := map[int]string{unix.AF_UNIX: "AF_UNIX", unix.AF_INET: "AF_INET", unix.AF_INET6: "AF_INET6", unix.AF_NETLINK: "AF_NETLINK"}
-	for capability, unit := range map[string]string{
-		"": "ephemeral_port_exporter.service", "CAP_SYS_ADMIN": "all-namespaces.conf", "CAP_BPF": "connect-failures.conf",
+	for unit, flag := range map[string]string{
+		"ephemeral_port_exporter.service": "", "all-namespaces.conf": "--namespaces", "exact.conf": "--exact", "connect-failures.conf": "--connect-failures",
 	} {
 		want := map[string][]string{}
 		for _, rule := range profile.Syscalls {
-			if strings.Join(rule.Includes.Caps, " ") != capability || strings.HasPrefix(rule.Comment, "What runc may call") {
+			always := len(rule.Includes.Caps) == 0
+			if always != (flag == "") || !strings.Contains(rule.Comment, flag) || strings.HasPrefix(rule.Comment, "What runc may call") {
 				continue
 			}
 			for _, name := range rule.Names {
 				if name == "socket" {
 					want["RestrictAddressFamilies"] = append(want["RestrictAddressFamilies"], families[rule.Args[0].Value])
 				}
-				if name != "socket" || !slices.Contains(want["SystemCallFilter"], name) && capability == "" {
+				if name != "socket" || !slices.Contains(want["SystemCallFilter"], name) && always {
 					want["SystemCallFilter"] = append(want["SystemCallFilter"], name)
 				}
 			}

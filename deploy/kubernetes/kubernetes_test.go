@@ -206,6 +206,19 @@ func TestConnectFailures(t *testing.T) {
 	}
 }
 
+// TestExact checks that the overlay adds what an eBPF program needs, and nothing else.
+func TestExact(t *testing.T) {
+	want, got := build(t, "base").daemonSet.Spec.Template.Spec, build(t, "overlays/exact").daemonSet.Spec.Template.Spec
+	no, root := false, int64(0)
+	want.SecurityContext.RunAsNonRoot, want.SecurityContext.RunAsUser, want.SecurityContext.RunAsGroup = &no, &root, &root
+	c := &want.Containers[0]
+	c.Args = append(c.Args, "--exact")
+	c.SecurityContext.Capabilities.Add = []core.Capability{"BPF", "PERFMON"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("pod (-want +got):\n%s", diff)
+	}
+}
+
 // TestPrometheusRule checks that the PrometheusRule has the same groups as the rule file.
 func TestPrometheusRule(t *testing.T) {
 	var want monitoring.PrometheusRuleSpec
