@@ -201,30 +201,38 @@ func BenchmarkNamespaces(b *testing.B) {
 	b.ReportMetric(all.rss(b), "RSS-MB")
 }
 
-// compareWithBareLoop scrapes the exporter and runs the bare loop, in turns.
+// compareWithBareLoop scrapes the exporter, with and without --exact, and runs the bare loop, in
+// turns.
 func compareWithBareLoop(b *testing.B) {
 	b.Helper()
-	e := startBench(b, benchAddress)
+	exporters := map[string]benchProcess{"": startBench(b, benchAddress)}
+	if netnstest.IsHostRoot() {
+		exporters["exact-"] = startBench(b, "127.0.0.1:996", "--exact")
+	}
 	loop := startBareLoop(b)
-	var bare, scrape, ratio, wall []float64
+	figures := map[string][]float64{}
+	add := func(name string, value float64) { figures[name] = append(figures[name], value) }
 	sockets := 0
 	for b.Loop() {
 		var loopCPU time.Duration
 		loopCPU, sockets = loop.dump(b)
-		start := time.Now()
-		cpu, _ := e.scrape(b)
-		wall = append(wall, time.Since(start).Seconds()*1000)
-		bare = append(bare, loopCPU.Seconds()*1000)
-		scrape = append(scrape, cpu.Seconds()*1000)
-		ratio = append(ratio, cpu.Seconds()/loopCPU.Seconds())
+		add("bare-cpu-ms", loopCPU.Seconds()*1000)
+		for mode, e := range exporters {
+			start := time.Now()
+			cpu, _ := e.scrape(b)
+			add(mode+"wall-ms/scrape", time.Since(start).Seconds()*1000)
+			add(mode+"cpu-ms/scrape", cpu.Seconds()*1000)
+			add(mode+"cpu/bare", cpu.Seconds()/loopCPU.Seconds())
+		}
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(float64(sockets), "sockets")
-	b.ReportMetric(median(bare), "bare-cpu-ms")
-	b.ReportMetric(median(scrape), "cpu-ms/scrape")
-	b.ReportMetric(median(ratio), "cpu/bare")
-	b.ReportMetric(median(wall), "wall-ms/scrape")
-	b.ReportMetric(e.rss(b), "RSS-MB")
+	for name, values := range figures {
+		b.ReportMetric(median(values), name)
+	}
+	for mode, e := range exporters {
+		b.ReportMetric(e.rss(b), mode+"RSS-MB")
+	}
 }
 
 // scrapesAtOnce returns how long scrapes took, in ms, of rounds of n at once.
