@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"iter"
 	"math/bits"
 	"slices"
 )
@@ -30,6 +31,21 @@ func (m *portMap) addUnreserved(s Settings) {
 			m.remove(uint16(p))
 		}
 	}
+}
+
+// maxPorts is one more than the greatest port.
+const maxPorts = 1 << 16
+
+// count returns the number of ports with the same parity as port that are at least from and less
+// than to.
+func (m *portMap) count(port uint16, from, to int) int {
+	n := 0
+	for p := from + (int(port)-from)&1; p < to; p += 2 {
+		if m.has(uint16(p)) {
+			n++
+		}
+	}
+	return n
 }
 
 // size returns the number of ports.
@@ -79,8 +95,96 @@ func (s *portSet) add(port uint16) {
 	s.parity[port%2]++
 }
 
+// count is like that of portMap.
+func (s *portSet) count(port uint16, from, to int) int {
+	if s.dense != nil {
+		return s.dense.count(port, from, to)
+	}
+	n := 0
+	for _, p := range s.sparse {
+		if int(p) >= from && int(p) < to && p%2 == port%2 {
+			n++
+		}
+	}
+	return n
+}
+
+// has reports whether the set has the port.
+func (s *portSet) has(port uint16) bool {
+	if s.dense != nil {
+		return s.dense.has(port)
+	}
+	_, found := slices.BinarySearch(s.sparse, port)
+	return found
+}
+
+// common returns how many ports both sets have.
+func (s *portSet) common(other *portSet) int {
+	if s.dense == nil || other.dense == nil {
+		if s.dense != nil {
+			s, other = other, s
+		}
+		n := 0
+		for _, p := range s.sparse {
+			if other.has(p) {
+				n++
+			}
+		}
+		return n
+	}
+	n := 0
+	for i, word := range s.dense {
+		n += bits.OnesCount64(word & other.dense[i])
+	}
+	return n
+}
+
 // size returns the number of ports.
 func (s *portSet) size() int { return s.parity[0] + s.parity[1] }
 
 // parityOf returns how many of the ports have the same parity as port.
 func (s *portSet) parityOf(port uint16) int { return s.parity[port%2] }
+
+// portLists are the ports of the sockets of many pools: 2 bytes for each socket, and some for each
+// pool.
+type portLists []portBlock
+
+// A portBlock is a part of one list.
+type portBlock struct {
+	ports  [14]uint16
+	before int32 // index of the block before, in the same list
+}
+
+// A portList is one of portLists. The zero value is an empty list.
+type portList struct {
+	last int32 // index of the block
+	n    int32
+}
+
+// add adds a port to one of the lists.
+func (l *portLists) add(list *portList, port uint16) {
+	i := int(list.n) % len(portBlock{}.ports)
+	if i == 0 {
+		*l = append(*l, portBlock{before: list.last})
+		list.last = int32(len(*l) - 1)
+	}
+	(*l)[list.last].ports[i] = port
+	list.n++
+}
+
+// all returns the ports of one of the lists. A port is in it as often as it was added.
+func (l portLists) all(list portList) iter.Seq[uint16] {
+	return func(yield func(uint16) bool) {
+		block := list.last
+		for n := list.n; n > 0; {
+			used := (int(n)-1)%len(portBlock{}.ports) + 1
+			for _, port := range l[block].ports[:used] {
+				if !yield(port) {
+					return
+				}
+			}
+			n -= int32(used)
+			block = l[block].before
+		}
+	}
+}

@@ -16,9 +16,11 @@ type Report struct {
 	CapacityPorts int // in the range, connect() can choose from these
 
 	// BoundPorts are those of CapacityPorts that connect() cannot choose after all, because
-	// some socket is bound to them. There can be more unless BoundKnown.
-	BoundPorts int
-	BoundKnown bool
+	// some socket is bound to them. If they were inferred, up to BoundUnknown more may be bound:
+	// how their clients choose was not seen. Without BoundKnown, nothing is known.
+	BoundPorts   int
+	BoundUnknown int
+	BoundKnown   bool
 
 	// MaxUtilization is the highest utilization of a destination, reported or not, or without
 	// any sockets. It is 1 if CapacityPorts is 0.
@@ -83,6 +85,7 @@ type Destination struct {
 type Source struct {
 	Address     netip.Addr
 	Ports       int     // distinct ports in use
+	Bound       int     // ports that are bound, as far as that is known
 	BindParity  int     // ports with the parity that bind(ip, 0) tries first
 	Capacity    int     // ports that bind(ip, 0) can choose from
 	Utilization float64 // from 0 to 1; at 1 the next bind(ip, 0) fails
@@ -96,7 +99,8 @@ func (t *Table) Report(limits Limits) Report {
 		BlockedPorts:  len(t.blocked.ports),
 		CapacityPorts: t.capacity,
 		BoundPorts:    t.bound.size(),
-		BoundKnown:    t.boundKnown,
+		BoundKnown:    t.boundKnown || t.inferred,
+		BoundUnknown:  t.unknown,
 		Sockets:       t.sockets,
 		TimeWait:      t.seen.report(),
 
@@ -133,6 +137,7 @@ func (t *Table) Report(limits Limits) Report {
 		src := Source{
 			Address:    keyAddr(key.address, key.zone),
 			Ports:      ports.size(),
+			Bound:      ports.common(&t.bound),
 			BindParity: ports.parityOf(t.settings.PortRange.Low + 1),
 			Capacity:   unreserved - denied(netip.AddrFrom16(key.address).Unmap()),
 		}
@@ -154,8 +159,8 @@ type candidate struct {
 // destination returns the report of one pool without the fields of setLoad.
 func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 	d := Destination{
-		Source:   keyAddr(key.source, key.zone),
-		Address:  netip.AddrPortFrom(keyAddr(key.destination, key.zone), uint16(key.port)),
+		Source:   key.sourceAddr(),
+		Address:  key.destinationAddr(),
 		Held:     counts.held(),
 		Reusable: int(counts.reusable),
 

@@ -21,6 +21,23 @@ type sourceKey struct {
 	zone    uint32
 }
 
+// sourceKey returns the key of the source of the pool's sockets.
+func (k poolKey) sourceKey() sourceKey {
+	key := sourceKey{address: k.source}
+	if isLinkLocal(netip.AddrFrom16(k.source)) {
+		key.zone = k.zone
+	}
+	return key
+}
+
+// sourceAddr returns the source address.
+func (k poolKey) sourceAddr() netip.Addr { return keyAddr(k.source, k.zone) }
+
+// destinationAddr returns the destination.
+func (k poolKey) destinationAddr() netip.AddrPort {
+	return netip.AddrPortFrom(keyAddr(k.destination, k.zone), uint16(k.port))
+}
+
 // poolCounts are the sockets of one pool.
 type poolCounts struct {
 	states   [Closing + 1]uint32 // by state
@@ -29,6 +46,8 @@ type poolCounts struct {
 	loopback bool
 	source   *portSet
 	closed   closedPorts // those of TIME_WAIT without reusable ones, and mini-sockets in FIN_WAIT2
+
+	fixed, reuse portList // the ports of sockets that are not reusable, and of those that are
 }
 
 // held returns the number of ports that the pool's sockets hold.
@@ -55,6 +74,9 @@ type Table struct {
 	seen     timeWaitSeconds
 
 	boundKnown bool // see KnowBound
+	inferred   bool // Infer had something to compare with
+	unknown    int  // late ports of clients of whom it is not known whether they bind first
+	lists      portLists
 
 	reserved int // ports of the range that are in ip_local_reserved_ports
 	capacity int // ports in usable
@@ -88,7 +110,8 @@ func (t *Table) Block(l Listener) {
 	t.blocked.add(l)
 }
 
-// KnowBound says that the reader knows of every socket whether its port is bound.
+// KnowBound says that the reader knows of every socket whether its port is bound, so that there is
+// nothing to Infer. It must come before the first Add.
 func (t *Table) KnowBound() { t.boundKnown = true }
 
 // Add counts a socket. The caller may reuse s afterwards.
@@ -111,17 +134,23 @@ func (t *Table) Add(s *Socket) {
 	}
 
 	rule := t.rule(c.loopback)
+	list := &c.fixed
 	switch {
 	case s.State == TimeWait:
 		t.seen.add(s.Expires)
-		c.addTimeWait(rule, s)
+		if c.addTimeWait(rule, s) {
+			list = &c.reuse
+		}
 	case s.State == FinWait2 && s.Mini:
 		c.closed.add(unanswered, rule.finWait2Age(s.Expires), rule.times[unanswered].life)
 	}
+	if !t.boundKnown {
+		t.lists.add(list, port)
+	}
 }
 
-// addTimeWait counts a socket in TIME_WAIT.
-func (c *poolCounts) addTimeWait(rule *timeWaitRule, s *Socket) {
+// addTimeWait counts a socket in TIME_WAIT, and reports whether its port is reusable.
+func (c *poolCounts) addTimeWait(rule *timeWaitRule, s *Socket) (reusable bool) {
 	kind := rule.kind(s.Timestamps)
 	if s.Bound == Yes {
 		kind = expired
@@ -129,9 +158,10 @@ func (c *poolCounts) addTimeWait(rule *timeWaitRule, s *Socket) {
 	age := rule.age(s.Expires)
 	if kind == takenOver && age > rule.delay {
 		c.reusable++
-		return
+		return true
 	}
 	c.closed.add(kind, min(age, rule.times[kind].life), rule.times[kind].life)
+	return false
 }
 
 // poolOf returns the counts of a socket's pool, valid until the next call.

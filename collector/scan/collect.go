@@ -14,7 +14,7 @@ import (
 // collectSelf reads the process's own namespace. It needs no privilege.
 func (s *Scanner) collectSelf(deadline time.Time) Namespace {
 	self := Namespace{Name: Self, Outcome: Collected}
-	if err := s.collect(&self, deadline); err != nil {
+	if err := s.collect(&self, &s.clients, deadline); err != nil {
 		return self.failed(err, outcomeOf(err))
 	}
 	return self
@@ -28,9 +28,9 @@ func outcomeOf(err error) Outcome {
 	return Failed
 }
 
-// collect reads the calling thread's namespace into n. The error is os.ErrDeadlineExceeded, an
-// error of package sockdiag, or the error of a file under /proc.
-func (s *Scanner) collect(n *Namespace, deadline time.Time) error {
+// collect reads the calling thread's namespace into n, with what is known of its clients. The error
+// is os.ErrDeadlineExceeded, an error of package sockdiag, or the error of a file under /proc.
+func (s *Scanner) collect(n *Namespace, clients *pool.Knowledge, deadline time.Time) error {
 	start := time.Now()
 	ns, err := s.proc.Namespace()
 	if err != nil {
@@ -53,6 +53,7 @@ func (s *Scanner) collect(n *Namespace, deadline time.Time) error {
 		return err
 	}
 	n.TimeWaitSockets = sockstat.TimeWait
+	*clients = table.Infer(*clients, s.cfg.Limits)
 	n.Report = table.Report(s.cfg.Limits)
 	n.Duration = time.Since(start)
 	return nil

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"ephemeral_port_exporter/collector/netns"
+	"ephemeral_port_exporter/collector/pool"
 )
 
 // A knownNamespace is what a Scanner remembers of another network namespace as long as that
@@ -19,6 +20,8 @@ type knownNamespace struct {
 	busy      bool   // in that scan
 	collected uint64 // number of the last scan that began to read its sockets
 	capacity  int    // ports of one pool if there were no listeners; -1 before it is read
+
+	clients pool.Knowledge
 
 	owner    Owner
 	ownerPID int   // the process of owner.Owner

@@ -32,11 +32,12 @@ type Scanner struct {
 	// fill adds the sockets of the calling thread's namespace to a table: dump or iterate.
 	fill func(table *pool.Table, ports pool.PortRange, deadline time.Time) error
 
-	mu     sync.Mutex                 // guards the fields below; no two scans walk the kernel's table at once
-	buffer []byte                     // for the answers of the kernel
-	logged map[string]bool            // failures of the last scan, see logFailures
-	known  map[uint64]*knownNamespace // other namespaces, by cookie
-	scans  uint64
+	mu      sync.Mutex                 // guards the fields below; no two scans walk the kernel's table at once
+	buffer  []byte                     // for the answers of the kernel
+	logged  map[string]bool            // failures of the last scan, see logFailures
+	known   map[uint64]*knownNamespace // other namespaces, by cookie
+	clients pool.Knowledge             // of our own namespace
+	scans   uint64
 
 	timeWait timeWaitCheck
 }
@@ -190,11 +191,28 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 		DiscoveryFailures: len(failures),
 	}
 	shareLimit(snapshot.Namespaces, s.cfg.Limits.Most)
+	s.keepClients(snapshot.Namespaces)
 	if s.connectFailures != nil {
 		counted := s.connectFailures.collect(time.Now())
 		snapshot.ConnectFailures = &counted
 	}
 	return snapshot, failures
+}
+
+// keepClients bounds what is remembered of clients by what is reported.
+func (s *Scanner) keepClients(namespaces []Namespace) {
+	known := s.knownByInode()
+	for i := range namespaces {
+		n := &namespaces[i]
+		if n.Outcome != Collected {
+			continue // what was known stays
+		}
+		if n.Name == Self {
+			s.clients.Keep(&n.Report)
+		} else {
+			known[n.Inode].clients.Keep(&n.Report)
+		}
+	}
 }
 
 // shareLimit limits the destinations and sources of all namespaces together.

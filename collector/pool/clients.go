@@ -1,0 +1,348 @@
+package pool
+
+import "net/netip"
+
+// connect() and bind(ip, 0) look for a free port in opposite orders. connect() first takes those
+// with the parity of the low end of the range, here called early, and the others, the late ones,
+// when no early one is free for its destination. bind(ip, 0) takes the late ones first. So a client
+// that has a new late port, while early ones are free, got it by bind(), and all plain connect()
+// calls of the namespace have lost that port. See __inet_hash_connect of net/ipv4/inet_hashtables.c
+// and inet_csk_find_open_port of net/ipv4/inet_connection_sock.c.
+//
+// The ports that a pool holds do not tell: a plain one that was more than half full can have any of
+// them left. Only ports that are new since the last scan tell, where there was a choice at both
+// times.
+
+const (
+	// choice is the part of the ports of one parity, 1 / choice, that must be free for a client
+	// to have had a choice. Between two scans, ports can be taken and given back.
+	choice = 4
+
+	// certain is the score at which clients count as binding first. Each scan adds 1 at most,
+	// unless the evidence is clear: clearPorts new late ports, and clearRatio times as many late
+	// as early ones. What is left of a plain pool that was full is not like that.
+	certain    = 3
+	clearPorts = 5
+	clearRatio = 4
+
+	// mixedRatio is how many times as many early as late ports clients hold at most that take
+	// any port of a list. If there are more, others of the same pool use plain connect().
+	mixedRatio = 2
+)
+
+// The order in which connect() tries ports; bind(ip, 0) does the opposite.
+const (
+	early = iota
+	late
+)
+
+// Knowledge is what a Table has learned about the clients of its namespace, for the next Table:
+// whether they bind before they connect. Nothing of it is a number to report. The zero value is to
+// know nothing.
+type Knowledge struct {
+	sources   map[sourceKey]*knownSource
+	earlyFree bool // connect() had a choice to a destination for which few ports were held
+}
+
+// A knownSource is what is known of the clients with one source address.
+type knownSource struct {
+	ports    *portSet // that were held
+	lateFree [2]bool  // bind() had a choice, in each half of the range
+	pools    map[poolKey]clients
+	complete bool    // no pool was forgotten
+	others   clients // of all pools together that are not in pools: most hold few ports
+}
+
+// clients is what is known of the clients of a pool, or of several together.
+type clients struct {
+	score     int  // evidence that they bind first, from 0 to certain
+	binds     bool // they do; from certain until the score is 0
+	connects  bool // plain connect() was seen
+	earlyFree bool // connect() had a choice
+}
+
+// plain reports whether the clients are known not to bind.
+func (c clients) plain() bool { return c.connects && !c.binds }
+
+// Keep forgets the sources and pools that a report does not contain, so that what is remembered is
+// bounded like what is reported.
+func (k Knowledge) Keep(r *Report) {
+	type pool struct {
+		source      netip.Addr
+		destination netip.AddrPort
+	}
+	sources := map[netip.Addr]bool{}
+	for _, s := range r.Sources {
+		sources[s.Address] = true
+	}
+	pools := map[pool]bool{}
+	for _, d := range r.Destinations {
+		pools[pool{d.Source, d.Address}] = true
+	}
+	for key, known := range k.sources {
+		if !sources[keyAddr(key.address, key.zone)] {
+			delete(k.sources, key)
+			continue
+		}
+		for key := range known.pools {
+			if !pools[pool{key.sourceAddr(), key.destinationAddr()}] {
+				delete(known.pools, key)
+				known.complete = false
+			}
+		}
+	}
+}
+
+// A unit is a pool, or all others of one source together.
+type unit struct {
+	clients
+	pools []int32 // index into Table.counts
+
+	others   clients  // if it was one of the others of its source until now
+	old      *portSet // held on the source at the last scan; nil if there is nothing to compare with
+	lateFree [2]bool  // bind() had a choice at both scans, in each half of the range
+
+	held     [2]int // ports, early and late
+	taken    int    // early ports that connect() could not choose, of the pool with most
+	newLate  int    // ports that nobody on the source held at the last scan
+	newEarly int    // likewise, where late ones were free
+}
+
+// A unitKey identifies a unit.
+type unitKey struct {
+	source sourceKey
+	pool   poolKey // zero for the others
+}
+
+// minOwn is the number of ports from which on a pool is told apart from the others of its source.
+const minOwn = 10
+
+// Infer finds the ports that clients bound, as far as that shows, and returns what it has learned
+// for the next Table: to forget the pools that are not reported, call Keep with the report. Infer
+// must come after the last Add and before Report.
+func (t *Table) Infer(before Knowledge, limits Limits) Knowledge {
+	minPorts := max(limits.MinPorts, minOwn)
+	low := t.settings.PortRange.Low
+	usable := t.usable.count(low, int(low), maxPorts)
+	learned, units := t.units(before, minPorts)
+
+	// Ports that may be bound leave connect() no choice either.
+	var doubtful portSet
+	for _, u := range units {
+		t.countPorts(u)
+		if u.others.binds && u.held[early] <= mixedRatio*u.held[late] {
+			u.score, u.binds = u.others.score, true
+		}
+		if u.binds {
+			t.bindPorts(u)
+		}
+		if !u.plain() {
+			t.eachPort(u, doubtful.add)
+		}
+	}
+	learned.earlyFree = hasChoice(usable-doubtful.parityOf(low), usable)
+	for key, u := range units {
+		free := usable - doubtful.parityOf(low)
+		if u.plain() {
+			free -= u.taken
+		}
+		bound := u.binds
+		u.judge(hasChoice(free, usable))
+		if u.binds && !bound {
+			t.bindPorts(u)
+		}
+		if !u.binds && !u.connects {
+			t.unknown += u.held[late]
+		}
+		if key.pool == (poolKey{}) {
+			learned.sources[key.source].others = u.clients
+		}
+	}
+	for pool, i := range t.pools {
+		if t.counts[i].held() >= minPorts {
+			known := learned.sources[pool.sourceKey()]
+			known.pools[pool] = known.others
+			if u := units[unitKey{pool.sourceKey(), pool}]; u != nil {
+				known.pools[pool] = u.clients
+			}
+		}
+	}
+	t.countBound()
+	t.inferred = before.sources != nil
+	return learned
+}
+
+// units returns the units of all pools, with what is known of them, and Knowledge without clients.
+func (t *Table) units(before Knowledge, minPorts int) (Knowledge, map[unitKey]*unit) {
+	learned := Knowledge{sources: make(map[sourceKey]*knownSource, len(t.sources))}
+	usable := t.countLate(&t.usable)
+	for key, s := range t.sources {
+		known := &knownSource{ports: s, pools: map[poolKey]clients{}, complete: true}
+		held := t.countLate(s)
+		for half := range known.lateFree {
+			known.lateFree[half] = hasChoice(usable[half]-held[half], usable[half])
+		}
+		learned.sources[key] = known
+	}
+
+	units := map[unitKey]*unit{}
+	for pool, i := range t.pools {
+		key := unitKey{source: pool.sourceKey()}
+		if t.counts[i].held() >= minPorts && before.sources[key.source].canTell(pool) {
+			key.pool = pool
+		}
+		u := units[key]
+		if u == nil {
+			u = newUnit(key, before, learned.sources[key.source])
+			units[key] = u
+		}
+		u.pools = append(u.pools, i)
+	}
+	return learned, units
+}
+
+// canTell reports whether a pool can be told apart: it is known, or it is known to be new.
+func (s *knownSource) canTell(pool poolKey) bool {
+	if s == nil || s.complete {
+		return true
+	}
+	_, ok := s.pools[pool]
+	return ok
+}
+
+// newUnit returns a unit without pools.
+func newUnit(key unitKey, before Knowledge, now *knownSource) *unit {
+	source := before.sources[key.source]
+	if source == nil {
+		return &unit{}
+	}
+	u := &unit{old: source.ports}
+	if known, ok := source.pools[key.pool]; ok {
+		u.clients = known
+	} else if key.pool == (poolKey{}) {
+		u.clients = source.others
+		u.earlyFree = before.earlyFree
+	} else {
+		u.others = source.others
+		u.earlyFree = before.earlyFree
+	}
+	for half := range u.lateFree {
+		u.lateFree[half] = source.lateFree[half] && now.lateFree[half]
+	}
+	return u
+}
+
+// countPorts counts the ports of a unit.
+func (t *Table) countPorts(u *unit) {
+	for _, i := range u.pools {
+		taken := 0
+		for port := range t.lists.all(t.counts[i].fixed) {
+			if t.orderOf(port) == early {
+				taken++
+			}
+		}
+		u.taken = max(u.taken, taken)
+	}
+	t.eachPort(u, func(port uint16) {
+		order := t.orderOf(port)
+		u.held[order]++
+		switch {
+		case u.old == nil || u.old.has(port):
+		case order == late:
+			u.newLate++
+		case u.lateFree[t.halfOf(port)]:
+			u.newEarly++
+		}
+	})
+}
+
+// judge draws the conclusion from the ports of a unit. earlyFree says whether connect() has a choice
+// now.
+func (u *unit) judge(earlyFree bool) {
+	if !u.binds && !u.connects && u.held[late] == 0 && u.held[early] >= clearPorts {
+		u.connects = true // bind() leaves no late port
+	}
+	switch hadChoice := u.old != nil && u.earlyFree && earlyFree; {
+	case hadChoice && u.newLate >= clearPorts && u.newLate >= clearRatio*u.newEarly:
+		u.score, u.connects = certain, false
+	case hadChoice && u.newLate > 0:
+		u.score = min(u.score+1, certain)
+	case u.newLate == 0 && u.newEarly > 0:
+		u.score = max(u.score-1, 0)
+		u.connects = true
+	}
+	u.binds = u.score == certain || u.binds && u.score > 0
+	u.earlyFree = earlyFree
+}
+
+// bindPorts marks the ports of a unit whose clients bind first.
+func (t *Table) bindPorts(u *unit) {
+	mixed := u.connects && u.held[early] > mixedRatio*u.held[late]
+	t.eachPort(u, func(port uint16) {
+		if !mixed || t.orderOf(port) == late {
+			t.bound.add(port)
+		}
+	})
+}
+
+// countBound counts the marked ports of each pool.
+func (t *Table) countBound() {
+	if t.bound.size() == 0 {
+		return
+	}
+	for i := range t.counts {
+		c := &t.counts[i]
+		for port := range t.lists.all(c.fixed) {
+			if t.bound.has(port) {
+				c.bound++
+			}
+		}
+		for port := range t.lists.all(c.reuse) {
+			if t.bound.has(port) {
+				c.bound++
+				c.reusable--
+			}
+		}
+	}
+}
+
+// eachPort calls f for the port of each socket of a unit.
+func (t *Table) eachPort(u *unit, f func(port uint16)) {
+	for _, i := range u.pools {
+		for port := range t.lists.all(t.counts[i].fixed) {
+			f(port)
+		}
+		for port := range t.lists.all(t.counts[i].reuse) {
+			f(port)
+		}
+	}
+}
+
+// hasChoice reports whether enough of the usable ports are free to tell what a client chose.
+func hasChoice(free, usable int) bool { return free > 0 && free*choice >= usable }
+
+// orderOf returns early or late.
+func (t *Table) orderOf(port uint16) int { return int(port-t.settings.PortRange.Low) % 2 }
+
+// halfOf returns the half of the range that a port is in, 0 or 1. With SO_REUSEADDR, bind(ip, 0)
+// takes all ports of the lower half before any other.
+func (t *Table) halfOf(port uint16) int {
+	if int(port) < t.upperHalf() {
+		return 0
+	}
+	return 1
+}
+
+// upperHalf returns the first port of the upper half of the range.
+func (t *Table) upperHalf() int {
+	low, high := int(t.settings.PortRange.Low), int(t.settings.PortRange.High)+1
+	return low + (high-low)>>2<<1
+}
+
+// countLate counts the late ports in each half of the range.
+func (t *Table) countLate(ports interface {
+	count(parity uint16, from, to int) int
+}) [2]int {
+	parity := t.settings.PortRange.Low + 1
+	return [2]int{ports.count(parity, 0, t.upperHalf()), ports.count(parity, t.upperHalf(), maxPorts)}
+}

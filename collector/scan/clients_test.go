@@ -1,0 +1,275 @@
+//go:build linux
+
+package scan
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
+)
+
+// load is what a client does with its connections: it keeps the open ones, the oldest first.
+type load struct {
+	t    *testing.T
+	open []int
+}
+
+func newLoad(t *testing.T) *load {
+	l := &load{t: t}
+	t.Cleanup(func() { l.close(len(l.open)) })
+	return l
+}
+
+// connect opens n connections, or fewer if the kernel has no port left. It returns how many.
+func (l *load) connect(c netnstest.Client, n int) int {
+	l.t.Helper()
+	for i := range n {
+		fd, err := c.Connect()
+		if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) {
+			return i
+		}
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		l.open = append(l.open, fd)
+	}
+	return n
+}
+
+// close closes the n oldest connections. They leave no TIME_WAIT, as if the peer had closed first.
+func (l *load) close(n int) {
+	for _, fd := range l.open[:n] {
+		netnstest.CloseRepaired(fd)
+	}
+	l.open = l.open[n:]
+}
+
+// shuffle puts the connections into a random order.
+func (l *load) shuffle() {
+	rand.Shuffle(len(l.open), func(i, j int) { l.open[i], l.open[j] = l.open[j], l.open[i] })
+}
+
+// reverse puts the connections into the opposite order.
+func (l *load) reverse() {
+	for i, j := 0, len(l.open)-1; i < j; i, j = i+1, j-1 {
+		l.open[i], l.open[j] = l.open[j], l.open[i]
+	}
+}
+
+const clientsPorts = 500
+
+// selfReport returns the report of the own namespace.
+func selfReport(t *testing.T, s *Scanner) pool.Report {
+	t.Helper()
+	n := s.Scan(t.Context()).Namespaces[0]
+	if n.Err != nil {
+		t.Fatal(n.Err)
+	}
+	return n.Report
+}
+
+// TestBindFirstBeside has a client that uses plain connect() beside another that binds first. The
+// scan before the first connect() that fails has a utilization of 0.95 at least, and none has more
+// than is true.
+func TestBindFirstBeside(t *testing.T) {
+	bindFirst := func(destination func(i int) string) func(step int, l *load) {
+		return func(step int, l *load) {
+			for i := range 14 {
+				c := clientTo("198.51.100.1", destination(14*step+i)).bind(netnstest.BindFirst)
+				c.Source = netip.MustParseAddrPort("198.51.100.1:0")
+				l.connect(c.Client, 1)
+			}
+		}
+	}
+	reuse := func(step int, l *load) {
+		for i := range 14 {
+			c := clientTo("198.51.100.1", fmt.Sprintf("198.51.100.%d:80", 20+i%5)).bind(netnstest.BindReuseAddr)
+			c.Source = netip.MustParseAddrPort("198.51.100.1:0")
+			l.connect(c.Client, 1)
+		}
+	}
+	// A list of ports for each of five servers, as HAProxy's "source ip:range" makes it.
+	next := [5]int{}
+	lists := func(step int, l *load) {
+		for i := range 15 {
+			server := i % 5
+			c := clientTo("198.51.100.1", fmt.Sprintf("198.51.100.%d:80", 20+server)).bind(netnstest.BindReuseAddr)
+			c.Source = netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(40000+100*server+next[server]))
+			if next[server] < 99 && l.connect(c.Client, 1) == 1 {
+				next[server]++
+			}
+		}
+	}
+	tests := map[string]func(step int, l *load){
+		"one destination":                bindFirst(func(int) string { return "198.51.100.7:80" }),
+		"ten destinations":               bindFirst(func(i int) string { return fmt.Sprintf("198.51.100.%d:80", 20+i%10) }),
+		"a destination for each":         bindFirst(func(i int) string { return fmt.Sprintf("198.51.100.7:%d", 1000+i) }),
+		"SO_REUSEADDR":                   reuse,
+		"lists of ports of five servers": lists,
+	}
+	for name, others := range tests {
+		t.Run(name, func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40499")
+			next = [5]int{}
+			s := newScanner(t, testConfig())
+			binding, plain := newLoad(t), newLoad(t)
+			victim := clientTo("198.51.100.2", "198.51.100.9:443").bind(netnstest.BindNoPort)
+			victim.Source = netip.MustParseAddrPort("198.51.100.2:0")
+			for step := range 100 {
+				r := selfReport(t, s)
+				got := utilizationOf(r, victim.source, victim.Destination)
+				held, bound := len(plain.open), len(binding.open)
+				if r.BoundPorts > bound || got > float64(held+bound)/clientsPorts || step > 10 && r.BoundPorts != bound {
+					t.Errorf("step %d: %d bound ports, utilization %v, of %d bound and %d plain connections", step, r.BoundPorts, got, bound, held)
+				}
+				others(step, binding)
+				if plain.connect(victim.Client, 4) < 4 {
+					if got < 0.95 {
+						t.Errorf("utilization %v before the first failure, want 0.95", got)
+					}
+					return
+				}
+			}
+			t.Error("no connect() failed")
+		})
+	}
+}
+
+// TestBindFirstPlain has clients that use plain connect() only, and that fill their pool, drain it in
+// any order, churn, and fill it again. No port is bound, whenever the first scan is.
+func TestBindFirstPlain(t *testing.T) {
+	a := clientTo("198.51.100.1", "198.51.100.7:80")
+	b := clientTo("198.51.100.1", "198.51.100.8:80")
+	drain := map[string]func(*load){"first in, first out": func(*load) {}, "last in, first out": (*load).reverse, "any": (*load).shuffle}
+	for name, order := range drain {
+		t.Run(name, func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40499")
+			l, beside := newLoad(t), newLoad(t)
+			beside.connect(b.Client, 60)
+			s := newScanner(t, testConfig())
+			scans := 0
+			check := func(restart bool) {
+				t.Helper()
+				if restart {
+					s = newScanner(t, testConfig())
+				}
+				scans++
+				r := selfReport(t, s)
+				want := float64(len(l.open)) / clientsPorts
+				if got := utilizationOf(r, a.source, a.Destination); r.BoundPorts != 0 || got != want {
+					t.Errorf("scan %d: %d bound ports, utilization %v, want 0 and %v", scans, r.BoundPorts, got, want)
+				}
+			}
+			for round := range 3 {
+				restart := func() bool { return round > 0 && rand.IntN(6) == 0 }
+				for l.connect(a.Client, 40) > 0 {
+					check(restart())
+				}
+				for range 6 { // at full
+					l.shuffle()
+					l.close(80)
+					check(restart())
+					l.connect(a.Client, 80)
+					check(restart())
+				}
+				order(l)
+				for len(l.open) > 40 {
+					l.close(min(30, len(l.open)))
+					l.connect(a.Client, 5)
+					order(l)
+					check(restart())
+				}
+				for range 10 { // with few
+					l.connect(a.Client, 30)
+					check(restart())
+					l.shuffle()
+					l.close(30)
+				}
+			}
+		})
+	}
+}
+
+// TestBindFirstPool has a client that binds first fill its pool, leave it, and fill it again, with one
+// of plain connect() on the same source.
+func TestBindFirstPool(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40499")
+	c := clientTo("198.51.100.1", "198.51.100.7:80").bind(netnstest.BindFirst)
+	c.Source = netip.MustParseAddrPort("198.51.100.1:0")
+	other := clientTo("198.51.100.1", "198.51.100.8:80").bind(netnstest.BindNoPort)
+	other.Source = c.Source
+	l, beside := newLoad(t), newLoad(t)
+	s := newScanner(t, testConfig())
+	selfReport(t, s)
+	beside.connect(other.Client, 20)
+	l.connect(c.Client, 20)
+	selfReport(t, s)
+	check := func() {
+		t.Helper()
+		r := selfReport(t, s)
+		if r.BoundPorts != len(l.open) || r.BoundUnknown != 0 || sourceOf(t, r, c.source).Bound != len(l.open) {
+			t.Errorf("%d bound ports, %d unknown, want %d and 0; source %+v", r.BoundPorts, r.BoundUnknown, len(l.open), sourceOf(t, r, c.source))
+		}
+		want := float64(len(beside.open)+len(l.open)) / clientsPorts
+		if got := utilizationOf(r, other.source, other.Destination); got != want {
+			t.Errorf("utilization of the plain client %v, want %v", got, want)
+		}
+	}
+	for range 2 {
+		for l.connect(c.Client, 40) == 40 {
+			check()
+		}
+		check() // at full
+		l.shuffle()
+		for len(l.open) > 60 {
+			l.close(40)
+			check()
+		}
+	}
+
+	// From now on, the client does not bind any more.
+	l.close(len(l.open))
+	c.Bind = netnstest.NoBind
+	for range 6 {
+		beside.connect(c.Client, 10)
+		selfReport(t, s)
+	}
+	if r := selfReport(t, s); r.BoundPorts != 0 || r.BoundUnknown != 0 {
+		t.Errorf("%d bound ports, %d unknown, of clients that do not bind", r.BoundPorts, r.BoundUnknown)
+	}
+}
+
+// TestBindFirstUnknown has a first scan when the pool is full already.
+func TestBindFirstUnknown(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40499")
+	c := clientTo("198.51.100.1", "198.51.100.7:80").bind(netnstest.BindFirst)
+	c.Source = netip.MustParseAddrPort("198.51.100.1:0")
+	l := newLoad(t)
+	l.connect(c.Client, 450)
+	s := newScanner(t, testConfig())
+	if r := selfReport(t, s); r.BoundKnown {
+		t.Errorf("%d bound ports are known after one scan", r.BoundPorts)
+	}
+	l.connect(c.Client, 10)
+	if r := selfReport(t, s); !r.BoundKnown || r.BoundPorts != 0 || r.BoundUnknown != 250 {
+		t.Errorf("%d bound ports, %d unknown, known %v, want 0, 250, true", r.BoundPorts, r.BoundUnknown, r.BoundKnown)
+	}
+	l.shuffle()
+	l.close(300)
+	selfReport(t, s)
+	l.connect(c.Client, 10)
+	if r := selfReport(t, s); r.BoundPorts != 170 || r.BoundUnknown != 0 {
+		t.Errorf("%d bound ports, %d unknown, want 170 and 0", r.BoundPorts, r.BoundUnknown)
+	}
+}
