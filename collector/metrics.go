@@ -12,7 +12,7 @@ import (
 
 // descs are the descriptions of all metrics.
 type descs struct {
-	rangeLow, rangeHigh, reservedPorts, blockedPorts, capacityPorts, boundPorts, maxUtilization *prometheus.Desc
+	rangeLow, rangeHigh, reservedPorts, blockedPorts, capacityPorts, boundPorts, boundUnknownPorts, maxUtilization *prometheus.Desc
 
 	tcpTWReuse, tcpTimestamps, tcpTWReuseDelay, tcpFinTimeout                *prometheus.Desc
 	timeWaitLength, timeWaitSockets, timeWaitLimitSockets, timeWaitOverflows *prometheus.Desc
@@ -20,7 +20,7 @@ type descs struct {
 	destinationPorts, destinationReusablePorts, destinationUtilization *prometheus.Desc
 	destinationCeiling, destinationCloses, destinationExhaustion       *prometheus.Desc
 
-	sourcePorts, sourceBindParityPorts, sourceUtilization *prometheus.Desc
+	sourcePorts, sourceBoundPorts, sourceBindParityPorts, sourceUtilization *prometheus.Desc
 
 	unreportedDestinations, unreportedPorts, unreportedSources, maxSourceUtilization *prometheus.Desc
 
@@ -56,7 +56,10 @@ func newDescs() descs {
 			"Ports that connect() can choose for each pair of source address and destination: the range without reserved and blocked ports.",
 			namespace, nil),
 		boundPorts: prometheus.NewDesc("ephemeral_port_bound_ports",
-			"Ports of the capacity that connect() cannot choose, whatever the destination, because some socket got them by bind(), on any address. Only with --exact.",
+			"Ports of the capacity that connect() cannot choose, whatever the destination, because some socket got them by bind(), on any address. Without --exact, inferred from which ports clients take, from the second scrape on.",
+			namespace, nil),
+		boundUnknownPorts: prometheus.NewDesc("ephemeral_port_bound_unknown_ports",
+			"Ports that may be bound too: the exporter has not seen yet how the clients that hold them choose ports.",
 			namespace, nil),
 		maxUtilization: prometheus.NewDesc("ephemeral_port_max_utilization_ratio",
 			"Highest utilization of a destination, including destinations without series of their own. 1 means that the next connect() to that destination fails.",
@@ -109,8 +112,11 @@ func newDescs() descs {
 		sourcePorts: prometheus.NewDesc("ephemeral_port_source_ports",
 			"Distinct ports of the range in use on the source address, to any destination.",
 			source, nil),
+		sourceBoundPorts: prometheus.NewDesc("ephemeral_port_source_bound_ports",
+			"Those of source_ports that are bound, see bound_ports. If they are more than half, clients bind before they connect: watch the source utilization.",
+			source, nil),
 		sourceBindParityPorts: prometheus.NewDesc("ephemeral_port_source_bind_parity_ports",
-			"Those of source_ports with the parity that bind(ip, 0) tries first. If they are more than half, clients bind before they connect: watch the source utilization.",
+			"Those of source_ports with the parity that bind(ip, 0) tries first.",
 			source, nil),
 		sourceUtilization: prometheus.NewDesc("ephemeral_port_source_utilization_ratio",
 			"Ports in use on the source address, divided by the ports that bind(ip, 0) can choose from. 1 means that the next bind(ip, 0) fails with EADDRINUSE. It does not affect clients that only call connect().",
@@ -174,12 +180,12 @@ func newDescs() descs {
 // describe sends all descriptions.
 func (d *descs) describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		d.rangeLow, d.rangeHigh, d.reservedPorts, d.blockedPorts, d.capacityPorts, d.boundPorts, d.maxUtilization,
+		d.rangeLow, d.rangeHigh, d.reservedPorts, d.blockedPorts, d.capacityPorts, d.boundPorts, d.boundUnknownPorts, d.maxUtilization,
 		d.tcpTWReuse, d.tcpTimestamps, d.tcpTWReuseDelay, d.tcpFinTimeout,
 		d.timeWaitLength, d.timeWaitSockets, d.timeWaitLimitSockets, d.timeWaitOverflows,
 		d.destinationPorts, d.destinationReusablePorts, d.destinationUtilization,
 		d.destinationCeiling, d.destinationCloses, d.destinationExhaustion,
-		d.sourcePorts, d.sourceBindParityPorts, d.sourceUtilization,
+		d.sourcePorts, d.sourceBoundPorts, d.sourceBindParityPorts, d.sourceUtilization,
 		d.unreportedDestinations, d.unreportedPorts, d.unreportedSources, d.maxSourceUtilization,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
 		d.netnsInfo, d.namespaces, d.discoveryFailures,
@@ -245,6 +251,7 @@ func (d *descs) sendSettings(gauge func(*prometheus.Desc, float64), r pool.Repor
 	gauge(d.capacityPorts, float64(r.CapacityPorts))
 	if r.BoundKnown {
 		gauge(d.boundPorts, float64(r.BoundPorts))
+		gauge(d.boundUnknownPorts, float64(r.BoundUnknown))
 	}
 
 	gauge(d.tcpTWReuse, float64(r.Settings.TWReuse))
@@ -279,6 +286,9 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 	for _, src := range r.Sources {
 		ip := src.Address.String()
 		gauge(d.sourcePorts, float64(src.Ports), ip)
+		if r.BoundKnown {
+			gauge(d.sourceBoundPorts, float64(src.Bound), ip)
+		}
 		gauge(d.sourceBindParityPorts, float64(src.BindParity), ip)
 		gauge(d.sourceUtilization, src.Utilization, ip)
 	}

@@ -54,7 +54,7 @@ func TestMetrics(t *testing.T) {
 			TWReuse:   2, TWReuseDelay: 1500 * time.Millisecond, Timestamps: 1,
 			FinTimeout: 30 * time.Second, TimeWaitLimit: 131072, TimeWaitLength: time.Minute,
 		},
-		ReservedPorts: 5, BlockedPorts: 2, CapacityPorts: 28225, BoundPorts: 4, BoundKnown: true,
+		ReservedPorts: 5, BlockedPorts: 2, CapacityPorts: 28225, BoundPorts: 4, BoundUnknown: 3, BoundKnown: true,
 		MaxUtilization: 0.75,
 		Destinations: []pool.Destination{
 			{
