@@ -36,12 +36,13 @@ const (
 	late
 )
 
-// Knowledge is what a Table has learned about the clients of its namespace, for the next Table:
-// whether they bind before they connect. Nothing of it is a number to report. The zero value is to
-// know nothing.
+// Knowledge is what a Table has learned about its namespace for the next one: whether clients bind
+// before they connect, and whether peers use timestamps. Nothing of it is a number to report. The
+// zero value is to know nothing.
 type Knowledge struct {
-	sources   map[sourceKey]*knownSource
-	earlyFree bool // connect() had a choice to a destination for which few ports were held
+	sources    map[sourceKey]*knownSource
+	earlyFree  bool                    // connect() had a choice to a destination for which few ports were held
+	timestamps map[netip.AddrPort]Fact // by destination, see Question
 }
 
 // A knownSource is what is known of the clients with one source address.
@@ -76,8 +77,15 @@ func (k Knowledge) Keep(r *Report) {
 		sources[s.Address] = true
 	}
 	pools := map[pool]bool{}
+	destinations := map[netip.AddrPort]bool{}
 	for _, d := range r.Destinations {
 		pools[pool{d.Source, d.Address}] = true
+		destinations[d.Address] = true
+	}
+	for destination := range k.timestamps {
+		if !destinations[destination] {
+			delete(k.timestamps, destination)
+		}
 	}
 	for key, known := range k.sources {
 		if !sources[keyAddr(key.address, key.zone)] {
@@ -120,11 +128,14 @@ const minOwn = 10
 // Infer finds the ports that clients bound, as far as that shows, and returns what it has learned
 // for the next Table: to forget the pools that are not reported, call Keep with the report. Infer
 // must come after the last Add and before Report.
-func (t *Table) Infer(before Knowledge, limits Limits) Knowledge {
+func (t *Table) Infer(limits Limits) Knowledge {
+	if t.boundKnown {
+		return t.before // there is nothing to infer
+	}
 	minPorts := max(limits.MinPorts, minOwn)
 	low := t.settings.PortRange.Low
 	usable := t.usable.count(low, int(low), maxPorts)
-	learned, units := t.units(before, minPorts)
+	learned, units := t.units(minPorts)
 
 	// Ports that may be bound leave connect() no choice either.
 	var doubtful portSet
@@ -168,13 +179,13 @@ func (t *Table) Infer(before Knowledge, limits Limits) Knowledge {
 		}
 	}
 	t.countBound()
-	t.inferred = before.sources != nil
+	t.inferred = t.before.sources != nil
 	return learned
 }
 
 // units returns the units of all pools, with what is known of them, and Knowledge without clients.
-func (t *Table) units(before Knowledge, minPorts int) (Knowledge, map[unitKey]*unit) {
-	learned := Knowledge{sources: make(map[sourceKey]*knownSource, len(t.sources))}
+func (t *Table) units(minPorts int) (Knowledge, map[unitKey]*unit) {
+	learned := Knowledge{sources: make(map[sourceKey]*knownSource, len(t.sources)), timestamps: t.before.timestamps}
 	usable := t.countLate(&t.usable)
 	for key, s := range t.sources {
 		known := &knownSource{ports: s, pools: map[poolKey]clients{}, complete: true}
@@ -188,12 +199,12 @@ func (t *Table) units(before Knowledge, minPorts int) (Knowledge, map[unitKey]*u
 	units := map[unitKey]*unit{}
 	for pool, i := range t.pools {
 		key := unitKey{source: pool.sourceKey()}
-		if t.counts[i].held() >= minPorts && before.sources[key.source].canTell(pool) {
+		if t.counts[i].held() >= minPorts && t.before.sources[key.source].canTell(pool) {
 			key.pool = pool
 		}
 		u := units[key]
 		if u == nil {
-			u = newUnit(key, before, learned.sources[key.source])
+			u = newUnit(key, t.before, learned.sources[key.source])
 			units[key] = u
 		}
 		u.pools = append(u.pools, i)

@@ -111,7 +111,7 @@ func TestCeilingFigures(t *testing.T) {
 	for _, tt := range tests {
 		table := tableOf(tt.settings, tt.listeners)
 		l := newLoad(table.rule(false), new(closedPorts))
-		if got := l.ceiling(table.capacity, tt.open, table.rule(false).hold()); math.Abs(got-tt.want) > 0.01 {
+		if got := l.ceiling(table.capacity, tt.open, table.rule(false).hold(Unknown)); math.Abs(got-tt.want) > 0.01 {
 			t.Errorf("%+v, %d open: got %v, want %v", tt.settings, tt.open, got, tt.want)
 		}
 	}
@@ -206,7 +206,7 @@ func TestCloseRateMixed(t *testing.T) {
 func TestExhaustion(t *testing.T) {
 	for _, settings := range []Settings{thousandPorts, reusing(thousandPorts, 20*time.Second), reusing(thousandPorts, time.Second)} {
 		rule := settings.timeWaitRule(false)
-		ceiling := 1000 / rule.hold().Seconds()
+		ceiling := 1000 / rule.hold(Unknown).Seconds()
 		for _, start := range []float64{0, 0.5} {
 			for _, rate := range []float64{1.2, 2, 5} {
 				s := simulation{settings: settings}
@@ -221,7 +221,7 @@ func TestExhaustion(t *testing.T) {
 					d := s.report(t, now)
 					if want := end - now; !near(d.Exhaustion, want, max(0.1*want, 2)) {
 						t.Errorf("hold %v, from %v × the ceiling to %v ×: after %.1f s exhausted in %v s, want %v",
-							rule.hold(), start, rate, now-70, d.Exhaustion, want)
+							rule.hold(Unknown), start, rate, now-70, d.Exhaustion, want)
 					}
 				}
 			}

@@ -67,6 +67,10 @@ type Destination struct {
 	// choose because some socket is bound to them. They are part of Utilization.
 	BoundByOthers int
 
+	// Timestamps says whether the peer uses TCP timestamps (RFC 7323): otherwise its TIME_WAIT
+	// is never reusable. It is Unknown on loopback, and where nobody needed to know.
+	Timestamps Fact
+
 	// CloseRate is the number of connections per second that this host closes first. Only these
 	// hold their ports after they are closed.
 	CloseRate float64
@@ -164,6 +168,7 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 		Held:     counts.held(),
 		Reusable: int(counts.reusable),
 
+		Timestamps:    counts.timestamps,
 		BoundByOthers: t.boundByOthers(counts),
 	}
 	for i, state := range States {
@@ -179,7 +184,7 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	l := newLoad(rule, &counts.closed)
 	ports := t.capacity - d.BoundByOthers
 	d.CloseRate = l.closeRate()
-	d.Ceiling = l.ceiling(ports, d.Held-int(counts.states[TimeWait]), rule.hold())
+	d.Ceiling = l.ceiling(ports, d.Held-int(counts.states[TimeWait]), rule.hold(counts.timestamps))
 	d.Exhaustion = l.exhaustion(d.Held-d.Reusable, ports)
 }
 

@@ -1,6 +1,9 @@
 package pool
 
-import "net/netip"
+import (
+	"cmp"
+	"net/netip"
+)
 
 // loopbackInterface is the index of the interface lo in every network namespace,
 // LOOPBACK_IFINDEX of include/net/flow.h.
@@ -47,6 +50,10 @@ type poolCounts struct {
 	source   *portSet
 	closed   closedPorts // those of TIME_WAIT without reusable ones, and mini-sockets in FIN_WAIT2
 
+	open          uint16 // the port of an open connection; 0 if there is none
+	openInterface uint32 // its Socket.Interface
+	timestamps    Fact   // the peer uses TCP timestamps
+
 	fixed, reuse portList // the ports of sockets that are not reusable, and of those that are
 }
 
@@ -73,9 +80,10 @@ type Table struct {
 	sockets  int
 	seen     timeWaitSeconds
 
-	boundKnown bool // see KnowBound
-	inferred   bool // Infer had something to compare with
-	unknown    int  // late ports of clients of whom it is not known whether they bind first
+	before     Knowledge // see Recall
+	boundKnown bool      // see KnowBound
+	inferred   bool      // Infer had something to compare with
+	unknown    int       // late ports of clients of whom it is not known whether they bind first
 	lists      portLists
 
 	reserved int // ports of the range that are in ip_local_reserved_ports
@@ -110,6 +118,9 @@ func (t *Table) Block(l Listener) {
 	t.blocked.add(l)
 }
 
+// Recall has the Table use what earlier ones learned. It must come before the first Add.
+func (t *Table) Recall(k Knowledge) { t.before = k }
+
 // KnowBound says that the reader knows of every socket whether its port is bound, so that there is
 // nothing to Infer. It must come before the first Add.
 func (t *Table) KnowBound() { t.boundKnown = true }
@@ -141,8 +152,10 @@ func (t *Table) Add(s *Socket) {
 		if c.addTimeWait(rule, s) {
 			list = &c.reuse
 		}
-	case s.State == FinWait2 && s.Mini:
+	case s.Mini: // in FIN_WAIT2
 		c.closed.add(unanswered, rule.finWait2Age(s.Expires), rule.times[unanswered].life)
+	case s.State != SynSent && s.State != SynRecv:
+		c.open, c.openInterface = port, s.Interface
 	}
 	if !t.boundKnown {
 		t.lists.add(list, port)
@@ -151,7 +164,10 @@ func (t *Table) Add(s *Socket) {
 
 // addTimeWait counts a socket in TIME_WAIT, and reports whether its port is reusable.
 func (c *poolCounts) addTimeWait(rule *timeWaitRule, s *Socket) (reusable bool) {
-	kind := rule.kind(s.Timestamps)
+	if s.Timestamps != Unknown && !c.loopback {
+		c.timestamps = s.Timestamps
+	}
+	kind := rule.kind(cmp.Or(s.Timestamps, c.timestamps))
 	if s.Bound == Yes {
 		kind = expired
 	}
@@ -175,10 +191,14 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 	if !ok {
 		i = int32(len(t.counts))
 		t.pools[key] = i
-		t.counts = append(t.counts, poolCounts{
+		c := poolCounts{
 			loopback: local.IsLoopback() || remote.IsLoopback() || s.Interface == loopbackInterface,
 			source:   t.sourceOf(s),
-		})
+		}
+		if !c.loopback {
+			c.timestamps = t.before.timestamps[key.destinationAddr()]
+		}
+		t.counts = append(t.counts, c)
 	}
 	return &t.counts[i]
 }

@@ -78,8 +78,8 @@ func (r *timeWaitRule) kind(timestamps Fact) closeKind {
 }
 
 // hold returns how long a closed connection holds its port before connect() can choose it
-// again, if its peer uses timestamps where this host does.
-func (r *timeWaitRule) hold() time.Duration { return r.times[r.kind(Unknown)].hold }
+// again. timestamps says whether the peer uses them.
+func (r *timeWaitRule) hold(timestamps Fact) time.Duration { return r.times[r.kind(timestamps)].hold }
 
 // age returns how long ago a socket entered TIME_WAIT.
 func (r *timeWaitRule) age(expires time.Duration) time.Duration {

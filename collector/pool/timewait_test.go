@@ -36,8 +36,8 @@ func TestTimeWaitRule(t *testing.T) {
 			TWReuse: tt.reuse, Timestamps: tt.timestamps, TWReuseDelay: tt.delay, TimeWaitLength: tt.length, Tick: 4 * ms,
 		}
 		r := settings.timeWaitRule(tt.loopback)
-		if r.reusable != tt.reusable || r.hold() != tt.hold {
-			t.Errorf("%+v: got reusable %v, hold %v", tt, r.reusable, r.hold())
+		if r.reusable != tt.reusable || r.hold(Unknown) != tt.hold {
+			t.Errorf("%+v: got reusable %v, hold %v", tt, r.reusable, r.hold(Unknown))
 		}
 	}
 }

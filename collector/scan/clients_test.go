@@ -273,3 +273,13 @@ func TestBindFirstUnknown(t *testing.T) {
 		t.Errorf("%d bound ports, %d unknown, want 170 and 0", r.BoundPorts, r.BoundUnknown)
 	}
 }
+
+// utilizationOf returns the utilization of a destination, 0 if it has none.
+func utilizationOf(r pool.Report, source netip.Addr, destination netip.AddrPort) float64 {
+	for _, d := range r.Destinations {
+		if d.Source == source && d.Address == destination {
+			return d.Utilization
+		}
+	}
+	return 0
+}

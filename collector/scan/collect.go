@@ -14,7 +14,7 @@ import (
 // collectSelf reads the process's own namespace. It needs no privilege.
 func (s *Scanner) collectSelf(deadline time.Time) Namespace {
 	self := Namespace{Name: Self, Outcome: Collected}
-	if err := s.collect(&self, &s.clients, deadline); err != nil {
+	if err := s.collect(&self, &s.learned, deadline); err != nil {
 		return self.failed(err, outcomeOf(err))
 	}
 	return self
@@ -28,9 +28,9 @@ func outcomeOf(err error) Outcome {
 	return Failed
 }
 
-// collect reads the calling thread's namespace into n, with what is known of its clients. The error
+// collect reads the calling thread's namespace into n, with what is known of it. The error
 // is os.ErrDeadlineExceeded, an error of package sockdiag, or the error of a file under /proc.
-func (s *Scanner) collect(n *Namespace, clients *pool.Knowledge, deadline time.Time) error {
+func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, deadline time.Time) error {
 	start := time.Now()
 	ns, err := s.proc.Namespace()
 	if err != nil {
@@ -41,8 +41,8 @@ func (s *Scanner) collect(n *Namespace, clients *pool.Knowledge, deadline time.T
 	if err != nil {
 		return err
 	}
-	table := pool.NewTable(settings)
-	if err := s.fill(table, settings.PortRange, deadline); err != nil {
+	table, err := s.fillTable(settings, known, deadline)
+	if err != nil {
 		return err
 	}
 	sockstat, err := s.proc.Sockstat()
@@ -53,7 +53,7 @@ func (s *Scanner) collect(n *Namespace, clients *pool.Knowledge, deadline time.T
 		return err
 	}
 	n.TimeWaitSockets = sockstat.TimeWait
-	*clients = table.Infer(*clients, s.cfg.Limits)
+	*known = table.Infer(s.cfg.Limits)
 	n.Report = table.Report(s.cfg.Limits)
 	n.Duration = time.Since(start)
 	return nil
@@ -99,4 +99,45 @@ func (s *Scanner) readSettings(ns *procfs.Namespace) (pool.Settings, error) {
 		return pool.Settings{}, err
 	}
 	return settings, nil
+}
+
+// fillTable returns a Table of the calling thread's namespace. It adds to known which peers use
+// timestamps. If that contradicts what the Table assumed, it reads all sockets once more.
+func (s *Scanner) fillTable(settings pool.Settings, known *pool.Knowledge, deadline time.Time) (*pool.Table, error) {
+	for again := false; ; again = true {
+		table := pool.NewTable(settings)
+		table.Recall(*known)
+		if err := s.fill(table, settings.PortRange, deadline); err != nil {
+			return nil, err
+		}
+		if again {
+			return table, nil
+		}
+		changed, err := s.askTimestamps(table.Questions(s.cfg.Limits), known, deadline)
+		if err != nil || !changed {
+			return table, err
+		}
+	}
+}
+
+// askTimestamps adds the answers to known. It reports whether one was not as assumed.
+func (s *Scanner) askTimestamps(questions []pool.Question, known *pool.Knowledge, deadline time.Time) (changed bool, err error) {
+	if len(questions) == 0 {
+		return false, nil
+	}
+	conn, err := s.dialUntil(deadline)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	for _, q := range questions {
+		timestamps, ok, err := conn.Timestamps(q.Local, q.Remote, q.Interface)
+		if err != nil {
+			return false, err
+		}
+		if ok && known.Answer(q, timestamps) {
+			changed = true
+		}
+	}
+	return changed, nil
 }

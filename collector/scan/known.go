@@ -21,7 +21,7 @@ type knownNamespace struct {
 	collected uint64 // number of the last scan that began to read its sockets
 	capacity  int    // ports of one pool if there were no listeners; -1 before it is read
 
-	clients pool.Knowledge
+	learned pool.Knowledge // about its clients and peers
 
 	owner    Owner
 	ownerPID int   // the process of owner.Owner

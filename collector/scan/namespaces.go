@@ -214,5 +214,5 @@ func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time
 		return netns.ErrGone // another namespace has its inode now
 	}
 	c.Outcome, c.known.collected = Collected, s.scans
-	return s.collect(&c.Namespace, &c.known.clients, deadline)
+	return s.collect(&c.Namespace, &c.known.learned, deadline)
 }

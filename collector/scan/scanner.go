@@ -36,7 +36,7 @@ type Scanner struct {
 	buffer  []byte                     // for the answers of the kernel
 	logged  map[string]bool            // failures of the last scan, see logFailures
 	known   map[uint64]*knownNamespace // other namespaces, by cookie
-	clients pool.Knowledge             // of our own namespace
+	learned pool.Knowledge             // about our own namespace
 	scans   uint64
 
 	timeWait timeWaitCheck
@@ -191,7 +191,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 		DiscoveryFailures: len(failures),
 	}
 	shareLimit(snapshot.Namespaces, s.cfg.Limits.Most)
-	s.keepClients(snapshot.Namespaces)
+	s.keepLearned(snapshot.Namespaces)
 	if s.connectFailures != nil {
 		counted := s.connectFailures.collect(time.Now())
 		snapshot.ConnectFailures = &counted
@@ -199,8 +199,8 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	return snapshot, failures
 }
 
-// keepClients bounds what is remembered of clients by what is reported.
-func (s *Scanner) keepClients(namespaces []Namespace) {
+// keepLearned bounds what is remembered of clients and peers by what is reported.
+func (s *Scanner) keepLearned(namespaces []Namespace) {
 	known := s.knownByInode()
 	for i := range namespaces {
 		n := &namespaces[i]
@@ -208,9 +208,9 @@ func (s *Scanner) keepClients(namespaces []Namespace) {
 			continue // what was known stays
 		}
 		if n.Name == Self {
-			s.clients.Keep(&n.Report)
+			s.learned.Keep(&n.Report)
 		} else {
-			known[n.Inode].clients.Keep(&n.Report)
+			known[n.Inode].learned.Keep(&n.Report)
 		}
 	}
 }

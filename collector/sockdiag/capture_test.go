@@ -157,7 +157,7 @@ func captureDump(t *testing.T, file string, typ netlink.HeaderType, body []byte)
 	t.Helper()
 	c := dial(t)
 	c.seq = 1
-	if err := c.send(typ, body); err != nil {
+	if err := c.send(typ, netlink.Request|netlink.Dump, body); err != nil {
 		t.Fatal(err)
 	}
 	var datagrams []byte

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
@@ -119,6 +120,41 @@ func (c *Conn) Sockets(states []State, low, high uint16, each func(*Socket)) err
 	return nil
 }
 
+// Timestamps asks whether an open connection uses TCP timestamps (RFC 7323). iface is
+// Socket.Interface. known is false if the connection does not exist any more, or if the kernel does
+// not say, as of one in TIME_WAIT. It takes microseconds: the kernel walks no table.
+func (c *Conn) Timestamps(local, remote netip.AddrPort, iface uint32) (timestamps, known bool, err error) {
+	timestamps, known, err = c.timestamps(local, remote, iface)
+	if err != nil {
+		return false, false, fmt.Errorf("sockdiag: read tcp socket: %w", err)
+	}
+	return timestamps, known, nil
+}
+
+func (c *Conn) timestamps(local, remote netip.AddrPort, iface uint32) (timestamps, known bool, err error) {
+	c.seq++
+	if err := c.send(typeByFamily, netlink.Request, oneSocket(local, remote, iface)); err != nil {
+		return false, false, fmt.Errorf("send request: %w", err)
+	}
+	b, err := c.receive()
+	if err != nil {
+		return false, false, fmt.Errorf("receive answer: %w", err)
+	}
+	var info []byte
+	r := reply{typ: typeByFamily, seq: c.seq, each: func(*Socket) {}, info: &info}
+	if _, err := r.datagram(b); errors.Is(err, unix.ENOENT) {
+		return false, false, nil
+	} else if err != nil {
+		return false, false, err
+	}
+	// struct tcp_info of linux/tcp.h begins with __u8 tcpi_state, tcpi_ca_state, tcpi_retransmits,
+	// tcpi_probes, tcpi_backoff, tcpi_options.
+	if len(info) < 6 {
+		return false, false, nil
+	}
+	return info[5]&tcpiOptTimestamps != 0, true, nil
+}
+
 // dump calls each for the sockets of both address families.
 func (c *Conn) dump(req request, each func(*Socket)) error {
 	if !c.byFamily {
@@ -142,7 +178,7 @@ func (c *Conn) dump(req request, each func(*Socket)) error {
 // number, with an error too.
 func (c *Conn) roundTrip(typ netlink.HeaderType, body []byte, each func(*Socket)) (rows int, err error) {
 	c.seq++
-	if err := c.send(typ, body); err != nil {
+	if err := c.send(typ, netlink.Request|netlink.Dump, body); err != nil {
 		return 0, fmt.Errorf("send request: %w", err)
 	}
 
@@ -160,11 +196,11 @@ func (c *Conn) roundTrip(typ netlink.HeaderType, body []byte, each func(*Socket)
 }
 
 // send writes a request to the kernel.
-func (c *Conn) send(typ netlink.HeaderType, body []byte) error {
+func (c *Conn) send(typ netlink.HeaderType, flags netlink.HeaderFlags, body []byte) error {
 	b := make([]byte, sizeofHeader, sizeofHeader+len(body))
 	binary.NativeEndian.PutUint32(b[0:], uint32(sizeofHeader+len(body)))
 	binary.NativeEndian.PutUint16(b[4:], uint16(typ))
-	binary.NativeEndian.PutUint16(b[6:], uint16(netlink.Request|netlink.Dump))
+	binary.NativeEndian.PutUint16(b[6:], uint16(flags))
 	binary.NativeEndian.PutUint32(b[8:], c.seq)
 	b = append(b, body...)
 

@@ -544,3 +544,72 @@ func TestConnKernelDeadline(t *testing.T) {
 		t.Errorf("got %v, want %v", err, os.ErrDeadlineExceeded)
 	}
 }
+
+// TestConnTimestamps asks about real connections, with and without TCP timestamps.
+func TestConnTimestamps(t *testing.T) {
+	netnstest.New(t)
+	c := dial(t)
+	v4 := netip.MustParseAddrPort("198.51.100.7:80")
+	v6 := netip.MustParseAddrPort("[2001:db8::7]:80")
+	listeners := map[netip.AddrPort]int{
+		v4: netnstest.Listen(t, "198.51.100.7:80", false),
+		v6: netnstest.Listen(t, "[2001:db8::7]:80", false),
+	}
+	for _, client := range []netnstest.Client{{Destination: v4}, {Destination: v6}, {Destination: v4, Mapped: true}} {
+		for _, want := range []bool{true, false} {
+			value := "0"
+			if want {
+				value = "1"
+			}
+			netnstest.Sysctl(t, "ipv4/tcp_timestamps", value)
+			fd, server := netnstest.Pair(t, client, listeners[client.Destination])
+			netnstest.Sysctl(t, "ipv4/tcp_timestamps", "2") // must not matter
+			local := localAddr(t, fd)
+			if got, known, err := c.Timestamps(local, client.Destination, 0); err != nil || !known || got != want {
+				t.Errorf("%v, mapped %v: got %v, %v, %v, want %v", local, client.Mapped, got, known, err, want)
+			}
+			netnstest.Hangup(fd)
+			netnstest.Hangup(server)
+			if _, known, err := c.Timestamps(local, client.Destination, 0); err != nil || known {
+				t.Errorf("%v in TIME_WAIT: known %v, %v", local, known, err)
+			}
+			if _, known, err := c.Timestamps(netip.AddrPortFrom(local.Addr(), 1), client.Destination, 0); err != nil || known {
+				t.Errorf("no socket: known %v, %v", known, err)
+			}
+		}
+	}
+	if _, err := collectSockets(connected(c)); err != nil {
+		t.Errorf("a dump afterwards: %v", err)
+	}
+}
+
+// TestConnTimestampsErrors must not read as an answer.
+func TestConnTimestampsErrors(t *testing.T) {
+	for name, answer := range map[string]func(sockdiagtest.Request) [][]byte{
+		"refused":   func(r sockdiagtest.Request) [][]byte { return [][]byte{r.Error(unix.EPERM)} },
+		"truncated": func(r sockdiagtest.Request) [][]byte { return [][]byte{r.Socket(1, v4Local, v4Remote, 0)[:40]} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, known, err := fakeConn(t, answer).Timestamps(v4Local, v4Remote, 0); err == nil || known {
+				t.Errorf("known %v, %v, want an error", known, err)
+			}
+		})
+	}
+}
+
+// localAddr returns the local end of a socket, an IPv4 address unmapped.
+func localAddr(t *testing.T, fd int) netip.AddrPort {
+	t.Helper()
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	t.Fatalf("address %v", sa)
+	return netip.AddrPort{}
+}

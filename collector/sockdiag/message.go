@@ -23,7 +23,10 @@ const (
 	// net/ipv4/inet_diag.c.
 	timerTimeWait = 3
 
+	attrInfo   = 2  // INET_DIAG_INFO
 	attrV6Only = 11 // INET_DIAG_SKV6ONLY
+
+	tcpiOptTimestamps = 1 // TCPI_OPT_TIMESTAMPS of linux/tcp.h
 )
 
 // A reply decodes the datagrams that answer one request.
@@ -32,6 +35,7 @@ type reply struct {
 	seq  uint32             // of the request
 	each func(*Socket)
 	rows int
+	info *[]byte // where to put INET_DIAG_INFO, unless nil
 
 	socket Socket // the argument of each
 }
@@ -77,6 +81,11 @@ func (r *reply) datagram(b []byte) (done bool, err error) {
 			if ok {
 				r.rows++
 				r.each(&r.socket)
+			}
+			if r.info != nil {
+				if *r.info, err = attribute(body[sizeofMsg:], attrInfo); err != nil {
+					return false, err
+				}
 			}
 		case netlink.Done:
 			errno, err := parseErrno(body)
@@ -171,18 +180,24 @@ func (s *Socket) parse(b []byte) (ok bool, err error) {
 // it to each AF_INET6 listener since Linux 3.19, without a request for it. A listener without it
 // counts as dual-stack, which is the default.
 func parseV6Only(b []byte) (bool, error) {
+	value, err := attribute(b, attrV6Only)
+	return len(value) > 0 && value[0] != 0, err
+}
+
+// attribute returns the value of an attribute among those in b, or nil if there is none.
+func attribute(b []byte, typ uint16) ([]byte, error) {
 	for len(b) > 0 {
 		if len(b) < sizeofAttr {
-			return false, fmt.Errorf("%w: %d bytes, expected an attribute", ErrMalformed, len(b))
+			return nil, fmt.Errorf("%w: %d bytes, expected an attribute", ErrMalformed, len(b))
 		}
 		length := int(binary.NativeEndian.Uint16(b[0:2]))
 		if length < sizeofAttr || length > len(b) {
-			return false, fmt.Errorf("%w: attribute length %d, %d bytes left", ErrMalformed, length, len(b))
+			return nil, fmt.Errorf("%w: attribute length %d, %d bytes left", ErrMalformed, length, len(b))
 		}
-		if binary.NativeEndian.Uint16(b[2:4]) == attrV6Only && length > sizeofAttr {
-			return b[sizeofAttr] != 0, nil
+		if binary.NativeEndian.Uint16(b[2:4]) == typ {
+			return b[sizeofAttr:length], nil
 		}
 		b = b[min(align(length), len(b)):]
 	}
-	return false, nil
+	return nil, nil
 }

@@ -4,6 +4,7 @@ package sockdiag
 
 import (
 	"encoding/binary"
+	"net/netip"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -15,6 +16,8 @@ const (
 	typeByFamily netlink.HeaderType = unix.SOCK_DIAG_BY_FAMILY // 20
 
 	attrReqBytecode = 1 // INET_DIAG_REQ_BYTECODE
+
+	extInfo = 1 << (attrInfo - 1) // in idiag_ext
 
 	opPortGE = 2 // INET_DIAG_BC_S_GE
 	opPortLE = 3 // INET_DIAG_BC_S_LE
@@ -70,6 +73,28 @@ func (r request) byFamily(family uint8) []byte {
 	b[1] = unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(b[4:], r.states)
 	return r.appendFilter(b)
+}
+
+// oneSocket returns the body of a SOCK_DIAG_BY_FAMILY request for one socket with its struct
+// tcp_info. An AF_INET6 socket that uses IPv4 is found by its IPv4 addresses.
+func oneSocket(local, remote netip.AddrPort, iface uint32) []byte {
+	b := make([]byte, sizeofReqV2)
+	b[0] = unix.AF_INET
+	if local.Addr().Is6() {
+		b[0] = unix.AF_INET6
+	}
+	b[1] = unix.IPPROTO_TCP
+	b[2] = extInfo
+	binary.NativeEndian.PutUint32(b[4:], ^uint32(0))
+	// struct inet_diag_sockid, see Socket.parse. The cookie is INET_DIAG_NOCOOKIE.
+	id := b[8:]
+	binary.BigEndian.PutUint16(id[0:], local.Port())
+	binary.BigEndian.PutUint16(id[2:], remote.Port())
+	copy(id[4:20], local.Addr().AsSlice())
+	copy(id[20:36], remote.Addr().AsSlice())
+	binary.NativeEndian.PutUint32(id[36:], iface)
+	binary.NativeEndian.PutUint64(id[40:], ^uint64(0))
+	return b
 }
 
 // appendFilter appends the attribute that makes the kernel filter by local port. On a server,

@@ -1,0 +1,59 @@
+package pool
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// A Question is whether an open connection uses TCP timestamps (RFC 7323). connect() takes over a
+// port in TIME_WAIT only if the old connection used them, whatever the sysctl says, and a dump does
+// not tell. But connections to one peer are alike.
+type Question struct {
+	Local, Remote netip.AddrPort
+	Interface     uint32 // as in Socket
+
+	destination netip.AddrPort
+}
+
+// Questions returns those whose answers would change a report with these limits, one for each pool.
+// There are none where TIME_WAIT is not reusable anyway, on loopback, and where the reader knows.
+func (t *Table) Questions(limits Limits) []Question {
+	type asked struct {
+		Question
+		held int
+	}
+	var all []asked
+	for key, i := range t.pools {
+		c := &t.counts[i]
+		held := c.held()
+		if c.open == 0 || c.loopback || t.boundKnown || held < limits.MinPorts || !t.rule(false).reusable {
+			continue
+		}
+		local := netip.AddrPortFrom(netip.AddrFrom16(key.source).Unmap(), c.open)
+		remote := netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), uint16(key.port))
+		all = append(all, asked{Question{local, remote, c.openInterface, key.destinationAddr()}, held})
+	}
+	slices.SortFunc(all, func(a, b asked) int {
+		return cmp.Or(cmp.Compare(b.held, a.held), a.Local.Compare(b.Local), a.destination.Compare(b.destination))
+	})
+	questions := make([]Question, min(len(all), limits.Most))
+	for i := range questions {
+		questions[i] = all[i].Question
+	}
+	return questions
+}
+
+// Answer remembers an answer. It reports whether a Table that recalled k before counted otherwise.
+func (k *Knowledge) Answer(q Question, timestamps bool) (changed bool) {
+	fact := No
+	if timestamps {
+		fact = Yes
+	}
+	before := k.timestamps[q.destination]
+	if k.timestamps == nil {
+		k.timestamps = map[netip.AddrPort]Fact{}
+	}
+	k.timestamps[q.destination] = fact
+	return fact != before && !(fact == Yes && before == Unknown)
+}

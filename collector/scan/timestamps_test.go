@@ -1,0 +1,99 @@
+//go:build linux
+
+package scan
+
+import (
+	"testing"
+	"time"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
+)
+
+// TestTimestamps has peers with and without TCP timestamps, and tcp_tw_reuse. Of the ports in
+// TIME_WAIT, the kernel grants again those of connections with timestamps only.
+func TestTimestamps(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40019")
+	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
+	setReuseDelay(t, time.Millisecond)
+	with, without := clientTo("198.51.100.1", "198.51.100.7:80"), clientTo("198.51.100.1", "198.51.100.8:80")
+	loopback := clientTo("127.0.0.1", "127.0.0.1:80")
+	cfg := testConfig()
+	cfg.Limits.MinPorts = 1
+	s := newScanner(t, cfg)
+	open := func(c oracleClient, timestamps string, timeWait int) {
+		t.Helper()
+		netnstest.Sysctl(t, "ipv4/tcp_timestamps", timestamps)
+		listener := netnstest.Listen(t, c.Destination.String(), false)
+		client, server := netnstest.Pair(t, c.Client, listener)
+		t.Cleanup(func() { netnstest.Hangup(client); netnstest.Hangup(server) })
+		netnstest.TimeWait(t, c.Client, listener, timeWait)
+		netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
+	}
+	open(with, "1", 12)
+	open(without, "0", 12)
+	open(loopback, "1", 12)
+	time.Sleep(50 * time.Millisecond)
+
+	r := selfReport(t, s)
+	for _, tt := range []struct {
+		name       string
+		client     oracleClient
+		timestamps pool.Fact
+		reusable   int
+	}{
+		{"with", with, pool.Yes, 12},
+		{"without", without, pool.No, 0},
+		{"loopback", loopback, pool.Unknown, 12},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, d := range r.Destinations {
+				if d.Source == tt.client.source && d.Address == tt.client.Destination {
+					if d.Timestamps != tt.timestamps || d.Reusable != tt.reusable || d.Held != 13 {
+						t.Errorf("timestamps %v, %d of %d ports reusable, want %v, %d of 13", d.Timestamps, d.Reusable, d.Held, tt.timestamps, tt.reusable)
+					}
+					return
+				}
+			}
+			t.Error("not reported")
+		})
+	}
+	for _, c := range []oracleClient{with, without, loopback} {
+		if got, err := c.Fill(t, 100); got != freeTo(r, c.source, c.Destination) {
+			t.Errorf("%v: %d ports granted, then %v, want %d", c.Destination, got, err, freeTo(r, c.source, c.Destination))
+		}
+	}
+}
+
+// TestTimestampsRemembered keeps an answer while the destination has no open connection.
+func TestTimestampsRemembered(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
+	setReuseDelay(t, time.Millisecond)
+	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "0")
+	c := clientTo("198.51.100.1", "198.51.100.8:80")
+	listener := netnstest.Listen(t, c.Destination.String(), false)
+	client, server := netnstest.Pair(t, c.Client, listener)
+	netnstest.TimeWait(t, c.Client, listener, 40)
+	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
+
+	s := newScanner(t, testConfig())
+	time.Sleep(20 * time.Millisecond)
+	want := func(timestamps pool.Fact, reusable int) {
+		t.Helper()
+		for _, d := range selfReport(t, s).Destinations {
+			if d.Address != c.Destination || d.Timestamps != timestamps || d.Reusable != reusable {
+				t.Errorf("got %+v, want timestamps %v, %d reusable ports", d, timestamps, reusable)
+			}
+		}
+	}
+	want(pool.No, 0)
+	netnstest.Hangup(client)
+	netnstest.Hangup(server)
+	want(pool.No, 0)
+
+	s = newScanner(t, testConfig()) // knows nothing: then the sysctl decides
+	time.Sleep(20 * time.Millisecond)
+	want(pool.Unknown, 41)
+}
