@@ -17,8 +17,8 @@ type descs struct {
 	tcpTWReuse, tcpTimestamps, tcpTWReuseDelay, tcpFinTimeout                *prometheus.Desc
 	timeWaitLength, timeWaitSockets, timeWaitLimitSockets, timeWaitOverflows *prometheus.Desc
 
-	destinationPorts, destinationReusablePorts, destinationUtilization *prometheus.Desc
-	destinationCeiling, destinationCloses, destinationExhaustion       *prometheus.Desc
+	destinationPorts, destinationReusablePorts, destinationUtilization                  *prometheus.Desc
+	destinationCeiling, destinationCloses, destinationExhaustion, destinationTimestamps *prometheus.Desc
 
 	sourcePorts, sourceBoundPorts, sourceBindParityPorts, sourceUtilization *prometheus.Desc
 
@@ -109,6 +109,10 @@ func newDescs() descs {
 			"Time until the utilization of the destination is 1 if this host goes on closing connections at the rate of the last seconds, and as many as now stay open. +Inf if the ports then suffice. 0 if they are exhausted.",
 			destination, nil),
 
+		destinationTimestamps: prometheus.NewDesc("ephemeral_port_destination_timestamps",
+			"1 if the peer uses TCP timestamps, 0 if not: then connect() never takes over a port in TIME_WAIT to it, whatever tcp_tw_reuse says. Absent on loopback, where tcp_tw_reuse does not apply, and while no open connection has told.",
+			destination, nil),
+
 		sourcePorts: prometheus.NewDesc("ephemeral_port_source_ports",
 			"Distinct ports of the range in use on the source address, to any destination.",
 			source, nil),
@@ -184,7 +188,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.tcpTWReuse, d.tcpTimestamps, d.tcpTWReuseDelay, d.tcpFinTimeout,
 		d.timeWaitLength, d.timeWaitSockets, d.timeWaitLimitSockets, d.timeWaitOverflows,
 		d.destinationPorts, d.destinationReusablePorts, d.destinationUtilization,
-		d.destinationCeiling, d.destinationCloses, d.destinationExhaustion,
+		d.destinationCeiling, d.destinationCloses, d.destinationExhaustion, d.destinationTimestamps,
 		d.sourcePorts, d.sourceBoundPorts, d.sourceBindParityPorts, d.sourceUtilization,
 		d.unreportedDestinations, d.unreportedPorts, d.unreportedSources, d.maxSourceUtilization,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
@@ -281,6 +285,12 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 		gauge(d.destinationCeiling, dst.Ceiling, sourceIP, ip, port)
 		gauge(d.destinationCloses, dst.CloseRate, sourceIP, ip, port)
 		gauge(d.destinationExhaustion, dst.Exhaustion, sourceIP, ip, port)
+		switch dst.Timestamps {
+		case pool.Yes:
+			gauge(d.destinationTimestamps, 1, sourceIP, ip, port)
+		case pool.No:
+			gauge(d.destinationTimestamps, 0, sourceIP, ip, port)
+		}
 	}
 
 	for _, src := range r.Sources {

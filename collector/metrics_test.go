@@ -59,15 +59,15 @@ func TestMetrics(t *testing.T) {
 		Destinations: []pool.Destination{
 			{
 				Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
-				Ports: [9]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, Held: 45, Reusable: 6, Utilization: 0.5, Ceiling: 454.5, CloseRate: 12.5, Exhaustion: math.Inf(1),
+				Ports: [9]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, Held: 45, Reusable: 6, Utilization: 0.5, Ceiling: 454.5, CloseRate: 12.5, Exhaustion: math.Inf(1), Timestamps: pool.Yes,
 			},
 			{
 				Source: netip.MustParseAddr("fe80::1%2"), Address: netip.MustParseAddrPort("[fe80::2%2]:80"),
-				Ports: [9]int{20}, Held: 20, Utilization: 0.25, Ceiling: 28205, CloseRate: 30000, Exhaustion: 0.75,
+				Ports: [9]int{20}, Held: 20, Utilization: 0.25, Ceiling: 28205, CloseRate: 30000, Exhaustion: 0.75, Timestamps: pool.No,
 			},
 		},
 		Sources: []pool.Source{
-			{Address: netip.MustParseAddr("10.0.0.1"), Ports: 45, BindParity: 40, Capacity: 28226, Utilization: 0.125},
+			{Address: netip.MustParseAddr("10.0.0.1"), Ports: 45, Bound: 30, BindParity: 40, Capacity: 28226, Utilization: 0.125},
 		},
 		MaxSourceUtilization:   0.25,
 		UnreportedDestinations: 3, UnreportedPorts: 9, UnreportedSources: 2,
@@ -167,7 +167,7 @@ func TestMetricsBound(t *testing.T) {
 	}
 	for i := range limit { // the limit is for all namespaces together
 		r := &s.Namespaces[i%collected].Report
-		r.Destinations = append(r.Destinations, pool.Destination{Source: address(0).Addr(), Address: address(i)})
+		r.Destinations = append(r.Destinations, pool.Destination{Source: address(0).Addr(), Address: address(i), Timestamps: pool.Yes})
 		r.Sources = append(r.Sources, pool.Source{Address: address(i).Addr()})
 	}
 	for i := range idle {
