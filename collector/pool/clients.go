@@ -51,6 +51,8 @@ type knownSource struct {
 	lateFree [2]bool  // bind() had a choice, in each half of the range
 	pools    map[poolKey]clients
 	complete bool    // no pool was forgotten
+	plain    bool    // nobody binds: there was no late port, and nobody did before
+	binds    bool    // some of the clients may bind first
 	others   clients // of all pools together that are not in pools: most hold few ports
 }
 
@@ -134,7 +136,7 @@ func (t *Table) Infer(limits Limits) Knowledge {
 	}
 	minPorts := max(limits.MinPorts, minOwn)
 	low := t.settings.PortRange.Low
-	usable := t.usable.count(low, int(low), maxPorts)
+	usable := t.usable.count(low, 0, maxPorts)
 	learned, units := t.units(minPorts)
 
 	// Ports that may be bound leave connect() no choice either.
@@ -165,17 +167,28 @@ func (t *Table) Infer(limits Limits) Knowledge {
 		if !u.binds && !u.connects {
 			t.unknown += u.held[late]
 		}
+		source := learned.sources[key.source]
+		source.binds = source.binds || !u.plain() || u.score > 0
 		if key.pool == (poolKey{}) {
-			learned.sources[key.source].others = u.clients
+			source.others = u.clients
 		}
 	}
 	for pool, i := range t.pools {
-		if t.counts[i].held() >= minPorts {
-			known := learned.sources[pool.sourceKey()]
-			known.pools[pool] = known.others
-			if u := units[unitKey{pool.sourceKey(), pool}]; u != nil {
-				known.pools[pool] = u.clients
-			}
+		c := &t.counts[i]
+		held := c.held()
+		if held < minPorts {
+			continue
+		}
+		known := learned.sources[pool.sourceKey()]
+		if known.pools == nil {
+			known.pools = map[poolKey]clients{}
+		}
+		known.pools[pool] = known.others
+		if u := units[unitKey{pool.sourceKey(), pool}]; u != nil {
+			known.pools[pool] = u.clients
+		} else if known.plain {
+			taken := doubtful.parityOf(low) + held - int(c.reusable)
+			known.pools[pool] = clients{connects: true, earlyFree: hasChoice(usable-taken, usable)}
 		}
 	}
 	t.countBound()
@@ -183,23 +196,36 @@ func (t *Table) Infer(limits Limits) Knowledge {
 	return learned
 }
 
-// units returns the units of all pools, with what is known of them, and Knowledge without clients.
+// units returns the units of all pools of clients that may bind, with what is known of them, and
+// Knowledge without clients.
 func (t *Table) units(minPorts int) (Knowledge, map[unitKey]*unit) {
 	learned := Knowledge{sources: make(map[sourceKey]*knownSource, len(t.sources)), timestamps: t.before.timestamps}
 	usable := t.countLate(&t.usable)
+	doubt, doubts := make(map[*portSet]bool, len(t.sources)), false
 	for key, s := range t.sources {
-		known := &knownSource{ports: s, pools: map[poolKey]clients{}, complete: true}
+		known := &knownSource{ports: s, complete: true, others: clients{connects: true}}
 		held := t.countLate(s)
 		for half := range known.lateFree {
 			known.lateFree[half] = hasChoice(usable[half]-held[half], usable[half])
 		}
+		before := t.before.sources[key]
+		known.plain = held == [2]int{} && (before == nil || !before.binds)
+		doubt[s] = !known.plain
+		doubts = doubts || !known.plain
 		learned.sources[key] = known
 	}
 
 	units := map[unitKey]*unit{}
+	if !doubts {
+		return learned, units
+	}
 	for pool, i := range t.pools {
+		c := &t.counts[i]
+		if !doubt[c.source] {
+			continue
+		}
 		key := unitKey{source: pool.sourceKey()}
-		if t.counts[i].held() >= minPorts && t.before.sources[key.source].canTell(pool) {
+		if c.held() >= minPorts && t.before.sources[key.source].canTell(pool) {
 			key.pool = pool
 		}
 		u := units[key]
@@ -245,18 +271,8 @@ func newUnit(key unitKey, before Knowledge, now *knownSource) *unit {
 
 // countPorts counts the ports of a unit.
 func (t *Table) countPorts(u *unit) {
-	for _, i := range u.pools {
-		taken := 0
-		for port := range t.lists.all(t.counts[i].fixed) {
-			if t.orderOf(port) == early {
-				taken++
-			}
-		}
-		u.taken = max(u.taken, taken)
-	}
 	t.eachPort(u, func(port uint16) {
 		order := t.orderOf(port)
-		u.held[order]++
 		switch {
 		case u.old == nil || u.old.has(port):
 		case order == late:
@@ -264,7 +280,23 @@ func (t *Table) countPorts(u *unit) {
 		case u.lateFree[t.halfOf(port)]:
 			u.newEarly++
 		}
+		if order == late {
+			u.held[late]++
+		}
 	})
+	for _, i := range u.pools {
+		c := &t.counts[i]
+		taken := c.held() - int(c.reusable)
+		for port := range t.lists.all(c.fixed) {
+			taken -= t.orderOf(port) // late is 1
+		}
+		u.taken = max(u.taken, taken)
+		u.held[early] += c.held()
+	}
+	u.held[early] -= u.held[late]
+	if !t.listEarly && u.newLate > 0 {
+		u.newEarly = u.held[early] // at most
+	}
 }
 
 // judge draws the conclusion from the ports of a unit. earlyFree says whether connect() has a choice

@@ -39,11 +39,17 @@ const maxPorts = 1 << 16
 // count returns the number of ports with the same parity as port that are at least from and less
 // than to.
 func (m *portMap) count(port uint16, from, to int) int {
+	parity := uint64(0x5555555555555555) << (port % 2)
 	n := 0
-	for p := from + (int(port)-from)&1; p < to; p += 2 {
-		if m.has(uint16(p)) {
-			n++
+	for i := from / 64; i*64 < to; i++ {
+		word := m[i] & parity
+		if first := from - i*64; first > 0 {
+			word &= ^uint64(0) << first
 		}
+		if after := to - i*64; after < 64 {
+			word &= 1<<after - 1
+		}
+		n += bits.OnesCount64(word)
 	}
 	return n
 }

@@ -81,6 +81,7 @@ type Table struct {
 	seen     timeWaitSeconds
 
 	before     Knowledge // see Recall
+	listEarly  bool      // lists have early ports too: a client may bind first
 	boundKnown bool      // see KnowBound
 	inferred   bool      // Infer had something to compare with
 	unknown    int       // late ports of clients of whom it is not known whether they bind first
@@ -119,7 +120,12 @@ func (t *Table) Block(l Listener) {
 }
 
 // Recall has the Table use what earlier ones learned. It must come before the first Add.
-func (t *Table) Recall(k Knowledge) { t.before = k }
+func (t *Table) Recall(k Knowledge) {
+	t.before = k
+	for _, source := range k.sources {
+		t.listEarly = t.listEarly || source.binds
+	}
+}
 
 // KnowBound says that the reader knows of every socket whether its port is bound, so that there is
 // nothing to Infer. It must come before the first Add.
@@ -157,7 +163,7 @@ func (t *Table) Add(s *Socket) {
 	case s.State != SynSent && s.State != SynRecv:
 		c.open, c.openInterface = port, s.Interface
 	}
-	if !t.boundKnown {
+	if !t.boundKnown && (t.listEarly || t.orderOf(port) == late) {
 		t.lists.add(list, port)
 	}
 }
@@ -195,7 +201,7 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 			loopback: local.IsLoopback() || remote.IsLoopback() || s.Interface == loopbackInterface,
 			source:   t.sourceOf(s),
 		}
-		if !c.loopback {
+		if !c.loopback && len(t.before.timestamps) > 0 {
 			c.timestamps = t.before.timestamps[key.destinationAddr()]
 		}
 		t.counts = append(t.counts, c)
