@@ -55,5 +55,5 @@ func (k *Knowledge) Answer(q Question, timestamps bool) (changed bool) {
 		k.timestamps = map[netip.AddrPort]Fact{}
 	}
 	k.timestamps[q.destination] = fact
-	return fact != before && !(fact == Yes && before == Unknown)
+	return fact != before && (fact == No || before == No)
 }

@@ -88,7 +88,7 @@ func TestBindFirstBeside(t *testing.T) {
 			}
 		}
 	}
-	reuse := func(step int, l *load) {
+	reuse := func(_ int, l *load) {
 		for i := range 14 {
 			c := clientTo("198.51.100.1", fmt.Sprintf("198.51.100.%d:80", 20+i%5)).bind(netnstest.BindReuseAddr)
 			c.Source = netip.MustParseAddrPort("198.51.100.1:0")
@@ -97,7 +97,7 @@ func TestBindFirstBeside(t *testing.T) {
 	}
 	// A list of ports for each of five servers, as HAProxy's "source ip:range" makes it.
 	next := [5]int{}
-	lists := func(step int, l *load) {
+	lists := func(_ int, l *load) {
 		for i := range 15 {
 			server := i % 5
 			c := clientTo("198.51.100.1", fmt.Sprintf("198.51.100.%d:80", 20+server)).bind(netnstest.BindReuseAddr)
@@ -282,4 +282,32 @@ func utilizationOf(r pool.Report, source netip.Addr, destination netip.AddrPort)
 		}
 	}
 	return 0
+}
+
+// TestBindFirstLimit has more pools than are reported, and so remembered: the others count together.
+func TestBindFirstLimit(t *testing.T) {
+	for _, bind := range []netnstest.Bind{netnstest.BindFirst, netnstest.BindNoPort} {
+		t.Run(fmt.Sprint(bind), func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40499")
+			cfg := testConfig()
+			cfg.Limits = pool.Limits{MinPorts: 10, Most: 2}
+			s := newScanner(t, cfg)
+			l := newLoad(t)
+			for i := range 18 {
+				for destination := range 6 {
+					c := clientTo("198.51.100.1", fmt.Sprintf("198.51.100.%d:80", 20+destination)).bind(bind)
+					c.Source = netip.MustParseAddrPort("198.51.100.1:0")
+					l.connect(c.Client, 4)
+				}
+				want := 0
+				if bind == netnstest.BindFirst && i > 1 {
+					want = len(l.open)
+				}
+				if r := selfReport(t, s); i > 1 && (r.BoundPorts != want || r.BoundUnknown != 0 || len(r.Destinations) > 2) {
+					t.Errorf("scan %d: %d bound ports, %d unknown, want %d and 0", i, r.BoundPorts, r.BoundUnknown, want)
+				}
+			}
+		})
+	}
 }
