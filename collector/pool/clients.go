@@ -141,26 +141,35 @@ func (t *Table) Infer(limits Limits) Knowledge {
 
 	// Ports that may be bound leave connect() no choice either.
 	var doubtful portSet
+	sum := 0 // of the early ones, if they are not listed
 	for _, u := range units {
 		t.countPorts(u)
 		if u.others.binds && u.held[early] <= mixedRatio*u.held[late] {
 			u.score, u.binds = u.others.score, true
+		}
+		if u.held[late] == 0 && u.held[early] >= clearPorts {
+			u.connects = true // bind() leaves no late port
 		}
 		if u.binds {
 			t.bindPorts(u)
 		}
 		if !u.plain() {
 			t.eachPort(u, doubtful.add)
+			sum += u.taken
 		}
 	}
-	learned.earlyFree = hasChoice(usable-doubtful.parityOf(low), usable)
+	free := usable - doubtful.parityOf(low)
+	if !t.listEarly {
+		free = usable - sum
+	}
+	learned.earlyFree = hasChoice(free, usable)
 	for key, u := range units {
-		free := usable - doubtful.parityOf(low)
+		taken := 0
 		if u.plain() {
-			free -= u.taken
+			taken = u.taken
 		}
 		bound := u.binds
-		u.judge(hasChoice(free, usable))
+		u.judge(hasChoice(free-taken, usable))
 		if u.binds && !bound {
 			t.bindPorts(u)
 		}
@@ -187,8 +196,8 @@ func (t *Table) Infer(limits Limits) Knowledge {
 		if u := units[unitKey{pool.sourceKey(), pool}]; u != nil {
 			known.pools[pool] = u.clients
 		} else if known.plain {
-			taken := doubtful.parityOf(low) + held - int(c.reusable)
-			known.pools[pool] = clients{connects: true, earlyFree: hasChoice(usable-taken, usable)}
+			taken := held - int(c.reusable)
+			known.pools[pool] = clients{connects: true, earlyFree: hasChoice(free-taken, usable)}
 		}
 	}
 	t.countBound()
@@ -302,12 +311,9 @@ func (t *Table) countPorts(u *unit) {
 // judge draws the conclusion from the ports of a unit. earlyFree says whether connect() has a choice
 // now.
 func (u *unit) judge(earlyFree bool) {
-	if !u.binds && !u.connects && u.held[late] == 0 && u.held[early] >= clearPorts {
-		u.connects = true // bind() leaves no late port
-	}
 	switch hadChoice := u.old != nil && u.earlyFree && earlyFree; {
 	case hadChoice && u.newLate >= clearPorts && u.newLate >= clearRatio*u.newEarly:
-		u.score, u.connects = certain, false
+		u.score = certain
 	case hadChoice && u.newLate > 0:
 		u.score = min(u.score+1, certain)
 	case u.newLate == 0 && u.newEarly > 0:

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -309,5 +310,145 @@ func TestBindFirstLimit(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestBindFirstBursts has a client of plain connect() that fills its pool and drains it between two
+// scans: what is left has new late ports, while early ones are free.
+func TestBindFirstBursts(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40499")
+	c := clientTo("198.51.100.1", "198.51.100.7:80")
+	l := newLoad(t)
+	newLoad(t).connect(clientTo("198.51.100.1", "198.51.100.8:80").Client, 12) // its source stays known
+	s := newScanner(t, testConfig())
+	check := func() {
+		t.Helper()
+		if r := selfReport(t, s); r.BoundPorts != 0 {
+			t.Errorf("%d bound ports of a client that does not bind", r.BoundPorts)
+		}
+	}
+	burst := func(fill, left int) {
+		t.Helper()
+		l.connect(c.Client, fill-len(l.open))
+		l.shuffle()
+		l.close(len(l.open) - left)
+		check()
+	}
+	check()
+	for range 6 { // few early ports are free
+		burst(490, 430)
+		l.close(410)
+		check()
+	}
+	l.close(len(l.open))
+	check()
+	for range 3 { // most are free, but not every time
+		burst(490, 100)
+		burst(490, 100)
+		l.close(100)
+		l.connect(c.Client, 20)
+		check()
+		l.connect(c.Client, 20)
+		check()
+		l.close(len(l.open))
+		check()
+	}
+	for range 3 { // none is free any more
+		l.connect(c.Client, 180)
+		check()
+		l.connect(c.Client, 300)
+		check()
+		l.close(len(l.open))
+		check()
+	}
+	for range 3 { // none was free the last time
+		l.connect(c.Client, 450)
+		check()
+		l.connect(c.Client, 40)
+		l.shuffle()
+		l.close(300)
+		check()
+		l.close(len(l.open))
+		check()
+	}
+}
+
+// TestBindFirstMixed has plain connect() and bind() in one pool.
+func TestBindFirstMixed(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40499")
+	plain := clientTo("198.51.100.1", "198.51.100.7:80")
+	first := plain.bind(netnstest.BindFirst)
+	first.Source = netip.MustParseAddrPort("198.51.100.1:0")
+	s := newScanner(t, testConfig())
+	a, b := newLoad(t), newLoad(t)
+	a.connect(plain.Client, 150) // more than half of the early ports
+	selfReport(t, s)
+	b.connect(first.Client, 20)
+	selfReport(t, s)
+	for range 5 {
+		b.connect(first.Client, 10)
+		if r := selfReport(t, s); r.BoundPorts != len(b.open) || r.BoundUnknown != 0 {
+			t.Errorf("%d bound ports, %d unknown, want %d and 0", r.BoundPorts, r.BoundUnknown, len(b.open))
+		}
+	}
+
+	// The one that binds goes away, the other fills the pool.
+	b.close(len(b.open))
+	a.close(100)
+	for range 5 {
+		a.connect(plain.Client, 10)
+		selfReport(t, s)
+	}
+	for a.connect(plain.Client, 50) > 0 {
+		if r := selfReport(t, s); r.BoundPorts != 0 {
+			t.Errorf("%d bound ports, of plain connect() only", r.BoundPorts)
+		}
+	}
+}
+
+// TestBindFirstStatic has a pool of plain connect() with most early ports, and nothing new, before
+// another client on its source begins to bind first.
+func TestBindFirstStatic(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40499")
+	static, first := clientTo("198.51.100.1", "198.51.100.7:80"), clientTo("198.51.100.1", "198.51.100.8:80").bind(netnstest.BindFirst)
+	first.Source = netip.MustParseAddrPort("198.51.100.1:0")
+	s := newScanner(t, testConfig())
+	newLoad(t).connect(static.Client, 220)
+	l := newLoad(t)
+	l.connect(first.Client, 2)
+	selfReport(t, s)
+	for range 3 {
+		l.connect(first.Client, 12)
+		if r := selfReport(t, s); r.BoundPorts != len(l.open) || r.BoundUnknown != 0 {
+			t.Errorf("%d bound ports, %d unknown, want %d and 0", r.BoundPorts, r.BoundUnknown, len(l.open))
+		}
+	}
+}
+
+// TestBindFirstTimeWait has bound ports in TIME_WAIT: plain connect() never takes them over.
+func TestBindFirstTimeWait(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
+	setReuseDelay(t, time.Millisecond)
+	c := clientTo("198.51.100.1", "198.51.100.7:80").bind(netnstest.BindFirst)
+	c.Source = netip.MustParseAddrPort("198.51.100.1:0")
+	listener := netnstest.Listen(t, c.Destination.String(), false)
+	s := newScanner(t, testConfig())
+	selfReport(t, s)
+	for range 3 {
+		netnstest.TimeWait(t, c.Client, listener, 10)
+		time.Sleep(10 * time.Millisecond)
+		selfReport(t, s)
+	}
+	r := selfReport(t, s)
+	plain := clientTo("198.51.100.2", "198.51.100.7:80").bind(netnstest.BindNoPort)
+	plain.Source = netip.MustParseAddrPort("198.51.100.2:0")
+	granted, _ := plain.Fill(t, 200)
+	if r.BoundPorts != 30 || granted != 70 || utilizationOf(r, c.source, c.Destination) != 0.3 {
+		t.Errorf("%d bound ports, utilization %v, %d granted, want 30, 0.3, 70", r.BoundPorts, utilizationOf(r, c.source, c.Destination), granted)
 	}
 }
