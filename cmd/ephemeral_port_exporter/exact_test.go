@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -127,15 +126,5 @@ func TestExactStartFails(t *testing.T) {
 			tt.fault(t, cmd.SysProcAttr)
 			checkStartFails(t, cmd, tt.want...)
 		})
-	}
-}
-
-// TestExactOff checks that the number of bound ports is not claimed to be known without --exact.
-func TestExactOff(t *testing.T) {
-	const address = "127.0.0.1:10237"
-	e := start(t, command(t, "--web.listen-address="+address), "http://"+address)
-	_, metrics := e.get(t, "/metrics")
-	if strings.Contains(metrics, "ephemeral_port_bound_ports") || !strings.Contains(metrics, "ephemeral_port_capacity_ports") {
-		t.Errorf("/metrics:\n%s", metrics)
 	}
 }
