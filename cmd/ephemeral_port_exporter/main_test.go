@@ -43,6 +43,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, filteredMain(spec)) // it returns errors only
 		os.Exit(1)
 	}
+	if spec := os.Getenv(envGoProxy); spec != "" {
+		os.Exit(goProxyMain(spec))
+	}
 	os.Exit(netnstest.Main(m, netnstest.Program{Name: name, Args: []string{"build", "."}}))
 }
 

@@ -135,3 +135,25 @@ func TestReadmeIncident(t *testing.T) {
 		t.Errorf("(-README +got):\n%s", diff)
 	}
 }
+
+// TestReadmePrograms compares the table with what TestPrograms finds.
+func TestReadmePrograms(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want, got []string
+	for _, p := range programs {
+		want = append(want, p.readme())
+	}
+	_, section, _ := strings.Cut(string(readme), "\n## Programs\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	for line := range strings.Lines(section) {
+		if strings.HasPrefix(line, "| ") {
+			got = append(got, strings.TrimSpace(line))
+		}
+	}
+	if diff := cmp.Diff(want, got[min(len(got), 1):]); diff != "" {
+		t.Errorf("programs (-tested +README):\n%s", diff)
+	}
+}
