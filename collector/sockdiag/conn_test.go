@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -50,6 +51,9 @@ func connected(c *Conn) func(low, high uint16, each func(*Socket)) error {
 // sortSockets makes comparisons ignore the order of a dump, which has no meaning.
 var sortSockets = cmpopts.SortSlices(func(a, b Socket) bool { return fmt.Sprint(a) < fmt.Sprint(b) })
 
+// ignoreCgroup is for tests that run in any control group.
+var ignoreCgroup = cmpopts.IgnoreFields(Socket{}, "Cgroup")
+
 // TestConnFallsBack checks that a Conn dumps each family by itself if the kernel refuses to dump
 // both at once.
 func TestConnFallsBack(t *testing.T) {
@@ -73,7 +77,7 @@ func TestConnFallsBack(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if diff := cmp.Diff(want, got, compareAddrs, sortSockets); diff != "" {
+				if diff := cmp.Diff(want, got, compareAddrs, sortSockets, ignoreCgroup); diff != "" {
 					t.Errorf("sockets (-want +got):\n%s", diff)
 				}
 			}
@@ -410,7 +414,7 @@ func TestConnKernel(t *testing.T) {
 			if err := dump(low, high, func(s *Socket) { got = append(got, *s) }); err != nil {
 				t.Errorf("dump %d-%d, by family %v: %v", low, high, byFamily, err)
 			}
-			if diff := cmp.Diff(want, got, compareAddrs, sortSockets); diff != "" {
+			if diff := cmp.Diff(want, got, compareAddrs, sortSockets, ignoreCgroup); diff != "" {
 				t.Errorf("dump %d-%d, by family %v (-want +got):\n%s", low, high, byFamily, diff)
 			}
 		}
@@ -434,11 +438,51 @@ func TestConnKernelTimeWait(t *testing.T) {
 	netnstest.TimeWait(t, netnstest.Client{Destination: netip.MustParseAddrPort("198.51.100.7:80")}, listener, 1)
 
 	got, err := collectSockets(connected(dial(t)))
-	if err != nil || len(got) != 1 {
+	if err != nil || len(got) != 1 || got[0].Cgroup != 0 {
 		t.Fatalf("got %v, %v, want one socket", got, err)
 	}
 	if s := got[0]; s.State != TimeWait || !s.Mini || s.Expires <= 50*time.Second || s.Expires > 60*time.Second {
 		t.Errorf("got %+v, want time_wait that expires in 60 s", s)
+	}
+}
+
+// TestConnKernelCgroup checks the number of the control group: it is that in which the socket was
+// made, also when the process has moved to another one, and when the control group is gone. The
+// second type of request has it too.
+func TestConnKernelCgroup(t *testing.T) {
+	netnstest.New(t)
+	mount := netnstest.Cgroups(t)
+	base := filepath.Join(mount, fmt.Sprint("sockdiag-", os.Getpid()))
+	netnstest.NewCgroup(t, base)
+	first, gone := filepath.Join(base, "first"), filepath.Join(base, "gone")
+	ids := map[string]uint64{"192.0.2.1:443": netnstest.NewCgroup(t, first), "192.0.2.2:443": netnstest.NewCgroup(t, gone)}
+	want := map[string]uint64{}
+	hold := func(dir, destination string) {
+		t.Helper()
+		c := netnstest.Client{Destination: netip.MustParseAddrPort(destination)}
+		pid := netnstest.HoldInCgroup(t, dir, netnstest.Holding{Client: c, Count: 3})
+		netnstest.MoveToCgroup(t, mount, pid)
+		want[destination] = ids[destination]
+	}
+	hold(first, "192.0.2.1:443")
+	hold(gone, "192.0.2.2:443")
+	netnstest.RemoveCgroup(t, gone)
+	if _, err := os.Stat(gone); !os.IsNotExist(err) {
+		t.Fatalf("the control group is still there: %v", err)
+	}
+
+	for _, byFamily := range []bool{false, true} {
+		c := dial(t)
+		c.byFamily = byFamily
+		sockets, err := collectSockets(connected(c))
+		if err != nil || len(sockets) != 6 {
+			t.Fatalf("got %v, %v, want 6 sockets", sockets, err)
+		}
+		for _, s := range sockets {
+			if id := want[s.Remote.String()]; s.Cgroup != id || id == 0 {
+				t.Errorf("by family %v: to %v: control group %d, want %d", byFamily, s.Remote, s.Cgroup, id)
+			}
+		}
 	}
 }
 
@@ -531,7 +575,7 @@ func TestConnKernelLinkLocal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got, compareAddrs, sortSockets); diff != "" {
+	if diff := cmp.Diff(want, got, compareAddrs, sortSockets, ignoreCgroup); diff != "" {
 		t.Errorf("sockets (-want +got):\n%s", diff)
 	}
 }

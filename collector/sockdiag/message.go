@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	sizeofMsg   = 72 // struct inet_diag_msg
-	sizeofErrno = 4  // the int at the start of NLMSG_ERROR and NLMSG_DONE
+	sizeofMsg    = 72 // struct inet_diag_msg
+	sizeofErrno  = 4  // the int at the start of NLMSG_ERROR and NLMSG_DONE
+	sizeofCgroup = 8  // the u64 of INET_DIAG_CGROUP_ID
 
 	// flagDumpInterrupted is NLM_F_DUMP_INTR of linux/netlink.h.
 	flagDumpInterrupted netlink.HeaderFlags = 0x10
@@ -25,6 +26,7 @@ const (
 
 	attrInfo   = 2  // INET_DIAG_INFO
 	attrV6Only = 11 // INET_DIAG_SKV6ONLY
+	attrCgroup = 21 // INET_DIAG_CGROUP_ID
 
 	tcpiOptTimestamps = 1 // TCPI_OPT_TIMESTAMPS of linux/tcp.h
 )
@@ -168,12 +170,27 @@ func (s *Socket) parse(b []byte) (ok bool, err error) {
 	s.Interface = binary.NativeEndian.Uint32(b[40:44])
 	s.Mini = b[2] == timerTimeWait
 	s.Expires = time.Duration(binary.NativeEndian.Uint32(b[52:56])) * time.Millisecond
-	s.V6Only = false
-	// Of the attributes, only INET_DIAG_SKV6ONLY of listeners is used.
-	if s.State == Listen {
+	s.V6Only, s.Cgroup = false, 0
+	switch {
+	case s.State == Listen:
 		s.V6Only, err = parseV6Only(b[sizeofMsg:])
+	case !s.Mini:
+		s.Cgroup, err = parseCgroup(b[sizeofMsg:])
 	}
 	return err == nil, err
+}
+
+// parseCgroup returns the value of INET_DIAG_CGROUP_ID from the attributes in b. The kernel adds it
+// to each socket since Linux 5.9, without a request for it. Without it, the value is 0.
+func parseCgroup(b []byte) (uint64, error) {
+	value, err := attribute(b, attrCgroup)
+	if err != nil || value == nil {
+		return 0, err
+	}
+	if len(value) < sizeofCgroup {
+		return 0, fmt.Errorf("%w: control group of %d bytes, expected %d", ErrMalformed, len(value), sizeofCgroup)
+	}
+	return binary.NativeEndian.Uint64(value), nil
 }
 
 // parseV6Only returns the value of INET_DIAG_SKV6ONLY from the attributes in b. The kernel adds

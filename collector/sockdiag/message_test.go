@@ -45,6 +45,9 @@ func TestReplyErrors(t *testing.T) {
 		body := append(r.Socket(uint8(Listen), v6Local, v6Remote, 0)[16:], attrs...)
 		return r.Message(r.Type, 0, body)
 	}
+	client := func(attrs ...byte) []byte {
+		return r.Message(r.Type, 0, append(r.Socket(uint8(Established), v4Local, v4Remote, 0)[16:], attrs...))
+	}
 	tests := []struct {
 		name     string
 		datagram []byte
@@ -70,6 +73,9 @@ func TestReplyErrors(t *testing.T) {
 		{"attribute header truncated", listener(5, 0), ErrMalformed, "2 bytes, expected an attribute"},
 		{"attribute length 0", listener(0, 0, 11, 0), ErrMalformed, "attribute length 0"},
 		{"attribute too long", listener(9, 0, 11, 0, 1), ErrMalformed, "attribute length 9, 5 bytes left"},
+		{"attribute of a client truncated", client(12, 0, 21, 0, 1), ErrMalformed, "attribute length 12, 5 bytes left"},
+		{"control group of no bytes", client(4, 0, 21, 0), ErrMalformed, "control group of 0 bytes"},
+		{"control group of 7 bytes", client(11, 0, 21, 0, 1, 2, 3, 4, 5, 6, 7), ErrMalformed, "control group of 7 bytes"},
 		{"overrun", r.Message(unix.NLMSG_OVERRUN, 0, nil), ErrInterrupted, "lost messages"},
 		{"interrupted", r.Message(r.Type, 0x10, row[16:]), ErrInterrupted, "changed during the dump"},
 		{"interrupted done", r.Message(unix.NLMSG_DONE, 0x10, native32(0)), ErrInterrupted, "changed during the dump"},
@@ -103,6 +109,11 @@ func TestReply(t *testing.T) {
 		return r.Message(r.Type, 0, body)
 	}
 	shutdown := []byte{5, 0, 8, 0, 0, 0, 0, 0} // INET_DIAG_SHUTDOWN
+	cgroup := []byte{12, 0, 21, 0, 1, 0, 0, 0, 2, 0, 0, 0}
+	withCgroup := func(state State) []byte {
+		body := append(r.Socket(uint8(state), v4Local, v4Remote, 0)[16:], shutdown...)
+		return r.Message(r.Type, 0, append(append(body, cgroup...), 5, 0, 22, 0, 0, 0, 0, 0))
+	}
 
 	tests := []struct {
 		name     string
@@ -125,6 +136,14 @@ func TestReply(t *testing.T) {
 		},
 		{"mapped", r.Socket(uint8(TimeWait), mapped, mappedRemote, 59990), false, []Socket{socket}},
 		{"two and the end", slices.Concat(row, row, r.Done(0)), true, []Socket{socket, socket}},
+		{"control group", withCgroup(SynSent), false, []Socket{{State: SynSent, Local: v4Local, Remote: v4Remote, Cgroup: 2<<32 + 1}}},
+		{
+			"control group, and then none", slices.Concat(withCgroup(Established), patch(row, 18, 3)), false,
+			[]Socket{
+				{State: Established, Local: v4Local, Remote: v4Remote, Cgroup: 2<<32 + 1},
+				{State: TimeWait, Mini: true, Local: v4Local, Remote: v4Remote, Expires: socket.Expires},
+			},
+		},
 		{"listener", listener(), false, []Socket{{State: Listen, Local: v6Local, Remote: v6Remote}}},
 		{
 			"listener for both", listener(append(shutdown, 5, 0, 11, 0, 0, 0, 0, 0)...), false,

@@ -50,6 +50,12 @@ type Socket struct {
 	// A socket with a link-local address is always bound to one (RFC 4007).
 	Interface uint32
 
+	// Cgroup is the number of the control group whose process made the socket: the inode of its
+	// directory in the cgroup2 file system, see cgroups(7). It stays the same when the process moves
+	// to another control group, and when that one is removed. It is 0 for mini-sockets, in SynRecv and
+	// in Listen, and before Linux 5.9.
+	Cgroup uint64
+
 	// V6Only is true for an AF_INET6 listener that accepts no IPv4 connections,
 	// IPV6_V6ONLY of ipv6(7). It is false for all other sockets.
 	V6Only bool

@@ -146,6 +146,10 @@ func (it *Iterator) parse(b []byte, each func(*Socket)) error {
 		s.Mini = flags&flagMini != 0
 		s.Expires = time.Duration(binary.NativeEndian.Uint32(b[recordExpires:])) * it.tick
 		s.V6Only = s.State == sockdiag.Listen && flags&flagV6Only != 0
+		s.Cgroup = 0
+		if s.State != sockdiag.Listen {
+			s.Cgroup = binary.NativeEndian.Uint64(b[recordCgroup:])
+		}
 		s.Bound = flags&flagBound != 0
 		s.Timestamps = s.State == sockdiag.TimeWait && flags&flagTimestamps != 0
 		each(&s)

@@ -43,6 +43,11 @@ type layout struct {
 	timestamp      field
 
 	fastReuse, fastReusePort field // of struct inet_bind_bucket
+
+	// From struct sock to the number of its control group: pointers to struct cgroup and to struct
+	// kernfs_node, and the number. All are zero if the kernel does not have them, which Linux 5.15
+	// with CONFIG_SOCK_CGROUP_DATA does.
+	cgroup [3]field
 }
 
 // readLayout reads the layout of the running kernel. The error is fs.ErrNotExist if the kernel does
@@ -100,7 +105,20 @@ func newLayout(spec *btf.Spec) (layout, error) {
 		}
 		*want.to = f
 	}
+	l.cgroup = findCgroup(spec)
 	return l, nil
+}
+
+// findCgroup returns layout.cgroup.
+func findCgroup(spec *btf.Spec) (fields [3]field) {
+	for i, path := range [...][]string{{"sock", "sk_cgrp_data", "cgroup"}, {"cgroup", "kn"}, {"kernfs_node", "id"}} {
+		f, err := findField(spec, path)
+		if err != nil || f.size != 8 || f.offset > math.MaxInt16-f.size {
+			return [3]field{}
+		}
+		fields[i] = f
+	}
+	return fields
 }
 
 // findField returns the field at the end of a path.

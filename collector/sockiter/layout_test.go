@@ -54,6 +54,10 @@ func kernelTypes() map[string]*btf.Struct {
 		btf.Member{Name: "tw_timer", Type: timer, Offset: 128},
 		btf.Member{Name: "tw_tb", Type: bucket, Offset: 320})
 	add("tcp_timewait_sock", 80, btf.Member{Name: "tw_sk", Type: timeWait}, btf.Member{Name: "tw_ts_recent_stamp", Type: wordType, Offset: 512})
+	node := add("kernfs_node", 128, btf.Member{Name: "id", Type: longType, Offset: 768})
+	group := add("cgroup", 512, btf.Member{Name: "kn", Type: &btf.Pointer{Target: node}, Offset: 2048})
+	data := add("sock_cgroup_data", 16, btf.Member{Name: "cgroup", Type: &btf.Pointer{Target: group}})
+	add("sock", 760, btf.Member{Name: "sk_cgrp_data", Type: data, Offset: 4096})
 	return types
 }
 
@@ -91,9 +95,21 @@ func TestLayout(t *testing.T) {
 		bucket:         field{40, 8, 0},
 		timeWaitBucket: field{40, 8, 0}, substate: field{1, 1, 0}, expires: field{24, 8, 0}, timestamp: field{64, 4, 0},
 		fastReuse: field{8, 1, 0}, fastReusePort: field{9, 1, 0},
+		cgroup: [3]field{{512, 8, 0}, {256, 8, 0}, {96, 8, 0}},
 	}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+
+	// Before Linux 5.15, or without CONFIG_SOCK_CGROUP_DATA.
+	for _, member := range []string{"cgroup", "other"} {
+		types := kernelTypes()
+		types["sock_cgroup_data"].Members[0].Name = member
+		types["kernfs_node"].Members[0].Type = map[string]btf.Type{"cgroup": wordType, "other": longType}[member]
+		got, err := newLayout(specOf(t, types))
+		if want.cgroup = [3]field{}; err != nil || got != want {
+			t.Errorf("without control groups: got %+v, %v, want %+v", got, err, want)
+		}
 	}
 }
 

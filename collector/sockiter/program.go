@@ -29,7 +29,8 @@ const (
 	recordExpires    = 12 // in ticks, 0 if late
 	recordLocal      = 16
 	recordRemote     = recordLocal + addressSize
-	recordSize       = recordRemote + addressSize
+	recordCgroup     = recordRemote + addressSize
+	recordSize       = recordCgroup + 8
 )
 
 // Flags of a record.
@@ -101,6 +102,8 @@ func instructions(l layout, ports int) asm.Instructions {
 
 			asm.Mov.Imm(regFlags, 0),
 			asm.StoreImm(asm.RFP, frameRecord+recordExpires, 0, asm.Word),
+			asm.StoreImm(asm.RFP, frameRecord+recordCgroup, 0, asm.Word),
+			asm.StoreImm(asm.RFP, frameRecord+recordCgroup+4, 0, asm.Word),
 			load(regState, regSocket, l.state),
 			asm.JEq.Imm(regState, tcpTimeWait, timeWait),
 			asm.JEq.Imm(regState, tcpNewSynRecv, request),
@@ -109,6 +112,7 @@ func instructions(l layout, ports int) asm.Instructions {
 			asm.FnSkcToTcpSock.Call(),
 			asm.JEq.Imm(asm.R0, 0, end), // this never happens, but the verifier does not know it
 		},
+		storeCgroup(l),
 		setBound(l, l.bucket, addresses),
 		asm.Instructions{
 			asm.Ja.Label(addresses),
@@ -188,6 +192,20 @@ func setBound(l layout, bucket field, next string) asm.Instructions {
 		asm.And.Imm(asm.R2, sign),
 		asm.JNE.Imm(asm.R2, 0, next),
 		asm.Or.Imm(regFlags, flagBound),
+	}
+}
+
+// storeCgroup stores the number of the control group of the socket that R0 points to. A pointer that
+// is not valid reads as 0.
+func storeCgroup(l layout) asm.Instructions {
+	if l.cgroup[0].size == 0 {
+		return nil
+	}
+	return asm.Instructions{
+		load(asm.R1, asm.R0, l.cgroup[0]),
+		load(asm.R1, asm.R1, l.cgroup[1]),
+		load(asm.R1, asm.R1, l.cgroup[2]),
+		store(recordCgroup, asm.R1, asm.DWord),
 	}
 }
 

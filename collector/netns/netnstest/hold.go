@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -32,13 +33,20 @@ type Holding struct {
 // call Main.
 func HoldInChild(tb testing.TB, holdings ...Holding) {
 	tb.Helper()
+	hold(tb, nil, holdings)
+}
+
+// hold starts the child process. It returns its process ID.
+func hold(tb testing.TB, attr *syscall.SysProcAttr, holdings []Holding) (pid int) {
+	tb.Helper()
 	spec, err := json.Marshal(holdings)
 	if err != nil {
 		tb.Fatalf("describe connections: %v", err)
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envHold+"="+string(spec))
-	cmd.Stderr = os.Stderr
+	// The race detector delays the end of each process by a second.
+	cmd.Env = append(os.Environ(), envHold+"="+string(spec), "GORACE=atexit_sleep_ms=0")
+	cmd.Stderr, cmd.SysProcAttr = os.Stderr, attr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		tb.Fatalf("pipe to child: %v", err)
@@ -59,6 +67,7 @@ func HoldInChild(tb testing.TB, holdings ...Holding) {
 	if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
 		tb.Fatalf("child did not open its connections: %v", err)
 	}
+	return cmd.Process.Pid
 }
 
 // holdMain is the child process. It returns the exit code.
