@@ -71,6 +71,10 @@ type Destination struct {
 	// is never reusable. It is Unknown on loopback, and where nobody needed to know.
 	Timestamps Fact
 
+	// Owners are the control groups that hold most of the ports, at most MaxOwners, in descending
+	// order. Nobody owns a mini-socket.
+	Owners []Owner
+
 	// CloseRate is the number of connections per second that this host closes first. Only these
 	// hold their ports after they are closed.
 	CloseRate float64
@@ -131,6 +135,7 @@ func (t *Table) Report(limits Limits) Report {
 	r.keepDestinations(min(limits.Most, len(candidates)))
 	for i := range r.Destinations {
 		t.setLoad(&r.Destinations[i], candidates[i].counts)
+		r.Destinations[i].Owners = candidates[i].counts.owners.largest()
 	}
 
 	// bind(source, 0) can choose all ports but those denied to the source.
@@ -160,7 +165,7 @@ type candidate struct {
 	counts *poolCounts
 }
 
-// destination returns the report of one pool without the fields of setLoad.
+// destination returns the report of one pool without the fields of setLoad and Owners.
 func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 	d := Destination{
 		Source:   key.sourceAddr(),

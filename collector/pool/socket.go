@@ -90,6 +90,10 @@ type Socket struct {
 	// accepted keep the port bound when the listener is gone.
 	Bound Fact
 
+	// Cgroup is the number of the control group that the socket belongs to. It is 0 if the reader
+	// cannot tell, as for mini-sockets.
+	Cgroup uint64
+
 	// Timestamps says whether the connection used TCP timestamps (RFC 7323), for a socket in
 	// TimeWait. connect() takes over its port only if it did (tcp_twsk_unique).
 	Timestamps Fact

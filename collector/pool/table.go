@@ -54,6 +54,8 @@ type poolCounts struct {
 	openInterface uint32 // its Socket.Interface
 	timestamps    Fact   // the peer uses TCP timestamps
 
+	owners ownerCounts
+
 	fixed, reuse portList // the ports of sockets that are not reusable, and of those that are
 }
 
@@ -145,6 +147,9 @@ func (t *Table) Add(s *Socket) {
 	}
 	c.states[s.State]++
 	c.source.add(port)
+	if s.Cgroup != 0 {
+		c.owners.add(s.Cgroup)
+	}
 	if s.Bound == Yes {
 		t.bound.add(port)
 		c.bound++

@@ -66,6 +66,7 @@ func setRow(row *pool.Socket, s *sockdiag.Socket) {
 	row.State = pool.State(s.State)
 	row.Local, row.Remote = s.Local, s.Remote
 	row.Interface, row.Mini, row.Expires = s.Interface, s.Mini, s.Expires
+	row.Cgroup = s.Cgroup
 }
 
 // factOf returns the Fact that is known.
