@@ -38,6 +38,7 @@ type flags struct {
 	connectFailures *bool
 
 	procfs         *string
+	cgroup         *string
 	minPorts       *int
 	limit          *int
 	timeWaitLength *time.Duration
@@ -71,6 +72,8 @@ func addFlags(app *kingpin.Application) *flags {
 
 		procfs: app.Flag("path.procfs",
 			"Mount point of procfs.").Default("/proc").String(),
+		cgroup: app.Flag("path.cgroup",
+			"Mount point of the control groups, for the owners of destinations: cgroup2, or the directory that has it in unified beside hierarchies of version 1. In a container, that of the host.").Default("/sys/fs/cgroup").String(),
 		minPorts: countFlag(app, "destination.min-ports",
 			"Give a destination series of its own only if it holds at least this many ports.", "10"),
 		limit: countFlag(app, "destination.limit",
@@ -93,6 +96,7 @@ func addFlags(app *kingpin.Application) *flags {
 func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 	return scan.Config{
 		Proc:           *f.procfs,
+		Cgroup:         *f.cgroup,
 		Limits:         pool.Limits{MinPorts: *f.minPorts, Most: *f.limit},
 		TimeWaitLength: *f.timeWaitLength,
 		Timeout:        *f.collectTimeout,

@@ -1,8 +1,9 @@
-// Package cgroup identifies the pod and the container of a process by its control group, see
+// Package cgroup identifies control groups, and the pod and the container of a process by them, see
 // cgroups(7).
 package cgroup
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -45,13 +46,22 @@ func parseCgroup(content string) Owner {
 		if len(fields) != 3 {
 			continue
 		}
-		path := fields[2]
-		if m := podUID.FindStringSubmatch(path); m != nil && o.PodUID == "" {
-			o.PodUID = strings.ReplaceAll(m[1], "_", "-")
-		}
-		if m := containerID.FindStringSubmatch(path); m != nil && m[1] == "" && o.ContainerID == "" {
-			o.ContainerID = m[2]
-		}
+		of := parsePath(fields[2])
+		o.PodUID = cmp.Or(o.PodUID, of.PodUID)
+		o.ContainerID = cmp.Or(o.ContainerID, of.ContainerID)
+	}
+	return o
+}
+
+// parsePath returns the owner of the processes in a control group. Those that contain it come
+// first, so a container cannot take the names of others.
+func parsePath(path string) Owner {
+	var o Owner
+	if m := podUID.FindStringSubmatch(path); m != nil {
+		o.PodUID = strings.ReplaceAll(m[1], "_", "-")
+	}
+	if m := containerID.FindStringSubmatch(path); m != nil && m[1] == "" {
+		o.ContainerID = m[2]
 	}
 	return o
 }

@@ -20,6 +20,7 @@ const (
 // Config tells a Scanner what to read.
 type Config struct {
 	Proc           string // mount point of procfs
+	Cgroup         string // mount point of cgroup2, or the directory that has it in unified
 	Limits         pool.Limits
 	TimeWaitLength time.Duration // TCP_TIMEWAIT_LEN of the kernel
 	Timeout        time.Duration // for one scan

@@ -4,10 +4,8 @@ package scan
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"time"
 
 	"ephemeral_port_exporter/collector/cgroup"
@@ -16,10 +14,6 @@ import (
 
 // seriesTime is how long no connect() of a listed pool fails until the pool is listed no more.
 const seriesTime = 15 * time.Minute
-
-// cgroupPrefix is the start of the label of a control group that was not found, for example
-// because it is gone. The rest is its number. Labels of others begin with a slash.
-const cgroupPrefix = "cgroup-"
 
 // A failureProbe counts failed connects: a connectfail.Probe.
 type failureProbe interface {
@@ -36,14 +30,14 @@ type failureProbe interface {
 // If the list is full, each tenant keeps an equal part of it, and so does each control group of a
 // tenant. A new pool of a tenant that has fewer than another takes the place of a pool of that one.
 type connectFailures struct {
-	probe failureProbe
-	most  int
-	netns func(cookie uint64) string // the label of a network namespace
+	probe   failureProbe
+	most    int
+	netns   func(cookie uint64) string // the label of a network namespace
+	cgroups *cgroup.Groups             // nil if the host has no cgroup2 file system
 
 	listed       map[failedPool]*failedSeries
 	unattributed uint64
 	expired      uint64
-	cgroups      map[uint64]string // paths of control groups, as of the last search
 }
 
 // A failedPool has the labels of a listed pool.
@@ -66,16 +60,17 @@ type party struct {
 	cgroup string
 }
 
-func newConnectFailures(probe failureProbe, most int, netns func(cookie uint64) string) *connectFailures {
-	return &connectFailures{probe: probe, most: most, netns: netns, listed: map[failedPool]*failedSeries{}}
+func newConnectFailures(probe failureProbe, most int, netns func(cookie uint64) string, cgroups *cgroup.Groups) *connectFailures {
+	return &connectFailures{probe: probe, most: most, netns: netns, cgroups: cgroups, listed: map[failedPool]*failedSeries{}}
 }
 
-// collect returns the failures since the Probe was attached.
-func (f *connectFailures) collect(now time.Time) ConnectFailures {
+// collect returns the failures since the Probe was attached. It searches for control groups until
+// the deadline.
+func (f *connectFailures) collect(now, deadline time.Time) ConnectFailures {
 	counts, rest, err := f.probe.Counts(now)
 	f.expire(now)
 	f.unattributed += rest
-	f.add(counts, now)
+	f.add(counts, now, deadline)
 	if err != nil {
 		return ConnectFailures{Err: err}
 	}
@@ -110,11 +105,11 @@ func (f *connectFailures) remove(p failedPool) {
 
 // add adds new failures to the pools. Pools with most failures come first where not all can be
 // listed.
-func (f *connectFailures) add(counts []connectfail.Count, now time.Time) {
+func (f *connectFailures) add(counts []connectfail.Count, now, deadline time.Time) {
 	slices.SortFunc(counts, func(a, b connectfail.Count) int {
 		return cmp.Or(cmp.Compare(b.Failures, a.Failures), a.Source.Compare(b.Source), a.Destination.Compare(b.Destination))
 	})
-	cgroups := f.findCgroups(counts)
+	cgroups := f.findCgroups(counts, deadline)
 	parties := newParties(f.listed)
 	for _, c := range counts {
 		p := failedPool{f.netns(c.Namespace), cgroups(c.Cgroup), c.Source, c.Destination}
@@ -207,17 +202,19 @@ func (p parties) largest(other party) party {
 	return largest
 }
 
-// findCgroups returns a function from the number of a control group to its label. It searches for
-// them only if there is one that the last search did not find.
-func (f *connectFailures) findCgroups(counts []connectfail.Count) func(uint64) string {
-	unknown := func(c connectfail.Count) bool { return c.Cgroup != 0 && f.cgroups[c.Cgroup] == "" }
-	if slices.ContainsFunc(counts, unknown) {
-		f.cgroups = maps.Collect(cgroup.Paths())
+// findCgroups returns a function from the number of a control group to its label.
+func (f *connectFailures) findCgroups(counts []connectfail.Count, deadline time.Time) func(uint64) string {
+	var ids []uint64
+	for _, c := range counts {
+		if c.Cgroup != 0 {
+			ids = append(ids, c.Cgroup)
+		}
 	}
+	found, _ := f.cgroups.Find(ids, deadline) // with numbers instead of paths after an error
 	return func(id uint64) string {
 		if id == 0 {
 			return "/"
 		}
-		return cmp.Or(f.cgroups[id], cgroupPrefix+strconv.FormatUint(id, 10))
+		return found[id].Path
 	}
 }

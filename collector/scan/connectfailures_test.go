@@ -49,7 +49,7 @@ func (f *fakeProbe) fail(tenant, group uint64, n byte, failures uint64) {
 }
 
 func newFakeFailures(f *fakeProbe, most int) *connectFailures {
-	return newConnectFailures(f, most, func(cookie uint64) string { return fmt.Sprint("ns", cookie) })
+	return newConnectFailures(f, most, func(cookie uint64) string { return fmt.Sprint("ns", cookie) }, nil)
 }
 
 // listed returns the pools in the form "netns/cgroup:N=failures", sorted.
@@ -57,7 +57,7 @@ func listed(f ConnectFailures) string {
 	var pools []string
 	for _, p := range f.Pools {
 		ip := p.Destination.Addr().As4()
-		pools = append(pools, fmt.Sprintf("%s%s:%d=%d", p.Netns, strings.TrimPrefix(p.Cgroup, cgroupPrefix), ip[3], p.Failures))
+		pools = append(pools, fmt.Sprintf("%s%s:%d=%d", p.Netns, strings.TrimPrefix(p.Cgroup, "cgroup-"), ip[3], p.Failures))
 	}
 	slices.Sort(pools)
 	return strings.Join(pools, " ")
@@ -151,7 +151,7 @@ func TestConnectFailures(t *testing.T) {
 					f.fail(fail.tenant, fail.group, fail.destination, fail.failures)
 					all += fail.failures
 				}
-				got := c.collect(now)
+				got := c.collect(now, now)
 				if listed(got) != s.listed || got.Unattributed != s.others || got.Expired != s.expired {
 					t.Errorf("scan %d: got %s, unattributed %d, expired %d, want %s, %d, %d",
 						i, listed(got), got.Unattributed, got.Expired, s.listed, s.others, s.expired)
@@ -180,7 +180,7 @@ func TestConnectFailuresManyTenants(t *testing.T) {
 			f.fail(1, 0, 1, 1)
 		}
 		now = now.Add(time.Second)
-		got := c.collect(now)
+		got := c.collect(now, now)
 		if len(got.Pools) != most {
 			t.Fatalf("scan %d: %d pools, want %d", scan, len(got.Pools), most)
 		}

@@ -10,8 +10,8 @@ import (
 )
 
 // logFailures logs the failures of a scan. Failures of our own namespace are logged at each scan.
-// Failures of discovery and of other namespaces, which can be thousands, are not logged again if
-// the last scan had them too.
+// Failures of discovery, of control groups and of other namespaces, which can be thousands, are not
+// logged again if the last scan had them too.
 func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 	logged := map[string]bool{}
 	for _, f := range discovery {
@@ -29,6 +29,13 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 		logged[key] = true
 		if n.Name == Self || !s.logged[key] {
 			s.cfg.Logger.Error("Collection failed", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", n.Err)
+		}
+	}
+	if err := snapshot.CgroupsErr; err != nil {
+		const key = "control groups"
+		logged[key] = true
+		if !s.logged[key] {
+			s.cfg.Logger.Warn("Some owners of destinations have numbers instead of paths", "err", err)
 		}
 	}
 	s.logged = logged

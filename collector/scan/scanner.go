@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/connectfail"
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
@@ -28,6 +29,7 @@ type Scanner struct {
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	iterator        *sockiter.Iterator // nil unless cfg.Exact
 	connectFailures *connectFailures   // nil unless counted
+	cgroups         *cgroup.Groups     // nil if the host has no cgroup2 file system
 
 	// fill adds the sockets of the calling thread's namespace to a table: dump or iterate.
 	fill func(table *pool.Table, ports pool.PortRange, deadline time.Time) error
@@ -61,6 +63,7 @@ func New(cfg Config) (*Scanner, error) {
 		}
 		s.fill = s.iterate
 	}
+	s.openCgroups()
 	if cfg.ConnectFailures {
 		probe, err := connectfail.Attach()
 		if err != nil {
@@ -73,7 +76,7 @@ func New(cfg Config) (*Scanner, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--connect-failures cannot count: %w", err)
 		}
-		s.connectFailures = newConnectFailures(probe, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) })
+		s.connectFailures = newConnectFailures(probe, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) }, s.cgroups)
 	}
 	return s, nil
 }
@@ -192,8 +195,9 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	}
 	shareLimit(snapshot.Namespaces, s.cfg.Limits.Most)
 	s.keepLearned(snapshot.Namespaces)
+	s.findCgroups(&snapshot, deadline)
 	if s.connectFailures != nil {
-		counted := s.connectFailures.collect(time.Now())
+		counted := s.connectFailures.collect(time.Now(), deadline)
 		snapshot.ConnectFailures = &counted
 	}
 	return snapshot, failures

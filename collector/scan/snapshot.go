@@ -2,6 +2,7 @@ package scan
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"ephemeral_port_exporter/collector/cgroup"
@@ -21,6 +22,11 @@ type Snapshot struct {
 	DiscoveryFailures int
 
 	ConnectFailures *ConnectFailures // nil unless they are counted
+
+	// Cgroups are the control groups that own ports of destinations, by their numbers. It is nil if
+	// the host has no cgroup2 file system, so that they have no paths.
+	Cgroups    map[uint64]cgroup.Group
+	CgroupsErr error // set if some of them have no path because the search was not complete
 }
 
 // An Outcome is the result of a scan for one namespace.
@@ -57,6 +63,31 @@ type Namespace struct {
 type Owner struct {
 	cgroup.Owner        // of its processes
 	Command      string // of a process that had most sockets while the namespace was busy, until it ends; see proc_pid_comm(5)
+}
+
+// A DestinationOwner is a control group that holds ports of a destination.
+type DestinationOwner struct {
+	cgroup.Group
+	Ports int // held by its sockets that are not in TIME_WAIT
+}
+
+// OwnersOf returns the owners of a destination of the snapshot, at most pool.MaxOwners. Control
+// groups with the same path are one owner: the older ones are removed, and still have sockets.
+func (s Snapshot) OwnersOf(d pool.Destination) []DestinationOwner {
+	if s.Cgroups == nil {
+		return nil
+	}
+	var owners []DestinationOwner
+	for _, o := range d.Owners {
+		group := s.Cgroups[o.Cgroup]
+		i := slices.IndexFunc(owners, func(other DestinationOwner) bool { return other.Group == group })
+		if i < 0 {
+			owners = append(owners, DestinationOwner{Group: group})
+			i = len(owners) - 1
+		}
+		owners[i].Ports += o.Ports
+	}
+	return owners
 }
 
 // failed returns n with this outcome and error, and without measured values.
