@@ -19,6 +19,7 @@ type descs struct {
 
 	destinationPorts, destinationReusablePorts, destinationUtilization                  *prometheus.Desc
 	destinationCeiling, destinationCloses, destinationExhaustion, destinationTimestamps *prometheus.Desc
+	destinationOwnerPorts                                                               *prometheus.Desc
 
 	sourcePorts, sourceBoundPorts, sourceBindParityPorts, sourceUtilization *prometheus.Desc
 
@@ -37,6 +38,7 @@ func newDescs() descs {
 	namespace := []string{"netns"}
 	destination := []string{"netns", "source_ip", "destination_ip", "destination_port"}
 	destinationState := []string{"netns", "source_ip", "destination_ip", "destination_port", "state"}
+	destinationOwner := []string{"netns", "source_ip", "destination_ip", "destination_port", "cgroup", "pod_uid", "container_id"}
 	source := []string{"netns", "source_ip"}
 
 	return descs{
@@ -113,6 +115,10 @@ func newDescs() descs {
 			"1 if the peer uses TCP timestamps, 0 if not: then connect() never takes over a port in TIME_WAIT to it, whatever tcp_tw_reuse says. Absent on loopback, where tcp_tw_reuse does not apply, and while no open connection has told.",
 			destination, nil),
 
+		destinationOwnerPorts: prometheus.NewDesc("ephemeral_port_destination_owner_ports",
+			"Ports that connections to the destination hold which are not in TIME_WAIT, by the control group of the process that opened them: the three that hold most. Absent if all are in TIME_WAIT, which has no owner, and without cgroup2, see --path.cgroup.",
+			destinationOwner, nil),
+
 		sourcePorts: prometheus.NewDesc("ephemeral_port_source_ports",
 			"Distinct ports of the range in use on the source address, to any destination.",
 			source, nil),
@@ -188,7 +194,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.tcpTWReuse, d.tcpTimestamps, d.tcpTWReuseDelay, d.tcpFinTimeout,
 		d.timeWaitLength, d.timeWaitSockets, d.timeWaitLimitSockets, d.timeWaitOverflows,
 		d.destinationPorts, d.destinationReusablePorts, d.destinationUtilization,
-		d.destinationCeiling, d.destinationCloses, d.destinationExhaustion, d.destinationTimestamps,
+		d.destinationCeiling, d.destinationCloses, d.destinationExhaustion, d.destinationTimestamps, d.destinationOwnerPorts,
 		d.sourcePorts, d.sourceBoundPorts, d.sourceBindParityPorts, d.sourceUtilization,
 		d.unreportedDestinations, d.unreportedPorts, d.unreportedSources, d.maxSourceUtilization,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
@@ -204,6 +210,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 func (d *descs) sendSnapshot(ch chan<- prometheus.Metric, s scan.Snapshot) {
 	for _, n := range s.Namespaces {
 		d.sendNamespace(ch, n)
+		d.sendOwners(ch, n, s)
 	}
 	if s.OthersRead {
 		d.sendOutcomes(ch, s.Namespaces)
@@ -308,6 +315,17 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 	gauge(d.unreportedSources, float64(r.UnreportedSources))
 	gauge(d.maxSourceUtilization, r.MaxSourceUtilization)
 	gauge(d.collectSockets, float64(r.Sockets))
+}
+
+// sendOwners sends the owners of the destinations of a namespace.
+func (d *descs) sendOwners(ch chan<- prometheus.Metric, n scan.Namespace, s scan.Snapshot) {
+	for _, dst := range n.Report.Destinations {
+		for _, o := range s.OwnersOf(dst) {
+			ch <- prometheus.MustNewConstMetric(d.destinationOwnerPorts, prometheus.GaugeValue, float64(o.Ports),
+				n.Name, dst.Source.String(), dst.Address.Addr().String(), strconv.Itoa(int(dst.Address.Port())),
+				o.Path, o.PodUID, o.ContainerID)
+		}
+	}
 }
 
 // sendOutcomes sends the number of namespaces by outcome.

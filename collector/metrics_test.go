@@ -63,7 +63,8 @@ func TestMetrics(t *testing.T) {
 			},
 			{
 				Source: netip.MustParseAddr("fe80::1%2"), Address: netip.MustParseAddrPort("[fe80::2%2]:80"),
-				Ports: [9]int{20}, Held: 20, Utilization: 0.25, Ceiling: 28205, CloseRate: 30000, Exhaustion: 0.75, Timestamps: pool.No,
+				Owners: []pool.Owner{{Cgroup: 7, Ports: 15}, {Cgroup: 9, Ports: 3}, {Cgroup: 8, Ports: 2}},
+				Ports:  [9]int{20}, Held: 20, Utilization: 0.25, Ceiling: 28205, CloseRate: 30000, Exhaustion: 0.75, Timestamps: pool.No,
 			},
 		},
 		Sources: []pool.Source{
@@ -75,6 +76,11 @@ func TestMetrics(t *testing.T) {
 	}
 	got := exposition(t, New(scan.Snapshot{
 		OthersRead: true,
+		Cgroups: map[uint64]cgroup.Group{
+			7: {Path: "/kubepods.slice/kubepods-pod3f8e1c2a.slice/cri-containerd-9b1c7a0d.scope", Owner: cgroup.Owner{PodUID: "3f8e1c2a", ContainerID: "9b1c7a0d"}},
+			8: {Path: "/system.slice/haproxy.service"},
+			9: {Path: "cgroup-9"},
+		},
 		Namespaces: []scan.Namespace{
 			{
 				Name: scan.Self, Inode: 4026531840, Outcome: scan.Collected,
@@ -167,12 +173,16 @@ func TestMetricsBound(t *testing.T) {
 	}
 	for i := range limit { // the limit is for all namespaces together
 		r := &s.Namespaces[i%collected].Report
-		r.Destinations = append(r.Destinations, pool.Destination{Source: address(0).Addr(), Address: address(i), Timestamps: pool.Yes})
+		r.Destinations = append(r.Destinations, pool.Destination{
+			Source: address(0).Addr(), Address: address(i), Timestamps: pool.Yes,
+			Owners: []pool.Owner{{Cgroup: 1, Ports: 1}, {Cgroup: 2, Ports: 1}, {Cgroup: 3, Ports: 1}},
+		})
 		r.Sources = append(r.Sources, pool.Source{Address: address(i).Addr()})
 	}
 	for i := range idle {
 		s.Namespaces = append(s.Namespaces, scan.Namespace{Name: fmt.Sprint("idle", i), Inode: uint64(1000 + i), Outcome: scan.Idle, TimeWaitSockets: 1})
 	}
+	s.Cgroups = map[uint64]cgroup.Group{1: {Path: "/"}, 2: {Path: "/a"}, 3: {Path: "/b"}}
 	s.ConnectFailures = &scan.ConnectFailures{MissedRunsKnown: true}
 	for i := range limit {
 		s.ConnectFailures.Pools = append(s.ConnectFailures.Pools, scan.FailedPool{Source: address(0).Addr(), Destination: address(i)})
@@ -224,5 +234,36 @@ func TestMetricsBoundUnknown(t *testing.T) {
 	got := exposition(t, New(scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected}}}))
 	if bytes.Contains(got, []byte("bound_ports")) {
 		t.Error("a number that is not known")
+	}
+}
+
+// TestMetricsOwnerRemoved checks that a control group that was removed and made anew has one series:
+// several with the same labels would fail the whole scrape. Without cgroup2 there are none.
+func TestMetricsOwnerRemoved(t *testing.T) {
+	d := pool.Destination{
+		Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
+		Owners: []pool.Owner{{Cgroup: 7, Ports: 5}, {Cgroup: 8, Ports: 4}, {Cgroup: 9, Ports: 3}},
+	}
+	service := cgroup.Group{Path: "/system.slice/haproxy.service"}
+	s := scan.Snapshot{
+		Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected, Report: pool.Report{Destinations: []pool.Destination{d}}}},
+		Cgroups:    map[uint64]cgroup.Group{7: service, 8: {Path: "/system.slice/nginx.service"}, 9: service},
+	}
+	owners := func() string {
+		var lines []string
+		for line := range strings.Lines(samples(t, s)) {
+			if rest, ok := strings.CutPrefix(line, "ephemeral_port_destination_owner_ports{cgroup="); ok {
+				lines = append(lines, rest)
+			}
+		}
+		return strings.Join(lines, "")
+	}
+	const labels = `,container_id="",destination_ip="10.0.0.2",destination_port="443",netns="self",pod_uid="",source_ip="10.0.0.1"} `
+	want := `"/system.slice/haproxy.service"` + labels + "8\n" + `"/system.slice/nginx.service"` + labels + "4\n"
+	if diff := cmp.Diff(want, owners()); diff != "" {
+		t.Errorf("owners (-want +got):\n%s", diff)
+	}
+	if s.Cgroups = nil; owners() != "" {
+		t.Errorf("owners without cgroup2:\n%s", owners())
 	}
 }
