@@ -169,6 +169,7 @@ func filteredMain(spec string) error {
 // calls than those of the profile that we ship.
 func TestSystemCalls(t *testing.T) {
 	profile := readSeccompProfile(t)
+	cgroups, owned := ownedConnections(t, "192.0.2.3:443")
 	dir := openTempDir(t)
 	netnstest.Mount(t, filepath.Join(dir, "mounted"), func() {
 		netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:443")}.Hold(t, 500) // not idle
@@ -218,7 +219,7 @@ func TestSystemCalls(t *testing.T) {
 				netnstest.HostRoot(t)
 			}
 			address := "127.0.0.1:" + strconv.Itoa(10260+i)
-			cmd := command(t, append(tt.args, "--collect.timeout=30s", "--web.listen-address="+address)...)
+			cmd := command(t, append(tt.args, "--path.cgroup="+cgroups, "--collect.timeout=30s", "--web.listen-address="+address)...)
 			if tt.cgo {
 				cmd.Path = cgoProgram(t)
 			}
@@ -245,10 +246,10 @@ func TestSystemCalls(t *testing.T) {
 				cmd.Env = append(cmd.Env, "LISTEN_FDS=1")
 			}
 			e := start(t, cmd, url)
-			scrapeHard(t, e, address)
+			scrapeHard(t, e, address, owned)
 			if counts {
 				failToConnect(t, "192.0.2.1:7131", 3)
-				scrapeHard(t, e, address)
+				scrapeHard(t, e, address, owned)
 			}
 			if err := e.stop(t); err != nil {
 				t.Errorf("SIGTERM: %v, want exit status 0", err)
@@ -261,8 +262,8 @@ func TestSystemCalls(t *testing.T) {
 }
 
 // scrapeHard makes the exporter run through its paths: many threads, TLS, HTTP/2, clients that
-// misbehave, signals.
-func scrapeHard(t *testing.T, e *exporter, address string) {
+// misbehave, signals. The metrics must contain a part of a series.
+func scrapeHard(t *testing.T, e *exporter, address, series string) {
 	t.Helper()
 	for _, withHTTP2 := range []bool{false, true} {
 		client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
@@ -275,7 +276,7 @@ func scrapeHard(t *testing.T, e *exporter, address string) {
 			}
 			body, err := io.ReadAll(resp.Body)
 			resp.Body.Close()
-			if err != nil || sample(t, string(body), `ephemeral_port_collect_success{netns="self"} `) != 1 ||
+			if err != nil || sample(t, string(body), `ephemeral_port_collect_success{netns="self"} `) != 1 || !strings.Contains(string(body), series) ||
 				strings.Contains(string(body), "ephemeral_port_collect_success{netns=\"mounted\"} 0") {
 				t.Fatalf("%v:\n%s", err, body)
 			}

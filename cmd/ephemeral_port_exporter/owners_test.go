@@ -1,0 +1,109 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
+)
+
+// ownedConnections opens 20 connections to a destination in a control group of their own. It returns
+// the mount point of cgroup2 and the start of the series for them. Users who may not make
+// control groups get the usual mount point and "".
+func ownedConnections(t *testing.T, destination string) (mount, series string) {
+	t.Helper()
+	if !netnstest.IsHostRoot() {
+		return "/sys/fs/cgroup", ""
+	}
+	mount = netnstest.Cgroups(t)
+	path := fmt.Sprint("/owned-", os.Getpid())
+	netnstest.NewCgroup(t, mount+path)
+	client := netnstest.Client{Destination: netip.MustParseAddrPort(destination)}
+	netnstest.HoldInCgroup(t, mount+path, netnstest.Holding{Client: client, Count: 20})
+	return mount, `ephemeral_port_destination_owner_ports{cgroup="` + path + `",`
+}
+
+// TestOwnersHAProxy runs HAProxy in a control group of its own. An exporter without privileges in
+// another one tells whose the connections are.
+func TestOwnersHAProxy(t *testing.T) {
+	mount := netnstest.Cgroups(t)
+	program, err := exec.LookPath("haproxy")
+	if err != nil {
+		if os.Getenv("CI") == "" {
+			t.Skip("no haproxy: install the package haproxy")
+		}
+		t.Fatal(err)
+	}
+	base := fmt.Sprint("/owners-", os.Getpid())
+	service := base + "/haproxy.service"
+	netnstest.NewCgroup(t, mount+base)
+	netnstest.NewCgroup(t, mount+service)
+
+	const frontend, backend, address = "127.0.0.1:7200", "127.0.0.2:7201", "127.0.0.1:10198"
+	listener, err := net.Listen("tcp", backend) // the kernel accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	config := filepath.Join(t.TempDir(), "haproxy.cfg")
+	if err := os.WriteFile(config, []byte(`defaults
+  mode tcp
+  timeout connect 60s
+  timeout client 60s
+  timeout server 60s
+listen proxy
+  bind `+frontend+`
+  server backend `+backend+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	attr, dir, err := netnstest.InCgroup(mount + service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	haproxy := exec.Command(program, "-db", "-f", config)
+	haproxy.SysProcAttr, haproxy.Stderr = attr, os.Stderr
+	err = haproxy.Start()
+	dir.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = haproxy.Process.Kill()
+		_ = haproxy.Wait()
+	})
+	for n, deadline := 0, time.Now().Add(time.Minute); n < 15; {
+		client, err := net.Dial("tcp", frontend)
+		if err == nil {
+			defer client.Close()
+			n++
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		} else {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+
+	cmd := command(t, "--path.cgroup="+mount, "--web.listen-address="+address)
+	unprivileged(t, cmd)
+	e := start(t, cmd, "http://"+address)
+	// HAProxy may not have connected yet.
+	want := "\nephemeral_port_destination_owner_ports{cgroup=\"" + service + `",container_id="",destination_ip="127.0.0.2",destination_port="7201",netns="self",pod_uid="",source_ip="127.0.0.1"} 15` + "\n"
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		_, metrics := e.get(t, "/metrics")
+		if strings.Contains(metrics, want) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no %s in\n%s", want, metrics)
+		}
+	}
+}
