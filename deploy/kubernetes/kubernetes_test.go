@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -73,7 +74,8 @@ func build(t *testing.T, path string) manifest {
 	return m
 }
 
-// TestBase checks that the base has no privilege except the network of the node.
+// TestBase checks that the base has no privilege except the network of the node. It reads the control
+// groups of the node.
 func TestBase(t *testing.T) {
 	m := build(t, "base")
 	if m.namespace.Name != "ephemeral-port-exporter" {
@@ -88,7 +90,7 @@ func TestBase(t *testing.T) {
 		t.Errorf("update strategy %+v", m.daemonSet.Spec.UpdateStrategy)
 	}
 	pod := m.daemonSet.Spec.Template.Spec
-	if !pod.HostNetwork || pod.HostPID || pod.HostIPC || len(pod.Volumes) != 0 || len(pod.InitContainers) != 0 || len(pod.Containers) != 1 {
+	if !pod.HostNetwork || pod.HostPID || pod.HostIPC || len(pod.InitContainers) != 0 || len(pod.Containers) != 1 {
 		t.Errorf("pod: %+v", pod)
 	}
 	if pod.ServiceAccountName != m.account.Name || pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken {
@@ -106,6 +108,19 @@ func TestBase(t *testing.T) {
 		t.Errorf("security context of the pod (-want +got):\n%s", diff)
 	}
 	c := pod.Containers[0]
+	directory := core.HostPathDirectory
+	if diff := cmp.Diff([]core.Volume{{Name: "cgroup", VolumeSource: core.VolumeSource{
+		HostPath: &core.HostPathVolumeSource{Path: "/sys/fs/cgroup", Type: &directory},
+	}}}, pod.Volumes); diff != "" {
+		t.Errorf("volumes (-want +got):\n%s", diff)
+	}
+	mount := core.VolumeMount{Name: "cgroup", MountPath: "/host/sys/fs/cgroup", ReadOnly: true}
+	if diff := cmp.Diff([]core.VolumeMount{mount}, c.VolumeMounts); diff != "" {
+		t.Errorf("mounts (-want +got):\n%s", diff)
+	}
+	if !slices.Contains(c.Args, "--path.cgroup="+mount.MountPath) {
+		t.Errorf("arguments %v do not name the mount", c.Args)
+	}
 	if diff := cmp.Diff(&core.SecurityContext{
 		AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
 		Capabilities: &core.Capabilities{Drop: []core.Capability{"ALL"}},
@@ -178,10 +193,10 @@ func TestAllNamespaces(t *testing.T) {
 	c.SecurityContext.AllowPrivilegeEscalation = &yes
 	c.SecurityContext.Capabilities.Add = []core.Capability{"SYS_ADMIN", "SYS_PTRACE"}
 	c.SecurityContext.AppArmorProfile = &core.AppArmorProfile{Type: core.AppArmorProfileTypeUnconfined}
-	c.VolumeMounts = []core.VolumeMount{{Name: "netns", MountPath: "/run/netns", MountPropagation: &fromHost, ReadOnly: true}}
-	want.Volumes = []core.Volume{{Name: "netns", VolumeSource: core.VolumeSource{
+	c.VolumeMounts = append([]core.VolumeMount{{Name: "netns", MountPath: "/run/netns", MountPropagation: &fromHost, ReadOnly: true}}, c.VolumeMounts...)
+	want.Volumes = append([]core.Volume{{Name: "netns", VolumeSource: core.VolumeSource{
 		HostPath: &core.HostPathVolumeSource{Path: "/run/netns", Type: &create},
-	}}}
+	}}}, want.Volumes...)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("pod (-want +got):\n%s", diff)
 	}
@@ -197,10 +212,10 @@ func TestConnectFailures(t *testing.T) {
 	c := &want.Containers[0]
 	c.Args = append(c.Args, "--connect-failures")
 	c.SecurityContext.Capabilities.Add = []core.Capability{"BPF", "PERFMON"}
-	c.VolumeMounts = []core.VolumeMount{{Name: "tracefs", MountPath: "/sys/kernel/tracing", ReadOnly: true}}
-	want.Volumes = []core.Volume{{Name: "tracefs", VolumeSource: core.VolumeSource{
+	c.VolumeMounts = append([]core.VolumeMount{{Name: "tracefs", MountPath: "/sys/kernel/tracing", ReadOnly: true}}, c.VolumeMounts...)
+	want.Volumes = append([]core.Volume{{Name: "tracefs", VolumeSource: core.VolumeSource{
 		HostPath: &core.HostPathVolumeSource{Path: "/sys/kernel/tracing", Type: &directory},
-	}}}
+	}}}, want.Volumes...)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("pod (-want +got):\n%s", diff)
 	}
