@@ -25,6 +25,10 @@ const (
 	clearPorts = 5
 	clearRatio = 4
 
+	// contraryPorts is the number of new early ports, and no late ones, after which the score is 0
+	// again. Clients that take any port of a list have some in a row too.
+	contraryPorts = 20
+
 	// mixedRatio is how many times as many early as late ports clients hold at most that take
 	// any port of a list. If there are more, others of the same pool use plain connect().
 	mixedRatio = 2
@@ -59,7 +63,8 @@ type knownSource struct {
 // clients is what is known of the clients of a pool, or of several together.
 type clients struct {
 	score     int  // evidence that they bind first, from 0 to certain
-	binds     bool // they do; from certain until the score is 0
+	contrary  int  // early ports that came since the last evidence, where late ones were free
+	binds     bool // they bind first: from certain until the score is 0
 	connects  bool // plain connect() was seen
 	earlyFree bool // connect() had a choice
 }
@@ -313,12 +318,14 @@ func (t *Table) countPorts(u *unit) {
 func (u *unit) judge(earlyFree bool) {
 	switch hadChoice := u.old != nil && u.earlyFree && earlyFree; {
 	case hadChoice && u.newLate >= clearPorts && u.newLate >= clearRatio*u.newEarly:
-		u.score = certain
+		u.score, u.contrary = certain, 0
 	case hadChoice && u.newLate > 0:
-		u.score = min(u.score+1, certain)
+		u.score, u.contrary = min(u.score+1, certain), 0
 	case u.newLate == 0 && u.newEarly > 0:
-		u.score = max(u.score-1, 0)
 		u.connects = true
+		if u.contrary += u.newEarly; u.contrary >= contraryPorts {
+			u.score = 0
+		}
 	}
 	u.binds = u.score == certain || u.binds && u.score > 0
 	u.earlyFree = earlyFree

@@ -452,3 +452,32 @@ func TestBindFirstTimeWait(t *testing.T) {
 		t.Errorf("%d bound ports, utilization %v, %d granted, want 30, 0.3, 70", r.BoundPorts, utilizationOf(r, c.source, c.Destination), granted)
 	}
 }
+
+// TestBindFirstSlowly has a client that takes one port of a list, in any order, from one scan to the
+// next, until a plain connect() finds none.
+func TestBindFirstSlowly(t *testing.T) {
+	for seed := range uint64(3) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+			s := newScanner(t, testConfig())
+			l, plain := newLoad(t), newLoad(t)
+			victim := clientTo("198.51.100.2", "198.51.100.9:443").bind(netnstest.BindNoPort)
+			victim.Source = netip.MustParseAddrPort("198.51.100.2:0")
+			plain.connect(victim.Client, 5)
+			selfReport(t, s)
+			for i, port := range rand.New(rand.NewPCG(seed, 0)).Perm(100) {
+				c := clientTo("198.51.100.1", "198.51.100.20:80").bind(netnstest.BindReuseAddr)
+				c.Source = netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(40000+port))
+				l.connect(c.Client, 1)
+				r := selfReport(t, s)
+				if r.BoundPorts > len(l.open) || i >= 40 && r.BoundPorts != len(l.open) {
+					t.Errorf("%d bound ports of %d", r.BoundPorts, len(l.open))
+				}
+			}
+			if r := selfReport(t, s); utilizationOf(r, victim.source, victim.Destination) != 1 || plain.connect(victim.Client, 1) != 0 {
+				t.Errorf("utilization %v of a pool without free ports", utilizationOf(r, victim.source, victim.Destination))
+			}
+		})
+	}
+}
