@@ -92,10 +92,11 @@ func dropCapabilities(scanner *scan.Scanner, listening bool, logger *slog.Logger
 // firstScan logs the ports of this host. It returns an error if every scrape would fail. A failure
 // that may not happen at the next scrape is only logged.
 func firstScan(scanner *scan.Scanner, flags *flags, logger *slog.Logger) error {
-	self, err := scanner.Check()
+	snapshot, err := scanner.Check()
 	if err != nil {
 		return err
 	}
+	self := snapshot.Namespaces[0]
 	if self.Err != nil {
 		logger.Error("First collection failed, the next scrape tries again", "err", self.Err)
 		return nil

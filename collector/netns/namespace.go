@@ -33,6 +33,15 @@ type Namespace struct {
 	device uint64   // of nsfs, 0 if it is not known
 }
 
+// Path returns a path by which the namespace can be entered, as this process sees it: its mount, or
+// that of a process. It is empty if none is known.
+func (ns Namespace) Path() string {
+	if len(ns.paths) == 0 {
+		return ""
+	}
+	return ns.paths[0]
+}
+
 // maxPIDs bounds the processes that are listed for a namespace. One is not enough: any can end
 // at any time.
 const maxPIDs = 16

@@ -157,8 +157,8 @@ func TestFaults(t *testing.T) {
 			if errors.Is(f.want, os.ErrDeadlineExceeded) {
 				s.cfg.Timeout = 250 * time.Millisecond
 			}
-			if n, _ := s.Check(); !errors.Is(n.Err, f.want) {
-				t.Errorf("got %v, want %v", n.Err, f.want)
+			if s, _ := s.Check(); !errors.Is(s.Namespaces[0].Err, f.want) {
+				t.Errorf("got %v, want %v", s.Namespaces[0].Err, f.want)
 			}
 
 			log.Reset()

@@ -80,7 +80,7 @@ func (s *Scanner) surveyAll(v *netns.Visitor, found []netns.Namespace, self uint
 		if ns.Inode == self {
 			continue
 		}
-		c := candidate{Namespace: Namespace{Inode: ns.Inode}, found: ns}
+		c := candidate{Namespace: Namespace{Inode: ns.Inode, Path: ns.Path()}, found: ns}
 		if len(candidates) >= s.cfg.NamespaceLimit {
 			c.Outcome = Skipped
 		} else if err := s.survey(v, &c, deadline); errors.Is(err, netns.ErrGone) {

@@ -87,8 +87,8 @@ func TestNamespacesOracle(t *testing.T) {
 	}
 	for _, ns := range namespaces {
 		s := found[filepath.Base(ns.path)]
-		if s.Outcome != Collected {
-			t.Errorf("%s: outcome %q: %v", ns.path, s.Outcome, s.Err)
+		if s.Outcome != Collected || s.Path != ns.path {
+			t.Errorf("%s: outcome %q, path %q: %v", ns.path, s.Outcome, s.Path, s.Err)
 			continue
 		}
 		want, wantErr := freeTo(s.Report, ns.client.source, ns.client.Destination), unix.EADDRNOTAVAIL

@@ -55,11 +55,11 @@ func collect(t *testing.T) pool.Report {
 // reportOf returns a Scanner's report of the test's namespace.
 func reportOf(t *testing.T, s *Scanner) pool.Report {
 	t.Helper()
-	n, err := s.Check()
-	if err != nil || n.Err != nil {
-		t.Fatalf("collect: %v, %v", err, n.Err)
+	snapshot, err := s.Check()
+	if err != nil || snapshot.Namespaces[0].Err != nil {
+		t.Fatalf("collect: %v, %v", err, snapshot.Namespaces[0].Err)
 	}
-	return n.Report
+	return snapshot.Namespaces[0].Report
 }
 
 // exactScanner returns a Scanner with the exact reader, for all tests of this process.

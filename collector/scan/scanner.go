@@ -91,23 +91,22 @@ func timerTick() (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// Check scans once and returns the process's own namespace. An error means that every scan will
-// fail until somebody changes the host or the flags; it says what to change. A failure that may
-// not happen at the next scan is no error: it is in Namespace.Err.
-func (s *Scanner) Check() (Namespace, error) {
+// Check scans once. An error means that every scan will fail until somebody changes the host or the
+// flags; it says what to change. A failure that may not happen at the next scan is no error: it is
+// in Namespace.Err.
+func (s *Scanner) Check() (Snapshot, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	snapshot, failures := s.scan(time.Now().Add(s.cfg.Timeout))
-	self := snapshot.Namespaces[0]
-	if err := permanentError(self.Err, s.cfg.Proc); err != nil {
-		return self, err
+	if err := permanentError(snapshot.Namespaces[0].Err, s.cfg.Proc); err != nil {
+		return snapshot, err
 	}
 	if err := checkReach(snapshot.Namespaces[1:], failures); err != nil {
-		return self, fmt.Errorf("--namespaces=%s reaches no other network namespace, as in a user namespace (a rootless or remapped container): run in the user namespace of the host, or with --namespaces=%s: %w",
+		return snapshot, fmt.Errorf("--namespaces=%s reaches no other network namespace, as in a user namespace (a rootless or remapped container): run in the user namespace of the host, or with --namespaces=%s: %w",
 			s.cfg.Scope, ScopeSelf, err)
 	}
 	s.logFailures(Snapshot{}, failures)
-	return self, nil
+	return snapshot, nil
 }
 
 // checkReach returns an error if there are other namespaces and none may be entered. It also
@@ -200,6 +199,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 		counted := s.connectFailures.collect(time.Now(), deadline)
 		snapshot.ConnectFailures = &counted
 	}
+	snapshot.Time = time.Now()
 	return snapshot, failures
 }
 

@@ -17,7 +17,7 @@ func New(Config) (*Scanner, error) {
 }
 
 // Check panics. There is no Scanner to call it.
-func (*Scanner) Check() (Namespace, error) { panic("scan: no Scanner") }
+func (*Scanner) Check() (Snapshot, error) { panic("scan: no Scanner") }
 
 // Scan panics. There is no Scanner to call it.
 func (*Scanner) Scan(context.Context) Snapshot { panic("scan: no Scanner") }

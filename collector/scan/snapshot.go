@@ -14,6 +14,7 @@ const Self = "self"
 
 // A Snapshot is the result of one scan. It is never changed.
 type Snapshot struct {
+	Time       time.Time   // when the scan ended
 	Namespaces []Namespace // the process's own first
 	OthersRead bool        // other namespaces were in scope
 
@@ -48,6 +49,7 @@ var Outcomes = [...]Outcome{Collected, Idle, Failed, Deadline, Skipped}
 type Namespace struct {
 	Name    string // the label; empty if it has none
 	Inode   uint64 // 0 if no other namespaces are in scope
+	Path    string // by which it can be entered, see netns.Namespace; empty for our own
 	Owner   Owner
 	Outcome Outcome
 	Err     error // set if Failed, Deadline, or Skipped though it was busy: then the fields below are not known
@@ -92,7 +94,7 @@ func (s Snapshot) OwnersOf(d pool.Destination) []DestinationOwner {
 
 // failed returns n with this outcome and error, and without measured values.
 func (n Namespace) failed(err error, outcome Outcome) Namespace {
-	return Namespace{Name: n.Name, Inode: n.Inode, Owner: n.Owner, Outcome: outcome, Err: err}
+	return Namespace{Name: n.Name, Inode: n.Inode, Path: n.Path, Owner: n.Owner, Outcome: outcome, Err: err}
 }
 
 // ConnectFailures are the connects that failed because no port was free, in all network
