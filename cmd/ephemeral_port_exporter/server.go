@@ -44,9 +44,10 @@ func newServer(flags *flags, registry *prometheus.Registry, scanHost scanFunc, l
 		return nil, fmt.Errorf("make landing page: %w", err)
 	}
 
+	scans, sender := newScans(flags, scanHost), &sender{}
 	mux := http.NewServeMux()
 	mux.Handle("/", landing)
-	mux.Handle("GET "+*flags.telemetryPath, newMetricsHandler(flags, registry, scanHost, logger))
+	mux.Handle("GET "+*flags.telemetryPath, newMetricsHandler(flags, registry, scans, sender, logger))
 	mux.HandleFunc("GET "+healthyPath, answerProbe)
 	mux.HandleFunc("GET "+readyPath, answerProbe)
 
