@@ -1,6 +1,5 @@
 //go:build linux
 
-// Package deploy tests the files of this directory with the programs that read them.
 package deploy
 
 import (

@@ -64,9 +64,19 @@ func TestAlerts(t *testing.T) {
 					t.Errorf("%s: neither summary nor description has %s", r.Alert, want)
 				}
 			}
-			anchor := "runbook.md#" + strings.ToLower(r.Alert)
-			if r.Annotations["runbook_url"] != anchor {
-				t.Errorf("%s: runbook_url %q, want %q", r.Alert, r.Annotations["runbook_url"], anchor)
+			runbookURL := "http://{{ $labels.instance }}/runbook"
+			if r.Alert == "EphemeralPortExporterDown" || strings.Contains(r.Expr, "by (job)") { // an exporter of the job that answers
+				runbookURL = `{{ with printf "up{job=%q} == 1" $labels.job | query }}http://{{ . | first | label "instance" }}/runbook{{ else }}runbook.md{{ end }}`
+			}
+			if got, want := r.Annotations["runbook_url"], runbookURL+"#"+strings.ToLower(r.Alert); got != want {
+				t.Errorf("%s: runbook_url %q, want %q", r.Alert, got, want)
+			}
+			statusURL := ""
+			if strings.Contains(text, "$labels.destination_ip") {
+				statusURL = `http://{{ $labels.instance }}/?destination={{ if match ":" $labels.destination_ip }}{{ printf "[%s]" $labels.destination_ip | urlquery }}{{ else }}{{ $labels.destination_ip }}{{ end }}:{{ $labels.destination_port }}`
+			}
+			if got := r.Annotations["status_url"]; got != statusURL {
+				t.Errorf("%s: status_url %q, want %q", r.Alert, got, statusURL)
 			}
 			if !strings.Contains(readme, "\n| `"+r.Alert+"` | "+r.Labels["severity"]+" | ") {
 				t.Errorf("%s: the README does not have it with its severity", r.Alert)
