@@ -1,0 +1,185 @@
+package status
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"strings"
+	"time"
+
+	"ephemeral_port_exporter/collector/cgroup"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
+)
+
+var testInfo = Info{Host: "proxy-1", Version: "(version=1.2.3, branch=main, revision=abc)", MetricsPath: "/metrics"}
+
+// at is the time of all snapshots.
+var at = time.Date(2026, 11, 21, 3, 0, 0, 0, time.UTC)
+
+// defaults returns the report of a namespace with default settings and no destinations.
+func defaults() pool.Report {
+	return pool.Report{
+		Settings: pool.Settings{
+			PortRange: pool.PortRange{Low: 32768, High: 60999}, TWReuse: 2, TWReuseDelay: time.Second, Timestamps: 1,
+			FinTimeout: time.Minute, TimeWaitLimit: 131072, TimeWaitLength: time.Minute,
+		},
+		ReservedPorts: 10, BlockedPorts: 2, CapacityPorts: 28220, BoundKnown: true, BoundPorts: 120,
+	}
+}
+
+// ports returns the counts of these states.
+func ports(states map[pool.State]int) (counts [len(pool.States)]int) {
+	for i, s := range pool.States {
+		counts[i] = states[s]
+	}
+	return counts
+}
+
+// connections returns a destination of the default capacity.
+func connections(source, address string, states map[pool.State]int) pool.Destination {
+	d := pool.Destination{
+		Source: netip.MustParseAddr(source), Address: netip.MustParseAddrPort(address), Ports: ports(states),
+		Ceiling: 450, Exhaustion: math.Inf(1), BoundByOthers: 120,
+	}
+	for _, n := range d.Ports {
+		d.Held += n
+	}
+	d.Utilization = float64(d.Held+d.BoundByOthers) / 28220
+	return d
+}
+
+// snapshots returns the snapshots that all formats are tested with, by name.
+func snapshots() map[string]scan.Snapshot {
+	return map[string]scan.Snapshot{
+		"trouble": trouble(), "calm": quiet(), "failed": failedHost(), "destinations": manyDestinations(), "namespaces": manyNamespaces(), "hostile": hostile(),
+	}
+}
+
+func hostOf(r pool.Report) scan.Snapshot {
+	return scan.Snapshot{Time: at, Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected, Report: r, TimeWaitSockets: 41234, Duration: 12 * time.Millisecond}}}
+}
+
+// trouble is a host where nearly everything goes wrong.
+func trouble() scan.Snapshot {
+	r := defaults()
+	soonFull := connections("10.0.0.1", "10.0.0.2:443", map[pool.State]int{pool.TimeWait: 22000, pool.Established: 900, pool.FinWait2: 60})
+	soonFull.CloseRate, soonFull.Exhaustion = 560, 40.4
+	full := connections("10.0.0.1", "10.0.0.9:8080", map[pool.State]int{pool.CloseWait: 25000, pool.SynSent: 100, pool.Established: 3000})
+	full.Utilization, full.Exhaustion, full.Ceiling = 1, 0, 0
+	half := connections("2001:db8:1234:5678:9abc:def0:1234:5678", "[2001:db8:1234:5678:9abc:def0:1234:9999]:65535", map[pool.State]int{pool.SynSent: 15000})
+	reused := connections("10.0.0.1", "10.0.0.3:5432", map[pool.State]int{pool.TimeWait: 9000, pool.Established: 40})
+	reused.Reusable, reused.Utilization, reused.CloseRate, reused.Ceiling, reused.Timestamps = 8700, 0.016, 300, 28000, pool.Yes
+	failedOnce := connections("10.0.0.1", "10.0.0.4:80", map[pool.State]int{pool.Established: 12})
+	r.Destinations = []pool.Destination{full, soonFull, half, reused, failedOnce}
+	r.MaxUtilization = 1
+	r.Sources = []pool.Source{{Address: netip.MustParseAddr("10.0.0.77"), Ports: 25000, Bound: 24990, BindParity: 14000, Capacity: 28222, Utilization: 0.885}}
+	r.BoundUnknown = 900
+	r.UnreportedDestinations, r.UnreportedPorts, r.UnreportedSources = 12, 48, 1
+	s := hostOf(r)
+	s.Namespaces[0].Inode = 4026531840
+	s.OthersRead = true
+
+	pod := defaults()
+	inPod := connections("10.1.0.7", "10.0.0.2:443", map[pool.State]int{pool.TimeWait: 23000})
+	inPod.CloseRate, inPod.Timestamps = 380, pool.No
+	pod.Destinations, pod.MaxUtilization = []pool.Destination{inPod}, inPod.Utilization
+	s.Namespaces = append(s.Namespaces,
+		scan.Namespace{
+			Name: "cni-1f2e", Inode: 4026532999, Path: "/run/netns/cni-1f2e", Outcome: scan.Collected, Report: pod, TimeWaitSockets: 23000,
+			Owner: scan.Owner{Owner: cgroup.Owner{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}, Command: "haproxy"},
+		},
+		scan.Namespace{Name: "netns-77", Inode: 4026533001, Path: "/proc/77/ns/net", Outcome: scan.Idle, TimeWaitSockets: 3},
+		scan.Namespace{Name: "netns-78", Inode: 4026533002, Outcome: scan.Failed, Err: errors.New("netns: open /proc/78/ns/net: permission denied")},
+		scan.Namespace{Outcome: scan.Skipped},
+	)
+	s.ConnectFailures = &scan.ConnectFailures{
+		Pools: []scan.FailedPool{
+			{Source: full.Source, Destination: full.Address, Failures: 120345},
+			{Source: failedOnce.Source, Destination: failedOnce.Address, Failures: 1},
+			{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.55:9"), Failures: 3},
+		},
+		Unattributed: 17,
+	}
+	return s
+}
+
+// quiet is a host without any danger.
+func quiet() scan.Snapshot {
+	r := defaults()
+	a := connections("10.0.0.1", "10.0.0.2:443", map[pool.State]int{pool.TimeWait: 3000, pool.Established: 200})
+	a.CloseRate = 48.2
+	b := connections("10.0.0.1", "10.0.0.3:5432", map[pool.State]int{pool.Established: 64})
+	r.Destinations = []pool.Destination{a, b}
+	r.MaxUtilization = a.Utilization
+	return hostOf(r)
+}
+
+// failedHost is a host whose sockets cannot be read.
+func failedHost() scan.Snapshot {
+	return scan.Snapshot{Time: at, Namespaces: []scan.Namespace{{
+		Name: scan.Self, Outcome: scan.Failed,
+		Err: errors.New("sockdiag: dump tcp: not supported: tcp_diag is not loaded (no such file or directory): run modprobe tcp_diag"),
+	}}}
+}
+
+// manyDestinations has as many as the default limit.
+func manyDestinations() scan.Snapshot {
+	r := defaults()
+	for i := range 256 {
+		r.Destinations = append(r.Destinations, connections("10.0.0.1", fmt.Sprintf("10.2.%d.%d:443", i/16, i%16), map[pool.State]int{
+			pool.TimeWait: 20000 - 70*i, pool.Established: 50 + i, pool.CloseWait: i, pool.FinWait1: i % 3,
+		}))
+	}
+	r.MaxUtilization = r.Destinations[0].Utilization
+	return hostOf(r)
+}
+
+// manyNamespaces has 300, of which 100 are busy.
+func manyNamespaces() scan.Snapshot {
+	s := manyDestinations()
+	s.OthersRead = true
+	all := s.Namespaces[0].Report.Destinations
+	s.Namespaces[0].Report.Destinations = all[:56]
+	for i := range 299 {
+		n := scan.Namespace{
+			Name: fmt.Sprintf("cni-%08x-%04x", 0x1f2e3d4c+i, i), Inode: uint64(4026532000 + i), Outcome: scan.Idle, TimeWaitSockets: i,
+			Owner: scan.Owner{Owner: cgroup.Owner{PodUID: fmt.Sprintf("3f8e1c2a-5b6d-4e7f-8a9b-%012d", i)}, Command: "worker"},
+		}
+		n.Path = "/run/netns/" + n.Name
+		switch {
+		case i < 100:
+			n.Outcome, n.Report = scan.Collected, defaults()
+			n.Report.Destinations = all[56+2*i : 58+2*i]
+			n.Report.MaxUtilization = all[56+2*i].Utilization
+		case i < 110:
+			n.Outcome, n.Err = scan.Deadline, errors.New("sockdiag: dump tcp: i/o timeout")
+		}
+		s.Namespaces = append(s.Namespaces, n)
+	}
+	return s
+}
+
+// The hostile names that a user of the host can choose.
+const (
+	hostileHTML = `</style></script><script>alert(1)</script><img src=x onerror=alert(1)>"'&amp;`
+	hostileANSI = "\x1b[2J\x1b]0;owned\x07red\x1b[31m\x9b31m"
+	hostileBidi = "\u202egnp.exe\u2066\u200b\u00ad"
+)
+
+// hostile has names that try to leave their place.
+func hostile() scan.Snapshot {
+	s := quiet()
+	s.OthersRead = true
+	for i, name := range []string{hostileHTML, hostileANSI, hostileBidi, "line\nbreak\r\n\t\u2028end", strings.Repeat("long", 1000), "zalgo" + strings.Repeat("\u0301\u0489", 50), "$(reboot);`reboot`'\\", "\xff\xfe", "日本語の名前"} {
+		r := defaults()
+		r.Destinations = []pool.Destination{connections("10.0.0.1", fmt.Sprintf("10.3.0.%d:443", i), map[pool.State]int{pool.Established: 20000})}
+		r.MaxUtilization = r.Destinations[0].Utilization
+		s.Namespaces = append(s.Namespaces, scan.Namespace{
+			Name: name, Inode: uint64(100 + i), Path: "/run/netns/" + name, Outcome: scan.Collected, Report: r,
+			Owner: scan.Owner{Command: name, Owner: cgroup.Owner{PodUID: name}},
+		}, scan.Namespace{Name: "failed " + name, Inode: uint64(200 + i), Outcome: scan.Failed, Err: errors.New("open " + name + ": failed")})
+	}
+	return s
+}

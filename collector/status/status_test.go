@@ -1,0 +1,311 @@
+package status
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"html"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/collector/cgroup"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
+)
+
+var updateGolden = flag.Bool("update-golden", false, "write the golden files in testdata anew")
+
+// draw returns a snapshot as a view shows it.
+func draw(t testing.TB, s scan.Snapshot, v View) string {
+	t.Helper()
+	var b strings.Builder
+	if err := New(testInfo).Write(&b, &s, v); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// TestGolden compares all formats of all snapshots with files in testdata. These were written by
+//
+//	go test ./collector/status -run TestGolden -update-golden
+func TestGolden(t *testing.T) {
+	for name, s := range snapshots() {
+		if name == "destinations" || name == "namespaces" {
+			continue // see TestMany
+		}
+		for _, format := range []Format{HTML, Text, JSON} {
+			got := draw(t, s, View{Format: format})
+			// The stylesheet and the script are files themselves.
+			got = strings.Replace(strings.Replace(got, style, "", 1), script, "", 1)
+			file := filepath.Join("testdata", name+"."+string(format))
+			if *updateGolden {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", file, diff)
+			}
+		}
+	}
+}
+
+// TestText checks that no line passes 120 columns, but commands that cannot be broken, and that all
+// is plain ASCII.
+func TestText(t *testing.T) {
+	for name, s := range snapshots() {
+		for line := range strings.Lines(draw(t, s, View{Format: Text})) {
+			line = strings.TrimSuffix(line, "\n")
+			if len(line) > textWidth && !strings.Contains(line, "nsenter") {
+				t.Errorf("%s: %d columns: %s", name, len(line), line)
+			}
+			if strings.Trim(escape(line, ascii.safe), " ") != strings.Trim(line, " ") {
+				t.Errorf("%s: not plain text: %q", name, line)
+			}
+		}
+	}
+}
+
+// TestMany checks that pages at the limits have all that there is.
+func TestMany(t *testing.T) {
+	for name, s := range map[string]scan.Snapshot{"destinations": manyDestinations(), "namespaces": manyNamespaces()} {
+		for _, format := range []Format{HTML, Text, JSON} {
+			got := draw(t, s, View{Format: format})
+			for _, n := range s.Namespaces {
+				if left := format == Text && n.Outcome == scan.Idle; s.OthersRead && !left && !strings.Contains(got, n.Name) {
+					t.Errorf("%s: %s: no namespace %s", name, format, n.Name)
+				}
+				for _, d := range n.Report.Destinations {
+					address := d.Address.String()
+					if format == JSON {
+						address = `"destination_ip": "` + d.Address.Addr().String() + `"`
+					}
+					if !strings.Contains(got, address) {
+						t.Errorf("%s: %s: no destination %s", name, format, address)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestHostile checks that no name leaves its place, in no format.
+func TestHostile(t *testing.T) {
+	for _, format := range []Format{HTML, Text, JSON} {
+		got := draw(t, hostile(), View{Format: format})
+		for _, bad := range []string{"\x1b", "\x9b", "\x07", "\u202e", "\u2066", "\u200b", "\u2028", "\u0301", "\xff", "line\nbreak"} {
+			if strings.Contains(got, bad) {
+				t.Errorf("%s contains %q", format, bad)
+			}
+		}
+		if format != Text && strings.Contains(got, "<script>alert") {
+			t.Errorf("%s contains a script", format)
+		}
+	}
+	var d struct {
+		Namespaces []struct{ Netns, Command string }
+	}
+	if err := json.Unmarshal([]byte(draw(t, hostile(), View{Format: JSON})), &d); err != nil {
+		t.Fatal(err)
+	}
+	// What other programs compare is whole.
+	if got := d.Namespaces[1].Netns; got != hostileHTML {
+		t.Errorf("JSON has the name %q", got)
+	}
+	if got := d.Namespaces[3].Command; got != hostileANSI[:strings.Index(hostileANSI, "\x9b")]+"\ufffd31m" {
+		t.Errorf("JSON has the command %q", got)
+	}
+}
+
+// TestHeadline checks the sentence that says how things stand, and that what is not known is never
+// calm.
+func TestHeadline(t *testing.T) {
+	failure := func(s scan.Snapshot, pools ...scan.FailedPool) scan.Snapshot {
+		s.ConnectFailures = &scan.ConnectFailures{Pools: pools}
+		return s
+	}
+	with := func(change func(*pool.Report)) scan.Snapshot {
+		s := quiet()
+		change(&s.Namespaces[0].Report)
+		return s
+	}
+	first := func(change func(*pool.Destination)) scan.Snapshot {
+		return with(func(r *pool.Report) { change(&r.Destinations[0]) })
+	}
+	other := func(n scan.Namespace) scan.Snapshot {
+		s := quiet()
+		s.OthersRead = true
+		s.Namespaces = append(s.Namespaces, n)
+		return s
+	}
+	broken := quiet()
+	broken.ConnectFailures = &scan.ConnectFailures{Err: errors.New("bpf: gone")}
+	searched := quiet()
+	searched.DiscoveryFailures = 2
+	halfRead := failedHost()
+	halfRead.OthersRead = true
+	halfRead.Namespaces = append(halfRead.Namespaces, scan.Namespace{Name: "pod", Outcome: scan.Collected, Report: trouble().Namespaces[1].Report})
+	tests := []struct {
+		name, destination string
+		snapshot          scan.Snapshot
+		level             level
+		want              []string // headline and problems
+	}{
+		{"calm", "", quiet(), calm, []string{"No destination is in danger: the worst, 10.0.0.2:443, has 11% of its ports in use."}},
+		{"no destination", "", hostOf(defaults()), calm, []string{"No destination is in danger: none holds enough ports to be listed."}},
+		{"failed", "", failedHost(), unknown, []string{"The ports of this host could not be read: nothing is known about them. sockdiag: dump tcp"}},
+		{"failed, one", "10.0.0.2:443", failedHost(), unknown, []string{"The ports of this host could not be read"}},
+		{"failed, danger elsewhere", "", halfRead, unknown, []string{"The ports of this host could not be read", "1 destination in danger: 10.0.0.2:443 has 81% of its ports in use."}},
+		{"exhausted", "", first(func(d *pool.Destination) { d.Utilization, d.Exhaustion = 1, 0 }), exhausted, []string{"1 destination in danger: 10.0.0.2:443 is out of ports."}},
+		{"nearly", "", first(func(d *pool.Destination) { d.Utilization = 0.99 }), exhausted, []string{"1 destination in danger: 10.0.0.2:443 has 99% of its ports in use."}},
+		{"forecast", "", first(func(d *pool.Destination) { d.Exhaustion = 40.9 }), critical, []string{"1 destination in danger: 10.0.0.2:443 runs out of ports in 40 s."}},
+		{"forecast of minutes", "", first(func(d *pool.Destination) { d.Exhaustion = 300 }), critical, []string{"1 destination in danger: 10.0.0.2:443 runs out of ports in 5 min."}},
+		{"load", "", first(func(d *pool.Destination) { d.CloseRate = 400 }), warning, []string{"1 destination in danger: 10.0.0.2:443 closes at 88% of its ceiling."}},
+		{"failures", "", failure(quiet(), scan.FailedPool{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.3:5432"), Failures: 2}),
+			warning, []string{"1 destination in danger: 10.0.0.3:5432 had 2 connects that failed, the last within 15 minutes."}},
+		{"failures elsewhere", "", failure(quiet(), scan.FailedPool{Source: netip.MustParseAddr("10.0.0.9"), Destination: netip.MustParseAddrPort("10.0.0.3:5432"), Failures: 2}),
+			warning, []string{"1 pool that holds few ports now had failed connects within 15 minutes."}},
+		{"failures not counted", "", broken, warning, []string{"No destination is in danger", "Failed connects could not be counted: bpf: gone"}},
+		{"no port", "", with(func(r *pool.Report) { r.CapacityPorts, r.MaxUtilization, r.Destinations = 0, 1, nil }), exhausted, []string{"No port is left for outgoing connections: connect() fails"}},
+		{"unreported", "", with(func(r *pool.Report) { r.MaxUtilization = 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
+		{"source", "", with(func(r *pool.Report) { r.Sources = trouble().Namespaces[0].Report.Sources }), critical, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports"}},
+		{"namespace failed", "", other(scan.Namespace{Name: "pod", Outcome: scan.Failed, Err: errors.New("no")}), warning, []string{"No destination is in danger", "1 network namespace could not be read"}},
+		{"place not searched", "", searched, calm, []string{"No destination is in danger", "2 places could not be searched"}},
+		{"one", "10.0.0.3:5432", quiet(), calm, []string{"10.0.0.3:5432 is not in danger: <1% of its ports are in use."}},
+		{"one of two", "10.0.0.2:443", trouble(), critical, []string{"10.0.0.2:443 runs out of ports in 40 s.", "1 network namespace could not be read"}},
+		{"absent", "[2001:db8::1]:1", quiet(), calm, []string{"[2001:db8::1]:1 is not among the destinations here"}},
+		{"only failures", "10.0.0.55:9", trouble(), warning, []string{"10.0.0.55:9 holds few ports now or none, but had 3 connects that failed", "1 network namespace"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			v := View{Format: Text}
+			if tt.destination != "" {
+				v.Destination = netip.MustParseAddrPort(tt.destination)
+			}
+			p := newPage(&tt.snapshot, testInfo, v, visible)
+			got := append([]string{p.Headline}, p.Problems...)
+			if p.Level != tt.level || len(got) != len(tt.want) {
+				t.Fatalf("%v: %q, want %v: %q", p.Level, got, tt.level, tt.want)
+			}
+			for i := range got {
+				if !strings.HasPrefix(got[i], tt.want[i]) {
+					t.Errorf("said %q, want %q", got[i], tt.want[i])
+				}
+			}
+			for _, f := range []Format{HTML, Text, JSON} {
+				v.Format = f
+				if text := draw(t, tt.snapshot, v); !strings.Contains(html.UnescapeString(strings.ReplaceAll(text, "\n", " ")), strings.SplitN(tt.want[0], ":", 2)[0]) && f != JSON {
+					t.Errorf("%s does not say %q:\n%s", f, tt.want[0], text)
+				}
+			}
+		})
+	}
+}
+
+// TestNarrow checks that one destination is shown alone, with all its sources and namespaces.
+func TestNarrow(t *testing.T) {
+	v := View{Destination: netip.MustParseAddrPort("10.0.0.2:443")}
+	s := trouble()
+	p := newPage(&s, testInfo, v, visible)
+	if len(p.Destinations) != 2 || p.Destinations[0].Netns != "self" || p.Destinations[1].Netns != "cni-1f2e" || len(p.Sources)+len(p.Failed) != 0 {
+		t.Errorf("%d destinations, %d sources, %d failed", len(p.Destinations), len(p.Sources), len(p.Failed))
+	}
+	// Of the namespaces, those that have it, and those that may have it.
+	p = newPage(&s, testInfo, View{Destination: netip.MustParseAddrPort("10.0.0.3:5432")}, visible)
+	if len(p.Namespaces) != 2 || p.Namespaces[0].Name != "self" || p.Namespaces[1].Name != "netns-78" || len(p.Idle) != 0 {
+		t.Errorf("namespaces %+v, idle %+v", p.Namespaces, p.Idle)
+	}
+	for _, f := range []Format{HTML, Text, JSON} {
+		v.Format = f
+		if got := draw(t, s, v); strings.Contains(got, "10.0.0.9") || strings.Contains(got, "10.0.0.55") || strings.Contains(got, "10.0.0.77") || !strings.Contains(got, "10.1.0.7") {
+			t.Errorf("%s:\n%s", f, got)
+		}
+	}
+}
+
+// TestOneScan checks that what one scan cannot know is said only where it matters.
+func TestOneScan(t *testing.T) {
+	s := quiet()
+	r := &s.Namespaces[0].Report
+	r.BoundKnown = false
+	const note = "One collection cannot tell"
+	if got := draw(t, s, View{Format: Text}); strings.Contains(got, note) || strings.Contains(got, "bound ports") {
+		t.Errorf("without such clients:\n%s", got)
+	}
+	r.Sources = []pool.Source{{Address: netip.MustParseAddr("10.0.0.1"), Ports: 100, BindParity: 90, Capacity: 28222, Utilization: 0.01}}
+	if got := draw(t, s, View{Format: Text}); !strings.Contains(got, note) || !strings.Contains(got, "unknown") {
+		t.Errorf("with such clients:\n%s", got)
+	}
+}
+
+// TestOwners checks that the page shows who holds the ports of a destination, where that is known.
+func TestOwners(t *testing.T) {
+	s := quiet()
+	s.Namespaces[0].Report.Destinations[0].Owners = []pool.Owner{{Cgroup: 7, Ports: 150}}
+	for _, f := range []Format{HTML, Text, JSON} {
+		if got := draw(t, s, View{Format: f, Destination: netip.MustParseAddrPort("10.0.0.2:443")}); strings.Contains(got, "owners") || strings.Contains(got, "Held by") || strings.Contains(got, `class="owner"`) {
+			t.Errorf("%s: an owner without a path:\n%s", f, got)
+		}
+	}
+	s.Cgroups = map[uint64]cgroup.Group{7: {Path: "/system.slice/haproxy.service"}}
+	for _, f := range []Format{HTML, Text, JSON} {
+		if got := draw(t, s, View{Format: f, Destination: netip.MustParseAddrPort("10.0.0.2:443")}); strings.Count(got, "/system.slice/haproxy.service (150)") != 1 {
+			t.Errorf("%s: no owner:\n%s", f, got)
+		}
+	}
+}
+
+// TestFailuresByPool checks that failures count in the row of their namespace, of all control groups.
+func TestFailuresByPool(t *testing.T) {
+	s := trouble()
+	source, address := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("10.0.0.2:443")
+	s.ConnectFailures.Pools = []scan.FailedPool{
+		{Netns: scan.Self, Cgroup: "/a", Source: source, Destination: address, Failures: 1},
+		{Netns: scan.Self, Cgroup: "/b", Source: source, Destination: address, Failures: 2},
+		{Source: source, Destination: address, Failures: 4},
+		{Netns: "elsewhere", Cgroup: "/c", Source: source, Destination: address, Failures: 8},
+	}
+	p := newPage(&s, testInfo, View{Destination: address}, visible)
+	if p.Destinations[0].failures != 7 || p.Destinations[1].failures != 0 || len(p.Failed) != 1 || p.Failed[0].Netns+p.Failed[0].Owner != "elsewhere/c" {
+		t.Errorf("%d and %d failures, others %+v", p.Destinations[0].failures, p.Destinations[1].failures, p.Failed)
+	}
+}
+
+// cpuTime returns the CPU time of this process.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
+// BenchmarkWrite draws the pages at the limits.
+func BenchmarkWrite(b *testing.B) {
+	s := manyNamespaces()
+	status := New(testInfo)
+	for _, f := range []Format{HTML, Text, JSON} {
+		b.Run(string(f), func(b *testing.B) {
+			before := cpuTime(b)
+			for b.Loop() {
+				if err := status.Write(io.Discard, &s, View{Format: f}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric((cpuTime(b)-before).Seconds()*1000/float64(b.N), "cpu-ms/op")
+		})
+	}
+}

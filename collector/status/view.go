@@ -1,0 +1,115 @@
+package status
+
+import (
+	"fmt"
+	"mime"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
+)
+
+// A Format is a form in which a Snapshot is drawn.
+type Format string
+
+// The formats.
+const (
+	HTML Format = "html"
+	Text Format = "text"
+	JSON Format = "json"
+)
+
+// A View says what of a Snapshot is drawn, and how.
+type View struct {
+	Format      Format
+	Destination netip.AddrPort // only this one; all if it is not valid
+	Paused      bool           // the page does not refresh itself
+}
+
+// ParseView returns the View that a request asks for. The error tells the client what is valid.
+func ParseView(r *http.Request) (View, error) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return View{}, fmt.Errorf("the query of the address is not valid: %w", err)
+	}
+	v := View{Format: acceptedFormat(r.Header.Values("Accept")), Paused: query.Has("pause")}
+	switch format := Format(query.Get("format")); format {
+	case "":
+	case HTML, Text, JSON:
+		v.Format = format
+	default:
+		return View{}, fmt.Errorf("format=%q is not valid: it must be %s, %s or %s", format, HTML, Text, JSON)
+	}
+	if destination := query.Get("destination"); destination != "" {
+		v.Destination, err = netip.ParseAddrPort(destination)
+		if err != nil {
+			return View{}, fmt.Errorf("destination=%q is not valid: it must be ADDRESS:PORT, such as 10.0.0.2:443 or [2001:db8::2]:443", destination)
+		}
+		v.Destination = netip.AddrPortFrom(v.Destination.Addr().Unmap(), v.Destination.Port())
+	}
+	return v, nil
+}
+
+// acceptedFormat returns the format for the values of an Accept header: Text unless HTML or JSON is
+// named. Browsers name HTML, and curl names nothing.
+func acceptedFormat(accept []string) Format {
+	format, best := Text, 0.
+	for item := range strings.SplitSeq(strings.Join(accept, ","), ",") {
+		mediaType, params, err := mime.ParseMediaType(item)
+		if err != nil {
+			continue
+		}
+		q := 1.
+		if value, ok := params["q"]; ok {
+			if q, err = strconv.ParseFloat(value, 64); err != nil {
+				continue
+			}
+		}
+		named := map[string]Format{"text/html": HTML, "text/plain": Text, "application/json": JSON}[mediaType]
+		if named != "" && q > best {
+			format, best = named, q
+		}
+	}
+	return format
+}
+
+// shows reports whether the view has a namespace: all of them, or those with its destination and those
+// that may have it.
+func (v View) shows(n *scan.Namespace) bool {
+	return !v.Destination.IsValid() || n.Err != nil || slices.ContainsFunc(n.Report.Destinations, func(d pool.Destination) bool { return d.Address == v.Destination })
+}
+
+// URL returns the address of the view, without its host.
+func (v View) URL() string {
+	var query []string
+	if v.Destination.IsValid() {
+		query = append(query, "destination="+url.QueryEscape(v.Destination.String()))
+	}
+	if v.Paused {
+		query = append(query, "pause")
+	}
+	if v.Format != HTML {
+		query = append(query, "format="+string(v.Format))
+	}
+	if len(query) == 0 {
+		return "/"
+	}
+	return "/?" + strings.Join(query, "&")
+}
+
+// Toggled returns the address of the view that refreshes if v does not, and the reverse.
+func (v View) Toggled() string {
+	v.Paused = !v.Paused
+	return v.URL()
+}
+
+// All returns the address of the view of all destinations.
+func (v View) All() string { return View{Format: v.Format, Paused: v.Paused}.URL() }
+
+// As returns the address of the view in another format.
+func (v View) As(f Format) string { return View{Format: f, Destination: v.Destination}.URL() }

@@ -1,0 +1,80 @@
+package status
+
+import (
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// TestParseView checks which view a request gets.
+func TestParseView(t *testing.T) {
+	const browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+	one := netip.MustParseAddrPort("10.0.0.2:443")
+	tests := []struct {
+		query, accept string
+		want          View
+		err           string
+	}{
+		{"?destination=10.0.0.2", "", View{}, `destination="10.0.0.2" is not valid: it must be ADDRESS:PORT, such as 10.0.0.2:443 or [2001:db8::2]:443`},
+		{"?destination=2001:db8::2:443x", "", View{}, "is not valid: it must be ADDRESS:PORT"},
+		{"?destination=example.com:443", "", View{}, "is not valid: it must be ADDRESS:PORT"},
+		{"?destination=10.0.0.2:70000", "", View{}, "is not valid: it must be ADDRESS:PORT"},
+		{"?destination=%1b[2J%0a", "", View{}, `destination="\x1b[2J\n" is not valid`},
+		{"?format=xml", "", View{}, `format="xml" is not valid: it must be html, text or json`},
+		{"?destination=%zz", "", View{}, "the query of the address is not valid"},
+
+		{"", "", View{Format: Text}, ""},
+		{"", "*/*", View{Format: Text}, ""},
+		{"", browser, View{Format: HTML}, ""},
+		{"", "application/json", View{Format: JSON}, ""},
+		{"", "Application/JSON; charset=utf-8", View{Format: JSON}, ""},
+		{"", "text/html;q=0.5, application/json", View{Format: JSON}, ""},
+		{"", "text/html;q=0", View{Format: Text}, ""},
+		{"", "text/html;q=x, ;;;", View{Format: Text}, ""},
+		{"?format=json", browser, View{Format: JSON}, ""},
+		{"?format=text", browser, View{Format: Text}, ""},
+		{"?format=html", "", View{Format: HTML}, ""},
+		{"?pause", browser, View{Format: HTML, Paused: true}, ""},
+		{"?destination=", "", View{Format: Text}, ""},
+		{"?destination=10.0.0.2:443", browser, View{Format: HTML, Destination: one}, ""},
+		{"?destination=%5B::ffff:10.0.0.2%5D:443", "", View{Format: Text, Destination: one}, ""},
+		{"?destination=[2001:db8::2]:443", "", View{Format: Text, Destination: netip.MustParseAddrPort("[2001:db8::2]:443")}, ""},
+		{"?destination=%5Bfe80%3A%3A2%252%5D:443", "", View{Format: Text, Destination: netip.MustParseAddrPort("[fe80::2%2]:443")}, ""},
+	}
+	for _, tt := range tests {
+		r := httptest.NewRequest("GET", "/"+tt.query, nil)
+		r.Header.Set("Accept", tt.accept)
+		got, err := ParseView(r)
+		if tt.err != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%s: %v, want %q", tt.query, err, tt.err)
+			}
+			continue
+		}
+		if err != nil || got != tt.want {
+			t.Errorf("%s, Accept %q: %+v, %v, want %+v", tt.query, tt.accept, got, err, tt.want)
+		}
+	}
+}
+
+// TestURL checks that the address of a view leads to it.
+func TestURL(t *testing.T) {
+	for _, v := range []View{
+		{Format: HTML},
+		{Format: JSON},
+		{Format: HTML, Paused: true},
+		{Format: Text, Destination: netip.MustParseAddrPort("10.0.0.2:443")},
+		{Format: HTML, Destination: netip.MustParseAddrPort("[fe80::2%a&b]:443"), Paused: true},
+	} {
+		r := httptest.NewRequest("GET", v.URL(), nil)
+		r.Header.Set("Accept", "text/html")
+		if got, err := ParseView(r); err != nil || got != v {
+			t.Errorf("%s leads to %+v, %v, want %+v", v.URL(), got, err, v)
+		}
+	}
+	v := View{Format: HTML, Destination: netip.MustParseAddrPort("10.0.0.2:443"), Paused: true}
+	if got := v.Toggled() + " " + v.All() + " " + v.As(Text); got != "/?destination=10.0.0.2%3A443 /?pause /?destination=10.0.0.2%3A443&format=text" {
+		t.Error(got)
+	}
+}
