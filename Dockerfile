@@ -6,6 +6,7 @@ RUN go mod download
 COPY cmd cmd
 COPY collector collector
 COPY procfs procfs
+COPY deploy/embed.go deploy/runbook.md deploy/
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -o /out/ephemeral_port_exporter -ldflags "-s -w -X github.com/prometheus/common/version.Version=$VERSION -X github.com/prometheus/common/version.Revision=$REVISION" ./cmd/ephemeral_port_exporter
 
 FROM scratch

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -27,6 +28,8 @@ type flags struct {
 	web *web.FlagConfig
 	log *promslog.Config
 
+	status *bool
+
 	telemetryPath          *string
 	disableExporterMetrics *bool
 	maxRequests            *int
@@ -51,12 +54,15 @@ func addFlags(app *kingpin.Application) *flags {
 		web: webflag.AddFlags(app, defaultAddress),
 		log: &promslog.Config{},
 
+		status: app.Flag("status",
+			"Collect once, print the status page as text and exit: with status 0, or 1 if the collection failed. Logs only errors.").Bool(),
+
 		telemetryPath: app.Flag("web.telemetry-path",
 			"Path under which to expose metrics.").Default("/metrics").String(),
 		disableExporterMetrics: app.Flag("web.disable-exporter-metrics",
 			"Leave out metrics about the exporter itself (go_*, process_*, promhttp_*).").Bool(),
 		maxRequests: countFlag(app, "web.max-requests",
-			"Maximum number of scrapes answered at once; further ones wait a second, then get status 503. Scrapes at the same time share one collection. 0 means no limit.", "40"),
+			"Maximum number of scrapes and pages answered at once; further ones wait a second, then get status 503. Scrapes at the same time share one collection. 0 means no limit.", "40"),
 
 		namespaces: choiceFlag(app, "namespaces",
 			"Network namespaces to watch besides the exporter's own. self: none. named: mounted ones; needs CAP_SYS_ADMIN. all: mounted ones and those of all processes; needs CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
@@ -204,10 +210,13 @@ func (d duration) String() string { return d.value.String() }
 // validate returns an error for the first flag with an invalid value.
 func (f *flags) validate() error {
 	if !isFreePath(*f.telemetryPath) {
-		return fmt.Errorf("--web.telemetry-path=%s: must be a plain path like /metrics, and not /, %s or %s", *f.telemetryPath, healthyPath, readyPath)
+		return fmt.Errorf("--web.telemetry-path=%s: must be a plain path like /metrics, and not /, %s, %s or %s", *f.telemetryPath, runbookPath, healthyPath, readyPath)
 	}
 	if len(*f.namespaceDirs) > 0 && scan.Scope(*f.namespaces) == scan.ScopeSelf {
 		return fmt.Errorf("--namespaces.dir=%s: has no effect with --namespaces=%s", (*f.namespaceDirs)[0], scan.ScopeSelf)
+	}
+	if *f.status && *f.connectFailures {
+		return errors.New("--connect-failures: has no effect with --status, as it counts from its start on")
 	}
 	if err := web.Validate(*f.web.WebConfigFile); err != nil {
 		return fmt.Errorf("--web.config.file=%s: %w", *f.web.WebConfigFile, err)

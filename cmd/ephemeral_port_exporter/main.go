@@ -40,11 +40,27 @@ func main() {
 		app.Fatalf("%v, try --help", err)
 	}
 
+	work := run
+	if *flags.status {
+		work = runStatus
+	}
 	logger := promslog.New(flags.log)
-	if err := run(flags, logger); err != nil {
+	if err := work(flags, logger); err != nil {
 		logger.Error("Exporter failed", "err", err)
 		os.Exit(1)
 	}
+}
+
+// runStatus prints the status once.
+func runStatus(flags *flags, logger *slog.Logger) error {
+	if err := flags.log.Level.Set("error"); err != nil {
+		return err
+	}
+	scanner, err := scan.New(flags.scanConfig(logger))
+	if err != nil {
+		return err
+	}
+	return printStatus(os.Stdout, flags, scanner)
 }
 
 // run serves until SIGTERM or SIGINT.

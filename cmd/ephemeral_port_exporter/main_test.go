@@ -160,7 +160,8 @@ func TestBadFlags(t *testing.T) {
 		{"--web.listen-address=:70000", "--web.listen-address=:70000: must be host:port"},
 		{"--web.listen-address=::1:10149", "--web.listen-address=::1:10149: must be host:port"},
 		{"--web.telemetry-path=metrics", "--web.telemetry-path=metrics: must be a plain path"},
-		{"--web.telemetry-path=/", "--web.telemetry-path=/: must be a plain path like /metrics, and not /, "},
+		{"--web.telemetry-path=/", "--web.telemetry-path=/: must be a plain path like /metrics, and not /, /runbook, "},
+		{"--web.telemetry-path=/runbook", "must be a plain path"},
 		{"--web.telemetry-path=/-/ready", "must be a plain path"},
 		{"--web.telemetry-path=/{x", "must be a plain path"},
 		{"--web.telemetry-path=/metrics/", "must be a plain path"},
@@ -344,8 +345,8 @@ func TestRun(t *testing.T) {
 		}
 	}
 
-	if status, body := e.get(t, "/"); status != http.StatusOK || !strings.Contains(body, "Ephemeral Port Exporter") ||
-		!strings.Contains(body, `href="/metrics"`) || !strings.Contains(body, "Version: ") || strings.Contains(body, "debug/pprof") {
+	if status, body := e.get(t, "/?format=html"); status != http.StatusOK || !strings.Contains(body, "No destination is in danger") ||
+		!strings.Contains(body, `href="/metrics"`) || !strings.Contains(body, "<p>ephemeral_port_exporter (version=") {
 		t.Errorf("/: status %d, body:\n%s", status, body)
 	}
 	if status, body := e.get(t, "/-/ready"); status != http.StatusOK || body != "OK\n" {
@@ -489,8 +490,8 @@ func TestPaths(t *testing.T) {
 	if status, _ := e.get(t, "/metrics"); status != http.StatusNotFound {
 		t.Errorf("/metrics: status %d, want 404", status)
 	}
-	if _, body := e.get(t, "/"); !strings.Contains(body, `href="/ports"`) {
-		t.Errorf("the landing page does not link to /ports:\n%s", body)
+	if _, body := e.get(t, "/?format=html"); !strings.Contains(body, `href="/ports"`) {
+		t.Errorf("the status page does not link to /ports:\n%s", body)
 	}
 }
 

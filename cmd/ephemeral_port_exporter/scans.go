@@ -99,7 +99,7 @@ func (s *scans) answer(r *http.Request, maxAge time.Duration, encode func(*scann
 			return errorAnswer("%d requests are being served, which is the limit of --web.max-requests: try again later", cap(s.slots))
 		}
 	}
-	if last := s.last.Load(); last != nil && !last.incomplete && time.Since(last.Time) < maxAge {
+	if last := s.last.Load(); maxAge > 0 && last != nil && !last.incomplete && time.Since(last.Time) < maxAge {
 		return encode(last)
 	}
 	got, err := s.wait(ctx, budget)

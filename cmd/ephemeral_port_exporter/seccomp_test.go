@@ -284,6 +284,16 @@ func scrapeHard(t *testing.T, e *exporter, address, series string) {
 				t.Error("the exporter does not know its descriptors")
 			}
 		}
+		for _, path := range []string{"/", "/?format=html", runbookPath} {
+			resp, err := client.Get(e.url + path)
+			if err != nil {
+				t.Fatalf("%s: %v:\n%s", path, err, e.log)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("%s: %s", path, resp.Status)
+			}
+		}
 		client.CloseIdleConnections()
 	}
 	hostile(t, address, 30, func(conn net.Conn) error {

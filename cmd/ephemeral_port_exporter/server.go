@@ -1,18 +1,18 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"log"
 	"log/slog"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/common/version"
-	"github.com/prometheus/exporter-toolkit/web"
+
+	"ephemeral_port_exporter/deploy"
 )
 
 const (
@@ -24,29 +24,19 @@ const (
 // that are special to http.ServeMux, and must not be in use.
 func isFreePath(p string) bool {
 	return strings.HasPrefix(p, "/") && path.Clean(p) == p && !strings.ContainsAny(p, "{}?# \t") &&
-		p != "/" && p != healthyPath && p != readyPath
+		!slices.Contains([]string{statusPath, runbookPath, healthyPath, readyPath}, p)
 }
 
-// newServer returns a server for the metrics of the registry and of scans.
+// newServer returns a server for the metrics of the registry and of scans, and for the pages.
 func newServer(flags *flags, registry *prometheus.Registry, scanHost scanFunc, logger *slog.Logger) (*http.Server, error) {
-	landing, err := web.NewLandingPage(web.LandingConfig{
-		Name:        "Ephemeral Port Exporter",
-		Description: "Prometheus exporter for ephemeral-port exhaustion",
-		Version:     version.Info(),
-		Profiling:   "false",
-		Links: []web.LandingLinks{
-			{Address: *flags.telemetryPath, Text: "Metrics"},
-			{Address: healthyPath, Text: "Healthy", Description: "the process runs"},
-			{Address: readyPath, Text: "Ready", Description: "the process serves scrapes"},
-		},
-	})
+	runbook, err := newRunbookHandler(deploy.Runbook)
 	if err != nil {
-		return nil, fmt.Errorf("make landing page: %w", err)
+		return nil, err
 	}
-
 	scans, sender := newScans(flags, scanHost), &sender{}
 	mux := http.NewServeMux()
-	mux.Handle("/", landing)
+	mux.Handle("GET "+statusPath+"{$}", &statusHandler{scans: scans, sender: sender, status: newStatus(flags), logger: logger})
+	mux.Handle("GET "+runbookPath, runbook)
 	mux.Handle("GET "+*flags.telemetryPath, newMetricsHandler(flags, registry, scans, sender, logger))
 	mux.HandleFunc("GET "+healthyPath, answerProbe)
 	mux.HandleFunc("GET "+readyPath, answerProbe)
