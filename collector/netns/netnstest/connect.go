@@ -3,6 +3,7 @@
 package netnstest
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -55,8 +56,20 @@ func (c Client) connect(repair bool) (fd int, err error) {
 		unix.Close(fd)
 		return -1, err
 	}
+	if repair {
+		// It uses timestamps, as connections to real peers do.
+		option := binary.NativeEndian.AppendUint32(nil, tcpoptTimestamp) // struct tcp_repair_opt
+		option = binary.NativeEndian.AppendUint32(option, 0)
+		if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_OPTIONS, string(option)); err != nil {
+			unix.Close(fd)
+			return -1, fmt.Errorf("TCP_REPAIR_OPTIONS: %w", err)
+		}
+	}
 	return fd, nil
 }
+
+// tcpoptTimestamp is TCPOPT_TIMESTAMP of include/net/tcp.h.
+const tcpoptTimestamp = 8
 
 // bound returns a new socket, bound as c.Bind says.
 func (c Client) bound() (fd int, err error) {
