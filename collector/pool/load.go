@@ -81,22 +81,22 @@ func (l *load) closeRate() float64 {
 	return rate
 }
 
-// ceiling returns the close rate that a number of ports sustains. open is how many of them are in
-// other states than TIME_WAIT, and hold is for how long a connection holds its port if there are
-// none that tell.
-func (l *load) ceiling(ports, open int, hold time.Duration) float64 {
-	left := max(float64(ports-open)+l.unansweredPorts, 0)
-	rate, held := 0., 0. // held: how many ports the rate will hold in the end
+// hold returns for how many seconds a closed connection holds its port, and which share of them holds
+// it in FIN_WAIT2. If there are none that tell, it is the time without.
+func (l *load) hold(without time.Duration) (seconds, unansweredShare float64) {
+	rate, held := l.closeRate(), 0. // held: how many ports the rate will hold in the end
 	for kind := range l.flows {
-		f := &l.flows[kind]
-		rate += f.rate
-		held += f.rate * f.hold.Seconds()
+		held += l.flows[kind].rate * l.flows[kind].hold.Seconds()
 	}
-	if held == 0 {
-		return left / hold.Seconds()
+	if rate == 0 {
+		return without.Seconds(), 0
 	}
-	return left * rate / held
+	return held / rate, l.flows[unanswered].rate / rate
 }
+
+// ceiling returns the close rate that a number of ports sustains while some of them stay open, and
+// closed connections hold theirs for some seconds.
+func ceiling(ports, open int, hold float64) float64 { return max(float64(ports-open), 0) / hold }
 
 // exhaustion returns after how many seconds a number of ports are in use, of which used are so now,
 // if connections close at the recent rate and the number of open ones stays. It is infinite if that never

@@ -111,7 +111,8 @@ func TestCeilingFigures(t *testing.T) {
 	for _, tt := range tests {
 		table := tableOf(tt.settings, tt.listeners)
 		l := newLoad(table.rule(false), new(closedPorts))
-		if got := l.ceiling(table.capacity, tt.open, table.rule(false).hold(Unknown)); math.Abs(got-tt.want) > 0.01 {
+		hold, _ := l.hold(table.rule(false).hold(Unknown))
+		if got := ceiling(table.capacity, tt.open, hold); math.Abs(got-tt.want) > 0.01 {
 			t.Errorf("%+v, %d open: got %v, want %v", tt.settings, tt.open, got, tt.want)
 		}
 	}

@@ -124,6 +124,20 @@ func (s *portSet) has(port uint16) bool {
 	return found
 }
 
+// all returns the ports in ascending order.
+func (s *portSet) all() []uint16 {
+	if s.dense == nil {
+		return slices.Clone(s.sparse)
+	}
+	ports := make([]uint16, 0, s.size())
+	for port := range maxPorts {
+		if s.dense.has(uint16(port)) {
+			ports = append(ports, uint16(port))
+		}
+	}
+	return ports
+}
+
 // common returns how many ports both sets have.
 func (s *portSet) common(other *portSet) int {
 	if s.dense == nil || other.dense == nil {

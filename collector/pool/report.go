@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -21,6 +22,9 @@ type Report struct {
 	BoundPorts   int
 	BoundUnknown int
 	BoundKnown   bool
+
+	// ListenerPorts are the ports with a listener, in the range and outside, in ascending order.
+	ListenerPorts []uint16
 
 	// MaxUtilization is the highest utilization of a destination, reported or not, or without
 	// any sockets. It is 1 if CapacityPorts is 0.
@@ -83,6 +87,17 @@ type Destination struct {
 	// stay open. At 1 × Ceiling the ports run out.
 	Ceiling float64
 
+	// Ceiling is (CapacityPorts - BoundByOthers - Open) / Hold: Open counts the ports of connections
+	// that it takes to stay open, and Hold is for how many seconds a closed connection holds its
+	// port. Unanswered is the share of closed connections that hold it in FIN_WAIT2, because the
+	// peer does not close.
+	Open       int
+	Hold       float64
+	Unanswered float64
+
+	// Loopback is set if tcp_tw_reuse = 2 applies too.
+	Loopback bool
+
 	// Exhaustion is the number of seconds until Utilization is 1 if this host goes on at the
 	// rate of the last seconds and as many connections as now stay open. It is infinite if
 	// the ports then suffice.
@@ -109,6 +124,7 @@ func (t *Table) Report(limits Limits) Report {
 		BoundPorts:    t.bound.size(),
 		BoundKnown:    t.boundKnown || t.inferred,
 		BoundUnknown:  t.unknown,
+		ListenerPorts: t.listening.all(),
 		Sockets:       t.sockets,
 		TimeWait:      t.seen.report(),
 
@@ -174,6 +190,7 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 		Reusable: int(counts.reusable),
 
 		Timestamps:    counts.timestamps,
+		Loopback:      counts.loopback,
 		BoundByOthers: t.boundByOthers(counts),
 	}
 	for i, state := range States {
@@ -183,13 +200,15 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 	return d
 }
 
-// setLoad sets CloseRate, Ceiling and Exhaustion.
+// setLoad sets CloseRate, Ceiling with its parts, and Exhaustion.
 func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	rule := t.rule(counts.loopback)
 	l := newLoad(rule, &counts.closed)
 	ports := t.capacity - d.BoundByOthers
 	d.CloseRate = l.closeRate()
-	d.Ceiling = l.ceiling(ports, d.Held-int(counts.states[TimeWait]), rule.hold(counts.timestamps))
+	d.Open = max(d.Held-int(counts.states[TimeWait])-int(math.Round(l.unansweredPorts)), 0)
+	d.Hold, d.Unanswered = l.hold(rule.hold(counts.timestamps))
+	d.Ceiling = ceiling(ports, d.Open, d.Hold)
 	d.Exhaustion = l.exhaustion(d.Held-d.Reusable, ports)
 }
 

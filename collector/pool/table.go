@@ -71,16 +71,17 @@ func (c *poolCounts) held() int {
 // A Table counts the sockets of one network namespace by pool and source. Its memory grows
 // with the number of pools and sources, not with the number of sockets.
 type Table struct {
-	settings Settings
-	rules    [2]timeWaitRule   // for other destinations and for loopback
-	usable   portMap           // ports that connect() may choose
-	blocked  blockedPorts      // ports that listeners block
-	bound    portSet           // ports in usable that connect() may not choose after all, because some socket is bound to them
-	pools    map[poolKey]int32 // index into counts
-	counts   []poolCounts
-	sources  map[sourceKey]*portSet
-	sockets  int
-	seen     timeWaitSeconds
+	settings  Settings
+	rules     [2]timeWaitRule   // for other destinations and for loopback
+	usable    portMap           // ports that connect() may choose
+	listening portSet           // ports of listeners, also outside the range
+	blocked   blockedPorts      // ports that listeners block
+	bound     portSet           // ports in usable that connect() may not choose after all, because some socket is bound to them
+	pools     map[poolKey]int32 // index into counts
+	counts    []poolCounts
+	sources   map[sourceKey]*portSet
+	sockets   int
+	seen      timeWaitSeconds
 
 	before     Knowledge // see Recall
 	listEarly  bool      // lists have early ports too: a client may bind first
@@ -112,6 +113,7 @@ func NewTable(s Settings) *Table {
 // Block counts a listener.
 func (t *Table) Block(l Listener) {
 	port := l.Local.Port()
+	t.listening.add(port)
 	if t.usable.has(port) {
 		t.usable.remove(port)
 		t.capacity--

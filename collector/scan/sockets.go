@@ -10,15 +10,15 @@ import (
 	"ephemeral_port_exporter/collector/sockiter"
 )
 
-// dump fills a table with the listeners and sockets of the calling thread's namespace whose port
-// is in the range, over netlink socket diagnostics.
+// dump fills a table with the listeners of the calling thread's namespace, and with the sockets whose
+// port is in the range, over netlink socket diagnostics.
 func (s *Scanner) dump(table *pool.Table, ports pool.PortRange, deadline time.Time) error {
 	conn, err := s.dialUntil(deadline)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	err = conn.Listeners(ports.Low, ports.High, func(l *sockdiag.Socket) {
+	err = conn.Listeners(1, 65535, func(l *sockdiag.Socket) {
 		table.Block(pool.Listener{Local: l.Local, V6Only: l.V6Only})
 	})
 	if err != nil {
@@ -46,11 +46,12 @@ func (s *Scanner) dialUntil(deadline time.Time) (*sockdiag.Conn, error) {
 	return conn, nil
 }
 
-// iterate is dump with a BPF iterator, which knows more of each socket.
+// iterate is dump with a BPF iterator, which knows more of each socket. It would walk all sockets for
+// the listeners outside the range, so netlink lists these.
 func (s *Scanner) iterate(table *pool.Table, ports pool.PortRange, deadline time.Time) error {
 	table.KnowBound()
 	var row pool.Socket
-	return s.iterator.Sockets(ports.Low, ports.High, deadline, func(socket *sockiter.Socket) {
+	err := s.iterator.Sockets(ports.Low, ports.High, deadline, func(socket *sockiter.Socket) {
 		if socket.State == sockdiag.Listen {
 			table.Block(pool.Listener{Local: socket.Local, V6Only: socket.V6Only})
 			return
@@ -58,6 +59,19 @@ func (s *Scanner) iterate(table *pool.Table, ports pool.PortRange, deadline time
 		setRow(&row, &socket.Socket)
 		row.Bound, row.Timestamps = factOf(socket.Bound), factOf(socket.Timestamps)
 		table.Add(&row)
+	})
+	if err != nil {
+		return err
+	}
+	conn, err := s.dialUntil(deadline)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Listeners(1, 65535, func(l *sockdiag.Socket) {
+		if !ports.Contains(l.Local.Port()) {
+			table.Block(pool.Listener{Local: l.Local, V6Only: l.V6Only})
+		}
 	})
 }
 
