@@ -1,9 +1,12 @@
 package pool
 
 import (
+	"fmt"
 	"iter"
 	"math/bits"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // A portMap is a set of ports, with one bit for each port.
@@ -21,6 +24,36 @@ func (m *portMap) addRange(low, high uint16) {
 	}
 	m[first] &= ^uint64(0) << (low % 64)
 	m[last] &= ^uint64(0) >> (63 - high%64)
+}
+
+// addRanges adds the ports of ranges that may overlap.
+func (m *portMap) addRanges(ranges []PortRange) {
+	for _, r := range ranges {
+		for p := int(r.Low); p <= int(r.High); p++ {
+			m.add(uint16(p))
+		}
+	}
+}
+
+// String writes the ports as the kernel writes ip_local_reserved_ports.
+func (m *portMap) String() string {
+	var parts []string
+	for low := 0; low < maxPorts; low++ {
+		if !m.has(uint16(low)) {
+			continue
+		}
+		high := low
+		for high+1 < maxPorts && m.has(uint16(high+1)) {
+			high++
+		}
+		if low == high {
+			parts = append(parts, strconv.Itoa(low))
+		} else {
+			parts = append(parts, fmt.Sprintf("%d-%d", low, high))
+		}
+		low = high
+	}
+	return strings.Join(parts, ",")
 }
 
 // addUnreserved adds the ports of the range that are not reserved to an empty map.

@@ -1,0 +1,560 @@
+package pool
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// usual are the defaults of the kernel.
+var usual = Settings{
+	PortRange: PortRange{Low: 32768, High: 60999}, TWReuse: 2, TWReuseDelay: time.Second, Timestamps: 1,
+	FinTimeout: time.Minute, TimeWaitLength: time.Minute, Tick: 4 * time.Millisecond,
+}
+
+// with returns settings that are changed.
+func with(s Settings, change func(s *Settings)) Settings {
+	change(&s)
+	return s
+}
+
+// An adviceCase is a destination that gets advice.
+type adviceCase struct {
+	name      string
+	settings  Settings
+	listeners []uint16
+
+	ports      map[State]int
+	reusable   int
+	rate       float64 // closes per second
+	unanswered float64
+	timestamps Fact
+	loopback   bool
+	bound      int // by others
+	own        int // bound by clients of the destination
+	failing    bool
+
+	diagnosis string   // the beginning
+	want      []string // the cures, see short
+}
+
+// report returns the report of the case and its destination.
+func (c adviceCase) report() (*Report, *Destination) {
+	var listeners []Listener
+	for _, port := range c.listeners {
+		listeners = append(listeners, Listener{Local: netip.AddrPortFrom(netip.IPv4Unspecified(), port)})
+	}
+	r := tableOf(c.settings, listeners).Report(everything)
+	r.BoundPorts, r.BoundKnown = c.bound+c.own, true
+	d := &Destination{
+		Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
+		Reusable: c.reusable, BoundByOthers: c.bound, Timestamps: c.timestamps, Loopback: c.loopback,
+		CloseRate: c.rate, Unanswered: c.unanswered, Exhaustion: math.Inf(1),
+	}
+	for state, n := range c.ports {
+		d.Ports[slices.Index(States[:], state)] = n
+		d.Held += n
+		if state != TimeWait && state != FinWait2 {
+			d.Open += n
+		}
+	}
+	rule := c.settings.timeWaitRule(c.loopback)
+	d.Hold = c.unanswered*rule.times[unanswered].hold.Seconds() + (1-c.unanswered)*rule.hold(c.timestamps).Seconds()
+	d.Ceiling = ceiling(r.CapacityPorts-d.BoundByOthers, d.Open, d.Hold)
+	d.Utilization = utilization(d.Held-d.Reusable+d.BoundByOthers, r.CapacityPorts)
+	return &r, d
+}
+
+// short writes a cure in a line.
+func short(c Cure) string {
+	text := c.Title
+	if c.N > 0 {
+		text += fmt.Sprintf(", %d", c.N)
+	}
+	if c.Then.Ports != c.Now.Ports {
+		text += fmt.Sprintf(", %d to %d ports", c.Now.Ports, c.Then.Ports)
+	}
+	if c.Then.Ceiling != c.Now.Ceiling {
+		text += fmt.Sprintf(", %.0f to %.0f per second", c.Now.Ceiling, c.Then.Ceiling)
+	}
+	return text
+}
+
+var (
+	timeWait20000 = map[State]int{TimeWait: 20000}
+
+	adviceCases = []adviceCase{
+		{name: "calm", settings: usual, ports: map[State]int{TimeWait: 14000}, rate: 300},
+		{
+			name: "TIME_WAIT", settings: usual, ports: timeWait20000, rate: 400,
+			diagnosis: "This host closes 400 connections per second first. The ports suffice for 455.",
+			want: []string{
+				"Keep connections alive, 2, 455 to 910 per second",
+				"Reuse ports in TIME_WAIT, 455 to 28232 per second",
+				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"More source addresses, 1, 28232 to 56464 ports, 455 to 910 per second",
+				"More destination addresses or ports, 1, 28232 to 56464 ports, 455 to 910 per second",
+				"Let the other side close first, 455 to +Inf per second",
+			},
+		},
+		{
+			name: "a rate far above the ceiling", settings: usual, ports: map[State]int{TimeWait: 3000}, rate: 3000, timestamps: No,
+			diagnosis: "This host closes 3000 connections per second first.",
+			want: []string{
+				"Keep connections alive, 14, 455 to 6370 per second",
+				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"More source addresses, 13, 28232 to 395248 ports, 455 to 6370 per second",
+				"More destination addresses or ports, 13, 28232 to 395248 ports, 455 to 6370 per second",
+				"Let the other side close first, 455 to +Inf per second",
+			},
+		},
+		{
+			name: "closes that ended", settings: usual, ports: timeWait20000,
+			diagnosis: "Connections that this host closed first hold most ports, in TIME_WAIT. These are 20000 of the 20000 ports in use, of 28232.",
+			want: []string{
+				"Keep connections alive, 2, 455 to 910 per second",
+				"Reuse ports in TIME_WAIT, 455 to 28232 per second",
+				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"More source addresses, 1, 28232 to 56464 ports, 455 to 910 per second",
+				"More destination addresses or ports, 1, 28232 to 56464 ports, 455 to 910 per second",
+				"Let the other side close first, 455 to +Inf per second",
+			},
+		},
+		{
+			name: "reuse, widest range", settings: with(usual, func(s *Settings) { s.TWReuse, s.PortRange = 1, PortRange{1024, 65535} }),
+			ports: map[State]int{TimeWait: 64000}, reusable: 10000, rate: 54000, timestamps: Yes,
+			diagnosis: "This host closes 54000 connections per second first.",
+			want: []string{
+				"Keep connections alive, 2, 64512 to 129024 per second",
+				"More source addresses, 1, 64512 to 129024 ports, 64512 to 129024 per second",
+				"More destination addresses or ports, 1, 64512 to 129024 ports, 64512 to 129024 per second",
+				"Let the other side close first, 64512 to +Inf per second",
+			},
+		},
+		{
+			name: "reuse without timestamps here", settings: with(usual, func(s *Settings) { s.TWReuse, s.Timestamps, s.PortRange = 1, 0, PortRange{500, 65535} }),
+			ports: map[State]int{TimeWait: 64000}, rate: 1000, timestamps: No,
+			want: []string{
+				"Keep connections alive, 2, 1048 to 2096 per second",
+				"Reuse ports in TIME_WAIT, 1048 to 65036 per second",
+				"More source addresses, 1, 65036 to 130072 ports, 1048 to 2096 per second",
+				"More destination addresses or ports, 1, 65036 to 130072 ports, 1048 to 2096 per second",
+				"Let the other side close first, 1048 to +Inf per second",
+			},
+		},
+		{
+			name: "peers that do not close", settings: usual, ports: map[State]int{FinWait2: 20000}, rate: 400, unanswered: 1,
+			want: []string{
+				"Keep connections alive, 2, 455 to 910 per second",
+				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"More source addresses, 1, 28232 to 56464 ports, 455 to 910 per second",
+				"More destination addresses or ports, 1, 28232 to 56464 ports, 455 to 910 per second",
+				"Let the other side close first, 455 to +Inf per second",
+			},
+		},
+		{
+			name: "half of the peers do not close", settings: usual, ports: map[State]int{FinWait2: 10000, TimeWait: 10000}, rate: 200, unanswered: 0.5,
+			diagnosis: "Connections that this host closed first hold most ports, in FIN_WAIT2: the destination has not closed them. These are 10000 of the 20000",
+			want: []string{
+				"Keep connections alive, 2, 455 to 910 per second",
+				"Reuse ports in TIME_WAIT, 455 to 896 per second",
+				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"More source addresses, 1, 28232 to 56464 ports, 455 to 910 per second",
+				"More destination addresses or ports, 1, 28232 to 56464 ports, 455 to 910 per second",
+				"Let the other side close first, 455 to +Inf per second",
+			},
+		},
+		{
+			name: "open connections", settings: usual, ports: map[State]int{Established: 20000, TimeWait: 4000}, rate: 64,
+			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. These are 20000 of the 24000 ports in use, of 28232.",
+			want: []string{
+				"Widen the range, 28232 to 64512 ports, 133 to 717 per second",
+				"More source addresses, 1, 28232 to 56464 ports, 133 to 588 per second",
+				"More destination addresses or ports, 1, 28232 to 56464 ports, 133 to 588 per second",
+			},
+		},
+		{
+			name: "open connections on every port", settings: usual, ports: map[State]int{Established: 28232}, timestamps: Yes,
+			want: []string{
+				"Widen the range, 28232 to 64512 ports, 0 to 585 per second",
+				"More source addresses, 2, 28232 to 84696 ports, 0 to 910 per second",
+				"More destination addresses or ports, 2, 28232 to 84696 ports, 0 to 910 per second",
+			},
+		},
+		{
+			name: "reserved ports and listeners", settings: with(usual, func(s *Settings) {
+				s.ReservedPorts = []PortRange{{Low: 80, High: 80}, {Low: 20000, High: 20099}, {Low: 40000, High: 41000}}
+			}),
+			listeners: append(portsOf(50000, 50299), 22, 8080, 20007, 40007), ports: map[State]int{Established: 26000},
+			want: []string{
+				"Widen the range, 26931 to 63110 ports, 15 to 598 per second",
+				"Give back reserved ports, 1000, 26931 to 27931 ports, 15 to 31 per second",
+				"Move listeners out of the range, 26931 to 27231 ports, 15 to 20 per second",
+				"More source addresses, 1, 26931 to 53862 ports, 15 to 449 per second",
+				"More destination addresses or ports, 1, 26931 to 53862 ports, 15 to 449 per second",
+			},
+		},
+		{
+			name: "a few reserved ports and listeners", settings: with(usual, func(s *Settings) { s.ReservedPorts = []PortRange{{Low: 40000, High: 40099}} }),
+			listeners: []uint16{50051}, ports: map[State]int{Established: 15000},
+			want: []string{
+				"Widen the range, 28131 to 64411 ports, 212 to 796 per second",
+				"More source addresses, 1, 28131 to 56262 ports, 212 to 665 per second",
+				"More destination addresses or ports, 1, 28131 to 56262 ports, 212 to 665 per second",
+			},
+		},
+		{
+			name: "ports bound by others", settings: usual, ports: map[State]int{Established: 5000}, bound: 15000,
+			diagnosis: "Other sockets hold most ports: their clients bind before they connect. These are 15000 of the 20000 ports in use, of 28232.",
+			want: []string{
+				"Widen the range, 13232 to 49512 ports, 133 to 717 per second",
+				"Connect without binding a port, 13232 to 28232 ports, 133 to 374 per second",
+				"More source addresses, 1, 13232 to 26464 ports, 133 to 346 per second",
+				"More destination addresses or ports, 1, 13232 to 26464 ports, 133 to 346 per second",
+			},
+		},
+		{
+			name: "clients that bind first", settings: usual, ports: timeWait20000, rate: 300, own: 20000,
+			want: []string{
+				"Keep connections alive, 2, 455 to 910 per second",
+				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"More source addresses, 2, 28232 to 44696 ports, 455 to 720 per second",
+				"More destination addresses or ports, 2, 28232 to 44696 ports, 455 to 720 per second",
+				"Let the other side close first, 455 to +Inf per second",
+			},
+		},
+		{
+			name: "CLOSE_WAIT", settings: usual, ports: map[State]int{CloseWait: 15000, Established: 200},
+			diagnosis: "Connections that the destination closed hold most ports, in CLOSE_WAIT: an application on this host has not closed them. These are 15000 of",
+			want:      []string{"Close what the destination has closed, 15000, 210 to 452 per second"},
+		},
+		{
+			name: "a share of CLOSE_WAIT and SYN_SENT", settings: usual, ports: map[State]int{CloseWait: 5000, SynSent: 4000, Established: 11000},
+			want: []string{
+				"Close what the destination has closed, 5000, 133 to 213 per second",
+				"Give up earlier without an answer, 4000, 133 to 197 per second",
+				"Widen the range, 28232 to 64512 ports, 133 to 717 per second",
+				"More source addresses, 1, 28232 to 56464 ports, 133 to 588 per second",
+				"More destination addresses or ports, 1, 28232 to 56464 ports, 133 to 588 per second",
+			},
+		},
+		{
+			name: "SYN_SENT", settings: usual, ports: map[State]int{SynSent: 15000, TimeWait: 300}, rate: 5,
+			diagnosis: "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer.",
+			want:      []string{"Give up earlier without an answer, 15000, 213 to 455 per second"},
+		},
+		{
+			name: "no ports", settings: with(usual, func(s *Settings) { s.ReservedPorts = []PortRange{{Low: 32768, High: 60999}} }),
+			diagnosis: "No port of the range is left: each one is reserved or has a listener.",
+			want: []string{
+				"Widen the range, 0 to 36280 ports, 0 to 585 per second",
+				"Give back reserved ports, 28232, 0 to 28232 ports, 0 to 455 per second",
+			},
+		},
+		{
+			name: "more listeners than the kernel reads", settings: usual, ports: map[State]int{Established: 15000}, failing: true,
+			listeners: everyOther(1025, 5025),
+			want: []string{
+				"More source addresses, 1, 28232 to 56464 ports, 213 to 668 per second",
+				"More destination addresses or ports, 1, 28232 to 56464 ports, 213 to 668 per second",
+			},
+		},
+		{
+			name: "failing without danger", settings: with(usual, func(s *Settings) { s.PortRange = PortRange{1024, 65535} }), ports: map[State]int{Established: 300}, failing: true,
+			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. These are 300 of the 300 ports in use, of 64512. Connects failed although",
+			want: []string{
+				"More source addresses, 1, 64512 to 129024 ports, 1035 to 2075 per second",
+				"More destination addresses or ports, 1, 64512 to 129024 ports, 1035 to 2075 per second",
+			},
+		},
+	}
+)
+
+// portsOf returns the ports from low to high.
+func portsOf(low, high uint16) (ports []uint16) {
+	for port := low; port <= high; port++ {
+		ports = append(ports, port)
+	}
+	return ports
+}
+
+// everyOther returns every second of these ports.
+func everyOther(low, high uint16) (ports []uint16) {
+	for port := low; port <= high; port += 2 {
+		ports = append(ports, port)
+	}
+	return ports
+}
+
+// TestAdvise checks which cures are shown, and their numbers.
+func TestAdvise(t *testing.T) {
+	for _, tt := range adviceCases {
+		t.Run(tt.name, func(t *testing.T) {
+			r, d := tt.report()
+			advice := r.Advise(d, tt.failing)
+			if advice == nil {
+				advice = &Advice{}
+			}
+			var got []string
+			for _, c := range advice.Cures {
+				got = append(got, short(c))
+				if c.Sentence == "" {
+					t.Errorf("%s has no sentence", c.Title)
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if !strings.HasPrefix(advice.Diagnosis, tt.diagnosis) || (advice.Diagnosis == "") != (tt.want == nil) {
+				t.Errorf("diagnosis: got %q, want %q", advice.Diagnosis, tt.diagnosis)
+			}
+		})
+	}
+}
+
+// cureOf returns the cure with that title. There must be one.
+func cureOf(t *testing.T, c adviceCase, title string) Cure {
+	t.Helper()
+	r, d := c.report()
+	for _, cure := range r.Advise(d, true).Cures {
+		if cure.Title == title {
+			return cure
+		}
+	}
+	t.Fatalf("no cure %q", title)
+	return Cure{}
+}
+
+// TestCureText checks the commands, and what the numbers depend on.
+func TestCureText(t *testing.T) {
+	busy := adviceCase{settings: usual, ports: timeWait20000, rate: 400}
+	tests := []struct {
+		name                         string
+		change                       func(c *adviceCase)
+		title                        string
+		sentence, command, condition string // parts of them, all of the command
+	}{
+		{
+			"timestamps unknown", func(*adviceCase) {}, "Reuse ports in TIME_WAIT",
+			"for 1 s instead of 62 s", "sysctl -w net.ipv4.tcp_tw_reuse=1", "it is not known whether it does",
+		},
+		{
+			"timestamps known", func(c *adviceCase) { c.timestamps = Yes }, "Reuse ports in TIME_WAIT",
+			"", "sysctl -w net.ipv4.tcp_tw_reuse=1", "timestamps: it does.",
+		},
+		{
+			"no timestamps here", func(c *adviceCase) { c.settings.Timestamps, c.timestamps = 0, No }, "Reuse ports in TIME_WAIT",
+			"for 1 s", "sysctl -w net.ipv4.tcp_timestamps=1 net.ipv4.tcp_tw_reuse=1", "from then on only",
+		},
+		{
+			"no timestamps here, reuse set", func(c *adviceCase) { c.settings.Timestamps, c.settings.TWReuse = 0, 1 }, "Reuse ports in TIME_WAIT",
+			"for 1 s", "sysctl -w net.ipv4.tcp_timestamps=1", "from then on only",
+		},
+		{
+			"loopback", func(c *adviceCase) { c.settings.TWReuse, c.loopback = 0, true }, "Reuse ports in TIME_WAIT",
+			"for 1 s", "sysctl -w net.ipv4.tcp_tw_reuse=1", "",
+		},
+		{
+			"nothing listens", func(*adviceCase) {}, "Widen the range",
+			"64512 of the ports 1024-65535.", `sysctl -w net.ipv4.ip_local_port_range="1024 65535"`, "node ports",
+		},
+		{
+			"listeners", func(c *adviceCase) {
+				c.listeners = append(portsOf(2000, 2011), 22, 8080, 20000, 40000)
+				c.settings.ReservedPorts = []PortRange{{Low: 20000, High: 20001}, {Low: 41000, High: 41000}}
+			}, "Widen the range",
+			"64495 of the ports 1024-65535. These have listeners, so reserve them first: 2000, 2001, 2002, 2003, 2004, 2005, 2006, 2007, 2008, 2009 and 3 more.",
+			`sysctl -w net.ipv4.ip_local_reserved_ports=2000-2011,8080,20000-20001,41000 net.ipv4.ip_local_port_range="1024 65535"`, "",
+		},
+		{
+			"low range", func(c *adviceCase) { c.settings.PortRange = PortRange{100, 20000} }, "Widen the range",
+			"65436 of the ports 100-65535", `sysctl -w net.ipv4.ip_local_port_range="100 65535"`, "",
+		},
+		{
+			"all reserved", func(c *adviceCase) { c.settings.ReservedPorts = []PortRange{{Low: 40000, High: 40999}} }, "Give back reserved ports",
+			"1000 ports of the range", "sysctl -w net.ipv4.ip_local_reserved_ports=", "No program that is not running",
+		},
+		{
+			"some of them needed", func(c *adviceCase) {
+				c.settings.ReservedPorts = []PortRange{{Low: 80, High: 80}, {Low: 40000, High: 40999}}
+				c.listeners = []uint16{40007}
+			}, "Give back reserved ports",
+			"999 ports of the range", "sysctl -w net.ipv4.ip_local_reserved_ports=80,40007", "",
+		},
+		{
+			"listeners in the range", func(c *adviceCase) { c.listeners = append(portsOf(50000, 50300), 8080) }, "Move listeners out of the range",
+			"in the range 32768-60999: 50000, 50001, 50002, 50003, 50004, 50005, 50006, 50007, 50008, 50009 and 291 more.", "ss -Htlnp sport ge :32768 sport le :60999", "",
+		},
+		{
+			"clients that bind first", func(c *adviceCase) { c.own, c.bound = 20000, 5000 }, "Connect without binding a port",
+			"Clients bound 25000 ports", "", "",
+		},
+		{"keep alive", func(c *adviceCase) { c.rate = 700 }, "Keep connections alive", "at least 4 times as many requests", "", "too"},
+		{"sources", func(c *adviceCase) { c.rate = 700 }, "More source addresses", "at least 3 more", "", "connect without binding a port"},
+		{"destinations", func(c *adviceCase) { c.rate = 700 }, "More destination addresses or ports", "at least 3 more", "", "all of them alike"},
+		{"other side", func(*adviceCase) {}, "Let the other side close first", "holds no ephemeral port", "", "wait"},
+		{
+			"leak", func(c *adviceCase) { c.ports = map[State]int{CloseWait: 20000} }, "Close what the destination has closed",
+			"has not closed 20000 connections", "", "",
+		},
+		{
+			"no answer", func(c *adviceCase) { c.ports = map[State]int{SynSent: 20000} }, "Give up earlier without an answer",
+			"20000 attempts", "", "",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := busy
+			tt.change(&c)
+			got := cureOf(t, c, tt.title)
+			if !strings.Contains(got.Sentence, tt.sentence) {
+				t.Errorf("sentence: got %q, want %q", got.Sentence, tt.sentence)
+			}
+			if got.Command != tt.command {
+				t.Errorf("command: got %q, want %q", got.Command, tt.command)
+			}
+			if !strings.Contains(got.Condition, tt.condition) {
+				t.Errorf("condition: got %q, want %q", got.Condition, tt.condition)
+			}
+		})
+	}
+}
+
+// TestNoReuse checks that tcp_tw_reuse is not shown where it does not help.
+func TestNoReuse(t *testing.T) {
+	for name, change := range map[string]func(c *adviceCase){
+		"it is set":                 func(c *adviceCase) { c.settings.TWReuse = 1 },
+		"it is set, no timestamps":  func(c *adviceCase) { c.settings.TWReuse, c.timestamps = 1, No },
+		"loopback":                  func(c *adviceCase) { c.loopback = true },
+		"peer without timestamps":   func(c *adviceCase) { c.timestamps = No },
+		"clients that bind first":   func(c *adviceCase) { c.own = 20000 },
+		"open connections":          func(c *adviceCase) { c.ports, c.rate = map[State]int{Established: 26000, TimeWait: 500}, 8 },
+		"open on every port":        func(c *adviceCase) { c.ports, c.rate = map[State]int{Established: 28232}, 0 },
+		"peers that do not close":   func(c *adviceCase) { c.ports, c.unanswered = map[State]int{FinWait2: 20000}, 1 },
+		"a delay of a minute":       func(c *adviceCase) { c.settings.TWReuseDelay = time.Minute },
+		"an answer after TIME_WAIT": func(c *adviceCase) { c.settings.TWReuseDelay, c.timestamps = time.Hour, Yes },
+	} {
+		c := adviceCase{settings: usual, ports: timeWait20000, rate: 400}
+		change(&c)
+		r, d := c.report()
+		for _, cure := range r.Advise(d, true).Cures {
+			if strings.Contains(cure.Command, "tcp_tw_reuse") || cure.Title == "Reuse ports in TIME_WAIT" {
+				t.Errorf("%s: got %+v", name, cure)
+			}
+		}
+	}
+}
+
+// TestConnectWithoutBinding checks that clients that bind first gain reuse as well.
+func TestConnectWithoutBinding(t *testing.T) {
+	c := adviceCase{settings: with(usual, func(s *Settings) { s.TWReuse = 1 }), ports: timeWait20000, own: 20000}
+	r, d := c.report()
+	d.Hold = 62.048 // none of the ports is reusable
+	d.Ceiling = ceiling(r.CapacityPorts, 0, d.Hold)
+	for _, cure := range r.Advise(d, false).Cures {
+		if cure.Title == "Connect without binding a port" {
+			if got, want := short(cure), "Connect without binding a port, 455 to 28232 per second"; got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			return
+		}
+	}
+	t.Error("not shown")
+}
+
+// TestInDanger checks each limit.
+func TestInDanger(t *testing.T) {
+	never := math.Inf(1)
+	for _, tt := range []struct {
+		d    Destination
+		want bool
+	}{
+		{Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: never}, false},
+		{Destination{Utilization: 0.5, CloseRate: 79, Ceiling: 100, Exhaustion: never}, true},
+		{Destination{Utilization: 0.49, CloseRate: 80, Ceiling: 100, Exhaustion: never}, true},
+		{Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: 599}, true},
+		{Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: 600}, false},
+		{Destination{Exhaustion: never}, false},
+		{Destination{CloseRate: 1, Exhaustion: never}, true},
+	} {
+		if got := tt.d.InDanger(); got != tt.want {
+			t.Errorf("%+v: got %v", tt.d, got)
+		}
+	}
+}
+
+// TestHolders orders what makes ports unavailable.
+func TestHolders(t *testing.T) {
+	c := adviceCase{settings: usual, ports: map[State]int{Established: 9000, TimeWait: 12000, FinWait1: 3, CloseWait: 0}, reusable: 4000, bound: 9500}
+	r, d := c.report()
+	want := []Holder{{"bound_by_others", 9500}, {"established", 9000}, {"time_wait", 8000}, {"fin_wait1", 3}}
+	if diff := cmp.Diff(want, r.Advise(d, false).Holders); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestRunbook checks that advice and runbook have the same cures, in the same order and words.
+func TestRunbook(t *testing.T) {
+	b, err := os.ReadFile("../../deploy/runbook.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if number := regexp.MustCompile(`\bcures? \d`).Find(b); number != nil {
+		t.Errorf("the runbook has %q: cures have names", number)
+	}
+	_, cures, ok := strings.Cut(string(b), "\n## Cures\n")
+	if !ok {
+		t.Fatal("the runbook has no chapter Cures")
+	}
+	cures, _, ok = strings.Cut(cures, "\n### Make a sysctl last")
+	if !ok {
+		t.Fatal("the runbook does not say how to make a sysctl last")
+	}
+	var titles []string
+	chapters := map[string]string{}
+	for _, chapter := range strings.Split(cures, "\n### ")[1:] {
+		title, text, _ := strings.Cut(chapter, "\n")
+		titles = append(titles, title)
+		chapters[title] = text
+	}
+
+	sysctl := regexp.MustCompile(`net\.ipv4\.\w+`)
+	shown := map[string]bool{}
+	for _, tt := range adviceCases {
+		r, d := tt.report()
+		advice := r.Advise(d, tt.failing)
+		if advice == nil {
+			continue
+		}
+		last := -1
+		for _, c := range advice.Cures {
+			i := slices.Index(titles, c.Title)
+			if i <= last {
+				t.Errorf("%s: %q is chapter %d of the runbook, and the cure before it %d", tt.name, c.Title, i, last)
+			}
+			last = i
+			shown[c.Title] = true
+			if anchor := strings.ToLower(strings.ReplaceAll(c.Title, " ", "-")); c.Anchor() != anchor {
+				t.Errorf("%s: anchor %q, want %q", c.Title, c.Anchor(), anchor)
+			}
+			for _, name := range sysctl.FindAllString(c.Command, -1) {
+				if !strings.Contains(chapters[c.Title], name) {
+					t.Errorf("%s: the runbook does not have %s", c.Title, name)
+				}
+			}
+		}
+	}
+	for _, title := range titles {
+		if !shown[title] {
+			t.Errorf("the runbook has a cure %q that no advice has", title)
+		}
+	}
+}
