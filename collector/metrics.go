@@ -112,7 +112,7 @@ func newDescs() descs {
 			destination, nil),
 
 		destinationTimestamps: prometheus.NewDesc("ephemeral_port_destination_timestamps",
-			"1 if the peer uses TCP timestamps, 0 if not: then connect() never takes over a port in TIME_WAIT to it, whatever tcp_tw_reuse says. Absent on loopback, where tcp_tw_reuse does not apply, and while no open connection has told.",
+			"1 if the peer uses TCP timestamps, 0 if not: then connect() never takes over a port in TIME_WAIT to it, whatever tcp_tw_reuse says. Absent on loopback, while no open connection has told, and where tcp_tw_reuse does not apply and less than half of the ports are in use.",
 			destination, nil),
 
 		destinationOwnerPorts: prometheus.NewDesc("ephemeral_port_destination_owner_ports",

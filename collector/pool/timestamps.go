@@ -14,25 +14,32 @@ type Question struct {
 	Interface     uint32 // as in Socket
 
 	destination netip.AddrPort
+	fact        *Fact // of the Table that asks
+	counted     bool  // the answer may change what the Table counted
 }
 
-// Questions returns those whose answers would change a report with these limits, one for each pool.
-// There are none where TIME_WAIT is not reusable anyway, on loopback, and where the reader knows.
+// Questions returns those whose answers would change a report with these limits, or its advice, one
+// for each pool. There are none on loopback, where the reader knows, and where TIME_WAIT is not
+// reusable anyway, unless advice might be to change that.
 func (t *Table) Questions(limits Limits) []Question {
 	type asked struct {
 		Question
 		held int
 	}
 	var all []asked
+	rule := t.rule(false)
 	for key, i := range t.pools {
 		c := &t.counts[i]
 		held := c.held()
-		if c.open == 0 || c.loopback || t.boundKnown || held < limits.MinPorts || !t.rule(false).reusable {
+		if c.open == 0 || c.loopback || t.boundKnown || held < limits.MinPorts {
+			continue
+		}
+		if !rule.reusable && (rule.reuse || utilization(held+t.bound.size(), t.capacity) < dangerUtilization) {
 			continue
 		}
 		local := netip.AddrPortFrom(netip.AddrFrom16(key.source).Unmap(), c.open)
 		remote := netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), uint16(key.port))
-		all = append(all, asked{Question{local, remote, c.openInterface, key.destinationAddr()}, held})
+		all = append(all, asked{Question{local, remote, c.openInterface, key.destinationAddr(), &c.timestamps, rule.reusable}, held})
 	}
 	slices.SortFunc(all, func(a, b asked) int {
 		return cmp.Or(cmp.Compare(b.held, a.held), a.Local.Compare(b.Local), a.destination.Compare(b.destination))
@@ -55,5 +62,6 @@ func (k *Knowledge) Answer(q Question, timestamps bool) (changed bool) {
 		k.timestamps = map[netip.AddrPort]Fact{}
 	}
 	k.timestamps[q.destination] = fact
-	return fact != before && (fact == No || before == No)
+	*q.fact = fact
+	return q.counted && fact != before && (fact == No || before == No)
 }

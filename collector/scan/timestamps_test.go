@@ -97,3 +97,53 @@ func TestTimestampsRemembered(t *testing.T) {
 	time.Sleep(20 * time.Millisecond)
 	want(pool.Unknown, 41)
 }
+
+// TestTimestampsForAdvice asks peers whether tcp_tw_reuse would help, for destinations in danger only.
+func TestTimestampsForAdvice(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40019")
+	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "0")
+	tests := []struct {
+		client     oracleClient
+		timestamps string
+		timeWait   int
+		want       pool.Fact
+		offerReuse bool
+	}{
+		{clientTo("198.51.100.1", "198.51.100.7:80"), "1", 14, pool.Yes, true},
+		{clientTo("198.51.100.1", "198.51.100.8:80"), "0", 14, pool.No, false},
+		{clientTo("198.51.100.1", "198.51.100.9:80"), "1", 0, pool.Unknown, false},
+	}
+	for _, tt := range tests {
+		netnstest.Sysctl(t, "ipv4/tcp_timestamps", tt.timestamps)
+		listener := netnstest.Listen(t, tt.client.Destination.String(), false)
+		client, server := netnstest.Pair(t, tt.client.Client, listener)
+		t.Cleanup(func() { netnstest.Hangup(client); netnstest.Hangup(server) })
+		netnstest.TimeWait(t, tt.client.Client, listener, tt.timeWait)
+	}
+	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
+
+	s := newScanner(t, testConfig())
+	for scan := range 2 {
+		r := selfReport(t, s)
+		if len(r.Destinations) != len(tests) {
+			t.Fatalf("scan %d: got %+v, want %d destinations", scan, r.Destinations, len(tests))
+		}
+		for _, tt := range tests {
+			for _, d := range r.Destinations {
+				if d.Address != tt.client.Destination || d.Source != tt.client.source {
+					continue
+				}
+				offered := false
+				if advice := r.Advise(&d, false); advice != nil {
+					for _, c := range advice.Cures {
+						offered = offered || c.Title == "Reuse ports in TIME_WAIT"
+					}
+				}
+				if d.Timestamps != tt.want || d.Reusable != 0 || offered != tt.offerReuse {
+					t.Errorf("scan %d, %v: timestamps %v, %d ports reusable, tcp_tw_reuse in the advice: %v", scan, d.Address, d.Timestamps, d.Reusable, offered)
+				}
+			}
+		}
+	}
+}
