@@ -31,6 +31,10 @@ type traffic struct {
 	client   oracleClient
 	listener int
 
+	others      []oracleClient // take turns with client
+	turn        int
+	serverFirst bool // the server closes first
+
 	answer time.Duration // how long a connection is open
 	linger time.Duration // then, how long until the server closes it
 
@@ -123,7 +127,11 @@ func (tr *traffic) run(perSecond float64, d time.Duration) (failed bool) {
 // connect opens a connection. It returns false if no port is free.
 func (tr *traffic) connect() bool {
 	tr.t.Helper()
-	client, err := tr.client.Dial()
+	c := tr.client
+	if tr.turn = (tr.turn + 1) % (len(tr.others) + 1); tr.turn > 0 {
+		c = tr.others[tr.turn-1]
+	}
+	client, err := c.Dial()
 	if errors.Is(err, unix.EADDRNOTAVAIL) {
 		return false
 	}
@@ -133,6 +141,9 @@ func (tr *traffic) connect() bool {
 	server, _, err := unix.Accept4(tr.listener, unix.SOCK_CLOEXEC)
 	if err != nil {
 		tr.t.Fatal(err)
+	}
+	if tr.serverFirst {
+		client, server = server, client
 	}
 	tr.open = append(tr.open, exchange{client, server, time.Now().Add(tr.answer)})
 	tr.closeDue()
