@@ -71,7 +71,7 @@ func TestTimeWaitKernel(t *testing.T) {
 			if want != "" {
 				lines = 1
 			}
-			if got := log.String(); strings.Count(got, "\n") != lines || !strings.Contains(got, want) {
+			if got := log.String(); strings.Count(got, "time-wait.length is") != lines || !strings.Contains(got, want) {
 				t.Errorf("log: got %q, want %q once", got, want)
 			}
 		})
