@@ -97,7 +97,8 @@ func (p *patient) keepAlive() Cure {
 
 func (p *patient) reuse() Cure {
 	d, s := p.destination, p.report.Settings
-	if !p.treats(p.closed) || p.bindFirst() || s.timeWaitRule(d.Loopback).reusable {
+	never := d.Timestamps == No && s.Timestamps != 0 && !d.Loopback
+	if !p.treats(p.closed) || p.bindFirst() || never || s.timeWaitRule(d.Loopback).reusable {
 		return Cure{}
 	}
 	command, condition, timestamps := "sysctl -w", "", d.Timestamps

@@ -43,9 +43,13 @@ func connections(source, address string, states map[pool.State]int) pool.Destina
 		Source: netip.MustParseAddr(source), Address: netip.MustParseAddrPort(address), Ports: ports(states),
 		Ceiling: 450, Exhaustion: math.Inf(1), BoundByOthers: 120,
 	}
-	for _, n := range d.Ports {
+	for i, n := range d.Ports {
 		d.Held += n
+		if pool.States[i] != pool.TimeWait {
+			d.Open += n
+		}
 	}
+	d.Hold = float64(28220-d.BoundByOthers-d.Open) / d.Ceiling
 	d.Utilization = float64(d.Held+d.BoundByOthers) / 28220
 	return d
 }
@@ -67,10 +71,10 @@ func trouble() scan.Snapshot {
 	soonFull := connections("10.0.0.1", "10.0.0.2:443", map[pool.State]int{pool.TimeWait: 22000, pool.Established: 900, pool.FinWait2: 60})
 	soonFull.CloseRate, soonFull.Exhaustion = 560, 40.4
 	full := connections("10.0.0.1", "10.0.0.9:8080", map[pool.State]int{pool.CloseWait: 25000, pool.SynSent: 100, pool.Established: 3000})
-	full.Utilization, full.Exhaustion, full.Ceiling = 1, 0, 0
+	full.Utilization, full.Exhaustion, full.Ceiling, full.Hold = 1, 0, 0, 62
 	half := connections("2001:db8:1234:5678:9abc:def0:1234:5678", "[2001:db8:1234:5678:9abc:def0:1234:9999]:65535", map[pool.State]int{pool.SynSent: 15000})
 	reused := connections("10.0.0.1", "10.0.0.3:5432", map[pool.State]int{pool.TimeWait: 9000, pool.Established: 40})
-	reused.Reusable, reused.Utilization, reused.CloseRate, reused.Ceiling, reused.Timestamps = 8700, 0.016, 300, 28000, pool.Yes
+	reused.Reusable, reused.Utilization, reused.CloseRate, reused.Ceiling, reused.Hold, reused.Timestamps = 8700, 0.016, 300, 28000, 1, pool.Yes
 	failedOnce := connections("10.0.0.1", "10.0.0.4:80", map[pool.State]int{pool.Established: 12})
 	r.Destinations = []pool.Destination{full, soonFull, half, reused, failedOnce}
 	r.MaxUtilization = 1

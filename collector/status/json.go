@@ -46,6 +46,19 @@ type documentDestination struct {
 	Timestamps  *bool          `json:"timestamps,omitempty"`
 	Failures    *uint64        `json:"connect_failures,omitempty"`
 	Owners      []string       `json:"owners,omitempty"`
+	Diagnosis   string         `json:"diagnosis,omitempty"`
+	Cures       []documentCure `json:"cures,omitempty"`
+}
+
+type documentCure struct {
+	Title       string   `json:"title"`
+	Sentence    string   `json:"sentence"`
+	Condition   string   `json:"condition,omitempty"`
+	Command     string   `json:"command,omitempty"`
+	Ports       int      `json:"ports"`
+	PortsThen   int      `json:"ports_then"`
+	Ceiling     float64  `json:"ceiling_requests_per_second"`
+	CeilingThen *float64 `json:"ceiling_requests_per_second_then,omitempty"`
 }
 
 type documentSource struct {
@@ -184,6 +197,23 @@ func newDocumentDestination(row *destination, counts bool) documentDestination {
 	}
 	if counts {
 		doc.Failures = &row.failures
+	}
+	if row.advice != nil {
+		doc.Diagnosis = row.advice.Diagnosis
+		for i, cure := range row.advice.Cures {
+			doc.Cures = append(doc.Cures, newDocumentCure(cure, row.Cures[i].Command))
+		}
+	}
+	return doc
+}
+
+func newDocumentCure(c pool.Cure, command string) documentCure {
+	doc := documentCure{
+		Title: c.Title, Sentence: c.Sentence, Condition: c.Condition, Command: command,
+		Ports: c.Now.Ports, PortsThen: c.Then.Ports, Ceiling: c.Now.Ceiling,
+	}
+	if !math.IsInf(c.Then.Ceiling, 1) {
+		doc.CeilingThen = &c.Then.Ceiling
 	}
 	return doc
 }

@@ -3,6 +3,7 @@ package status
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -42,6 +43,7 @@ type destination struct {
 	pool      *pool.Destination
 	namespace *scan.Namespace
 	failures  uint64
+	advice    *pool.Advice // nil unless it is in danger
 
 	Level                        level
 	Address, Source, Netns       string
@@ -58,7 +60,9 @@ type destination struct {
 	Commands                     []Command
 	Enter                        string   // why there are no commands
 	Alerts                       []string // whose chapters of the runbook apply
-	Link                         string   // to this destination alone
+	Diagnosis                    string   // empty unless it is in danger
+	Cures                        []cure
+	Link                         string // to this destination alone
 }
 
 // Key identifies the row to the script of the page.
@@ -77,6 +81,30 @@ func (d *destination) Description() string {
 type stateCount struct {
 	State string
 	Ports int
+}
+
+// A cure is a change that helps a destination.
+type cure struct {
+	Title, Anchor, Sentence, Condition string
+	Gain                               string // now and then, in numbers
+	Command                            string
+}
+
+func newCure(n *scan.Namespace, of pool.Cure) cure {
+	row := cure{Title: of.Title, Anchor: of.Anchor(), Sentence: of.Sentence, Condition: of.Condition}
+	if enter, ok := enterCommand(n); ok && of.Command != "" {
+		row.Command = enter + of.Command
+	}
+	row.Gain = fmt.Sprintf("Now %s. Then %s.", outlook(of.Now), outlook(of.Then))
+	return row
+}
+
+// outlook writes how many connections a destination can have at once, and for each second.
+func outlook(o pool.Outlook) string {
+	if math.IsInf(o.Ceiling, 1) {
+		return plural(o.Ports, "port", "ports") + ", and any number per second"
+	}
+	return plural(o.Ports, "port", "ports") + ", " + rate(o.Ceiling) + " per second"
 }
 
 // A source is a row of the table of addresses whose clients bind before they connect.
@@ -232,6 +260,13 @@ func newDestination(n *scan.Namespace, d *pool.Destination, failures uint64, cou
 	row.Over = loadOf(d) >= 0.8
 	row.Level = destinationLevel(d, row.failures)
 	row.Alerts = alertsOf(d, capacity, row.failures)
+	if advice := n.Report.Advise(d, row.failures > 0); advice != nil {
+		row.advice = advice
+		row.Diagnosis = advice.Diagnosis
+		for _, cure := range advice.Cures {
+			row.Cures = append(row.Cures, newCure(n, cure))
+		}
+	}
 	for i, state := range pool.States {
 		if d.Ports[i] > 0 {
 			row.States = append(row.States, stateCount{state.String(), d.Ports[i]})

@@ -98,6 +98,21 @@ func (t *text) details(d *destination) {
 			t.paragraph("  ", sentence)
 		}
 	}
+	if d.Diagnosis != "" {
+		t.paragraph("  ", d.Diagnosis)
+	}
+	for i, c := range d.Cures {
+		cure := fmt.Sprintf("%d. %s. %s %s", i+1, c.Title, c.Sentence, c.Gain)
+		if c.Condition != "" {
+			cure += " If: " + c.Condition
+		}
+		t.paragraph("  ", cure)
+		if c.Command != "" {
+			for _, line := range wrap(c.Command, textWidth-5) {
+				t.line("     " + line)
+			}
+		}
+	}
 	for _, c := range d.Commands {
 		for _, line := range wrap(c.Line, textWidth-2) {
 			t.line("  " + line)
