@@ -10,7 +10,8 @@
 // the socket, to which the record has the address.
 //
 // The table of pools is small, and anybody can fill it with pools of his own. So each tenant has a
-// share of it, and user space frees the slots of pools that do not fail any more:
+// share of it, all control groups of a tenant below one on the second level have a part of that
+// together, and user space frees the slots of pools that do not fail any more:
 //
 //	free ──a new pool fails──▶ used ──idle, or over the share──▶ unlinked ──after a time of grace──▶ free
 //

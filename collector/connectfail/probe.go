@@ -31,7 +31,7 @@ type Probe struct {
 	program *ebpf.Program
 	event   int // the perf event that the program is attached to, -1 before
 
-	// NoNamespaces says why the Namespace of each Count is 0, and each control group is a tenant.
+	// NoNamespaces says why the Namespace of each Count is 0, and each ancestor is a tenant.
 	// It is nil if the program knows the network namespaces.
 	NoNamespaces error
 }

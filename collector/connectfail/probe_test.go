@@ -54,7 +54,7 @@ func unlimited(tb testing.TB, p *Probe) {
 	tb.Helper()
 	var share [shareSize]byte
 	binary.NativeEndian.PutUint32(share[limitTenant:], 1<<20)
-	binary.NativeEndian.PutUint32(share[limitCgroup:], 1<<20)
+	binary.NativeEndian.PutUint32(share[limitAncestor:], 1<<20)
 	if _, err := p.table.shares.WriteAt(share[:], limitsAt*shareSize); err != nil {
 		tb.Fatal(err)
 	}

@@ -15,48 +15,50 @@ const (
 	tcpClose   = 7
 )
 
-// A slot consists of a pool, its tenant, the numbers of two shares, and the failures. The pool is
-// the two addresses, as in the layout, the destination port, the cookie of the network namespace,
-// and the number of the control group. All but the addresses are in the byte order of the host.
+// A slot consists of a pool, the ancestor of its control group, its tenant, the numbers of two
+// shares, and the failures. The pool is the two addresses, as in the layout, the destination port,
+// the cookie of the network namespace, and the number of the control group. All but the addresses
+// are in the byte order of the host.
 const (
 	addressSize = 16
 
-	slotSource      = 0
-	slotDest        = slotSource + addressSize
-	slotPort        = slotDest + addressSize
-	slotNamespace   = slotPort + 8
-	slotCgroup      = slotNamespace + 8
-	slotTenant      = slotCgroup + 8
-	slotTenantShare = slotTenant + 8      // 4 bytes
-	slotCgroupShare = slotTenantShare + 4 // 4 bytes
-	slotFailures    = slotCgroupShare + 4
-	slotSize        = slotFailures + 8
+	slotSource        = 0
+	slotDest          = slotSource + addressSize
+	slotPort          = slotDest + addressSize
+	slotNamespace     = slotPort + 8
+	slotCgroup        = slotNamespace + 8
+	slotAncestor      = slotCgroup + 8
+	slotTenant        = slotAncestor + 8
+	slotTenantShare   = slotTenant + 8      // 4 bytes
+	slotAncestorShare = slotTenantShare + 4 // 4 bytes
+	slotFailures      = slotAncestorShare + 4
+	slotSize          = slotFailures + 8
 
-	poolSize = slotTenant
+	poolSize = slotAncestor
 )
 
-// A share counts the slots of a tenant, or of a control group of a tenant. Both numbers have 4
-// bytes and only rise. Only the program writes the first, and only user space the second.
+// A share counts the slots of a tenant, or of an ancestor of a tenant: of all control groups below
+// it. Both numbers have 4 bytes and only rise. Only the program writes the first, and only user space the second.
 //
 // The number of a share is a hash. So two tenants can have the same one, and get one quota.
 //
-// The last share has the limits of slots instead: of a tenant, and of a control group of a tenant.
+// The last share has the limits of slots instead: of a tenant, and of an ancestor of a tenant.
 const (
 	shareTaken    = 0
 	shareReturned = shareTaken + 4
 	shareSize     = shareReturned + 4
 
-	limitTenant = shareTaken
-	limitCgroup = shareReturned
+	limitTenant   = shareTaken
+	limitAncestor = shareReturned
 
-	shareBits  = 16
-	shares     = 1 << shareBits
-	limitsAt   = shares
-	shareHash  = -0x61c8864680b583eb // 2⁶⁴ divided by the golden ratio, see hash_64 in include/linux/hash.h
-	cgroupHops = 2                   // see appendCgroup
+	shareBits     = 16
+	shares        = 1 << shareBits
+	limitsAt      = shares
+	shareHash     = -0x61c8864680b583eb // 2⁶⁴ divided by the golden ratio, see hash_64 in include/linux/hash.h
+	ancestorLevel = 2                   // see storeAncestor
 )
 
-// Tenants are numbered as follows. Without namespaces, the number is that of the control group.
+// Tenants are numbered as follows. Without namespaces, the number is that of the ancestor.
 const (
 	tenantOfUser    = 1 << 62 // and the user
 	tenantOfUserNS  = 1 << 61 // and the inode of the user namespace
@@ -75,10 +77,10 @@ const (
 
 // Registers that survive a call.
 const (
-	regRecord      = asm.R6
-	regSlot        = asm.R7
-	regTenantShare = asm.R8
-	regCgroupShare = asm.R9
+	regRecord        = asm.R6
+	regSlot          = asm.R7
+	regTenantShare   = asm.R8
+	regAncestorShare = asm.R9
 )
 
 // Labels of the program.
@@ -94,8 +96,8 @@ const (
 )
 
 // instructions returns the program. It adds one to the slot of the pool of a failed connect(). The
-// first failure in a pool takes a free slot, if the tenant and its control group have not used up
-// their shares. Otherwise the last slot counts it. If s is nil, network namespaces are not known.
+// first failure in a pool takes a free slot, if the tenant and the ancestor of the control group have
+// not used up their shares. Otherwise the last slot counts it. If s is nil, network namespaces are not known.
 //
 // The kernel runs the program at each change of state of each socket. So the checks that end it for
 // most of these come first.
@@ -119,6 +121,7 @@ func instructions(l layout, m maps, s *structs) asm.Instructions {
 		asm.Instructions{asm.JNE.Imm(asm.R0, 0, known)},
 
 		// This is the first failure of its pool.
+		storeAncestor(),
 		storeTenant(s),
 		storeShares(),
 		asm.Instructions{
@@ -132,7 +135,7 @@ func instructions(l layout, m maps, s *structs) asm.Instructions {
 			asm.StoreMem(asm.RFP, frameLimits, asm.R2, asm.DWord),
 		},
 		checkShare(m, regTenantShare, frameSlot+slotTenantShare, frameLimits+limitTenant),
-		checkShare(m, regCgroupShare, frameSlot+slotCgroupShare, frameLimits+limitCgroup),
+		checkShare(m, regAncestorShare, frameSlot+slotAncestorShare, frameLimits+limitAncestor),
 
 		call(asm.FnMapPopElem, m.free.FD(), frameIndex),
 		asm.Instructions{asm.JNE.Imm(asm.R0, 0, others)},
@@ -147,7 +150,7 @@ func instructions(l layout, m maps, s *structs) asm.Instructions {
 			asm.JNE.Imm(asm.R0, 0, "taken"),
 			asm.Mov.Imm(asm.R1, 1),
 			asm.AddAtomic.Mem(regTenantShare, asm.R1, asm.Word, shareTaken),
-			asm.AddAtomic.Mem(regCgroupShare, asm.R1, asm.Word, shareTaken),
+			asm.AddAtomic.Mem(regAncestorShare, asm.R1, asm.Word, shareTaken),
 			asm.Mov.Reg(asm.R0, regSlot),
 			asm.Ja.Label(count),
 		},
@@ -198,17 +201,26 @@ func storeNamespace(l layout, s *structs) asm.Instructions {
 	)
 }
 
-// storeCgroup stores the number of the caller's control group, or rather of that of its ancestors
-// that is two levels below the root: a service of systemd, or the slice of a user. A user can make
-// any number of control groups below that. The number is 0 for the root.
+// storeCgroup stores the number of the caller's control group.
 func storeCgroup() asm.Instructions {
 	return asm.Instructions{
-		asm.Mov.Imm(asm.R1, cgroupHops),
+		asm.FnGetCurrentCgroupId.Call(),
+		asm.StoreMem(asm.RFP, frameSlot+slotCgroup, asm.R0, asm.DWord),
+	}
+}
+
+// storeAncestor stores the number of that ancestor of the caller's control group that is two levels
+// below the root, or of the control group itself if it is not deeper: a service of systemd, or the
+// slice of a user. A user can make any number of control groups below that. The number is 0 for the
+// root.
+func storeAncestor() asm.Instructions {
+	return asm.Instructions{
+		asm.Mov.Imm(asm.R1, ancestorLevel),
 		asm.FnGetCurrentAncestorCgroupId.Call(),
 		asm.JNE.Imm(asm.R0, 0, grouped),
-		asm.Mov.Imm(asm.R1, cgroupHops-1),
+		asm.Mov.Imm(asm.R1, ancestorLevel-1),
 		asm.FnGetCurrentAncestorCgroupId.Call(),
-		asm.StoreMem(asm.RFP, frameSlot+slotCgroup, asm.R0, asm.DWord).WithSymbol(grouped),
+		asm.StoreMem(asm.RFP, frameSlot+slotAncestor, asm.R0, asm.DWord).WithSymbol(grouped),
 	}
 }
 
@@ -222,7 +234,7 @@ func storeCgroup() asm.Instructions {
 func storeTenant(s *structs) asm.Instructions {
 	if s == nil {
 		return asm.Instructions{
-			asm.LoadMem(asm.R2, asm.RFP, frameSlot+slotCgroup, asm.DWord),
+			asm.LoadMem(asm.R2, asm.RFP, frameSlot+slotAncestor, asm.DWord),
 			asm.StoreMem(asm.RFP, frameSlot+slotTenant, asm.R2, asm.DWord),
 		}
 	}
@@ -265,7 +277,7 @@ func storeTenant(s *structs) asm.Instructions {
 	)
 }
 
-// storeShares stores the numbers of the shares of the tenant and of its control group.
+// storeShares stores the numbers of the shares of the tenant and of the ancestor.
 func storeShares() asm.Instructions {
 	const shift = 64 - shareBits
 	return asm.Instructions{
@@ -275,12 +287,12 @@ func storeShares() asm.Instructions {
 		asm.Mov.Reg(asm.R4, asm.R2),
 		asm.RSh.Imm(asm.R4, shift),
 		asm.StoreMem(asm.RFP, frameSlot+slotTenantShare, asm.R4, asm.Word),
-		asm.LoadMem(asm.R4, asm.RFP, frameSlot+slotCgroup, asm.DWord),
-		asm.Add.Imm(asm.R2, 1), // so that control group 0 has another share than the tenant
+		asm.LoadMem(asm.R4, asm.RFP, frameSlot+slotAncestor, asm.DWord),
+		asm.Add.Imm(asm.R2, 1), // so that ancestor 0 has another share than the tenant
 		asm.Add.Reg(asm.R2, asm.R4),
 		asm.Mul.Reg(asm.R2, asm.R3),
 		asm.RSh.Imm(asm.R2, shift),
-		asm.StoreMem(asm.RFP, frameSlot+slotCgroupShare, asm.R2, asm.Word),
+		asm.StoreMem(asm.RFP, frameSlot+slotAncestorShare, asm.R2, asm.Word),
 	}
 }
 

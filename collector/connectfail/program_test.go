@@ -214,11 +214,11 @@ func TestProgram(t *testing.T) {
 				return cmp.Compare(a.Source.String()+a.Destination.String(), b.Source.String()+b.Destination.String())
 			})
 			for i, c := range got {
-				// That of the test itself. Without namespaces, it is the tenant.
-				if tt.structs == nil && c.Tenant != c.Cgroup || tt.structs != nil && c.Tenant != 0 {
-					t.Errorf("tenant %d, control group %d", c.Tenant, c.Cgroup)
+				// That of the test itself. Without namespaces, its ancestor is the tenant.
+				if tt.structs == nil && c.Tenant != c.Ancestor || tt.structs != nil && c.Tenant != 0 || c.Cgroup == 0 {
+					t.Errorf("tenant %d, control group %d of %d", c.Tenant, c.Cgroup, c.Ancestor)
 				}
-				got[i].Tenant, got[i].Cgroup = 0, 0
+				got[i].Tenant, got[i].Cgroup, got[i].Ancestor = 0, 0, 0
 			}
 			if !slices.Equal(got, want) {
 				t.Errorf("got %v, want %v", got, want)

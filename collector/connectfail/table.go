@@ -24,8 +24,8 @@ const (
 	// minTenants is for how many tenants there is room in any case, see limits.
 	minTenants = 8
 
-	// cgroupPart is 1 / the part of a tenant's share that one control group of it may have.
-	cgroupPart = 4
+	// ancestorPart is 1 / the part of a tenant's share that one ancestor of it may have.
+	ancestorPart = 4
 )
 
 // A Count is a number of connects that failed in one pool of ports.
@@ -38,12 +38,16 @@ type Count struct {
 	Namespace uint64
 
 	// Cgroup is the control group of the caller: the inode of the directory in the cgroup2 file
-	// system, not more than two levels below the root; 0 for the root.
+	// system.
 	Cgroup uint64
+
+	// Ancestor is the control group two levels below the root that Cgroup is in, or Cgroup itself
+	// if it is not deeper; 0 for the root. All pools of one ancestor have a share of the table.
+	Ancestor uint64
 
 	// Tenant is a number for who made the network namespace: for a namespace that root made,
 	// that namespace; for all others, the user or the user namespace. If namespaces are not
-	// known, it is that of the control group.
+	// known, it is that of the ancestor.
 	Tenant uint64
 
 	Failures uint64 // since the last call, at least 1
@@ -65,7 +69,7 @@ type slotState struct {
 	failed   time.Time // when they last rose, as of the last read
 	unlinked time.Time
 	tenant   uint64
-	cgroup   uint64
+	ancestor uint64
 }
 
 // A phase of a slot ends in the order of these constants, and then the first begins again.
@@ -131,7 +135,7 @@ func (t *table) read(now time.Time) (counts []Count, rest uint64, err error) {
 		}
 		count.Failures = n - s.failures
 		counts = append(counts, count)
-		s.failures, s.failed, s.tenant, s.cgroup = n, now, count.Tenant, count.Cgroup
+		s.failures, s.failed, s.tenant, s.ancestor = n, now, count.Tenant, count.Ancestor
 		if s.phase == free {
 			s.phase = used
 		}
@@ -152,6 +156,7 @@ func decodeSlot(b []byte) Count {
 		Destination: netip.AddrPortFrom(decodeAddress(b[slotDest:]), port),
 		Namespace:   binary.NativeEndian.Uint64(b[slotNamespace:]),
 		Cgroup:      binary.NativeEndian.Uint64(b[slotCgroup:]),
+		Ancestor:    binary.NativeEndian.Uint64(b[slotAncestor:]),
 		Tenant:      binary.NativeEndian.Uint64(b[slotTenant:]),
 	}
 }
@@ -182,16 +187,16 @@ func (t *table) reclaim(now time.Time) error {
 	if err := t.setLimits(len(tenants)); err != nil {
 		return err
 	}
-	ofTenant, ofCgroup := t.limits(len(tenants))
+	ofTenant, ofAncestor := t.limits(len(tenants))
 	// Of a tenant with too many slots, those that failed last stay.
 	slices.SortStableFunc(inUse, func(a, b int) int { return t.state[b].failed.Compare(t.state[a].failed) })
-	cgroups := map[[2]uint64]int{}
+	ancestors := map[[2]uint64]int{}
 	for _, i := range inUse {
 		s := &t.state[i]
-		group := [2]uint64{s.tenant, s.cgroup}
-		if tenants[s.tenant] < ofTenant && cgroups[group] < ofCgroup && now.Sub(s.failed) < IdleTime {
+		ancestor := [2]uint64{s.tenant, s.ancestor}
+		if tenants[s.tenant] < ofTenant && ancestors[ancestor] < ofAncestor && now.Sub(s.failed) < IdleTime {
 			tenants[s.tenant]++
-			cgroups[group]++
+			ancestors[ancestor]++
 			continue
 		}
 		if err := runOnce(t.unlink, i); err != nil {
@@ -240,21 +245,21 @@ func (t *table) returnTo(share uint32) error {
 	return nil
 }
 
-// limits returns how many slots a tenant may have, and how many a control group of it, if that many
+// limits returns how many slots a tenant may have, and how many an ancestor of it, if that many
 // tenants have some. With these limits, they have at most half of the table, and the rest is for
 // others. A tenant that is alone gets no more, so that others find room even if they come before the
 // next call of Reclaim.
-func (t *table) limits(tenants int) (ofTenant, ofCgroup int) {
+func (t *table) limits(tenants int) (ofTenant, ofAncestor int) {
 	ofTenant = max(1, len(t.state)/(2*max(tenants, minTenants)))
-	return ofTenant, max(1, ofTenant/cgroupPart)
+	return ofTenant, max(1, ofTenant/ancestorPart)
 }
 
 // setLimits tells the limits to the program.
 func (t *table) setLimits(tenants int) error {
 	var share [shareSize]byte
-	ofTenant, ofCgroup := t.limits(tenants)
+	ofTenant, ofAncestor := t.limits(tenants)
 	binary.NativeEndian.PutUint32(share[limitTenant:], uint32(ofTenant))
-	binary.NativeEndian.PutUint32(share[limitCgroup:], uint32(ofCgroup))
+	binary.NativeEndian.PutUint32(share[limitAncestor:], uint32(ofAncestor))
 	if _, err := t.shares.WriteAt(share[:], limitsAt*shareSize); err != nil {
 		return fmt.Errorf("connectfail: set limits: %w", err)
 	}

@@ -5,10 +5,10 @@ package connectfail
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -143,7 +143,7 @@ func TestReclaim(t *testing.T) {
 		taken += int(binary.NativeEndian.Uint32(share[shareTaken:]) - binary.NativeEndian.Uint32(share[shareReturned:]))
 	}
 	if taken != 2*others {
-		t.Errorf("%d slots are taken from shares, want %d of a tenant and as many of a control group", taken, others)
+		t.Errorf("%d slots are taken from shares, want %d of a tenant and as many of an ancestor", taken, others)
 	}
 }
 
@@ -219,7 +219,7 @@ func TestReclaimConcurrent(t *testing.T) {
 }
 
 // TestShares checks that a tenant with thousands of pools gets a share of the table, and one of its
-// control groups a part of that; that another namespace finds room; and that a share that became too
+// ancestors a part of that; that another namespace finds room; and that a share that became too
 // large is cut.
 func TestShares(t *testing.T) {
 	const port = 7022
@@ -229,13 +229,13 @@ func TestShares(t *testing.T) {
 		noPorts(t)
 		failTo(t, 6, port, 0, 5000)
 	})
-	ofTenant, ofCgroup := p.table.limits(0)
-	if ofTenant != 256 || ofCgroup != 64 {
-		t.Fatalf("limits %d and %d", ofTenant, ofCgroup)
+	ofTenant, ofAncestor := p.table.limits(0)
+	if ofTenant != 256 || ofAncestor != 64 {
+		t.Fatalf("limits %d and %d", ofTenant, ofAncestor)
 	}
 	got, rest := failures(t, p)
-	if n, failures := ofPort(got, port); n != ofCgroup || failures+rest < 5000 {
-		t.Errorf("%d pools with %d failures, and %d besides; want %d pools", n, failures, rest, ofCgroup)
+	if n, failures := ofPort(got, port); n != ofAncestor || failures+rest < 5000 {
+		t.Errorf("%d pools with %d failures, and %d besides; want %d pools", n, failures, rest, ofAncestor)
 	}
 	t.Run("victim", func(t *testing.T) {
 		netnstest.New(t)
@@ -261,8 +261,8 @@ func TestShares(t *testing.T) {
 	now := time.Now()
 	reclaim(t, p, now)
 	reclaim(t, p, now.Add(2*graceTime))
-	if n := inUse(t, p, port+2); n != ofCgroup {
-		t.Errorf("%d slots are in use, want %d", n, ofCgroup)
+	if n := inUse(t, p, port+2); n != ofAncestor {
+		t.Errorf("%d slots are in use, want %d", n, ofAncestor)
 	}
 }
 
@@ -332,9 +332,9 @@ func TestFullOfTenants(t *testing.T) {
 func TestLimits(t *testing.T) {
 	table := table{state: make([]slotState, TableSize)}
 	for tenants := range TableSize / 2 {
-		ofTenant, ofCgroup := table.limits(tenants)
-		if tenants*ofTenant > TableSize/2 || ofCgroup > ofTenant || ofCgroup < 1 {
-			t.Errorf("%d tenants: %d, and %d of a control group", tenants, ofTenant, ofCgroup)
+		ofTenant, ofAncestor := table.limits(tenants)
+		if tenants*ofTenant > TableSize/2 || ofAncestor > ofTenant || ofAncestor < 1 {
+			t.Errorf("%d tenants: %d, and %d of an ancestor", tenants, ofTenant, ofAncestor)
 		}
 	}
 }
@@ -444,62 +444,130 @@ func TestTenants(t *testing.T) {
 				counted += c.Failures
 			}
 		}
-		_, ofCgroup := p.table.limits(0)
-		if n == 0 || n > ofCgroup || counted+after-before < 1000 {
-			t.Errorf("%d pools with %d failures, %d besides, want at most %d pools: %d", n, counted, after-before, ofCgroup, len(got))
+		_, ofAncestor := p.table.limits(0)
+		if n == 0 || n > ofAncestor || counted+after-before < 1000 {
+			t.Errorf("%d pools with %d failures, %d besides, want at most %d pools: %d", n, counted, after-before, ofAncestor, len(got))
 		}
 	})
 }
 
-// TestCgroups checks that control groups more than two levels below the root count as their
-// ancestors.
+// TestCgroups checks that each control group has pools of its own, and which of them have a share
+// together.
 func TestCgroups(t *testing.T) {
 	const port = 7030
 	p := attachProbe(t)
-	mount := t.TempDir()
-	if err := unix.Mount("cgroup2", mount, "cgroup2", 0, ""); err != nil {
-		t.Fatal(err)
+	mount := netnstest.Cgroups(t)
+	slice := fmt.Sprint(mount, "/connectfail-", os.Getpid())
+	one, two, three, four := slice, slice+"/two", slice+"/two/three", slice+"/two/three/four"
+	ids := map[string]uint64{mount: inode(t, mount)}
+	for _, dir := range []string{one, two, three, four} {
+		ids[dir] = netnstest.NewCgroup(t, dir)
 	}
-	t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
-	inode := func(dir string) uint64 {
-		var st unix.Stat_t
-		if err := unix.Stat(dir, &st); err != nil {
-			t.Fatal(err)
-		}
-		return st.Ino
-	}
-	slice := "connectfail-test-" + strconv.Itoa(os.Getpid())
-	one, two, three := slice, slice+"/two", slice+"/two/three"
-	want := map[string]string{one: one, two: two, three: two}
-	for _, group := range []string{one, two, three} {
-		dir := filepath.Join(mount, group)
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = os.Remove(dir) })
-	}
-	seen := map[string]uint64{}
-	for _, group := range []string{one, two, three} {
-		f, err := os.Open(filepath.Join(mount, group))
+	ancestors := map[string]uint64{mount: 0, one: ids[one], two: ids[two], three: ids[two], four: ids[two]}
+	netnstest.New(t)
+	for dir, ancestor := range ancestors {
+		attr, f, err := netnstest.InCgroup(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer f.Close()
+		runPortless(t, attr, port, 1, "--mount") // in the network namespace of the test
 		failures(t, p)
-		runPortless(t, &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}, port, 1, "--net")
-		failures(t, p)
-		for _, c := range p.last {
-			if c.Destination.Port() == port {
-				seen[group] = c.Cgroup
-			}
+		p.last = slices.DeleteFunc(p.last, func(c Count) bool { return c.Destination.Port() != port })
+		if len(p.last) != 1 || p.last[0].Failures != 1 || p.last[0].Cgroup != ids[dir] {
+			t.Errorf("%s: got %+v, want one failure of %d", dir, p.last, ids[dir])
+			continue
 		}
 		// In a cgroup namespace, the root of the mount is below the real one.
-		if id := inode(filepath.Join(mount, want[group])); inode(mount) == 1 && seen[group] != id {
-			t.Errorf("%s: control group %d, want that of %s, %d", group, seen[group], want[group], id)
+		if c := p.last[0]; c.Ancestor != ancestor && isRoot(ids[mount]) {
+			t.Errorf("%s: ancestor %d, want %d", dir, c.Ancestor, ancestor)
 		}
 	}
-	if seen[two] == 0 || seen[two] != seen[three] {
-		t.Errorf("control groups %v", seen)
+}
+
+// inode returns the number of a control group.
+func inode(t *testing.T, dir string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino
+}
+
+// isRoot reports whether a number is that of the root of all control groups.
+func isRoot(id uint64) bool { return id == 1 }
+
+// TestCgroupShares checks that all control groups below an ancestor, with the same addresses, have
+// one share of the table, and that this keeps no other one out.
+func TestCgroupShares(t *testing.T) {
+	const port, children, each = 7031, 100, 2
+	p := attachProbe(t)
+	mount := netnstest.Cgroups(t)
+	slice := fmt.Sprint(mount, "/connectfail-", os.Getpid())
+	flooder, victim := slice+"/flooder", slice+"/victim"
+	netnstest.NewCgroup(t, slice)
+	netnstest.NewCgroup(t, flooder)
+	for i := range children {
+		netnstest.NewCgroup(t, fmt.Sprint(flooder, "/", i))
+	}
+	netnstest.NewCgroup(t, victim)
+	pod := netnstest.NewCgroup(t, victim+"/pod")
+	netnstest.New(t) // one tenant
+	// run has each child, and then the pod, make connects fail to the same address. It returns the
+	// pools and failures of the children, and those of the pod.
+	run := func(port int) (pools int, ofChildren, ofPod uint64) {
+		t.Helper()
+		script := fmt.Sprintf(`ip link set lo up
+echo 40000 40000 > /proc/sys/net/ipv4/ip_local_port_range
+echo 40000 > /proc/sys/net/ipv4/ip_local_reserved_ports
+for dir in %s/{0..%d} %s/pod; do
+	echo $$ > $dir/cgroup.procs
+	for i in {1..%d}; do { : <> /dev/tcp/127.7.0.1/%d; } 2>/dev/null; done
+done
+exit 0`, flooder, children-1, victim, each, port)
+		if out, err := exec.Command("bash", "-c", script).CombinedOutput(); err != nil || len(out) > 0 {
+			t.Fatalf("%v: %s", err, out)
+		}
+		failures(t, p)
+		seen := map[uint64]bool{}
+		for _, c := range p.last {
+			switch {
+			case int(c.Destination.Port()) != port:
+			case c.Cgroup == pod:
+				ofPod += c.Failures
+			default:
+				pools++
+				ofChildren += c.Failures
+				seen[c.Cgroup] = true
+			}
+		}
+		if len(seen) != pools {
+			t.Errorf("%d pools of %d control groups", pools, len(seen))
+		}
+		return pools, ofChildren, ofPod
+	}
+
+	_, ofAncestor := p.table.limits(0)
+	pools, ofChildren, ofPod := run(port)
+	if pools != ofAncestor || ofChildren != uint64(ofAncestor*each) || p.rest < uint64((children-ofAncestor)*each) {
+		t.Errorf("%d pools with %d failures, and %d besides, want %d pools", pools, ofChildren, p.rest, ofAncestor)
+	}
+	if ofPod != each && isRoot(inode(t, mount)) { // else, all these may be below one ancestor
+		t.Errorf("%d failures of the other control group, want %d", ofPod, each)
+	}
+
+	// As if the limits had been greater.
+	unlimited(t, p.Probe)
+	if pools, ofChildren, ofPod = run(port + 1); pools != children || ofChildren != children*each || ofPod != each {
+		t.Fatalf("%d pools with %d failures, and %d of the other control group, want %d", pools, ofChildren, ofPod, children)
+	}
+	now := time.Now()
+	reclaim(t, p, now)
+	reclaim(t, p, now.Add(2*graceTime))
+	slots, most := inUse(t, p, port)+inUse(t, p, port+1), ofAncestor+2 // and those of the pod
+	if slots > most || slots < ofAncestor {
+		t.Errorf("%d slots are in use, want %d", slots, most)
 	}
 }
 
