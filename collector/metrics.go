@@ -167,8 +167,8 @@ func newDescs() descs {
 			nil, nil),
 
 		connectFailures: prometheus.NewDesc("ephemeral_port_connect_failures_total",
-			"Calls of connect() that failed with EADDRNOTAVAIL because no port was free, by network namespace, control group of the caller, and addresses. A series ends when none failed for 15 minutes. Only with --connect-failures.",
-			[]string{"netns", "cgroup", "source_ip", "destination_ip", "destination_port"}, nil),
+			"Calls of connect() that failed with EADDRNOTAVAIL because no port was free, by network namespace, addresses, and control group of the caller. A series ends when none failed for 15 minutes. Only with --connect-failures.",
+			destinationOwner, nil),
 		connectFailuresUnattributed: prometheus.NewDesc("ephemeral_port_connect_failures_unattributed_total",
 			"Such calls that were not counted in a series of ephemeral_port_connect_failures_total, because there are too many, see --destination.limit. Only with --connect-failures.",
 			nil, nil),
@@ -349,7 +349,8 @@ func (d *descs) sendConnectFailures(ch chan<- prometheus.Metric, f scan.ConnectF
 	ch <- prometheus.MustNewConstMetric(d.connectFailuresSuccess, prometheus.GaugeValue, 1)
 	for _, p := range f.Pools {
 		ch <- prometheus.MustNewConstMetric(d.connectFailures, prometheus.CounterValue, float64(p.Failures),
-			p.Netns, p.Cgroup, p.Source.String(), p.Destination.Addr().String(), strconv.Itoa(int(p.Destination.Port())))
+			p.Netns, p.Source.String(), p.Destination.Addr().String(), strconv.Itoa(int(p.Destination.Port())),
+			p.Cgroup.Path, p.Cgroup.PodUID, p.Cgroup.ContainerID)
 	}
 	ch <- prometheus.MustNewConstMetric(d.connectFailuresUnattributed, prometheus.CounterValue, float64(f.Unattributed))
 	ch <- prometheus.MustNewConstMetric(d.connectFailuresExpired, prometheus.CounterValue, float64(f.Expired))

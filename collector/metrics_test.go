@@ -93,10 +93,16 @@ func TestMetrics(t *testing.T) {
 			{Outcome: scan.Idle}, {Outcome: scan.Idle}, {Outcome: scan.Failed}, // without a label
 		},
 		ConnectFailures: &scan.ConnectFailures{
-			Pools: []scan.FailedPool{{
-				Netns: scan.Self, Cgroup: "/system.slice/haproxy.service",
-				Source: netip.MustParseAddr("198.51.100.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 100,
-			}},
+			Pools: []scan.FailedPool{
+				{
+					Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/haproxy.service"},
+					Source: netip.MustParseAddr("198.51.100.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 100,
+				},
+				{
+					Netns: scan.Self, Cgroup: cgroup.Group{Path: "/kubepods.slice/pod3f8e1c2a", Owner: cgroup.Owner{PodUID: "3f8e1c2a", ContainerID: "9b1c7a0d"}},
+					Source: netip.MustParseAddr("198.51.100.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 7,
+				},
+			},
 			Unattributed: 3, Expired: 20, TableUtilization: 0.25, MissedRuns: 5, MissedRunsKnown: true,
 		},
 	}))

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -208,7 +207,7 @@ func TestConnectFailuresFair(t *testing.T) {
 			series, _, _ = strings.Cut(line, " ")
 		}
 	}
-	if got := sample(t, metrics, series+" "); got != n || !strings.Contains(series, `destination_port="7104",netns="`+victimNetns+`",source_ip="127.0.0.1"}`) {
+	if got := sample(t, metrics, series+" "); got != n || !strings.Contains(series, `destination_port="7104",netns="`+victimNetns+`",pod_uid="`) {
 		t.Errorf("%v failures in %s, want %d", got, series, n)
 	}
 	if got := sample(t, metrics, "ephemeral_port_connect_failures_table_utilization_ratio "); got <= 0 || got > 0.5 {
@@ -427,45 +426,91 @@ func TestConnectFailuresDebugfs(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresCgroup checks that a series names the control group of the client.
-func TestConnectFailuresCgroup(t *testing.T) {
-	netnstest.Tracefs(t)
-	const address, mount = "127.0.0.1:10188", "/sys/fs/cgroup"
-	if err := unix.Mount("cgroup2", mount, "cgroup2", 0, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
-	group := "/exporter-test-" + strconv.Itoa(os.Getpid())
-	if err := os.Mkdir(mount+group, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.Remove(mount + group) })
-	var root unix.Stat_t
-	if err := unix.Stat(mount, &root); err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.Open(mount + group)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-
-	e := start(t, command(t, "--connect-failures", "--web.listen-address="+address), "http://"+address)
-	cmd := exec.Command("unshare", "--net", "bash", "-c", `ip link set lo up
+// failInCgroups has a process move from control group to control group, in a network namespace of its
+// own. It makes connects to 127.0.0.1 fail: n in the first, 2 n in the second, and so on.
+func failInCgroups(t *testing.T, mount string, groups []string, port string, n int) {
+	t.Helper()
+	script := `ip link set lo up
 echo 40000 40000 > /proc/sys/net/ipv4/ip_local_port_range
 echo 40000 > /proc/sys/net/ipv4/ip_local_reserved_ports
-! : <> /dev/tcp/127.0.0.1/7107`)
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	if out, err := cmd.CombinedOutput(); err != nil {
+n=0
+for group; do
+	echo $$ > $group/cgroup.procs
+	n=$((n + ` + strconv.Itoa(n) + `))
+	for ((i = 0; i < n; i++)); do { : <> /dev/tcp/127.0.0.1/` + port + `; } 2>/dev/null; done
+done
+exit 0`
+	cmd := exec.Command("unshare", "--net", "bash", "-c", script, "bash")
+	for _, path := range groups {
+		cmd.Args = append(cmd.Args, mount+path)
+	}
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Fatalf("%v: %s", err, out)
 	}
-	_, metrics := e.get(t, "/metrics")
-	want := `{cgroup="` + group + `",destination_ip="127.0.0.1",destination_port="7107",netns="netns-`
-	if root.Ino != 1 { // in a cgroup namespace, levels below the real root are not known
-		want = `",destination_ip="127.0.0.1",destination_port="7107",netns="netns-`
+}
+
+// TestConnectFailuresCgroup checks that series name the control groups of the clients: those of two
+// pods with the same addresses, and of one whose control group is gone.
+func TestConnectFailuresCgroup(t *testing.T) {
+	netnstest.Tracefs(t)
+	const address, port, failures = "127.0.0.1:10188", "7107", 3
+	const blue, green = "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", "4f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b"
+	container := strings.Repeat("9b1c7a0d", 8)
+	mount := netnstest.Cgroups(t)
+	slice := "/kubepods-" + strconv.Itoa(os.Getpid())
+	class := slice + "/burstable"
+	pods := []string{class + "/pod" + blue, class + "/pod" + green, class + "/gone"}
+	groups := []string{pods[0] + "/" + container, pods[1], pods[2]}
+	ids := map[string]uint64{}
+	for _, path := range append([]string{slice, class}, append(pods, groups[0])...) {
+		ids[path] = netnstest.NewCgroup(t, mount+path)
 	}
-	if !strings.Contains(metrics, want) {
-		t.Errorf("no series %s in\n%s", want, metrics)
+
+	e := start(t, command(t, "--connect-failures", "--path.cgroup="+mount, "--web.listen-address="+address), "http://"+address)
+	failInCgroups(t, mount, groups, port, failures)
+	netnstest.RemoveCgroup(t, mount+groups[2])
+	_, metrics := e.get(t, "/metrics")
+	gone := "cgroup-" + strconv.FormatUint(ids[groups[2]], 10)
+	for i, want := range []struct{ cgroup, container, pod string }{{groups[0], container, blue}, {groups[1], "", green}, {gone, "", ""}} {
+		series := regexp.MustCompile(`(?m)^ephemeral_port_connect_failures_total\{cgroup="` + want.cgroup + `",container_id="` + want.container +
+			`",destination_ip="127.0.0.1",destination_port="` + port + `",netns="netns-\d+",pod_uid="` + want.pod +
+			`",source_ip="127.0.0.1"\} ` + strconv.Itoa((i+1)*failures) + `$`)
+		if !series.MatchString(metrics) {
+			t.Errorf("no series %v in\n%s", series, metrics)
+		}
+	}
+	if got := strings.Count(metrics, `destination_port="`+port+`"`); got != len(groups) {
+		t.Errorf("%d series, want %d", got, len(groups))
+	}
+}
+
+// TestConnectFailuresCgroupShare checks that one who makes control groups below his own takes only its
+// share of the table, and of the series.
+func TestConnectFailuresCgroupShare(t *testing.T) {
+	netnstest.Tracefs(t)
+	const address, port, children, share = "127.0.0.1:10189", "7108", 80, 64
+	mount := netnstest.Cgroups(t)
+	slice := "/user-" + strconv.Itoa(os.Getpid())
+	netnstest.NewCgroup(t, mount+slice)
+	netnstest.NewCgroup(t, mount+slice+"/user")
+	var groups []string
+	for i := range children {
+		groups = append(groups, slice+"/user/"+strconv.Itoa(i))
+		netnstest.NewCgroup(t, mount+groups[i])
+	}
+	e := start(t, command(t, "--connect-failures", "--path.cgroup="+mount, "--web.listen-address="+address), "http://"+address)
+	failInCgroups(t, mount, groups, port, 1)
+	_, metrics := e.get(t, "/metrics")
+	if got := strings.Count(metrics, `destination_port="`+port+`"`); got != share {
+		t.Errorf("%d series, want %d", got, share)
+	}
+	// The first ones have a series.
+	const attributed, all = share * (share + 1) / 2, children * (children + 1) / 2
+	if got := failuresTo(t, metrics, "127.0.0.1:"+port); got != attributed {
+		t.Errorf("%v failures in series, want %d", got, attributed)
+	}
+	if got := sample(t, metrics, unattributed); got < all-attributed {
+		t.Errorf("%v failures without a series, want %d", got, all-attributed)
 	}
 }
 
@@ -486,7 +531,7 @@ func TestConnectFailuresNoBTF(t *testing.T) {
 	if got := failuresTo(t, metrics, destination); got != 3 {
 		t.Errorf("counted %v failures, want 3", got)
 	}
-	if !strings.Contains(metrics, `",destination_ip="192.0.2.1",destination_port="7106",netns="",source_ip=`) {
+	if !strings.Contains(metrics, `",destination_ip="192.0.2.1",destination_port="7106",netns="",pod_uid="`) {
 		t.Errorf("no series without a network namespace:\n%s", metrics)
 	}
 }

@@ -27,8 +27,8 @@ type failureProbe interface {
 // counts once: in a listed pool, or as unattributed. A pool that is listed no more leaves its
 // failures as expired. So none of these counters falls, except that a pool may end.
 //
-// If the list is full, each tenant keeps an equal part of it, and so does each control group of a
-// tenant. A new pool of a tenant that has fewer than another takes the place of a pool of that one.
+// If the list is full, each tenant keeps an equal part of it, and so does each ancestor of a tenant
+// (connectfail.Count). A new pool of a tenant that has fewer than another takes the place of a pool of that one.
 type connectFailures struct {
 	probe   failureProbe
 	most    int
@@ -42,9 +42,10 @@ type connectFailures struct {
 
 // A failedPool has the labels of a listed pool.
 type failedPool struct {
-	netns, cgroup string
-	source        netip.Addr
-	destination   netip.AddrPort
+	netns       string
+	cgroup      cgroup.Group
+	source      netip.Addr
+	destination netip.AddrPort
 }
 
 // A failedSeries is what is counted in a listed pool.
@@ -54,10 +55,10 @@ type failedSeries struct {
 	failed   time.Time // when the last failure was read
 }
 
-// A party is a control group of a tenant.
+// A party is an ancestor of a tenant, with all control groups below.
 type party struct {
-	tenant uint64
-	cgroup string
+	tenant   uint64
+	ancestor string // its path
 }
 
 func newConnectFailures(probe failureProbe, most int, netns func(cookie uint64) string, cgroups *cgroup.Groups) *connectFailures {
@@ -112,10 +113,11 @@ func (f *connectFailures) add(counts []connectfail.Count, now, deadline time.Tim
 	cgroups := f.findCgroups(counts, deadline)
 	parties := newParties(f.listed)
 	for _, c := range counts {
-		p := failedPool{f.netns(c.Namespace), cgroups(c.Cgroup), c.Source, c.Destination}
+		own, ancestor := cgroups(c)
+		p := failedPool{f.netns(c.Namespace), own, c.Source, c.Destination}
 		s := f.listed[p]
 		if s == nil {
-			s = &failedSeries{party: party{c.Tenant, p.cgroup}}
+			s = &failedSeries{party: party{c.Tenant, ancestor}}
 			if !f.makeRoom(parties, s.party) {
 				f.unattributed += c.Failures
 				continue
@@ -129,7 +131,7 @@ func (f *connectFailures) add(counts []connectfail.Count, now, deadline time.Tim
 }
 
 // makeRoom reports whether another pool of a party may be listed. If the list is full, it first
-// removes one of the tenant or control group with most pools.
+// removes one of the tenant or ancestor with most pools.
 func (f *connectFailures) makeRoom(parties parties, of party) bool {
 	if len(f.listed) < f.most {
 		return true
@@ -202,19 +204,20 @@ func (p parties) largest(other party) party {
 	return largest
 }
 
-// findCgroups returns a function from the number of a control group to its label.
-func (f *connectFailures) findCgroups(counts []connectfail.Count, deadline time.Time) func(uint64) string {
+// findCgroups returns a function to the control group of a count and the path of its ancestor. The
+// root is "/" also where there is no cgroup2 file system.
+func (f *connectFailures) findCgroups(counts []connectfail.Count, deadline time.Time) func(connectfail.Count) (own cgroup.Group, ancestor string) {
 	var ids []uint64
 	for _, c := range counts {
-		if c.Cgroup != 0 {
-			ids = append(ids, c.Cgroup)
+		if c.Ancestor != 0 {
+			ids = append(ids, c.Cgroup, c.Ancestor)
 		}
 	}
 	found, _ := f.cgroups.Find(ids, deadline) // with numbers instead of paths after an error
-	return func(id uint64) string {
-		if id == 0 {
-			return "/"
+	return func(c connectfail.Count) (own cgroup.Group, ancestor string) {
+		if c.Ancestor == 0 {
+			return cgroup.Group{Path: "/"}, "/"
 		}
-		return found[id].Path
+		return found[c.Cgroup], found[c.Ancestor].Path
 	}
 }

@@ -38,12 +38,13 @@ func (f *fakeProbe) Reclaim(time.Time) error           { return f.reclaimErr }
 func (f *fakeProbe) Utilization() float64              { return 0.25 }
 func (f *fakeProbe) MissedRuns() (uint64, bool, error) { return 7, f.missed, f.missedErr }
 
-// fail adds failures of a tenant to 10.0.0.N, in the control group "cgroup-GROUP".
+// fail adds failures of a tenant to 10.0.0.N, in the control group "cgroup-GROUP". Its ancestor has
+// the number of its last digit: 0 is the root.
 func (f *fakeProbe) fail(tenant, group uint64, n byte, failures uint64) {
 	f.counts = append(f.counts, connectfail.Count{
 		Source:      netip.MustParseAddr("198.51.100.1"),
 		Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 443),
-		Namespace:   tenant, Cgroup: group, Tenant: tenant,
+		Namespace:   tenant, Cgroup: group, Ancestor: group % 10, Tenant: tenant,
 		Failures: failures,
 	})
 }
@@ -57,7 +58,7 @@ func listed(f ConnectFailures) string {
 	var pools []string
 	for _, p := range f.Pools {
 		ip := p.Destination.Addr().As4()
-		pools = append(pools, fmt.Sprintf("%s%s:%d=%d", p.Netns, strings.TrimPrefix(p.Cgroup, "cgroup-"), ip[3], p.Failures))
+		pools = append(pools, fmt.Sprintf("%s%s:%d=%d", p.Netns, strings.TrimPrefix(p.Cgroup.Path, "cgroup-"), ip[3], p.Failures))
 	}
 	slices.Sort(pools)
 	return strings.Join(pools, " ")
@@ -132,6 +133,13 @@ func TestConnectFailures(t *testing.T) {
 			{0, 0, []failure{{1, 6, 1, 5}, {1, 6, 2, 6}, {1, 6, 3, 7}, {1, 6, 4, 8}}, "ns16:1=5 ns16:2=6 ns16:3=7 ns16:4=8", 0, 0},
 			{1, 0, []failure{{1, 6, 2, 1}, {1, 6, 3, 1}, {1, 6, 4, 1}, {1, 7, 9, 1}}, "ns16:2=7 ns16:3=8 ns16:4=9 ns17:9=1", 0, 5},
 			{1, 0, []failure{{1, 6, 5, 9}}, "ns16:2=7 ns16:3=8 ns16:4=9 ns17:9=1", 9, 5},
+		}},
+		{"same ancestor", 4, []scan{
+			// Each of these control groups has one pool, but all are below one.
+			{0, 0, []failure{{1, 16, 1, 5}, {1, 26, 1, 6}, {1, 36, 1, 7}, {1, 46, 1, 8}}, "ns116:1=5 ns126:1=6 ns136:1=7 ns146:1=8", 0, 0},
+			{1, 0, []failure{{1, 56, 1, 9}}, "ns116:1=5 ns126:1=6 ns136:1=7 ns146:1=8", 9, 0},
+			{1, 0, []failure{{1, 7, 1, 1}, {1, 17, 1, 1}}, "ns117:1=1 ns136:1=7 ns146:1=8 ns17:1=1", 9, 11},
+			{1, 0, []failure{{1, 66, 1, 9}}, "ns117:1=1 ns136:1=7 ns146:1=8 ns17:1=1", 18, 11},
 		}},
 		{"at the same time", 2, []scan{
 			{0, 0, []failure{{1, 0, 1, 50}, {1, 0, 2, 60}, {1, 0, 3, 70}, {1, 0, 4, 80}, {2, 0, 9, 1}}, "ns1/:4=80 ns2/:9=1", 110, 70},

@@ -115,7 +115,7 @@ type ConnectFailures struct {
 // for 15 minutes, or until others need its place.
 type FailedPool struct {
 	Netns       string         // the label of the network namespace; empty if that is not known
-	Cgroup      string         // path of the caller's control group, or of its ancestor on the second level
+	Cgroup      cgroup.Group   // of the caller
 	Source      netip.Addr     // without a zone
 	Destination netip.AddrPort // without a zone
 	Failures    uint64         // while it is listed; never falls

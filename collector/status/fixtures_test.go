@@ -102,7 +102,10 @@ func trouble() scan.Snapshot {
 		Pools: []scan.FailedPool{
 			{Source: full.Source, Destination: full.Address, Failures: 120345},
 			{Source: failedOnce.Source, Destination: failedOnce.Address, Failures: 1},
-			{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.55:9"), Failures: 3},
+			{
+				Cgroup: cgroup.Group{Path: "/kubepods.slice/worker.scope", Owner: cgroup.Owner{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}},
+				Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.55:9"), Failures: 3,
+			},
 		},
 		Unattributed: 17,
 	}

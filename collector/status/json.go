@@ -110,6 +110,8 @@ type documentReport struct {
 type documentFailed struct {
 	Netns       string `json:"netns,omitempty"`
 	Cgroup      string `json:"cgroup"`
+	PodUID      string `json:"pod_uid,omitempty"`
+	ContainerID string `json:"container_id,omitempty"`
 	Source      string `json:"source_ip"`
 	Destination string `json:"destination_ip"`
 	Port        uint16 `json:"destination_port"`
@@ -172,7 +174,7 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 			if v.Destination.IsValid() && pool.Destination != keyOf("", pool.Source, v.Destination).destination {
 				continue
 			}
-			d.Failed = append(d.Failed, documentFailed{pool.Netns, pool.Cgroup, pool.Source.String(), pool.Destination.Addr().String(), pool.Destination.Port(), pool.Failures})
+			d.Failed = append(d.Failed, documentFailed{pool.Netns, pool.Cgroup.Path, pool.Cgroup.PodUID, pool.Cgroup.ContainerID, pool.Source.String(), pool.Destination.Addr().String(), pool.Destination.Port(), pool.Failures})
 		}
 	}
 	return d

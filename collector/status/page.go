@@ -367,7 +367,7 @@ func (p *page) addFailed(f *scan.ConnectFailures, byPool map[poolKey]*failedPool
 			continue
 		}
 		p.Failed = append(p.Failed, failed{
-			pool: pool, Netns: c.name(pool.Netns), Owner: c.name(pool.Cgroup), Address: pool.Destination.String(), Source: pool.Source.String(), Failures: strconv.FormatUint(pool.Failures, 10),
+			pool: pool, Netns: c.name(pool.Netns), Owner: c.name(pool.Cgroup.Path), Address: pool.Destination.String(), Source: pool.Source.String(), Failures: strconv.FormatUint(pool.Failures, 10),
 		})
 	}
 	slices.SortStableFunc(p.Failed, func(a, b failed) int { return cmp.Compare(b.pool.Failures, a.pool.Failures) })

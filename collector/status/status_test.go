@@ -272,10 +272,10 @@ func TestFailuresByPool(t *testing.T) {
 	s := trouble()
 	source, address := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("10.0.0.2:443")
 	s.ConnectFailures.Pools = []scan.FailedPool{
-		{Netns: scan.Self, Cgroup: "/a", Source: source, Destination: address, Failures: 1},
-		{Netns: scan.Self, Cgroup: "/b", Source: source, Destination: address, Failures: 2},
+		{Netns: scan.Self, Cgroup: cgroup.Group{Path: "/a"}, Source: source, Destination: address, Failures: 1},
+		{Netns: scan.Self, Cgroup: cgroup.Group{Path: "/b"}, Source: source, Destination: address, Failures: 2},
 		{Source: source, Destination: address, Failures: 4},
-		{Netns: "elsewhere", Cgroup: "/c", Source: source, Destination: address, Failures: 8},
+		{Netns: "elsewhere", Cgroup: cgroup.Group{Path: "/c"}, Source: source, Destination: address, Failures: 8},
 	}
 	p := newPage(&s, testInfo, View{Destination: address}, visible)
 	if p.Destinations[0].failures != 7 || p.Destinations[1].failures != 0 || len(p.Failed) != 1 || p.Failed[0].Netns+p.Failed[0].Owner != "elsewhere/c" {
