@@ -188,23 +188,25 @@ func TestStatusOnce(t *testing.T) {
 		{[]string{"--connect-failures"}, 1, "", "--connect-failures: has no effect with --status"},
 	}
 	for _, tt := range tests {
-		cmd := command(t, append(tt.args, "--status")...)
-		if !strings.HasPrefix(strings.Join(tt.args, ""), "--namespaces") {
-			unprivileged(t, cmd)
-		}
-		var stdout, stderr strings.Builder
-		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		err := cmd.Run()
-		var exit *exec.ExitError
-		if err != nil && !errors.As(err, &exit) {
-			t.Fatal(err)
-		}
-		if got := cmd.ProcessState.ExitCode(); got != tt.exit {
-			t.Errorf("%q: exit status %d, want %d", tt.args, got, tt.exit)
-		}
-		if !strings.Contains(strings.ReplaceAll(stdout.String(), "\n", " "), strings.TrimSpace(tt.stdout)) || !strings.Contains(stderr.String(), tt.stderr) || tt.exit == 0 && stderr.Len() > 0 {
-			t.Errorf("%q: stdout:\n%s\nstderr:\n%s", tt.args, stdout.String(), stderr.String())
-		}
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			cmd := command(t, append(tt.args, "--status")...)
+			if !strings.HasPrefix(strings.Join(tt.args, ""), "--namespaces") {
+				unprivileged(t, cmd)
+			}
+			var stdout, stderr strings.Builder
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			err := cmd.Run()
+			var exit *exec.ExitError
+			if err != nil && !errors.As(err, &exit) {
+				t.Fatal(err)
+			}
+			if got := cmd.ProcessState.ExitCode(); got != tt.exit {
+				t.Errorf("exit status %d, want %d", got, tt.exit)
+			}
+			if !strings.Contains(strings.ReplaceAll(stdout.String(), "\n", " "), strings.TrimSpace(tt.stdout)) || !strings.Contains(stderr.String(), tt.stderr) || tt.exit == 0 && stderr.Len() > 0 {
+				t.Errorf("stdout:\n%s\nstderr:\n%s", stdout.String(), stderr.String())
+			}
+		})
 	}
 }
 
