@@ -51,6 +51,7 @@ type destination struct {
 	Over                         bool // closes are near the ceiling or above
 	Forecast, Failures           string
 	Owners                       []string // control groups that hold its ports, those with most first
+	NoOwner                      string   // why there are none, if all its ports are in TIME_WAIT
 	Held, Capacity, BoundByOther int
 	Free                         int
 	Reusable                     int
@@ -249,6 +250,9 @@ func newDestination(n *scan.Namespace, d *pool.Destination, failures uint64, cou
 		Forecast: forecast(d), Timestamps: timestamps(d.Timestamps),
 		Bar: newBar(d, capacity), Commands: destinationCommands(n, d),
 		Link: View{Format: HTML, Destination: d.Address}.URL(),
+	}
+	if timeWait := d.Ports[slices.Index(pool.States[:], pool.TimeWait)]; d.Held > 0 && timeWait == d.Held {
+		row.NoOwner = "All its ports are in TIME_WAIT: these connections belong to no process and no control group any more."
 	}
 	row.failures = failures
 	if counts {

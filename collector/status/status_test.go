@@ -267,6 +267,25 @@ func TestOwners(t *testing.T) {
 	}
 }
 
+// TestNoOwner says why a destination has none, if all its ports are in TIME_WAIT, and only then.
+func TestNoOwner(t *testing.T) {
+	for _, tt := range []struct {
+		states map[pool.State]int
+		want   bool
+	}{
+		{map[pool.State]int{pool.TimeWait: 100}, true},
+		{map[pool.State]int{pool.TimeWait: 100, pool.Established: 1}, false},
+	} {
+		r := defaults()
+		r.Destinations = []pool.Destination{connections("10.0.0.1", "10.0.0.2:443", tt.states)}
+		for _, f := range []Format{HTML, Text} {
+			if got := draw(t, hostOf(r), View{Format: f, Destination: netip.MustParseAddrPort("10.0.0.2:443")}); strings.Contains(got, "belong to no process") != tt.want {
+				t.Errorf("%s of %v, want %v:\n%s", f, tt.states, tt.want, got)
+			}
+		}
+	}
+}
+
 // TestFailuresByPool checks that failures count in the row of their namespace, of all control groups.
 func TestFailuresByPool(t *testing.T) {
 	s := trouble()

@@ -93,7 +93,7 @@ func (t *text) details(d *destination) {
 	if len(d.Owners) > 0 {
 		t.paragraph("  ", "Held by "+strings.Join(d.Owners, ", ")+".")
 	}
-	for _, sentence := range []string{d.Timestamps, d.Enter} {
+	for _, sentence := range []string{d.NoOwner, d.Timestamps, d.Enter} {
 		if sentence != "" {
 			t.paragraph("  ", sentence)
 		}
