@@ -74,7 +74,7 @@ func BenchmarkMillion(b *testing.B) {
 	compareWithBareLoop(b)
 	b.ReportMetric(median(wall), "wall-ms-if-cut-at-100-ms")
 
-	small := startBench(b, "127.0.0.1:996", "--namespaces=named", "--namespaces.dir="+smallNamespaces(b, 200))
+	small := startBench(b, "127.0.0.1:995", "--namespaces=named", "--namespaces.dir="+smallNamespaces(b, 200))
 	var cpu []float64
 	for range 5 {
 		used, _ := small.scrape(b)
