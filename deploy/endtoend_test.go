@@ -57,10 +57,10 @@ func waitFor(t *testing.T, expr string) {
 	})
 }
 
-// smallRange leaves 200 ports for the rest of the test.
+// smallRange leaves 200 ports for the rest of the test, none of which a server of another test has had.
 func smallRange(t *testing.T) {
 	t.Helper()
-	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40199")
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "20000 20199")
 	t.Cleanup(func() { netnstest.Sysctl(t, "ipv4/ip_local_port_range", "32768 60999") })
 }
 

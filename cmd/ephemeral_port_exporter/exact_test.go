@@ -24,6 +24,9 @@ func TestExact(t *testing.T) {
 	binder := netnstest.Client{
 		Bind: netnstest.BindFirst, Source: netip.MustParseAddrPort("198.51.100.1:0"), Destination: netip.MustParseAddrPort("198.51.100.8:80"),
 	}
+	// Ports that no server of another test has had: they stay bound as long as its connections last.
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "20000 20099")
+	t.Cleanup(func() { netnstest.Sysctl(t, "ipv4/ip_local_port_range", "32768 60999") })
 	client.Hold(t, 40)
 	binder.Hold(t, 30)
 	netnstest.Mount(t, filepath.Join(dir, "other"), func() {
