@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -223,5 +224,33 @@ func TestNamespacesDirMissing(t *testing.T) {
 	}
 	if log := e.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "place=/nonexistent") {
 		t.Errorf("want one warning that names the directory:\n%s", log)
+	}
+}
+
+// TestNamespacesNoCookie runs the exporter on a kernel before Linux 5.14, which has no cookies of
+// network namespaces: those with a name are read, again and again.
+func TestNamespacesNoCookie(t *testing.T) {
+	dir := t.TempDir()
+	netnstest.Mount(t, filepath.Join(dir, "named"), func() {
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+		c := netnstest.Client{Destination: netip.MustParseAddrPort("198.51.100.7:80")}
+		c.Hold(t, 60)
+	})
+	// getsockopt(…, SOL_SOCKET, SO_NETNS_COOKIE, …)
+	filterCalls(t, []unix.SockFilter{
+		{Code: loadWord, K: 0},
+		{Code: jumpIf, K: unix.SYS_GETSOCKOPT, Jf: 3},
+		{Code: loadWord, K: 32},
+		{Code: jumpIf, K: unix.SO_NETNS_COOKIE, Jf: 1},
+		{Code: ret, K: seccompErrno | uint32(unix.ENOPROTOOPT)},
+		{Code: ret, K: seccompAllow},
+	})
+	const address = "127.0.0.1:10177"
+	e := start(t, command(t, "--namespaces=named", "--namespaces.dir="+dir, "--web.listen-address="+address), "http://"+address)
+	for range 3 {
+		_, metrics := e.get(t, "/metrics")
+		if got := sample(t, metrics, `ephemeral_port_max_utilization_ratio{netns="named"} `); got != 0.6 {
+			t.Errorf("utilization %v, want 0.6", got)
+		}
 	}
 }

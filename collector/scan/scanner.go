@@ -213,8 +213,8 @@ func (s *Scanner) keepLearned(namespaces []Namespace) {
 		}
 		if n.Name == Self {
 			s.learned.Keep(&n.Report)
-		} else {
-			known[n.Inode].learned.Keep(&n.Report)
+		} else if k := known[n.Inode]; k != nil { // of one without a cookie, nothing is remembered
+			k.learned.Keep(&n.Report)
 		}
 	}
 }
