@@ -65,12 +65,26 @@ type clients struct {
 	score     int  // evidence that they bind first, from 0 to certain
 	contrary  int  // early ports that came since the last evidence, where late ones were free
 	binds     bool // they bind first: from certain until the score is 0
+	mixed     bool // if so, only their late ports count as bound
 	connects  bool // plain connect() was seen
 	earlyFree bool // connect() had a choice
 }
 
 // plain reports whether the clients are known not to bind.
 func (c clients) plain() bool { return c.connects && !c.binds }
+
+// binds reports of the early and of the late ports of a pool whether its clients bind them.
+func (k Knowledge) binds(pool poolKey) (ports [2]bool) {
+	source := k.sources[pool.sourceKey()]
+	if source == nil {
+		return ports
+	}
+	known, ok := source.pools[pool]
+	if !ok {
+		known = source.others
+	}
+	return [2]bool{early: known.binds && !known.mixed, late: known.binds}
+}
 
 // Keep forgets the sources and pools that a report does not contain, so that what is remembered is
 // bounded like what is reported.
@@ -333,9 +347,9 @@ func (u *unit) judge(earlyFree bool) {
 
 // bindPorts marks the ports of a unit whose clients bind first.
 func (t *Table) bindPorts(u *unit) {
-	mixed := u.connects && u.held[early] > mixedRatio*u.held[late]
+	u.mixed = u.connects && u.held[early] > mixedRatio*u.held[late]
 	t.eachPort(u, func(port uint16) {
-		if !mixed || t.orderOf(port) == late {
+		if !u.mixed || t.orderOf(port) == late {
 			t.bound.add(port)
 		}
 	})

@@ -207,7 +207,11 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	ports := t.capacity - d.BoundByOthers
 	d.CloseRate = l.closeRate()
 	d.Open = max(d.Held-int(counts.states[TimeWait])-int(math.Round(l.unansweredPorts)), 0)
-	d.Hold, d.Unanswered = l.hold(rule.hold(counts.timestamps))
+	hold := rule.hold(counts.timestamps)
+	if counts.binds[early] {
+		hold = rule.times[expired].hold
+	}
+	d.Hold, d.Unanswered = l.hold(hold)
 	d.Ceiling = ceiling(ports, d.Open, d.Hold)
 	d.Exhaustion = l.exhaustion(d.Held-d.Reusable, ports)
 }

@@ -54,6 +54,10 @@ type poolCounts struct {
 	openInterface uint32 // its Socket.Interface
 	timestamps    Fact   // the peer uses TCP timestamps
 
+	// binds tells, by orderOf, of which ports earlier Tables learned that clients bind them:
+	// connect() never takes these over.
+	binds [2]bool
+
 	owners ownerCounts
 
 	fixed, reuse portList // the ports of sockets that are not reusable, and of those that are
@@ -68,8 +72,8 @@ func (c *poolCounts) held() int {
 	return n
 }
 
-// A Table counts the sockets of one network namespace by pool and source. Its memory grows
-// with the number of pools and sources, not with the number of sockets.
+// A Table counts the sockets of one network namespace by pool and source. Its memory grows with the
+// number of pools and sources, and by 2 bytes for each socket whose client may have bound its port.
 type Table struct {
 	settings  Settings
 	rules     [2]timeWaitRule   // for other destinations and for loopback
@@ -162,7 +166,7 @@ func (t *Table) Add(s *Socket) {
 	switch {
 	case s.State == TimeWait:
 		t.seen.add(s.Expires)
-		if c.addTimeWait(rule, s) {
+		if c.addTimeWait(rule, s, s.Bound == Yes || c.binds[t.orderOf(port)]) {
 			list = &c.reuse
 		}
 	case s.Mini: // in FIN_WAIT2
@@ -175,13 +179,14 @@ func (t *Table) Add(s *Socket) {
 	}
 }
 
-// addTimeWait counts a socket in TIME_WAIT, and reports whether its port is reusable.
-func (c *poolCounts) addTimeWait(rule *timeWaitRule, s *Socket) (reusable bool) {
+// addTimeWait counts a socket in TIME_WAIT, and reports whether its port is reusable. A port that is
+// bound is not.
+func (c *poolCounts) addTimeWait(rule *timeWaitRule, s *Socket, bound bool) (reusable bool) {
 	if s.Timestamps != Unknown && !c.loopback {
 		c.timestamps = s.Timestamps
 	}
 	kind := rule.kind(cmp.Or(s.Timestamps, c.timestamps))
-	if s.Bound == Yes {
+	if bound {
 		kind = expired
 	}
 	age := rule.age(s.Expires)
@@ -210,6 +215,9 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 		}
 		if !c.loopback && len(t.before.timestamps) > 0 {
 			c.timestamps = t.before.timestamps[key.destinationAddr()]
+		}
+		if t.listEarly {
+			c.binds = t.before.binds(key)
 		}
 		t.counts = append(t.counts, c)
 	}

@@ -444,12 +444,16 @@ func TestBindFirstTimeWait(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 		selfReport(t, s)
 	}
+	netnstest.TimeWait(t, c.Client, listener, 10)
 	r := selfReport(t, s)
+	if d, _ := destinationOf(r, c.source, c.Destination); d.Reusable != 0 || d.Ceiling > 100/60. || d.CloseRate < 1 || d.CloseRate > 4 {
+		t.Errorf("%d ports reusable, ceiling %v, %v closes per second, want 0, at most 100 / 60 s, and 40 / 10 s", d.Reusable, d.Ceiling, d.CloseRate)
+	}
 	plain := clientTo("198.51.100.2", "198.51.100.7:80").bind(netnstest.BindNoPort)
 	plain.Source = netip.MustParseAddrPort("198.51.100.2:0")
 	granted, _ := plain.Fill(t, 200)
-	if r.BoundPorts != 30 || granted != 70 || utilizationOf(r, c.source, c.Destination) != 0.3 {
-		t.Errorf("%d bound ports, utilization %v, %d granted, want 30, 0.3, 70", r.BoundPorts, utilizationOf(r, c.source, c.Destination), granted)
+	if r.BoundPorts != 40 || granted != 60 || utilizationOf(r, c.source, c.Destination) != 0.4 {
+		t.Errorf("%d bound ports, utilization %v, %d granted, want 40, 0.4, 60", r.BoundPorts, utilizationOf(r, c.source, c.Destination), granted)
 	}
 }
 
