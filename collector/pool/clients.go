@@ -44,6 +44,7 @@ const (
 // before they connect, and whether peers use timestamps. Nothing of it is a number to report. The
 // zero value is to know nothing.
 type Knowledge struct {
+	portRange  PortRange // what follows is about the order of its ports
 	sources    map[sourceKey]*knownSource
 	earlyFree  bool                    // connect() had a choice to a destination for which few ports were held
 	timestamps map[netip.AddrPort]Fact // by destination, see Question
@@ -227,7 +228,10 @@ func (t *Table) Infer(limits Limits) Knowledge {
 // units returns the units of all pools of clients that may bind, with what is known of them, and
 // Knowledge without clients.
 func (t *Table) units(minPorts int) (Knowledge, map[unitKey]*unit) {
-	learned := Knowledge{sources: make(map[sourceKey]*knownSource, len(t.sources)), timestamps: t.before.timestamps}
+	learned := Knowledge{
+		portRange: t.settings.PortRange, sources: make(map[sourceKey]*knownSource, len(t.sources)),
+		timestamps: t.before.timestamps,
+	}
 	usable := t.countLate(&t.usable)
 	doubt, doubts := make(map[*portSet]bool, len(t.sources)), false
 	for key, s := range t.sources {

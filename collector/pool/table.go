@@ -127,8 +127,12 @@ func (t *Table) Block(l Listener) {
 	t.blocked.add(l)
 }
 
-// Recall has the Table use what earlier ones learned. It must come before the first Add.
+// Recall has the Table use what earlier ones learned. It must come before the first Add. Of the
+// clients, it forgets everything if the range has changed: connect() may prefer the other parity now.
 func (t *Table) Recall(k Knowledge) {
+	if k.portRange != t.settings.PortRange {
+		k = Knowledge{timestamps: k.timestamps}
+	}
 	t.before = k
 	for _, source := range k.sources {
 		t.listEarly = t.listEarly || source.binds

@@ -485,3 +485,27 @@ func TestBindFirstSlowly(t *testing.T) {
 		})
 	}
 }
+
+// TestBindFirstRange changes the range, and so which parity connect() prefers, while a client of
+// plain connect() goes on.
+func TestBindFirstRange(t *testing.T) {
+	netnstest.New(t)
+	c := clientTo("198.51.100.1", "198.51.100.7:80")
+	s := newScanner(t, testConfig())
+	l := newLoad(t)
+	for i := range 4 {
+		netnstest.Sysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("%d 40500", 40000+i%2))
+		l.connect(c.Client, 20)
+		selfReport(t, s)
+		l.connect(c.Client, 20) // just before the next change
+	}
+	if r := selfReport(t, s); r.BoundPorts != 0 {
+		t.Errorf("%d bound ports of a client that does not bind", r.BoundPorts)
+	}
+	for range 3 {
+		l.connect(c.Client, 10)
+		if r := selfReport(t, s); r.BoundPorts != 0 {
+			t.Errorf("%d bound ports of a client that does not bind", r.BoundPorts)
+		}
+	}
+}
