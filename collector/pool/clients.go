@@ -147,17 +147,17 @@ type unitKey struct {
 // minOwn is the number of ports from which on a pool is told apart from the others of its source.
 const minOwn = 10
 
-// Infer finds the ports that clients bound, as far as that shows, and returns what it has learned
-// for the next Table: to forget the pools that are not reported, call Keep with the report. Infer
-// must come after the last Add and before Report.
-func (t *Table) Infer(limits Limits) Knowledge {
+// Infer finds the ports that clients bound, as far as that shows, and puts what it has learned about
+// the clients into k, for the next Table. To forget the pools that are not reported, call Keep with
+// the report. Infer must come after the last Add and before Report.
+func (t *Table) Infer(k *Knowledge, limits Limits) {
 	if t.boundKnown {
-		return t.before // there is nothing to infer
+		return
 	}
 	minPorts := max(limits.MinPorts, minOwn)
 	low := t.settings.PortRange.Low
 	usable := t.usable.count(low, 0, maxPorts)
-	learned, units := t.units(minPorts)
+	sources, units := t.units(minPorts)
 
 	// Ports that may be bound leave connect() no choice either.
 	var doubtful portSet
@@ -182,7 +182,7 @@ func (t *Table) Infer(limits Limits) Knowledge {
 	if !t.listEarly {
 		free = usable - sum
 	}
-	learned.earlyFree = hasChoice(free, usable)
+	earlyFree := hasChoice(free, usable)
 	for key, u := range units {
 		taken := 0
 		if u.plain() {
@@ -196,7 +196,7 @@ func (t *Table) Infer(limits Limits) Knowledge {
 		if !u.binds && !u.connects {
 			t.unknown += u.held[late]
 		}
-		source := learned.sources[key.source]
+		source := sources[key.source]
 		source.binds = source.binds || !u.plain() || u.score > 0
 		if key.pool == (poolKey{}) {
 			source.others = u.clients
@@ -208,7 +208,7 @@ func (t *Table) Infer(limits Limits) Knowledge {
 		if held < minPorts {
 			continue
 		}
-		known := learned.sources[pool.sourceKey()]
+		known := sources[pool.sourceKey()]
 		if known.pools == nil {
 			known.pools = map[poolKey]clients{}
 		}
@@ -222,16 +222,13 @@ func (t *Table) Infer(limits Limits) Knowledge {
 	}
 	t.countBound()
 	t.inferred = t.before.sources != nil
-	return learned
+	k.portRange, k.sources, k.earlyFree = t.settings.PortRange, sources, earlyFree
 }
 
 // units returns the units of all pools of clients that may bind, with what is known of them, and
-// Knowledge without clients.
-func (t *Table) units(minPorts int) (Knowledge, map[unitKey]*unit) {
-	learned := Knowledge{
-		portRange: t.settings.PortRange, sources: make(map[sourceKey]*knownSource, len(t.sources)),
-		timestamps: t.before.timestamps,
-	}
+// what is known of sources now, without clients.
+func (t *Table) units(minPorts int) (map[sourceKey]*knownSource, map[unitKey]*unit) {
+	sources := make(map[sourceKey]*knownSource, len(t.sources))
 	usable := t.countLate(&t.usable)
 	doubt, doubts := make(map[*portSet]bool, len(t.sources)), false
 	for key, s := range t.sources {
@@ -244,12 +241,12 @@ func (t *Table) units(minPorts int) (Knowledge, map[unitKey]*unit) {
 		known.plain = held == [2]int{} && (before == nil || !before.binds)
 		doubt[s] = !known.plain
 		doubts = doubts || !known.plain
-		learned.sources[key] = known
+		sources[key] = known
 	}
 
 	units := map[unitKey]*unit{}
 	if !doubts {
-		return learned, units
+		return sources, units
 	}
 	for pool, i := range t.pools {
 		c := &t.counts[i]
@@ -262,12 +259,12 @@ func (t *Table) units(minPorts int) (Knowledge, map[unitKey]*unit) {
 		}
 		u := units[key]
 		if u == nil {
-			u = newUnit(key, t.before, learned.sources[key.source])
+			u = newUnit(key, t.before, sources[key.source])
 			units[key] = u
 		}
 		u.pools = append(u.pools, i)
 	}
-	return learned, units
+	return sources, units
 }
 
 // canTell reports whether a pool can be told apart: it is known, or it is known to be new.

@@ -53,7 +53,7 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, deadline time.Tim
 		return err
 	}
 	n.TimeWaitSockets = sockstat.TimeWait
-	*known = table.Infer(s.cfg.Limits)
+	table.Infer(known, s.cfg.Limits)
 	n.Report = table.Report(s.cfg.Limits)
 	n.Duration = time.Since(start)
 	return nil

@@ -16,7 +16,7 @@ func TestTimestamps(t *testing.T) {
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40019")
 	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
-	setReuseDelay(t, time.Millisecond)
+	setReuseDelay(t, time.Minute) // none of the connections takes over the port of another
 	with, without := clientTo("198.51.100.1", "198.51.100.7:80"), clientTo("198.51.100.1", "198.51.100.8:80")
 	loopback := clientTo("127.0.0.1", "127.0.0.1:80")
 	cfg := testConfig()
@@ -34,6 +34,7 @@ func TestTimestamps(t *testing.T) {
 	open(with, "1", 12)
 	open(without, "0", 12)
 	open(loopback, "1", 12)
+	setReuseDelay(t, time.Millisecond)
 	time.Sleep(50 * time.Millisecond)
 
 	r := selfReport(t, s)
@@ -68,34 +69,45 @@ func TestTimestamps(t *testing.T) {
 
 // TestTimestampsRemembered keeps an answer while the destination has no open connection.
 func TestTimestampsRemembered(t *testing.T) {
-	netnstest.New(t)
-	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
-	setReuseDelay(t, time.Millisecond)
-	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "0")
-	c := clientTo("198.51.100.1", "198.51.100.8:80")
-	listener := netnstest.Listen(t, c.Destination.String(), false)
-	client, server := netnstest.Pair(t, c.Client, listener)
-	netnstest.TimeWait(t, c.Client, listener, 40)
-	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
+	for _, tt := range []struct {
+		sysctl     string
+		timestamps pool.Fact
+		reusable   [2]int // while a connection is open, and then
+	}{
+		{"0", pool.No, [2]int{0, 0}},
+		{"1", pool.Yes, [2]int{40, 41}},
+	} {
+		t.Run(tt.sysctl, func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
+			setReuseDelay(t, time.Minute) // none of the connections takes over the port of another
+			netnstest.Sysctl(t, "ipv4/tcp_timestamps", tt.sysctl)
+			c := clientTo("198.51.100.1", "198.51.100.8:80")
+			listener := netnstest.Listen(t, c.Destination.String(), false)
+			client, server := netnstest.Pair(t, c.Client, listener)
+			netnstest.TimeWait(t, c.Client, listener, 40)
+			setReuseDelay(t, time.Millisecond)
+			netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
 
-	s := newScanner(t, testConfig())
-	time.Sleep(20 * time.Millisecond)
-	want := func(timestamps pool.Fact, reusable int) {
-		t.Helper()
-		for _, d := range selfReport(t, s).Destinations {
-			if d.Address != c.Destination || d.Timestamps != timestamps || d.Reusable != reusable {
-				t.Errorf("got %+v, want timestamps %v, %d reusable ports", d, timestamps, reusable)
+			s := newScanner(t, testConfig())
+			want := func(timestamps pool.Fact, reusable int) {
+				t.Helper()
+				time.Sleep(20 * time.Millisecond)
+				for _, d := range selfReport(t, s).Destinations {
+					if d.Address != c.Destination || d.Timestamps != timestamps || d.Reusable != reusable {
+						t.Errorf("got %+v, want timestamps %v, %d reusable ports", d, timestamps, reusable)
+					}
+				}
 			}
-		}
-	}
-	want(pool.No, 0)
-	netnstest.Hangup(client)
-	netnstest.Hangup(server)
-	want(pool.No, 0)
+			want(tt.timestamps, tt.reusable[0])
+			netnstest.Hangup(client)
+			netnstest.Hangup(server)
+			want(tt.timestamps, tt.reusable[1])
 
-	s = newScanner(t, testConfig()) // knows nothing: then the sysctl decides
-	time.Sleep(20 * time.Millisecond)
-	want(pool.Unknown, 41)
+			s = newScanner(t, testConfig()) // knows nothing: then the sysctl decides
+			want(pool.Unknown, 41)
+		})
+	}
 }
 
 // TestTimestampsForAdvice asks peers whether tcp_tw_reuse would help, for destinations in danger only.
