@@ -41,7 +41,7 @@ func ShareLimit(reports []*Report, most int) {
 }
 
 // sharesOf returns how many items each report keeps of one of its lists, which are ordered.
-func sharesOf[T any](reports []*Report, most int, list func(*Report) []T, order func(a, b T) int) []int {
+func sharesOf[R, T any](reports []*R, most int, list func(*R) []T, order func(a, b T) int) []int {
 	type place struct{ report, index int }
 	shares := make([]int, len(reports))
 	var rest []place // all but the first of each

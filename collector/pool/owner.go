@@ -14,52 +14,73 @@ type Owner struct {
 	Ports  int    // held by its sockets
 }
 
-// maxOthers is how many control groups of a pool are counted besides the first. A socket of a
-// further one counts as nobody's. The kernel lists sockets in a random order, so one that
-// has a considerable part of the pool comes among the first, however many small ones there are.
-const maxOthers = 128
-
-// ownerCounts counts the ports of a pool by control group. Most pools have one.
-type ownerCounts struct {
-	first  uint64 // 0 if there is none
-	ports  uint32 // of first
-	others map[uint64]uint32
-}
-
-// add counts a port.
-func (c *ownerCounts) add(cgroup uint64) {
-	switch {
-	case cgroup == c.first:
-		c.ports++
-	case c.first == 0:
-		c.first, c.ports = cgroup, 1
-	default:
-		c.addOther(cgroup)
-	}
-}
-
-// addOther counts a port of a control group that is not the first.
-func (c *ownerCounts) addOther(cgroup uint64) {
-	if n := c.others[cgroup]; n == 0 && len(c.others) >= maxOthers {
-		return
-	}
-	if c.others == nil {
-		c.others = map[uint64]uint32{}
-	}
-	c.others[cgroup]++
-}
+// ownerCounts counts the ports of a pool by control group.
+type ownerCounts struct{ portCounts[uint64] }
 
 // largest returns those with most ports.
 func (c *ownerCounts) largest() []Owner {
-	if c.first == 0 {
+	var owners []Owner
+	for _, n := range c.portCounts.largest(cmp.Compare[uint64]) {
+		owners = append(owners, Owner{n.key, n.ports})
+	}
+	return owners
+}
+
+// maxOthers is how many keys of a pool are counted besides the first. A port of a further one counts
+// as nobody's. The kernel lists sockets and flows in a random order, so one that has a considerable
+// part of the pool comes among the first, however many small ones there are.
+const maxOthers = 128
+
+// portCounts counts the ports of a pool by a key whose zero value stands for nobody. Most pools have
+// one.
+type portCounts[K comparable] struct {
+	first  K // zero if there is none
+	ports  uint32
+	others map[K]uint32
+}
+
+// A portCount is how many ports a key has.
+type portCount[K comparable] struct {
+	key   K
+	ports int
+}
+
+// add counts a port.
+func (c *portCounts[K]) add(key K) {
+	var nobody K
+	switch {
+	case key == c.first:
+		c.ports++
+	case c.first == nobody:
+		c.first, c.ports = key, 1
+	default:
+		c.addOther(key)
+	}
+}
+
+// addOther counts a port of a key that is not the first.
+func (c *portCounts[K]) addOther(key K) {
+	if n := c.others[key]; n == 0 && len(c.others) >= maxOthers {
+		return
+	}
+	if c.others == nil {
+		c.others = map[K]uint32{}
+	}
+	c.others[key]++
+}
+
+// largest returns those with most ports, at most MaxOwners, in descending order, and then by key.
+func (c *portCounts[K]) largest(compare func(a, b K) int) []portCount[K] {
+	var nobody K
+	if c.first == nobody {
 		return nil
 	}
-	owners := []Owner{{c.first, int(c.ports)}}
-	for cgroup, n := range c.others {
-		owners = append(owners, Owner{cgroup, int(n)})
+	counts := []portCount[K]{{c.first, int(c.ports)}}
+	for key, n := range c.others {
+		counts = append(counts, portCount[K]{key, int(n)})
 	}
-	slices.SortFunc(owners, func(a, b Owner) int {
-		return cmp.Or(cmp.Compare(b.Ports, a.Ports), cmp.Compare(a.Cgroup, b.Cgroup))
+	slices.SortFunc(counts, func(a, b portCount[K]) int {
+		return cmp.Or(cmp.Compare(b.ports, a.ports), compare(a.key, b.key))
 	})
-	return slices.Clip(owners[:min(len(owners), MaxOwners)])
+	return slices.Clip(counts[:min(len(counts), MaxOwners)])
 }

@@ -1,0 +1,254 @@
+package pool
+
+import (
+	"cmp"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// NATSettings are what the ports of source NAT depend on.
+type NATSettings struct {
+	// PortRange are the ports that NAT chooses from: that of the rule. Without one in the rule, it is
+	// 1024-65535 for clients whose own port is 1024 or above. Clients with a lower port get a lower
+	// one, from a pool that is not counted (nf_nat_l4proto_unique_tuple of net/netfilter/nf_nat_core.c).
+	PortRange PortRange
+
+	// TakesOver says that a new TCP connection may get the port of a flow in TIME_WAIT, CLOSE or
+	// SYN_SENT2: since Linux 6.5, nf_nat_used_tuple_harder.
+	TakesOver bool
+
+	TCPTimeWait time.Duration // nf_conntrack_tcp_timeout_time_wait
+	UDP         time.Duration // nf_conntrack_udp_timeout: after the last packet of an exchange
+}
+
+// A NATTable counts the flows of one network namespace by the pool of source NAT that they hold a
+// port of. Its memory grows with the number of pools, and by 2 bytes for each flow.
+type NATTable struct {
+	settings NATSettings
+	pools    map[natKey]int32 // index into counts
+	counts   []natCounts
+	lists    portLists
+	flows    int
+}
+
+// A natKey identifies a pool: the ports of a translated address for one destination. It has no
+// pointers and no padding, because a map is searched for it for each flow.
+type natKey struct {
+	translated, destination [16]byte // IPv6 or IPv4-mapped
+	port, zone              uint16
+	udp                     uint32 // 0 or 1
+}
+
+// natCounts are the flows of one pool.
+type natCounts struct {
+	states          [natStates]uint32
+	snat            bool     // one of them is translated
+	fixed, reusable portList // their ports
+	clients         portCounts[netip.Addr]
+}
+
+// NewNATTable returns an empty NATTable.
+func NewNATTable(s NATSettings) *NATTable {
+	return &NATTable{settings: s, pools: make(map[natKey]int32)}
+}
+
+// Add counts a flow. The caller may reuse f afterwards.
+func (t *NATTable) Add(f *NATFlow) {
+	t.flows++
+	port := f.Translated.Port()
+	if !t.settings.PortRange.Contains(port) {
+		return
+	}
+	c := t.poolOf(f)
+	c.states[f.State]++
+	c.snat = c.snat || f.SNAT
+	c.clients.add(f.Client)
+	list := &c.fixed
+	if t.settings.TakesOver && f.SNAT && f.State.takenOver() {
+		list = &c.reusable
+	}
+	t.lists.add(list, port)
+}
+
+// poolOf returns the counts of a flow's pool, valid until the next call.
+func (t *NATTable) poolOf(f *NATFlow) *natCounts {
+	key := natKey{
+		translated: f.Translated.Addr().As16(), destination: f.Destination.Addr().As16(),
+		port: f.Destination.Port(), zone: f.Zone,
+	}
+	if f.Protocol == UDP {
+		key.udp = 1
+	}
+	i, ok := t.pools[key]
+	if !ok {
+		i = int32(len(t.counts))
+		t.pools[key] = i
+		t.counts = append(t.counts, natCounts{})
+	}
+	return &t.counts[i]
+}
+
+// A NATReport tells how the ports of source NAT are used in one network namespace.
+type NATReport struct {
+	Settings       NATSettings
+	CapacityPorts  int       // that each pool has
+	MaxUtilization float64   // of a pool, reported or not
+	Pools          []NATPool // those in most danger, see natByDanger, in descending order
+
+	UnreportedPools int // not in Pools because of the limits
+	UnreportedPorts int // held by these
+
+	Flows int // that were added to the NATTable
+}
+
+// A NATPool is the ports of one translated source address for one destination. Clients that are
+// translated to this address compete for them.
+type NATPool struct {
+	Protocol Protocol
+	Source   netip.Addr // translated
+	Address  netip.AddrPort
+
+	Ports    [natStates]int // held, by NATState
+	Held     int            // the sum of Ports
+	Reusable int            // of flows that a new connection may take over
+
+	// Utilization is (Held - Reusable) / CapacityPorts. At 1, no port is free: the first packet of a
+	// connection is dropped, unless it can take over one of the reusable ports.
+	Utilization float64
+
+	// SearchFailure is the share of searches for a port that find none, although ports may be free: the
+	// kernel does not try all of them. NAT then drops the packet. It searches if the rule says so
+	// (random, fully-random), or if the client's own port is taken or not in the range.
+	SearchFailure float64
+
+	// Ceiling is how many connections per second the pool sustains while those that are open now stay
+	// open. It is infinite if closed ones are taken over.
+	Ceiling float64
+
+	// Clients are the addresses before translation that hold most of the ports, at most MaxOwners, in
+	// descending order. That of an own socket is the translated address.
+	Clients []NATClient
+}
+
+// A NATClient is an address that holds ports of a pool.
+type NATClient struct {
+	Address netip.Addr
+	Ports   int
+}
+
+// Report returns the report of the flows that were added, bounded by the limits.
+func (t *NATTable) Report(limits Limits) NATReport {
+	r := NATReport{Settings: t.settings, CapacityPorts: t.settings.PortRange.Size(), Flows: t.flows}
+	type candidate struct {
+		NATPool
+		counts *natCounts
+	}
+	var candidates []candidate
+	for key, i := range t.pools {
+		c := &t.counts[i]
+		if !c.snat {
+			continue // own sockets alone get their ports by connect()
+		}
+		p := t.pool(key, c)
+		r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
+		if p.Held < limits.MinPorts {
+			r.UnreportedPools++
+			r.UnreportedPorts += p.Held
+			continue
+		}
+		candidates = append(candidates, candidate{p, c})
+	}
+	slices.SortFunc(candidates, func(a, b candidate) int { return natByDanger(a.NATPool, b.NATPool) })
+	type labels struct {
+		protocol    Protocol
+		source      netip.Addr
+		destination netip.AddrPort
+	}
+	reported := map[labels]bool{}
+	var taken, reusable portMap
+	for _, c := range candidates {
+		// Of pools that differ in nothing but the zone, the one in most danger is reported.
+		l := labels{c.Protocol, c.Source, c.Address}
+		if len(r.Pools) >= limits.Most || reported[l] {
+			r.UnreportedPools++
+			r.UnreportedPorts += c.Held
+			continue
+		}
+		reported[l] = true
+		taken, reusable = portMap{}, portMap{}
+		for port := range t.lists.all(c.counts.fixed) {
+			taken.add(port)
+		}
+		for port := range t.lists.all(c.counts.reusable) {
+			taken.add(port)
+			reusable.add(port)
+		}
+		c.SearchFailure = searchFailure(t.settings.PortRange, &taken, &reusable)
+		for _, n := range c.counts.clients.largest(netip.Addr.Compare) {
+			c.Clients = append(c.Clients, NATClient{n.key, n.ports})
+		}
+		r.Pools = append(r.Pools, c.NATPool)
+	}
+	return r
+}
+
+// pool returns the report of one pool without SearchFailure and Clients.
+func (t *NATTable) pool(key natKey, c *natCounts) NATPool {
+	p := NATPool{
+		Protocol: TCP,
+		Source:   netip.AddrFrom16(key.translated).Unmap(),
+		Address:  netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), key.port),
+		Reusable: int(c.reusable.n),
+	}
+	if key.udp == 1 {
+		p.Protocol = UDP
+	}
+	open := 0
+	for state, n := range c.states {
+		p.Ports[state] = int(n)
+		p.Held += int(n)
+		if NATState(state).open() {
+			open += int(n)
+		}
+	}
+	capacity := t.settings.PortRange.Size()
+	p.Utilization = utilization(p.Held-p.Reusable, capacity)
+	if p.Ceiling = math.Inf(1); open >= capacity || !t.settings.takenOver(p.Protocol) {
+		p.Ceiling = ceiling(capacity, open, t.settings.hold(p.Protocol).Seconds())
+	}
+	return p
+}
+
+// takenOver reports whether closed flows of a protocol leave their ports to new ones.
+func (s NATSettings) takenOver(p Protocol) bool { return p == TCP && s.TakesOver }
+
+// hold returns for how long a flow that nobody uses any more holds its port, unless it is taken over.
+func (s NATSettings) hold(p Protocol) time.Duration {
+	if p == UDP {
+		return s.UDP
+	}
+	return s.TCPTimeWait
+}
+
+// natByDanger orders pools: the greatest utilization first, then most ports, then by address.
+func natByDanger(a, b NATPool) int {
+	return cmp.Or(
+		cmp.Compare(b.Utilization, a.Utilization), cmp.Compare(b.Held, a.Held),
+		a.Source.Compare(b.Source), a.Address.Compare(b.Address), cmp.Compare(a.Protocol, b.Protocol),
+	)
+}
+
+// ShareNATLimit bounds several reports together, as ShareLimit does.
+func ShareNATLimit(reports []*NATReport, most int) {
+	pools := func(r *NATReport) []NATPool { return r.Pools }
+	for i, n := range sharesOf(reports, most, pools, natByDanger) {
+		r := reports[i]
+		for _, p := range r.Pools[n:] {
+			r.UnreportedPools++
+			r.UnreportedPorts += p.Held
+		}
+		r.Pools = r.Pools[:n]
+	}
+}

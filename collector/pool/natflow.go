@@ -1,0 +1,76 @@
+package pool
+
+import "net/netip"
+
+// A Protocol is a transport protocol whose ports source NAT translates.
+type Protocol string
+
+// The protocols.
+const (
+	TCP Protocol = "tcp"
+	UDP Protocol = "udp"
+)
+
+// A NATState is the state of a flow as connection tracking sees it. Those of TCP are enum
+// tcp_conntrack of linux/netfilter/nf_conntrack_tcp.h; a packet alone makes them, whatever the
+// sockets of the two ends do.
+type NATState uint8
+
+// The states: first those of TCP, then those of UDP.
+const (
+	NATSynSent NATState = iota
+	NATSynRecv
+	NATEstablished
+	NATFinWait
+	NATCloseWait
+	NATLastAck
+	NATTimeWait
+	NATClose    // reset
+	NATSynSent2 // both ends sent a SYN
+	NATUnreplied
+	NATReplied
+	NATAssured // replied, and then used again
+	natStates
+)
+
+// NATStates returns the states of a protocol.
+func NATStates(p Protocol) []NATState {
+	if p == UDP {
+		return []NATState{NATUnreplied, NATReplied, NATAssured}
+	}
+	return []NATState{NATSynSent, NATSynRecv, NATEstablished, NATFinWait, NATCloseWait, NATLastAck, NATTimeWait, NATClose, NATSynSent2}
+}
+
+// String returns the kernel's name in lower case, without a prefix.
+func (s NATState) String() string {
+	return [...]string{
+		"syn_sent", "syn_recv", "established", "fin_wait", "close_wait", "last_ack", "time_wait", "close", "syn_sent2",
+		"unreplied", "replied", "assured",
+	}[s]
+}
+
+// takenOver reports whether a new connection may take over the port of such a flow, see
+// NATSettings.TakesOver.
+func (s NATState) takenOver() bool { return s == NATTimeWait || s == NATClose || s == NATSynSent2 }
+
+// open reports whether a flow holds its port as long as its ends use it. Of the others, only the time
+// until it expires is left.
+func (s NATState) open() bool {
+	return s != NATTimeWait && s != NATClose && s != NATUnreplied && s != NATReplied
+}
+
+// A NATFlow is a flow whose packets leave this host with the address Translated: one that source NAT
+// translates, or one of the host's own sockets. Both compete for the same ports.
+type NATFlow struct {
+	Protocol    Protocol
+	State       NATState
+	Client      netip.Addr     // the source before translation
+	Translated  netip.AddrPort // the source that the destination sees
+	Destination netip.AddrPort // after destination NAT, as of a Kubernetes service
+
+	// Zone is that of the reply direction: flows conflict only within a zone.
+	Zone uint16
+
+	// SNAT is set if the source is translated. Without it, this is a flow of an own socket.
+	SNAT bool
+}

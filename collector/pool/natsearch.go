@@ -1,0 +1,82 @@
+package pool
+
+import "math"
+
+// The kernel searches for a port in rounds: up to maxTries neighbours from a random one on, then half as
+// many from another, down to minTries or less. At the last harderTries of each round it takes over
+// reusable ports too (NF_NAT_MAX_ATTEMPTS, NF_NAT_HARDER_THRESH and nf_nat_l4proto_unique_tuple of
+// net/netfilter/nf_nat_core.c; since Linux 5.0, and 6.5 for the latter).
+const (
+	maxTries    = 128
+	minTries    = 16
+	harderTries = 32
+)
+
+// searchFailure returns the share of searches that find no port. taken contains reusable.
+func searchFailure(r PortRange, taken, reusable *portMap) float64 {
+	runs := runsOf(r, taken, reusable)
+	failure := 1.0
+	for tries := min(maxTries, r.Size()); ; tries /= 2 {
+		sum := 0.0
+		for _, run := range runs {
+			sum += run.failures(tries, r.Size())
+		}
+		failure *= sum / float64(r.Size())
+		if failure == 0 || tries >= r.Size() || tries < minTries {
+			return failure
+		}
+	}
+}
+
+// A takenRun is a run of neighbours that are all taken: for each port, whether it is reusable. The
+// lowest port of the range is a neighbour of the highest.
+type takenRun []bool
+
+// failures returns how many rounds that begin in the run fail, in a range of that size. One with reusable ports fails sometimes:
+// the new connection gets such a port if its sequence number is above that of the old one. They
+// are random, so that is so every second time.
+func (r takenRun) failures(tries, size int) float64 {
+	harder := min(harderTries, tries)
+	sum, n := 0.0, 0
+	for i := range min(len(r), size+tries-1) {
+		if r[i] {
+			n++
+		}
+		if i >= harder && r[i-harder] {
+			n--
+		}
+		if i >= tries-1 {
+			sum += math.Ldexp(1, -n)
+		}
+	}
+	return sum
+}
+
+// runsOf returns the runs of a range in which a round can fail.
+func runsOf(r PortRange, taken, reusable *portMap) []takenRun {
+	size := r.Size()
+	port := func(i int) uint16 { return r.Low + uint16(i%size) }
+	start := 0 // after a free port
+	for start < size && taken.has(port(start)) {
+		start++
+	}
+	var runs []takenRun
+	var run takenRun
+	if start == size { // none is free: the run goes on behind its end
+		for i := range size + min(maxTries, size) - 1 {
+			run = append(run, reusable.has(port(i)))
+		}
+		return []takenRun{run}
+	}
+	for i := start + 1; i <= start+size; i++ {
+		if p := port(i); taken.has(p) {
+			run = append(run, reusable.has(p))
+			continue
+		}
+		if len(run) > 0 {
+			runs = append(runs, run)
+		}
+		run = nil
+	}
+	return runs
+}

@@ -1,0 +1,94 @@
+package pool
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+)
+
+// TestSearchFailure compares the share of failures with searches by the kernel's steps.
+func TestSearchFailure(t *testing.T) {
+	tests := []struct {
+		name     string
+		ports    PortRange
+		taken    func(r *rand.Rand, port uint16) bool
+		reusable func(r *rand.Rand, port uint16) bool
+	}{
+		{"nothing taken", PortRange{40000, 40099}, never, never},
+		{"all taken, up to 128 ports", PortRange{40000, 40127}, always, never},
+		{"all taken", PortRange{40000, 40999}, always, never},
+		{"one port, reusable", PortRange{40000, 40000}, always, always},
+		{"one of 100 free", PortRange{40000, 40099}, but(40042), never},
+		{"one of 128 free", PortRange{40000, 40127}, but(40127), never},
+		{"one of 129 free", PortRange{40000, 40128}, but(40001), never},
+		{"one of 200 free", PortRange{40000, 40199}, but(40000), never},
+		{"95% at random", PortRange{40000, 40999}, share(0.95), never},
+		{"a block over the ends of the range", PortRange{40000, 40999}, func(_ *rand.Rand, p uint16) bool { return p < 40300 || p >= 40600 }, never},
+		{"the range of Linux clients", PortRange{1024, 65535}, func(_ *rand.Rand, p uint16) bool { return p >= 32768 && p <= 60999 }, never},
+		{"one of 32 reusable", PortRange{40000, 40031}, always, only(40007)},
+		{"one of 100 reusable", PortRange{40000, 40099}, always, only(40007)},
+		{"a tenth of 100 reusable", PortRange{40000, 40099}, always, share(0.1)},
+		{"1% of 1000 reusable", PortRange{40000, 40999}, always, share(0.01)},
+		{"some free, some reusable", PortRange{40000, 40299}, share(0.98), share(0.02)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := rand.New(rand.NewPCG(1, 2))
+			var taken, reusable portMap
+			for p := int(tt.ports.Low); p <= int(tt.ports.High); p++ {
+				if port := uint16(p); tt.taken(r, port) {
+					taken.add(port)
+					if tt.reusable(r, port) {
+						reusable.add(port)
+					}
+				}
+			}
+			const searches = 200000
+			failed := 0
+			for range searches {
+				if !search(r, tt.ports, &taken, &reusable) {
+					failed++
+				}
+			}
+			want := float64(failed) / searches
+			got := searchFailure(tt.ports, &taken, &reusable)
+			if deviation := 5*math.Sqrt(want*(1-want)/searches) + 1e-5; math.Abs(got-want) > deviation {
+				t.Errorf("share of failures is %v, want %v ± %v", got, want, deviation)
+			}
+		})
+	}
+}
+
+// search is nf_nat_l4proto_unique_tuple, without the overflow of its offset.
+func search(r *rand.Rand, ports PortRange, taken, reusable *portMap) bool {
+	size := ports.Size()
+	attempts := min(size, 128)
+	for {
+		off := r.IntN(size)
+		for i := range attempts {
+			port := ports.Low + uint16((off+i)%size)
+			if !taken.has(port) || attempts-i <= 32 && reusable.has(port) && r.IntN(2) == 0 {
+				return true
+			}
+		}
+		if attempts >= size || attempts < 16 {
+			return false
+		}
+		attempts /= 2
+	}
+}
+
+func never(*rand.Rand, uint16) bool  { return false }
+func always(*rand.Rand, uint16) bool { return true }
+
+func but(free uint16) func(*rand.Rand, uint16) bool {
+	return func(_ *rand.Rand, p uint16) bool { return p != free }
+}
+
+func only(port uint16) func(*rand.Rand, uint16) bool {
+	return func(_ *rand.Rand, p uint16) bool { return p == port }
+}
+
+func share(of float64) func(*rand.Rand, uint16) bool {
+	return func(r *rand.Rand, _ uint16) bool { return r.Float64() < of }
+}
