@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -21,15 +22,20 @@ import (
 // Addresses for packets of Send, Reply and Open. They belong to no host: nobody but the test
 // answers. The gateway routes them to the client's and to the server's namespace.
 var (
-	Clients4, Clients6 = netip.MustParsePrefix("10.3.0.0/16"), netip.MustParsePrefix("fd03::/64")
-	Servers4, Servers6 = netip.MustParsePrefix("10.4.0.0/16"), netip.MustParsePrefix("fd04::/64")
+	Clients4 = netip.MustParsePrefix("10.3.0.0/16")
+	Clients6 = netip.MustParsePrefix("fd03::/64")
+	Servers4 = netip.MustParsePrefix("10.4.0.0/16")
+	Servers6 = netip.MustParsePrefix("fd04::/64")
 )
 
-// Addresses for sockets, and the address to which the gateway masquerades.
+// Addresses for sockets, and those to which the gateway masquerades.
 var (
-	Client4, Client6   = netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd01::2")
-	Server4, Server6   = netip.MustParseAddr("10.2.0.2"), netip.MustParseAddr("fd02::2")
-	Gateway4, Gateway6 = netip.MustParseAddr("10.2.0.1"), netip.MustParseAddr("fd02::1")
+	Client4  = netip.MustParseAddr("10.1.0.2")
+	Client6  = netip.MustParseAddr("fd01::2")
+	Server4  = netip.MustParseAddr("10.2.0.2")
+	Server6  = netip.MustParseAddr("fd02::2")
+	Gateway4 = netip.MustParseAddr("10.2.0.1")
+	Gateway6 = netip.MustParseAddr("fd02::1")
 )
 
 // Host returns the address of host n of a prefix, counted from 0. Host 0 has address 1, because address 0
@@ -109,6 +115,12 @@ func (g *Gateway) Reply(p Packet) (arrived Packet, forwarded bool) {
 	return g.pass(p, g.server, g.client)
 }
 
+// Hairpin sends a packet from the client's side that the gateway sends back there, to another client.
+func (g *Gateway) Hairpin(p Packet) (arrived Packet, forwarded bool) {
+	g.tb.Helper()
+	return g.pass(p, g.client, g.client)
+}
+
 // patience is how long one packet may take. It is longer than on any busy host: only a broken setup
 // reaches it.
 const patience = time.Minute
@@ -177,7 +189,13 @@ type side struct {
 func newSide(tb testing.TB, name, network string, host4, host6 netip.Addr, prefixes ...netip.Prefix) side {
 	tb.Helper()
 	const nearMAC, farMAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
-	s := side{path: filepath.Join(tb.TempDir(), name), prefixes: prefixes}
+	// Not TempDir of the test: ip(8) takes the "#" of some as the start of a comment.
+	dir, err := os.MkdirTemp("", "nattest-")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	s := side{path: filepath.Join(dir, name), prefixes: prefixes}
 	netnstest.Mount(tb, s.path, nil)
 	near4, near6 := "10."+network+".0.1", "fd0"+network+"::1"
 	// The neighbors are known, so that no packet waits for their discovery.

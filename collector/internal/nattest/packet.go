@@ -93,7 +93,7 @@ func unmarshal(b []byte) (Packet, bool) {
 	var (
 		p     Packet
 		s, d  netip.Addr
-		first = 0
+		first int // byte of the segment
 	)
 	switch {
 	case len(b) >= ipv4HeaderLen && b[0]>>4 == 4:

@@ -164,6 +164,32 @@ table ip marks {
 	}
 }
 
+// TestHairpin tests a pool of connections that come back to the client's network.
+func TestHairpin(t *testing.T) {
+	g := nattest.New(t, `
+table ip nat {
+	chain prerouting {
+		type nat hook prerouting priority dstnat
+		ip daddr 10.1.0.1 tcp dport 8080 dnat to 10.3.0.200:80
+	}
+	chain postrouting {
+		type nat hook postrouting priority srcnat
+		oifname "client" ip saddr 10.3.0.0/16 meta l4proto tcp masquerade to :`+portRange+`
+	}
+}
+`)
+	granted := 0
+	for i := range ports + 3 {
+		packet := nattest.Packet{Protocol: unix.IPPROTO_TCP, Source: clients(1<<8, 20000)(i), Destination: netip.MustParseAddrPort("10.1.0.1:8080"), Flags: nattest.SYN}
+		if _, ok := g.Hairpin(packet); ok {
+			granted++
+		}
+	}
+	if granted != ports {
+		t.Errorf("%d connections granted, want %d", granted, ports)
+	}
+}
+
 // TestOwnSockets tests that sockets of the gateway use the same ports, although nothing translates
 // their source.
 func TestOwnSockets(t *testing.T) {
