@@ -1,0 +1,379 @@
+//go:build linux
+
+package conntrack
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/internal/conntracktest"
+	"ephemeral_port_exporter/collector/internal/sockdiagtest"
+)
+
+// fakeConn returns a Conn to a fake kernel that sends these answers.
+func fakeConn(t *testing.T, answer func(sockdiagtest.Request) [][]byte) *Conn {
+	t.Helper()
+	fd, err := sockdiagtest.Dial(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewConn(fd, make([]byte, BufferSize))
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// dial returns a Conn to the namespace of the calling thread.
+func dial(tb testing.TB) *Conn {
+	tb.Helper()
+	c, err := Dial(make([]byte, BufferSize))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { c.Close() })
+	return c
+}
+
+// collectFlows returns the flows of a dump.
+func collectFlows(c *Conn, status Status) ([]Flow, error) {
+	var flows []Flow
+	err := c.Flows(status, func(f *Flow) { flows = append(flows, *f) })
+	return flows, err
+}
+
+// answers returns a fake kernel that answers each request with these datagrams.
+func answers(datagrams ...func(sockdiagtest.Request) []byte) func(sockdiagtest.Request) [][]byte {
+	return func(r sockdiagtest.Request) [][]byte {
+		var all [][]byte
+		for _, d := range datagrams {
+			all = append(all, d(r))
+		}
+		return all
+	}
+}
+
+func rowTCP4(r sockdiagtest.Request) []byte { return row(r, tcp4) }
+func rowUDP6(r sockdiagtest.Request) []byte { return row(r, udp6) }
+func end(r sockdiagtest.Request) []byte     { return r.Done(0) }
+
+// TestConnRequests checks what is sent to the kernel.
+func TestConnRequests(t *testing.T) {
+	tests := []struct {
+		name   string
+		status Status
+		want   []byte
+	}{
+		{"all", 0, []byte{0, 0, 0, 0}},
+		// Lengths and types are in native order, the values in network order.
+		{"source NAT", SrcNAT, slices.Concat([]byte{0, 0, 0, 0}, attr(8, 3, 0, 0, 0, 0x10), attr(8, 26, 0, 0, 0, 0x10))},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			asked := make(chan sockdiagtest.Request, 1)
+			c := fakeConn(t, func(r sockdiagtest.Request) [][]byte {
+				asked <- r
+				return [][]byte{end(r)}
+			})
+			if err := c.Flows(tt.status, func(*Flow) {}); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(sockdiagtest.Request{Type: 0x101, Sequence: 1, Body: tt.want}, <-asked); diff != "" {
+				t.Errorf("request (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestConnFilters checks that flows without the status are left out even if the kernel sends them,
+// as it does before Linux 5.15.
+func TestConnFilters(t *testing.T) {
+	plain := with(tcp4, func(f *conntracktest.Flow) { f.Status &^= uint32(SrcNAT) })
+	c := fakeConn(t, answers(rowTCP4, func(r sockdiagtest.Request) []byte { return row(r, plain) }, rowUDP6, end))
+	for _, tt := range []struct {
+		status Status
+		want   int
+	}{{SrcNAT, 2}, {SrcNAT | DstNAT, 1}, {0, 3}} {
+		if flows, err := collectFlows(c, tt.status); err != nil || len(flows) != tt.want {
+			t.Errorf("status %#x: %d flows, %v, want %d", tt.status, len(flows), err, tt.want)
+		}
+	}
+}
+
+func TestConnErrors(t *testing.T) {
+	tests := []struct {
+		name   string
+		answer func(sockdiagtest.Request) [][]byte
+		want   error
+		text   string
+	}{
+		{"nothing", answers(), os.ErrDeadlineExceeded, "receive answer"},
+		{"rows without an end", answers(rowTCP4, rowUDP6), os.ErrDeadlineExceeded, "receive answer"},
+		{"half a message", answers(func(r sockdiagtest.Request) []byte { return rowTCP4(r)[:100] }), ErrMalformed, "100 bytes left"},
+		{"half a message after rows", answers(rowUDP6, func(r sockdiagtest.Request) []byte { return rowTCP4(r)[:100] }), ErrMalformed, "100 bytes left"},
+		{"datagram beyond the buffer", answers(func(r sockdiagtest.Request) []byte {
+			return slices.Repeat(rowTCP4(r), BufferSize/len(rowTCP4(r))+1)
+		}), ErrMalformed, "datagram of 65536 bytes or more"},
+		{"no ctnetlink", answers(func(r sockdiagtest.Request) []byte { return r.Error(unix.EINVAL) }), ErrUnsupported, "modprobe nf_conntrack_netlink"},
+		{"not supported", answers(func(r sockdiagtest.Request) []byte { return r.Error(unix.EOPNOTSUPP) }), ErrUnsupported, "modprobe nf_conntrack_netlink"},
+		{"no privilege", answers(func(r sockdiagtest.Request) []byte { return r.Error(unix.EPERM) }), os.ErrPermission, "CAP_NET_ADMIN"},
+		{"busy", answers(func(r sockdiagtest.Request) []byte { return r.Error(unix.EBUSY) }), unix.EBUSY, "refused by the kernel: device or resource busy"},
+		{"busy after rows", answers(rowTCP4, func(r sockdiagtest.Request) []byte { return r.Done(unix.EBUSY) }), unix.EBUSY, "failed in the kernel"},
+		{"no memory after rows", answers(rowTCP4, func(r sockdiagtest.Request) []byte { return r.Error(unix.ENOMEM) }), unix.ENOMEM, "refused by the kernel"},
+		{"interrupted by a signal in the kernel", answers(rowTCP4, func(r sockdiagtest.Request) []byte { return r.Done(unix.EINTR) }), unix.EINTR, "failed in the kernel"},
+		{"interrupted", answers(rowTCP4, func(r sockdiagtest.Request) []byte { return r.Message(unix.NLMSG_DONE, 0x12, native32(0)) }), ErrInterrupted, "changed during the dump"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := fakeConn(t, tt.answer)
+			timeout := time.Minute
+			if errors.Is(tt.want, os.ErrDeadlineExceeded) {
+				timeout = 100 * time.Millisecond
+			}
+			c.SetDeadline(time.Now().Add(timeout))
+			_, err := collectFlows(c, SrcNAT)
+			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want %v that says %q", err, tt.want, tt.text)
+			} else if !strings.HasPrefix(err.Error(), "conntrack: dump flows: ") {
+				t.Errorf("%q does not say what was tried", err)
+			}
+		})
+	}
+}
+
+// TestCheckErrors must say what is missing.
+func TestCheckErrors(t *testing.T) {
+	tests := []struct {
+		name   string
+		answer func(sockdiagtest.Request) [][]byte
+		want   error
+		text   string
+	}{
+		{"nothing", answers(), os.ErrDeadlineExceeded, "receive answer"},
+		{"end without an answer", answers(end), ErrMalformed, "no statistics"},
+		{"flows", answers(rowTCP4), ErrMalformed, "type 256"},
+		{"half a message", answers(func(r sockdiagtest.Request) []byte { return r.Message(0x105, 0, make([]byte, 12))[:20] }), ErrMalformed, "20 bytes left"},
+		{"no ctnetlink", answers(func(r sockdiagtest.Request) []byte { return r.Error(unix.EINVAL) }), ErrUnsupported, "modprobe nf_conntrack_netlink"},
+		{"no privilege", answers(func(r sockdiagtest.Request) []byte { return r.Error(unix.EPERM) }), os.ErrPermission, "CAP_NET_ADMIN"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := fakeConn(t, tt.answer)
+			timeout := time.Minute
+			if errors.Is(tt.want, os.ErrDeadlineExceeded) {
+				timeout = 100 * time.Millisecond
+			}
+			c.SetDeadline(time.Now().Add(timeout))
+			err := c.Check()
+			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) || !strings.HasPrefix(err.Error(), "conntrack: count flows: ") {
+				t.Errorf("got %v, want %v that says %q", err, tt.want, tt.text)
+			}
+		})
+	}
+	// CTA_STATS_GLOBAL_ENTRIES
+	good := fakeConn(t, answers(func(r sockdiagtest.Request) []byte {
+		return r.Message(0x105, 0, append(make([]byte, 4), attr(8, 1, 0, 0, 0, 9)...))
+	}))
+	if err := good.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestReceiveErrors fakes results of read(2) that only a netlink socket has.
+func TestReceiveErrors(t *testing.T) {
+	tests := []struct {
+		name string
+		n    int
+		err  error
+		want error
+		text string
+	}{
+		{"overflow", -1, unix.ENOBUFS, ErrInterrupted, "no buffer space"},
+		{"refused", -1, unix.EIO, unix.EIO, "input/output error"},
+		{"timeout", -1, unix.EAGAIN, os.ErrDeadlineExceeded, "timeout"},
+		{"empty", 0, nil, ErrMalformed, "empty"},
+		{"truncated", 100, nil, ErrMalformed, "100 bytes or more"},
+		{"whole", 99, nil, nil, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			reads := 0
+			c := &Conn{buf: make([]byte, 100), read: func(int, []byte) (int, error) {
+				if reads++; reads < 3 {
+					return -1, unix.EINTR // a signal is no error
+				}
+				return tt.n, tt.err
+			}}
+			b, err := c.receive()
+			if !errors.Is(err, tt.want) || err != nil && !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want %v that says %q", err, tt.want, tt.text)
+			}
+			if err == nil && len(b) != tt.n {
+				t.Errorf("got %d bytes, want %d", len(b), tt.n)
+			}
+		})
+	}
+}
+
+// TestDialErrors checks the explanations of a socket that cannot be opened.
+func TestDialErrors(t *testing.T) {
+	tests := []struct {
+		errno unix.Errno
+		want  error
+		text  string
+	}{
+		{unix.EPROTONOSUPPORT, ErrUnsupported, "modprobe nf_conntrack_netlink"},
+		{unix.EAFNOSUPPORT, ErrUnsupported, "gVisor"},
+		{unix.EPERM, os.ErrPermission, "RestrictAddressFamilies"},
+		{unix.EMFILE, unix.EMFILE, "too many open files"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.errno.Error(), func(t *testing.T) {
+			err := dialError(os.NewSyscallError("socket", tt.errno))
+			if !errors.Is(err, tt.want) || !errors.Is(err, tt.errno) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want %v that says %q", err, tt.want, tt.text)
+			}
+		})
+	}
+}
+
+// TestDialDescriptors leaves none behind, without the help of the garbage collector.
+func TestDialDescriptors(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	open := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := open()
+	for range 10 {
+		c, err := Dial(make([]byte, BufferSize))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Fewer are possible: a garbage collection that began before may still end others.
+		if n := open(); n > before+1 {
+			t.Errorf("%d descriptors for a Conn", n-before)
+		}
+		c.Close()
+	}
+	if n := open(); n > before {
+		t.Errorf("%d descriptors, %d before", n, before)
+	}
+}
+
+// TestConnForeignSender checks that no other process can send an answer to a Conn.
+func TestConnForeignSender(t *testing.T) {
+	c := dial(t)
+	sa, err := unix.Getsockname(c.fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forger, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(forger)
+	if err := unix.Sendto(forger, make([]byte, 16), 0, sa); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a message of another process: %v, want %v", err, unix.ECONNREFUSED)
+	}
+}
+
+// TestConnSignals interrupts the wait for an answer again and again. That is no error, and does not
+// move the deadline.
+func TestConnSignals(t *testing.T) {
+	const most = 10
+	for _, tt := range []struct {
+		name    string
+		timeout time.Duration
+		want    error
+	}{
+		{"answer", time.Minute, nil},
+		{"no answer", 200 * time.Millisecond, os.ErrDeadlineExceeded},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			interrupted := make(chan struct{})
+			c := fakeConn(t, func(r sockdiagtest.Request) [][]byte {
+				if tt.want != nil {
+					return nil
+				}
+				<-interrupted
+				return [][]byte{rowTCP4(r), end(r)}
+			})
+			interrupts := 0
+			c.read = func(fd int, b []byte) (int, error) {
+				n, err := unix.Read(fd, b)
+				if errors.Is(err, unix.EINTR) {
+					if interrupts++; interrupts == most {
+						close(interrupted)
+					}
+				}
+				return n, err
+			}
+			thread, result := make(chan int), make(chan error)
+			go func() {
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+				thread <- unix.Gettid()
+				c.SetDeadline(time.Now().Add(tt.timeout))
+				flows, err := collectFlows(c, 0)
+				if err == nil && len(flows) != 1 {
+					t.Errorf("%d flows, want 1", len(flows))
+				}
+				result <- err
+			}()
+			for tid := <-thread; ; {
+				// Go's runtime does nothing with SIGURG.
+				if err := unix.Tgkill(unix.Getpid(), tid, unix.SIGURG); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case err := <-result:
+					if !errors.Is(err, tt.want) || interrupts == 0 {
+						t.Errorf("got %v after %d interrupts, want %v", err, interrupts, tt.want)
+					}
+					return
+				case <-time.After(time.Millisecond):
+				}
+			}
+		})
+	}
+}
+
+// TestConnAllocations checks that a Conn allocates nothing for a flow or a datagram.
+func TestConnAllocations(t *testing.T) {
+	rows := slices.Repeat(row(sockdiagtest.Request{Sequence: 1}, udp6), 150)
+	allocations := func(datagrams int) float64 {
+		return testing.AllocsPerRun(10, func() {
+			left := datagrams
+			fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := NewConn(fd, make([]byte, BufferSize))
+			defer c.Close()
+			c.read = func(_ int, b []byte) (int, error) {
+				if left--; left < 0 {
+					return copy(b, sockdiagtest.Request{Sequence: 1}.Done(0)), nil
+				}
+				return copy(b, rows), nil
+			}
+			flows := 0
+			if err := c.Flows(SrcNAT, func(*Flow) { flows++ }); err != nil || flows != 150*datagrams {
+				t.Fatalf("%d flows, %v", flows, err)
+			}
+		})
+	}
+	if few, many := allocations(1), allocations(100); many != few {
+		t.Errorf("%v allocations for a datagram, %v for 100", few, many)
+	}
+}

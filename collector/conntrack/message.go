@@ -1,0 +1,390 @@
+//go:build linux
+
+package conntrack
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Sizes of the kernel's structures.
+const (
+	sizeofHeader = 16 // struct nlmsghdr
+	sizeofGenMsg = 4  // struct nfgenmsg
+	sizeofAttr   = 4  // struct nlattr
+	sizeofErrno  = 4  // the int at the start of NLMSG_ERROR and NLMSG_DONE
+)
+
+// Constants of linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h and linux/netlink.h.
+const (
+	typeNew      netlink.HeaderType = unix.NFNL_SUBSYS_CTNETLINK << 8   // IPCTNL_MSG_CT_NEW
+	typeGet      netlink.HeaderType = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1 // IPCTNL_MSG_CT_GET
+	typeGetStats netlink.HeaderType = unix.NFNL_SUBSYS_CTNETLINK<<8 | 5 // IPCTNL_MSG_CT_GET_STATS
+
+	flagDumpInterrupted netlink.HeaderFlags = 0x10 // NLM_F_DUMP_INTR
+
+	attrTypeMask = 0x3fff // NLA_TYPE_MASK: without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+
+	attrTupleOrig  = 1  // CTA_TUPLE_ORIG
+	attrTupleReply = 2  // CTA_TUPLE_REPLY
+	attrStatus     = 3  // CTA_STATUS
+	attrProtoInfo  = 4  // CTA_PROTOINFO
+	attrTimeout    = 7  // CTA_TIMEOUT
+	attrMark       = 8  // CTA_MARK
+	attrZone       = 18 // CTA_ZONE
+	attrStatusMask = 26 // CTA_STATUS_MASK
+
+	attrTupleIP    = 1 // CTA_TUPLE_IP
+	attrTupleProto = 2 // CTA_TUPLE_PROTO
+	attrTupleZone  = 3 // CTA_TUPLE_ZONE
+
+	attrIPv4Source      = 1 // CTA_IP_V4_SRC
+	attrIPv4Destination = 2 // CTA_IP_V4_DST
+	attrIPv6Source      = 3 // CTA_IP_V6_SRC
+	attrIPv6Destination = 4 // CTA_IP_V6_DST
+
+	attrProtoNum             = 1 // CTA_PROTO_NUM
+	attrProtoSourcePort      = 2 // CTA_PROTO_SRC_PORT
+	attrProtoDestinationPort = 3 // CTA_PROTO_DST_PORT
+
+	attrProtoInfoTCP      = 1 // CTA_PROTOINFO_TCP
+	attrProtoInfoTCPState = 1 // CTA_PROTOINFO_TCP_STATE
+)
+
+// A reply decodes the datagrams that answer one request.
+type reply struct {
+	typ    netlink.HeaderType // of every row
+	seq    uint32             // of the request
+	status Status             // that a flow must have
+	each   func(*Flow)        // nil: a row of any kind ends the answer
+
+	flow Flow // the argument of each
+}
+
+// datagram decodes the messages in b. It is done when the answer is complete.
+func (r *reply) datagram(b []byte) (done bool, err error) {
+	for len(b) > 0 {
+		if len(b) < sizeofHeader {
+			return false, fmt.Errorf("%w: %d bytes, expected a message header of %d", ErrMalformed, len(b), sizeofHeader)
+		}
+
+		// struct nlmsghdr {
+		//	__u32 nlmsg_len;
+		//	__u16 nlmsg_type;
+		//	__u16 nlmsg_flags;
+		//	__u32 nlmsg_seq;
+		//	__u32 nlmsg_pid;
+		// };
+		var (
+			length = binary.NativeEndian.Uint32(b[0:4])
+			typ    = netlink.HeaderType(binary.NativeEndian.Uint16(b[4:6]))
+			flags  = netlink.HeaderFlags(binary.NativeEndian.Uint16(b[6:8]))
+			seq    = binary.NativeEndian.Uint32(b[8:12])
+		)
+		if length < sizeofHeader || uint64(length) > uint64(len(b)) {
+			return false, fmt.Errorf("%w: message length %d, %d bytes left", ErrMalformed, length, len(b))
+		}
+		if seq != r.seq {
+			return false, fmt.Errorf("%w: sequence number %d, sent %d", ErrMalformed, seq, r.seq)
+		}
+		if flags&flagDumpInterrupted != 0 {
+			return false, fmt.Errorf("%w: the kernel's table changed during the dump", ErrInterrupted)
+		}
+
+		body := b[sizeofHeader:length]
+		switch typ {
+		case r.typ:
+			if r.each == nil {
+				return true, nil
+			}
+			ok, err := r.flow.parse(body)
+			if err != nil {
+				return false, err
+			}
+			if ok && r.flow.Status&r.status == r.status {
+				r.each(&r.flow)
+			}
+		case netlink.Done:
+			errno, err := parseErrno(body)
+			if err != nil {
+				return false, err
+			}
+			if errno != 0 {
+				return false, fmt.Errorf("failed in the kernel: %w", errno)
+			}
+			if r.each == nil {
+				return false, fmt.Errorf("%w: no statistics", ErrMalformed)
+			}
+			return true, nil
+		case netlink.Error:
+			errno, err := parseErrno(body)
+			if err != nil {
+				return false, err
+			}
+			if errno == 0 {
+				return false, fmt.Errorf("%w: acknowledgement, expected flows", ErrMalformed)
+			}
+			return false, requestError(errno)
+		case netlink.Overrun:
+			return false, fmt.Errorf("%w: the kernel lost messages", ErrInterrupted)
+		case netlink.Noop:
+		default:
+			return false, fmt.Errorf("%w: message of type %d", ErrMalformed, typ)
+		}
+
+		b = b[min(align(int(length)), len(b)):]
+	}
+	return false, nil
+}
+
+// align rounds n up to the start of the next message or attribute.
+//
+//	#define NLMSG_ALIGN(len) ( ((len)+NLMSG_ALIGNTO-1) & ~(NLMSG_ALIGNTO-1) )
+func align(n int) int { return (n + 3) &^ 3 }
+
+// parseErrno decodes the negative errno at the start of the body of NLMSG_ERROR and
+// NLMSG_DONE.
+func parseErrno(b []byte) (unix.Errno, error) {
+	if len(b) < sizeofErrno {
+		return 0, fmt.Errorf("%w: error code of %d bytes", ErrMalformed, len(b))
+	}
+	return unix.Errno(-int32(binary.NativeEndian.Uint32(b))), nil
+}
+
+// parse decodes a struct nfgenmsg and the attributes behind it. For an unknown address family,
+// and for a protocol that is neither TCP nor UDP, it returns false and no error.
+func (f *Flow) parse(b []byte) (ok bool, err error) {
+	// struct nfgenmsg {
+	//	__u8	nfgen_family;
+	//	__u8	version;
+	//	__be16	res_id;
+	// };
+	if len(b) < sizeofGenMsg {
+		return false, fmt.Errorf("%w: flow of %d bytes, expected at least %d", ErrMalformed, len(b), sizeofGenMsg)
+	}
+	if b[0] != unix.AF_INET && b[0] != unix.AF_INET6 {
+		return false, nil
+	}
+	is4 := b[0] == unix.AF_INET
+	*f = Flow{}
+	var orig, reply tuple
+	for b = b[sizeofGenMsg:]; len(b) > 0; {
+		typ, value, rest, ok := next(b)
+		if !ok {
+			return false, attributeError(b)
+		}
+		switch typ {
+		case attrTupleOrig:
+			err = orig.parse(value)
+			if err == nil && orig.protocol != TCP && orig.protocol != UDP {
+				return false, nil
+			}
+			f.OriginalZone = orig.zone
+		case attrTupleReply:
+			err = reply.parse(value)
+			f.ReplyZone = reply.zone
+		case attrStatus:
+			var n uint32
+			n, err = parseUint32(value)
+			f.Status = Status(n)
+		case attrProtoInfo:
+			f.State, err = parseState(value)
+		case attrTimeout:
+			var n uint32
+			n, err = parseUint32(value)
+			f.Expires = time.Duration(n) * time.Second
+		case attrMark:
+			f.Mark, err = parseUint32(value)
+		case attrZone: // of both directions; the kernel sends it after the tuples, and then these have none
+			var zone uint16
+			zone, err = parseUint16(value)
+			f.OriginalZone, f.ReplyZone = zone, zone
+		}
+		if err != nil {
+			return false, err
+		}
+		b = rest
+	}
+	if !orig.complete(is4) || !reply.complete(is4) || orig.protocol != reply.protocol {
+		return false, fmt.Errorf("%w: flow without addresses, ports or protocol", ErrMalformed)
+	}
+	f.Protocol = orig.protocol
+	f.Original, f.Reply = orig.ends(), reply.ends()
+	return true, nil
+}
+
+// A tuple is what the attributes of CTA_TUPLE_ORIG or CTA_TUPLE_REPLY say.
+type tuple struct {
+	source, destination         netip.Addr
+	sourcePort, destinationPort uint16
+	ports                       int // number of port attributes
+	protocol                    Protocol
+	zone                        uint16
+}
+
+// complete reports whether all attributes of TCP and UDP were there, with addresses of the family.
+func (t *tuple) complete(is4 bool) bool {
+	return t.source.IsValid() && t.destination.IsValid() && t.source.Is4() == is4 && t.destination.Is4() == is4 && t.ports == 2
+}
+
+func (t *tuple) ends() Tuple {
+	return Tuple{netip.AddrPortFrom(t.source, t.sourcePort), netip.AddrPortFrom(t.destination, t.destinationPort)}
+}
+
+// parse decodes the attributes in b.
+func (t *tuple) parse(b []byte) (err error) {
+	*t = tuple{}
+	for len(b) > 0 {
+		typ, value, rest, ok := next(b)
+		if !ok {
+			return attributeError(b)
+		}
+		switch typ {
+		case attrTupleIP:
+			err = t.parseIP(value)
+		case attrTupleProto:
+			err = t.parseProto(value)
+		case attrTupleZone:
+			t.zone, err = parseUint16(value)
+		}
+		if err != nil {
+			return err
+		}
+		b = rest
+	}
+	return nil
+}
+
+// parseIP decodes the attributes of CTA_TUPLE_IP.
+func (t *tuple) parseIP(b []byte) error {
+	for len(b) > 0 {
+		typ, value, rest, ok := next(b)
+		if !ok {
+			return attributeError(b)
+		}
+		size := 0
+		switch typ {
+		case attrIPv4Source, attrIPv4Destination:
+			size = 4
+		case attrIPv6Source, attrIPv6Destination:
+			size = 16
+		}
+		if len(value) < size {
+			return fmt.Errorf("%w: address of %d bytes, expected %d", ErrMalformed, len(value), size)
+		}
+		switch typ {
+		case attrIPv4Source:
+			t.source = netip.AddrFrom4([4]byte(value))
+		case attrIPv4Destination:
+			t.destination = netip.AddrFrom4([4]byte(value))
+		case attrIPv6Source:
+			t.source = netip.AddrFrom16([16]byte(value))
+		case attrIPv6Destination:
+			t.destination = netip.AddrFrom16([16]byte(value))
+		}
+		b = rest
+	}
+	return nil
+}
+
+// parseProto decodes the attributes of CTA_TUPLE_PROTO.
+func (t *tuple) parseProto(b []byte) (err error) {
+	for len(b) > 0 {
+		typ, value, rest, ok := next(b)
+		if !ok {
+			return attributeError(b)
+		}
+		switch typ {
+		case attrProtoNum:
+			if len(value) < 1 {
+				return fmt.Errorf("%w: protocol of 0 bytes", ErrMalformed)
+			}
+			t.protocol = Protocol(value[0])
+		case attrProtoSourcePort:
+			t.sourcePort, err = parseUint16(value)
+			t.ports++
+		case attrProtoDestinationPort:
+			t.destinationPort, err = parseUint16(value)
+			t.ports++
+		}
+		if err != nil {
+			return err
+		}
+		b = rest
+	}
+	return nil
+}
+
+// parseState returns CTA_PROTOINFO_TCP_STATE from the attributes of CTA_PROTOINFO, or None.
+func parseState(b []byte) (State, error) {
+	info, err := attribute(b, attrProtoInfoTCP)
+	if err != nil {
+		return None, err
+	}
+	value, err := attribute(info, attrProtoInfoTCPState)
+	if err != nil || value == nil {
+		return None, err
+	}
+	if len(value) < 1 {
+		return None, fmt.Errorf("%w: state of 0 bytes", ErrMalformed)
+	}
+	return State(value[0]), nil
+}
+
+// attribute returns the value of an attribute among those in b, or nil if there is none.
+func attribute(b []byte, want uint16) ([]byte, error) {
+	for len(b) > 0 {
+		typ, value, rest, ok := next(b)
+		if !ok {
+			return nil, attributeError(b)
+		}
+		if typ == want {
+			return value, nil
+		}
+		b = rest
+	}
+	return nil, nil
+}
+
+// next returns the first attribute of b and what is behind it. It is small enough to be inlined.
+func next(b []byte) (typ uint16, value, rest []byte, ok bool) {
+	// struct nlattr {
+	//	__u16 nla_len;
+	//	__u16 nla_type;
+	// };
+	if len(b) < sizeofAttr {
+		return 0, nil, nil, false
+	}
+	length := int(binary.NativeEndian.Uint16(b))
+	if length < sizeofAttr || length > len(b) {
+		return 0, nil, nil, false
+	}
+	return binary.NativeEndian.Uint16(b[2:]) & attrTypeMask, b[sizeofAttr:length], b[min(align(length), len(b)):], true
+}
+
+// attributeError says why next found no attribute in b.
+func attributeError(b []byte) error {
+	if len(b) < sizeofAttr {
+		return fmt.Errorf("%w: %d bytes, expected an attribute", ErrMalformed, len(b))
+	}
+	return fmt.Errorf("%w: attribute length %d, %d bytes left", ErrMalformed, binary.NativeEndian.Uint16(b), len(b))
+}
+
+func parseUint16(b []byte) (uint16, error) {
+	if len(b) < 2 {
+		return 0, fmt.Errorf("%w: number of %d bytes, expected 2", ErrMalformed, len(b))
+	}
+	return binary.BigEndian.Uint16(b), nil
+}
+
+func parseUint32(b []byte) (uint32, error) {
+	if len(b) < 4 {
+		return 0, fmt.Errorf("%w: number of %d bytes, expected 4", ErrMalformed, len(b))
+	}
+	return binary.BigEndian.Uint32(b), nil
+}
