@@ -67,8 +67,8 @@ var errTooLong = errors.New("longer than expected")
 // It calls read(2) once. Some sysctls, like ip_local_reserved_ports, answer only the first
 // read(2), with as much as fits. A reader with several calls, like os.ReadFile for more than
 // 512 bytes, would lose the rest without an error. So content that fills the buffer is an error.
-// A file of /proc/PID/net also returns all of its content to one read that is large enough
-// (seq_read).
+// A file of /proc/PID/net with a fixed number of lines also returns all of its content to one read
+// that is large enough (single_open).
 func (d directory) read(file string, size int) (string, error) {
 	if len(d.fs.buffer) < size {
 		d.fs.buffer = make([]byte, size)
@@ -87,6 +87,32 @@ func (d directory) read(file string, size int) (string, error) {
 		return "", fmt.Errorf("procfs: %s: %w: %d bytes or more", d.pathOf(file), errTooLong, size)
 	}
 	return string(b[:n]), nil
+}
+
+// readAll is read for a file with a line for each object: the kernel returns only the lines that fit
+// into one page to a read(2), however large (seq_read_iter).
+func (d directory) readAll(file string, size int) (string, error) {
+	if len(d.fs.buffer) < size {
+		d.fs.buffer = make([]byte, size)
+	}
+	b := d.fs.buffer[:size]
+	fd, err := unix.Openat(d.fd, file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("procfs: %w", &os.PathError{Op: "open", Path: d.pathOf(file), Err: err})
+	}
+	defer unix.Close(fd)
+	total := 0
+	for total < len(b) {
+		n, err := unix.Read(fd, b[total:])
+		if err != nil {
+			return "", fmt.Errorf("procfs: %w", &os.PathError{Op: "read", Path: d.pathOf(file), Err: err})
+		}
+		if n == 0 {
+			return string(b[:total]), nil
+		}
+		total += n
+	}
+	return "", fmt.Errorf("procfs: %s: %w: %d bytes or more", d.pathOf(file), errTooLong, size)
 }
 
 // malformed returns the error for a file with content that the kernel does not write.

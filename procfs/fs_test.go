@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,13 +37,22 @@ func mount(t *testing.T, files map[string]string) *FS {
 	return NewFS(dir)
 }
 
-// withSockstat returns one file. With sockstat6, it also returns a valid sockstat, which is read
-// first.
-func withSockstat(name, content string) map[string]string {
-	files := map[string]string{name: content}
-	if strings.HasPrefix(name, "thread-self/net/sockstat6") {
-		files["thread-self/net/sockstat"] = "TCP: inuse 4 orphan 0 tw 27 alloc 7 mem 1\n"
+// withOthers returns one file, and valid ones of those that are read together with another.
+func withOthers(name, content string) map[string]string {
+	files := map[string]string{
+		"thread-self/net/sockstat":                               "TCP: inuse 4 orphan 0 tw 27 alloc 7 mem 1\n",
+		"sys/net/netfilter/nf_conntrack_count":                   "1000\n",
+		"sys/net/netfilter/nf_conntrack_max":                     "1001\n",
+		"sys/net/netfilter/nf_conntrack_buckets":                 "1002\n",
+		"sys/net/netfilter/nf_conntrack_tcp_timeout_established": "1000\n",
+		"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait":   "1001\n",
+		"sys/net/netfilter/nf_conntrack_udp_timeout":             "1002\n",
+		"sys/net/netfilter/nf_conntrack_udp_timeout_stream":      "1003\n",
 	}
+	maps.DeleteFunc(files, func(other, _ string) bool {
+		return strings.HasPrefix(name, other+".") || strings.HasPrefix(name, other+"/")
+	})
+	files[name] = content
 	return files
 }
 
@@ -66,6 +76,14 @@ var readers = []struct {
 	{"sys/net/ipv4/tcp_max_tw_buckets", func(_ *FS, ns *Namespace) (any, error) { return ns.TCPMaxTWBuckets() }},
 	{"thread-self/net/sockstat", func(fs *FS, _ *Namespace) (any, error) { return fs.Sockstat() }},
 	{"thread-self/net/sockstat6", func(fs *FS, _ *Namespace) (any, error) { return fs.Sockstat() }},
+	{"sys/net/netfilter/nf_conntrack_count", func(fs *FS, _ *Namespace) (any, error) { return fs.Conntrack() }},
+	{"sys/net/netfilter/nf_conntrack_max", func(fs *FS, _ *Namespace) (any, error) { return fs.Conntrack() }},
+	{"sys/net/netfilter/nf_conntrack_buckets", func(fs *FS, _ *Namespace) (any, error) { return fs.Conntrack() }},
+	{"sys/net/netfilter/nf_conntrack_tcp_timeout_established", func(fs *FS, _ *Namespace) (any, error) { return fs.ConntrackTimeouts() }},
+	{"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait", func(fs *FS, _ *Namespace) (any, error) { return fs.ConntrackTimeouts() }},
+	{"sys/net/netfilter/nf_conntrack_udp_timeout", func(fs *FS, _ *Namespace) (any, error) { return fs.ConntrackTimeouts() }},
+	{"sys/net/netfilter/nf_conntrack_udp_timeout_stream", func(fs *FS, _ *Namespace) (any, error) { return fs.ConntrackTimeouts() }},
+	{"thread-self/net/stat/nf_conntrack", func(fs *FS, _ *Namespace) (any, error) { return fs.ConntrackStats() }},
 	{"thread-self/net/netstat", func(fs *FS, _ *Namespace) (any, error) { return fs.TimeWaitOverflows() }},
 }
 
@@ -95,12 +113,25 @@ func TestMalformed(t *testing.T) {
 		"sys/net/ipv4/ip_local_reserved_ports": {
 			",", "1,", "1,,2", "a", "1-", "-1", "2-1", "1-2-3", "65536", "1 2", "1\n2", "1-65536",
 		},
-		"sys/net/ipv4/tcp_tw_reuse":       {"", "a", "1 2", "4294967296", "1e3"},
-		"sys/net/ipv4/tcp_tw_reuse_delay": {"", "a", "99999999999999999999"},
-		"sys/net/ipv4/tcp_timestamps":     {"", "yes"},
-		"sys/net/ipv4/tcp_fin_timeout":    {"", "60s"},
-		"sys/net/ipv4/tcp_max_tw_buckets": {"", "many"},
-		"thread-self/net/sockstat6":       {"", "TCP6:", "TCP6: inuse x", "TCP: inuse 5"},
+		"sys/net/ipv4/tcp_tw_reuse":                              {"", "a", "1 2", "4294967296", "1e3"},
+		"sys/net/ipv4/tcp_tw_reuse_delay":                        {"", "a", "99999999999999999999"},
+		"sys/net/ipv4/tcp_timestamps":                            {"", "yes"},
+		"sys/net/ipv4/tcp_fin_timeout":                           {"", "60s"},
+		"sys/net/ipv4/tcp_max_tw_buckets":                        {"", "many"},
+		"sys/net/netfilter/nf_conntrack_count":                   {"", "a", "1 2", "4294967296"},
+		"sys/net/netfilter/nf_conntrack_max":                     {"", "unlimited"},
+		"sys/net/netfilter/nf_conntrack_buckets":                 {"", "0x400"},
+		"sys/net/netfilter/nf_conntrack_tcp_timeout_established": {"", "5d"},
+		"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait":   {"", "120s"},
+		"sys/net/netfilter/nf_conntrack_udp_timeout":             {"", "30 0"},
+		"sys/net/netfilter/nf_conntrack_udp_timeout_stream":      {"", "never"},
+		"thread-self/net/stat/nf_conntrack": {
+			"", "insert_failed drop early_drop", "insert_failed drop early_drop\n", "insert_failed drop\n0 0\n", "drop early_drop insert\n0 0 0\n",
+			"insert_failed drop early_drop\n0 0\n", "insert_failed drop early_drop\n0 0 0 0\n", "insert_failed drop early_drop\n0 0 0\n\n",
+			"insert_failed drop early_drop\n0 0x1 0\n", "insert_failed drop early_drop\n0 -1 0\n", "insert_failed drop early_drop\n0 100000000 0\n",
+			"insert_failed drop drop\n1 1 1\n", "insert_failed drop early_drop\n0 0 0\n0 0 g\n",
+		},
+		"thread-self/net/sockstat6": {"", "TCP6:", "TCP6: inuse x", "TCP: inuse 5"},
 		"thread-self/net/sockstat": {
 			"", "TCP: tw 3", "TCP: inuse x tw 3", "TCP:", "TCP: inuse 4 orphan 0", "TCP: inuse 4 tw", "TCP: tw x", "UDP: tw 3", "sockets: used 9\n",
 			"TCP6: inuse 4 tw 5",
@@ -116,7 +147,7 @@ func TestMalformed(t *testing.T) {
 		}
 		for _, content := range contents[r.file] {
 			t.Run(fmt.Sprintf("%s/%q", filepath.Base(r.file), content), func(t *testing.T) {
-				got, err := readFrom(t, mount(t, withSockstat(r.file, content)), r.read)
+				got, err := readFrom(t, mount(t, withOthers(r.file, content)), r.read)
 				if err == nil {
 					t.Fatalf("got %v, want an error", got)
 				}
@@ -133,8 +164,8 @@ func TestMalformed(t *testing.T) {
 func TestUnreadable(t *testing.T) {
 	for _, r := range readers {
 		t.Run(filepath.Base(r.file), func(t *testing.T) {
-			got, err := readFrom(t, mount(t, withSockstat(r.file+".absent", "")), r.read)
-			if r.file == "sys/net/ipv4/tcp_tw_reuse_delay" || r.file == "thread-self/net/sockstat6" {
+			got, err := readFrom(t, mount(t, withOthers(r.file+".absent", "")), r.read)
+			if r.file == "sys/net/ipv4/tcp_tw_reuse_delay" || r.file == "thread-self/net/sockstat6" || r.file == "sys/net/netfilter/nf_conntrack_max" {
 				if err != nil {
 					t.Errorf("absent: got %v, %v, want no error", got, err)
 				}
@@ -142,7 +173,7 @@ func TestUnreadable(t *testing.T) {
 				t.Errorf("absent: got %v, want %v that names the file", err, fs.ErrNotExist)
 			}
 
-			if _, err := readFrom(t, mount(t, withSockstat(r.file+"/is-a-directory", "")), r.read); err == nil {
+			if _, err := readFrom(t, mount(t, withOthers(r.file+"/is-a-directory", "")), r.read); err == nil {
 				t.Error("a directory: want an error")
 			}
 			// These lists are well formed even if they are truncated.
@@ -152,7 +183,7 @@ func TestUnreadable(t *testing.T) {
 			} else if r.file != "sys/net/ipv4/ip_local_port_range" {
 				long = "1" + strings.Repeat("\n", maxPortList)
 			}
-			if got, err := readFrom(t, mount(t, withSockstat(r.file, long)), r.read); err == nil {
+			if got, err := readFrom(t, mount(t, withOthers(r.file, long)), r.read); err == nil {
 				t.Errorf("%d bytes: got %v, want an error", len(long), got)
 			} else if len(err.Error()) > 1000 {
 				t.Errorf("%d bytes: the error has %d", len(long), len(err.Error()))
@@ -165,10 +196,21 @@ func TestRead(t *testing.T) {
 	const sockstat = "sockets: used 290\nTCP: inuse 4 orphan 0 tw 27 alloc 7 mem 1\nUDP: inuse 1 mem 0\n"
 	const netstat = "TcpExt: SyncookiesSent TCPTimeWaitOverflow PAWSActive\nTcpExt: 1 18446744073709551615 3\n" +
 		"IpExt: InNoRoutes InTruncatedPkts\nIpExt: 0 0\n"
+	const conntrack = "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop icmp_error  expect_new expect_create expect_delete search_restart\n" +
+		"00000068  00000001 00000000 00000000 00000001 00000b2e 00000000 0000000a 00000000 0000000f 00000010 00000001 00000000  00000000 00000000 00000000 00000002\n" +
+		"00000068  00000001 00000000 00000000 00000001 00000b2e 00000000 0000000a 00000000 ffffffff ffffffff 00000002 00000000  00000000 00000000 00000000 00000002\n"
 	tests := []struct {
 		file, content string
 		want          any
 	}{
+		{"sys/net/netfilter/nf_conntrack_count", "104\n", Conntrack{Entries: 104, Limit: 1001, Buckets: 1002}},
+		{"sys/net/netfilter/nf_conntrack_max", "0\n", Conntrack{Entries: 1000, Buckets: 1002}},
+		{"sys/net/netfilter/nf_conntrack_max.hidden", "", Conntrack{Entries: 1000, Buckets: 1002}},
+		{"sys/net/netfilter/nf_conntrack_buckets", "65536\n", Conntrack{Entries: 1000, Limit: 1001, Buckets: 65536}},
+		{"sys/net/netfilter/nf_conntrack_tcp_timeout_established", "432000\n", ConntrackTimeouts{120 * time.Hour, 1001 * time.Second, 1002 * time.Second, 1003 * time.Second}},
+		{"sys/net/netfilter/nf_conntrack_udp_timeout", "30\n", ConntrackTimeouts{1000 * time.Second, 1001 * time.Second, 30 * time.Second, 1003 * time.Second}},
+		{"thread-self/net/stat/nf_conntrack", conntrack, ConntrackStats{InsertFailed: 15 + 1<<32 - 1, Dropped: 16 + 1<<32 - 1, EarlyDropped: 3}},
+		{"thread-self/net/stat/nf_conntrack", "drop early_drop future insert_failed\n1 2 x 3\n", ConntrackStats{InsertFailed: 3, Dropped: 1, EarlyDropped: 2}},
 		{"sys/net/ipv4/ip_local_port_range", "32768\t60999\n", PortRange{32768, 60999}},
 		{"sys/net/ipv4/ip_local_port_range", "1024 1024", PortRange{1024, 1024}},
 		{"sys/net/ipv4/ip_local_reserved_ports", "\n", []PortRange(nil)},
@@ -187,10 +229,10 @@ func TestRead(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(fmt.Sprintf("%s/%q", filepath.Base(tt.file), tt.content), func(t *testing.T) {
 			for _, r := range readers {
-				if r.file != tt.file {
+				if r.file != strings.TrimSuffix(tt.file, ".hidden") {
 					continue
 				}
-				got, err := readFrom(t, mount(t, withSockstat(tt.file, tt.content)), r.read)
+				got, err := readFrom(t, mount(t, withOthers(tt.file, tt.content)), r.read)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -212,6 +254,10 @@ func TestKernel(t *testing.T) {
 	setSysctl(t, "ipv4/tcp_timestamps", "0")
 	setSysctl(t, "ipv4/tcp_fin_timeout", "17")
 	setSysctl(t, "ipv4/tcp_max_tw_buckets", "4711")
+	setSysctl(t, "netfilter/nf_conntrack_tcp_timeout_established", "11")
+	setSysctl(t, "netfilter/nf_conntrack_tcp_timeout_time_wait", "12")
+	setSysctl(t, "netfilter/nf_conntrack_udp_timeout", "13")
+	setSysctl(t, "netfilter/nf_conntrack_udp_timeout_stream", "14")
 	want := map[string]any{
 		"sys/net/ipv4/ip_local_port_range": PortRange{41000, 41999},
 		"sys/net/ipv4/tcp_tw_reuse":        1,
@@ -220,6 +266,9 @@ func TestKernel(t *testing.T) {
 		"sys/net/ipv4/tcp_max_tw_buckets":  4711,
 		"thread-self/net/sockstat":         Sockstat{},
 		"thread-self/net/netstat":          uint64(0),
+
+		"sys/net/netfilter/nf_conntrack_udp_timeout": ConntrackTimeouts{11 * time.Second, 12 * time.Second, 13 * time.Second, 14 * time.Second},
+		"thread-self/net/stat/nf_conntrack":          ConntrackStats{},
 	}
 	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay"); err == nil {
 		setSysctl(t, "ipv4/tcp_tw_reuse_delay", "250")
@@ -271,6 +320,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("32768\t60999\n")
 	f.Add("8080,9000-9010\n")
 	f.Add("TCP: inuse 4 orphan 0 tw 27\n")
+	f.Add("entries insert_failed drop early_drop\n0000000a 00000001 00000002 00000003\n")
 	f.Add("TcpExt: TCPTimeWaitOverflow\nTcpExt: 5\n")
 	f.Fuzz(func(t *testing.T, content string) {
 		if r, ok := parseLocalPortRange(content); ok && r.Size() < 1 {
@@ -284,6 +334,9 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		parseSockstat(content, "TCP:", "tw")
+		if s, ok := parseConntrackStats(content); !ok && s != (ConntrackStats{}) {
+			t.Errorf("conntrack %+v", s)
+		}
 		parseNetstat(content, "TcpExt:", "TCPTimeWaitOverflow")
 	})
 }

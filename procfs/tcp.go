@@ -44,14 +44,16 @@ func (ns *Namespace) TCPMaxTWBuckets() (int, error) { return ns.readInt("tcp_max
 func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
 // readInt returns the value of a sysctl with one number.
-func (ns *Namespace) readInt(file string) (int, error) {
-	content, err := ns.ipv4.read(file, maxNumbers)
+func (ns *Namespace) readInt(file string) (int, error) { return ns.ipv4.readInt(file) }
+
+func (d directory) readInt(file string) (int, error) {
+	content, err := d.read(file, maxNumbers)
 	if err != nil {
 		return 0, err
 	}
 	n, ok := parseInt(content)
 	if !ok {
-		return 0, malformed(ns.ipv4.pathOf(file), content)
+		return 0, malformed(d.pathOf(file), content)
 	}
 	return n, nil
 }

@@ -1,0 +1,84 @@
+//go:build linux
+
+package procfs
+
+import (
+	"net"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestConntrackStatsManyCPUs has more lines than the usual buffer.
+func TestConntrackStatsManyCPUs(t *testing.T) {
+	const cpus = 8192
+	line := strings.Repeat("00000001 ", 14) + "00000002 00000003 00000004\n"
+	header := strings.Repeat("other ", 14) + "insert_failed drop early_drop\n"
+	fs := mount(t, map[string]string{"thread-self/net/stat/nf_conntrack": header + strings.Repeat(line, cpus)})
+	got, err := fs.ConntrackStats()
+	if want := (ConntrackStats{2 * cpus, 3 * cpus, 4 * cpus}); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+}
+
+// TestReadAllPages reads a file of the kernel that has a line for each object, and more than one page.
+func TestReadAllPages(t *testing.T) {
+	dir, err := NewFS("/proc").open("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.close()
+	content, err := dir.readAll("kallsyms", 64<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(content) < 64<<10 || !strings.HasSuffix(content, "\n") {
+		t.Errorf("%d bytes of kallsyms", len(content))
+	}
+	if once, err := dir.read("kallsyms", 64<<20); err != nil || len(once) >= len(content) {
+		t.Errorf("one read(2) has all %d bytes, %v: this file proves nothing", len(once), err)
+	}
+}
+
+// TestKernelConntrack fills a pool of one port: the kernel drops the first packet of each further
+// flow.
+func TestKernelConntrack(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	fs := NewFS("/proc")
+	empty, err := fs.Conntrack()
+	if err != nil || empty.Entries != 0 || empty.Limit <= 0 || empty.Buckets <= 0 {
+		t.Fatalf("no flows: got %+v, %v", empty, err)
+	}
+	nft := exec.Command("nft", "-f", "-")
+	nft.Stdin = strings.NewReader(`table ip nat { chain post {
+		type nat hook postrouting priority srcnat
+		udp dport 53 snat to 127.0.0.1:2000
+	}
+	}`)
+	for _, cmd := range []*exec.Cmd{exec.Command("ip", "link", "set", "lo", "up"), nft} {
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", cmd, err, out)
+		}
+	}
+	const clients = 4
+	for i := range clients {
+		c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40000 + i}, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 2), Port: 53})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_, err = c.Write([]byte{1})
+		if i > 0 == (err == nil) {
+			t.Errorf("packet %d: %v", i, err)
+		}
+	}
+	if got, err := fs.Conntrack(); err != nil || got != (Conntrack{Entries: 1, Limit: empty.Limit, Buckets: empty.Buckets}) {
+		t.Errorf("got %+v, %v, want 1 flow", got, err)
+	}
+	got, err := fs.ConntrackStats()
+	if want := (ConntrackStats{InsertFailed: clients - 1, Dropped: clients - 1}); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+}
