@@ -106,11 +106,15 @@ func (c *Conn) Check() error {
 //
 // Before an error, each may have been called for some flows: these are incomplete and must not be
 // used. A dump is not atomic: a flow that begins, ends or changes meanwhile can be missing or
-// appear twice. Also others can appear twice, but only those that share a hash bucket with one that
-// ended, see ctnetlink_dump_table.
+// appear twice. If a flow ends at the border of two datagrams, others of its hash bucket appear
+// twice (ctnetlink_dump_table). Flows that have expired are missing.
 //
-// The kernel does not say if someone resizes its hash table during the dump (nf_conntrack_buckets).
-// Then any flow can be missing or appear twice.
+// The kernel does not say if its hash table was resized during the dump: flows are then missing
+// or appear twice. So whoever needs them all compares nf_conntrack_buckets before and after.
+//
+// All namespaces share the table, so a dump takes time also where there are no flows. The kernel
+// walks it without softirqs until a datagram is full. That delays packets on this CPU, the longer the
+// fewer flows have the status.
 func (c *Conn) Flows(status Status, each func(*Flow)) error {
 	err := c.roundTrip(typeGet, netlink.Request|netlink.Dump, flowsRequest(status), reply{typ: typeNew, status: status, each: each})
 	if err != nil {
