@@ -31,6 +31,8 @@ type descs struct {
 
 	connectFailures, connectFailuresUnattributed, connectFailuresExpired *prometheus.Desc
 	connectFailuresTable, connectFailuresMissed, connectFailuresSuccess  *prometheus.Desc
+
+	nat natDescs
 }
 
 // newDescs returns the name, help text and labels of every metric.
@@ -184,6 +186,8 @@ func newDescs() descs {
 		connectFailuresSuccess: prometheus.NewDesc("ephemeral_port_connect_failures_collect_success",
 			"1 if this scrape could read the counts of failed connects. If it is 0, they are absent. Only with --connect-failures.",
 			nil, nil),
+
+		nat: newNATDescs(),
 	}
 }
 
@@ -204,6 +208,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 	} {
 		ch <- desc
 	}
+	d.nat.describe(ch)
 }
 
 // sendSnapshot sends all metrics of a snapshot.
@@ -211,6 +216,7 @@ func (d *descs) sendSnapshot(ch chan<- prometheus.Metric, s scan.Snapshot) {
 	for _, n := range s.Namespaces {
 		d.sendNamespace(ch, n)
 		d.sendOwners(ch, n, s)
+		d.nat.send(ch, n)
 	}
 	if s.OthersRead {
 		d.sendOutcomes(ch, s.Namespaces)

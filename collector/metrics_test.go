@@ -74,6 +74,21 @@ func TestMetrics(t *testing.T) {
 		UnreportedDestinations: 3, UnreportedPorts: 9, UnreportedSources: 2,
 		Sockets: 74,
 	}
+	natReport := pool.NATReport{
+		CapacityPorts: 64512, MaxUtilization: 0.75, UnreportedPools: 4, UnreportedPorts: 11, Flows: 62000,
+		Pools: []pool.NATPool{
+			{
+				Protocol: pool.TCP, Source: netip.MustParseAddr("192.0.2.1"), Address: netip.MustParseAddrPort("198.51.100.1:443"),
+				Ports: [12]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, Held: 45, Reusable: 24, Utilization: 0.75, SearchFailure: 0.125, Ceiling: math.Inf(1),
+				Clients: []pool.NATClient{{Address: netip.MustParseAddr("10.1.0.2"), Ports: 30}, {Address: netip.MustParseAddr("10.1.0.3"), Ports: 15}},
+			},
+			{
+				Protocol: pool.UDP, Source: netip.MustParseAddr("2001:db8::1"), Address: netip.MustParseAddrPort("[2001:db8::53]:53"),
+				Ports: [12]int{9: 10, 10: 20, 11: 30}, Held: 60, Utilization: 0.5, Ceiling: 2000.5,
+				Clients: []pool.NATClient{{Address: netip.MustParseAddr("2001:db8:1::2"), Ports: 60}},
+			},
+		},
+	}
 	got := exposition(t, New(scan.Snapshot{
 		OthersRead: true,
 		Cgroups: map[uint64]cgroup.Group{
@@ -88,7 +103,9 @@ func TestMetrics(t *testing.T) {
 					Owner:   cgroup.Owner{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: "9b1c7a0d"},
 					Command: "pause\xff\n",
 				},
-				Report: report, TimeWaitSockets: 10000, TimeWaitOverflows: 7, Duration: 2500 * time.Microsecond,
+				Conntrack: &scan.Conntrack{Entries: 64000, Limit: 262144, Counted: true, InsertFailed: 12, Dropped: 15, EarlyDropped: 2},
+				NAT:       &scan.NAT{Report: natReport, Duration: 1500 * time.Microsecond},
+				Report:    report, TimeWaitSockets: 10000, TimeWaitOverflows: 7, Duration: 2500 * time.Microsecond,
 			},
 			{Outcome: scan.Idle}, {Outcome: scan.Idle}, {Outcome: scan.Failed}, // without a label
 		},
@@ -175,6 +192,7 @@ func TestMetricsBound(t *testing.T) {
 	for i := range collected {
 		n := scan.Namespace{Name: fmt.Sprint("busy", i), Inode: uint64(i + 1), Outcome: scan.Collected}
 		n.Report.Settings.TWReuseDelay, n.Report.BoundKnown = time.Second, true
+		n.Conntrack = &scan.Conntrack{Limit: 1, Counted: true}
 		s.Namespaces = append(s.Namespaces, n)
 	}
 	for i := range limit { // the limit is for all namespaces together

@@ -39,6 +39,8 @@ type flags struct {
 	namespaceLimit  *int
 	exact           *bool
 	connectFailures *bool
+	snat            *bool
+	snatPorts       *pool.PortRange
 
 	procfs         *string
 	cgroup         *string
@@ -75,6 +77,10 @@ func addFlags(app *kingpin.Application) *flags {
 			"List sockets with an eBPF program instead of a dump. It knows which ports are bound, and which connections in TIME_WAIT used timestamps, so that no port counts as free that connect() does not get. Needs CAP_BPF, CAP_PERFMON and a kernel with BTF, Linux 5.9 or later.").Bool(),
 		connectFailures: app.Flag("connect-failures",
 			"Count the connects that fail because no port is free, in all network namespaces of the host. Uses an eBPF program; needs CAP_BPF, CAP_PERFMON and a readable tracefs.").Bool(),
+		snat: app.Flag("snat",
+			"Count the ports that source NAT (masquerading) uses, by translated address and destination. Needs CAP_NET_ADMIN.").Bool(),
+		snatPorts: portRangeFlag(app, "snat.port-range",
+			"Ports that source NAT chooses from: those of the rule, or the default if it names none. Clients with a port below 1024 have pools of their own, which are not counted.", "1024-65535"),
 
 		procfs: app.Flag("path.procfs",
 			"Mount point of procfs.").Default("/proc").String(),
@@ -114,6 +120,9 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 
 		Exact:           *f.exact,
 		ConnectFailures: *f.connectFailures,
+
+		SNAT:      *f.snat,
+		SNATPorts: *f.snatPorts,
 	}
 }
 
@@ -181,6 +190,33 @@ func (c count) Set(s string) error {
 
 // String implements kingpin.Value.
 func (c count) String() string { return strconv.Itoa(*c.value) }
+
+// A portRange is the value of a flag that accepts a range of ports.
+type portRange struct {
+	flag  string
+	value *pool.PortRange
+}
+
+func portRangeFlag(app *kingpin.Application, flag, help, value string) *pool.PortRange {
+	r := portRange{flag: flag, value: new(pool.PortRange)}
+	app.Flag(flag, help).Default(value).SetValue(r)
+	return r.value
+}
+
+// Set implements kingpin.Value.
+func (r portRange) Set(s string) error {
+	low, high, _ := strings.Cut(s, "-")
+	first, errLow := strconv.ParseUint(low, 10, 16)
+	last, errHigh := strconv.ParseUint(high, 10, 16)
+	if errLow != nil || errHigh != nil || first == 0 || first > last {
+		return fmt.Errorf("--%s=%s: must be two ports from 1 to 65535, for example 1024-65535", r.flag, s)
+	}
+	*r.value = pool.PortRange{Low: uint16(first), High: uint16(last)}
+	return nil
+}
+
+// String implements kingpin.Value.
+func (r portRange) String() string { return fmt.Sprintf("%d-%d", r.value.Low, r.value.High) }
 
 // A duration is the value of a flag that accepts a duration above 0.
 type duration struct {

@@ -19,8 +19,10 @@ type NATSettings struct {
 	// SYN_SENT2: since Linux 6.5, nf_nat_used_tuple_harder.
 	TakesOver bool
 
+	// After these times without a packet, a port is free again: that of a closed TCP connection, and
+	// that of an exchange over UDP. They are 0 if not known.
 	TCPTimeWait time.Duration // nf_conntrack_tcp_timeout_time_wait
-	UDP         time.Duration // nf_conntrack_udp_timeout: after the last packet of an exchange
+	UDP         time.Duration // nf_conntrack_udp_timeout
 }
 
 // A NATTable counts the flows of one network namespace by the pool of source NAT that they hold a
@@ -124,7 +126,7 @@ type NATPool struct {
 	SearchFailure float64
 
 	// Ceiling is how many connections per second the pool sustains while those that are open now stay
-	// open. It is infinite if closed ones are taken over.
+	// open. It is infinite if closed ones are taken over, and NaN if their timeout is not known.
 	Ceiling float64
 
 	// Clients are the addresses before translation that hold most of the ports, at most MaxOwners, in
@@ -215,21 +217,26 @@ func (t *NATTable) pool(key natKey, c *natCounts) NATPool {
 	}
 	capacity := t.settings.PortRange.Size()
 	p.Utilization = utilization(p.Held-p.Reusable, capacity)
-	if p.Ceiling = math.Inf(1); open >= capacity || !t.settings.takenOver(p.Protocol) {
-		p.Ceiling = ceiling(capacity, open, t.settings.hold(p.Protocol).Seconds())
-	}
+	p.Ceiling = t.settings.ceiling(p.Protocol, capacity-open)
 	return p
 }
 
-// takenOver reports whether closed flows of a protocol leave their ports to new ones.
-func (s NATSettings) takenOver(p Protocol) bool { return p == TCP && s.TakesOver }
-
-// hold returns for how long a flow that nobody uses any more holds its port, unless it is taken over.
-func (s NATSettings) hold(p Protocol) time.Duration {
+// ceiling returns how many flows per second get one of some ports that are not in use for longer.
+func (s NATSettings) ceiling(p Protocol, ports int) float64 {
+	hold := s.TCPTimeWait
 	if p == UDP {
-		return s.UDP
+		hold = s.UDP
 	}
-	return s.TCPTimeWait
+	switch {
+	case ports <= 0:
+		return 0
+	case p == TCP && s.TakesOver:
+		return math.Inf(1)
+	case hold == 0:
+		return math.NaN()
+	default:
+		return float64(ports) / hold.Seconds()
+	}
 }
 
 // natByDanger orders pools: the greatest utilization first, then most ports, then by address.

@@ -40,6 +40,9 @@ func (s *Scanner) DropCapabilities(listening bool) error {
 		// the command of their processes.
 		kept = append(kept, capability.DACReadSearch)
 	}
+	if s.cfg.SNAT {
+		kept = append(kept, capability.NetAdmin)
+	}
 	if s.cfg.Exact || s.cfg.ConnectFailures {
 		// Before Linux 5.19, bpf(2) asks for it also to open an iterator or run a program that is
 		// loaded, which frees slots. Alone, it gives no access to the memory of the kernel.

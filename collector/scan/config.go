@@ -38,6 +38,9 @@ type Config struct {
 	Exact bool
 
 	ConnectFailures bool // count connects that fail because no port is free
+
+	SNAT      bool           // count the ports of source NAT
+	SNATPorts pool.PortRange // that its rules choose from
 }
 
 // othersInScope reports whether the scope has namespaces besides the process's own.

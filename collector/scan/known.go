@@ -21,6 +21,9 @@ type knownNamespace struct {
 	collected uint64 // number of the last scan that began to read its sockets
 	capacity  int    // ports of one pool if there were no listeners; -1 before it is read
 
+	natBusy      bool   // in the last scan that entered it: it tracked many flows
+	natCollected uint64 // number of the last scan that began to read its flows
+
 	learned pool.Knowledge // about its clients and peers
 
 	owner    Owner
@@ -69,7 +72,7 @@ func sortByNeed(found []netns.Namespace, known map[uint64]*knownNamespace) {
 // rank is 0 for a namespace that was busy, 1 for one that was never surveyed, and 2 for others.
 func rank(k *knownNamespace) int {
 	switch {
-	case k.busy:
+	case k.busy || k.natBusy:
 		return 0
 	case k.surveyed == 0:
 		return 1

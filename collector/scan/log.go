@@ -31,6 +31,20 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 			s.cfg.Logger.Error("Collection failed", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", n.Err)
 		}
 	}
+	for _, n := range snapshot.Namespaces {
+		err := n.ConntrackErr
+		if n.NAT != nil {
+			err = cmp.Or(n.NAT.Err, err)
+		}
+		if err == nil || errors.Is(err, errLater) {
+			continue
+		}
+		key := fmt.Sprintf("source NAT %d", n.Inode)
+		logged[key] = true
+		if !s.logged[key] {
+			s.cfg.Logger.Error("Connection tracking could not be read", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", err)
+		}
+	}
 	if err := snapshot.CgroupsErr; err != nil {
 		const key = "control groups"
 		logged[key] = true

@@ -39,6 +39,7 @@ type candidate struct {
 	known   *knownNamespace // of earlier scans, or new; nil before the survey
 	cookie  uint64
 	sockets int // in any state, on any port
+	flows   int // that are tracked; 0 if nobody asked
 }
 
 // scanOthers surveys all namespaces except our own, and collects from the busy ones. It sets
@@ -55,7 +56,13 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []
 		s.retain(candidates)
 		assignLabels(candidates)
 		s.assignOwners(candidates)
-		candidates = s.collectBusy(v, candidates, deadline)
+		now := time.Now()
+		busyDeadline := deadline
+		if s.cfg.SNAT {
+			busyDeadline = now.Add(deadline.Sub(now) / 2) // the other half is for source NAT
+		}
+		candidates = s.collectBusy(v, candidates, busyDeadline)
+		s.collectNAT(v, candidates, deadline)
 		s.assignCommands(candidates, deadline)
 		for _, c := range candidates {
 			namespaces = append(namespaces, c.Namespace)
@@ -121,6 +128,9 @@ func (s *Scanner) survey(v *netns.Visitor, c *candidate, deadline time.Time) (er
 		}
 	}
 	c.known.surveyed, c.known.busy = s.scans, true
+	if s.cfg.SNAT {
+		s.surveyNAT(c)
+	}
 	if c.sockets*idleFactor < c.known.capacity {
 		c.known.busy = false
 		c.Outcome, c.TimeWaitSockets = Idle, sockstat.TimeWait
@@ -160,7 +170,8 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 	}
 
 	small := 0
-	for _, c := range takeTurns(busy) {
+	sockets := func(c candidate) int { return c.sockets }
+	for _, c := range takeTurns(busy, sockets, func(c candidate) uint64 { return c.known.collected }) {
 		if c.sockets < smallSockets {
 			if small++; small > maxSmall {
 				c.Namespace = c.failed(errLater, Skipped)
@@ -182,19 +193,24 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 	return finished
 }
 
-// takeTurns orders busy namespaces: by turns the one with most sockets, and the one that has not
-// been collected for longest. So a scan that does not get through all of them has the busiest, and
-// each of the others after a number of scans.
-func takeTurns(busy []candidate) []candidate {
-	bySockets := slices.SortedStableFunc(slices.Values(busy), func(a, b candidate) int { return cmp.Compare(b.sockets, a.sockets) })
-	byTurn := slices.SortedStableFunc(slices.Values(busy), func(a, b candidate) int { return cmp.Compare(a.known.collected, b.known.collected) })
-	ordered := make([]candidate, 0, len(busy))
-	taken := make(map[*knownNamespace]bool, len(busy))
-	for i := range busy {
-		for _, c := range []candidate{bySockets[i], byTurn[i]} {
-			if !taken[c.known] {
-				taken[c.known] = true
-				ordered = append(ordered, c)
+// takeTurns orders busy namespaces: by turns the one that is largest, and the one whose last scan was
+// the earliest. So a scan that does not get through all of them has the largest, and each of the others
+// after a number of scans.
+func takeTurns[C any](busy []C, size func(C) int, last func(C) uint64) []C {
+	order := make([]int, len(busy))
+	for i := range order {
+		order[i] = i
+	}
+	bySize := slices.Clone(order)
+	slices.SortStableFunc(bySize, func(a, b int) int { return cmp.Compare(size(busy[b]), size(busy[a])) })
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(last(busy[a]), last(busy[b])) })
+	ordered := make([]C, 0, len(busy))
+	taken := make([]bool, len(busy))
+	for turn := range busy {
+		for _, i := range []int{bySize[turn], order[turn]} {
+			if !taken[i] {
+				taken[i] = true
+				ordered = append(ordered, busy[i])
 			}
 		}
 	}
@@ -214,5 +230,6 @@ func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time
 		return netns.ErrGone // another namespace has its inode now
 	}
 	c.Outcome, c.known.collected = Collected, s.scans
+	s.addConntrack(&c.Namespace)
 	return s.collect(&c.Namespace, &c.known.learned, deadline)
 }

@@ -382,7 +382,7 @@ func TestTakeTurns(t *testing.T) {
 	}
 	collected := map[uint64]int{}
 	for scan := range uint64(n) {
-		ordered := takeTurns(busy)
+		ordered := takeTurns(busy, func(c candidate) int { return c.sockets }, func(c candidate) uint64 { return c.known.collected })
 		if len(ordered) != n {
 			t.Fatalf("%d of %d ordered", len(ordered), n)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/connectfail"
+	"ephemeral_port_exporter/collector/conntrack"
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
@@ -27,6 +28,8 @@ type Scanner struct {
 	proc            *procfs.FS
 	tick            time.Duration // of the kernel's timers
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
+	dialNAT         func(buffer []byte) (*conntrack.Conn, error)
+	natTakesOver    bool               // see pool.NATSettings
 	iterator        *sockiter.Iterator // nil unless cfg.Exact
 	connectFailures *connectFailures   // nil unless counted
 	cgroups         *cgroup.Groups     // nil if the host has no cgroup2 file system
@@ -55,7 +58,7 @@ func New(cfg Config) (*Scanner, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), tick: tick, dial: sockdiag.Dial, buffer: make([]byte, sockdiag.BufferSize)}
+	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), tick: tick, dial: sockdiag.Dial, dialNAT: conntrack.Dial, buffer: make([]byte, sockdiag.BufferSize)}
 	s.fill = s.dump
 	if cfg.Exact {
 		if s.iterator, err = sockiter.Attach(tick); err != nil {
@@ -64,6 +67,11 @@ func New(cfg Config) (*Scanner, error) {
 		s.fill = s.iterate
 	}
 	s.openCgroups()
+	if cfg.SNAT {
+		if err := s.openNAT(); err != nil {
+			return nil, err
+		}
+	}
 	if cfg.ConnectFailures {
 		probe, err := connectfail.Attach()
 		if err != nil {
@@ -174,12 +182,20 @@ func (s *Scanner) Scan(ctx context.Context) Snapshot {
 // scan is Scan without logging.
 func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	s.scans++
+	now := time.Now()
 	selfDeadline := deadline
 	if s.cfg.othersInScope() {
-		now := time.Now()
 		selfDeadline = now.Add(deadline.Sub(now) / 2) // the other half is for the others
 	}
+	natDeadline := selfDeadline
+	if s.cfg.SNAT {
+		selfDeadline = now.Add(natDeadline.Sub(now) / 2) // the other half is for source NAT
+	}
 	self := s.collectSelf(selfDeadline)
+	s.addConntrack(&self)
+	if s.cfg.SNAT {
+		s.addNAT(&self, natDeadline)
+	}
 	var (
 		others   []Namespace
 		failures []discoveryFailure
@@ -219,11 +235,19 @@ func (s *Scanner) keepLearned(namespaces []Namespace) {
 	}
 }
 
-// shareLimit limits the destinations and sources of all namespaces together.
+// shareLimit limits the destinations, the sources and the pools of source NAT of all namespaces together.
 func shareLimit(namespaces []Namespace, most int) {
 	reports := make([]*pool.Report, len(namespaces))
 	for i := range namespaces {
 		reports[i] = &namespaces[i].Report
 	}
 	pool.ShareLimit(reports, most)
+
+	var nat []*pool.NATReport
+	for i := range namespaces {
+		if n := &namespaces[i]; n.NAT != nil && n.NAT.Err == nil {
+			nat = append(nat, &n.NAT.Report)
+		}
+	}
+	pool.ShareNATLimit(nat, most)
 }

@@ -59,6 +59,32 @@ type Namespace struct {
 	TimeWaitSockets   int           // on any port
 	TimeWaitOverflows uint64        // TCPTimeWaitOverflow
 	Duration          time.Duration // of reading it
+
+	// What connection tracking tells without a privilege: nil where the kernel tracks no flows, and in
+	// idle namespaces. Whether it is known does not depend on Err.
+	Conntrack    *Conntrack
+	ConntrackErr error // set if it could not be read: then Conntrack is nil
+
+	NAT *NAT // nil where no flows are tracked, in namespaces that track few, and if it was not asked for
+}
+
+// A Conntrack is what the kernel counts about the tracked flows of a namespace.
+type Conntrack struct {
+	Entries int // flows
+	Limit   int // of flows; 0 if there is none, or if it is hidden
+
+	// The counters are not known without CONFIG_NF_CONNTRACK_PROCFS. Each is a sum of counters of 32 bits.
+	Counted      bool
+	InsertFailed uint64 // first packets of flows that were dropped because NAT had no free port, or lost a race for it
+	Dropped      uint64 // packets that were dropped because of that, or because the table was full
+	EarlyDropped uint64 // flows that gave way to new ones because the table was full
+}
+
+// A NAT tells how the ports of source NAT are used in a namespace.
+type NAT struct {
+	Err      error // set if the flows could not be read: then the other fields are not known
+	Report   pool.NATReport
+	Duration time.Duration // of reading them
 }
 
 // An Owner is what a namespace belongs to. Unknown fields are empty.
@@ -92,9 +118,12 @@ func (s Snapshot) OwnersOf(d pool.Destination) []DestinationOwner {
 	return owners
 }
 
-// failed returns n with this outcome and error, and without measured values.
+// failed returns n with this outcome and error, and without what was measured of its sockets.
 func (n Namespace) failed(err error, outcome Outcome) Namespace {
-	return Namespace{Name: n.Name, Inode: n.Inode, Path: n.Path, Owner: n.Owner, Outcome: outcome, Err: err}
+	return Namespace{
+		Name: n.Name, Inode: n.Inode, Path: n.Path, Owner: n.Owner, Outcome: outcome, Err: err,
+		Conntrack: n.Conntrack, ConntrackErr: n.ConntrackErr, NAT: n.NAT,
+	}
 }
 
 // ConnectFailures are the connects that failed because no port was free, in all network

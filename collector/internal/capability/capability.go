@@ -16,6 +16,7 @@ type Capability int
 const (
 	DACReadSearch  Capability = unix.CAP_DAC_READ_SEARCH
 	NetBindService Capability = unix.CAP_NET_BIND_SERVICE
+	NetAdmin       Capability = unix.CAP_NET_ADMIN
 	SysPtrace      Capability = unix.CAP_SYS_PTRACE
 	SysAdmin       Capability = unix.CAP_SYS_ADMIN
 	Perfmon        Capability = unix.CAP_PERFMON // Linux 5.8
@@ -29,6 +30,8 @@ func (c Capability) String() string {
 		return "CAP_DAC_READ_SEARCH"
 	case NetBindService:
 		return "CAP_NET_BIND_SERVICE"
+	case NetAdmin:
+		return "CAP_NET_ADMIN"
 	case SysPtrace:
 		return "CAP_SYS_PTRACE"
 	case SysAdmin:

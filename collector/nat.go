@@ -1,0 +1,160 @@
+package collector
+
+import (
+	"math"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
+)
+
+// natDescs are the descriptions of the metrics of source NAT and connection tracking.
+type natDescs struct {
+	ports, reusable, utilization, searchFailure, ceiling, owner *prometheus.Desc
+	capacity, maxUtilization, unreportedPools, unreportedPorts  *prometheus.Desc
+	collectSuccess, collectDuration, collectFlows               *prometheus.Desc
+	entries, limitEntries, insertFailed, dropped, earlyDropped  *prometheus.Desc
+}
+
+func newNATDescs() natDescs {
+	namespace := []string{"netns"}
+	pool := []string{"netns", "protocol", "source_ip", "destination_ip", "destination_port"}
+	with := func(label string) []string { return append(pool[:len(pool):len(pool)], label) }
+
+	return natDescs{
+		ports: prometheus.NewDesc("ephemeral_port_snat_ports",
+			"Ports of the translated source address that source NAT uses for the destination, by the state of the flow. Ports of own sockets with this address count too. Only with --snat.",
+			with("state"), nil),
+		reusable: prometheus.NewDesc("ephemeral_port_snat_reusable_ports",
+			"Those of flows that are closed, so that a new connection may take over their ports. 0 on kernels before 6.5, and for UDP. Only with --snat.",
+			pool, nil),
+		utilization: prometheus.NewDesc("ephemeral_port_snat_utilization_ratio",
+			"Ports that source NAT uses for the destination and that are not reusable, divided by the capacity. 1 means that no port is free. The kernel does not try all ports: see snat_search_failure_ratio. Only with --snat.",
+			pool, nil),
+		searchFailure: prometheus.NewDesc("ephemeral_port_snat_search_failure_ratio",
+			"Share of searches for a port that find none: the packet is dropped, and the client sees a timeout. The kernel searches if the client's own port is taken or outside the range, and always with random or fully-random in the rule. Only with --snat.",
+			pool, nil),
+		ceiling: prometheus.NewDesc("ephemeral_port_snat_ceiling_connections_per_second",
+			"Connections per second, each over within moments, that the pool sustains while those that are open now stay open. +Inf for TCP since Linux 6.5, which takes over the ports of closed connections. Absent if the timeouts are hidden. Only with --snat.",
+			pool, nil),
+		owner: prometheus.NewDesc("ephemeral_port_snat_owner_ports",
+			"Ports of the pool by the source address before translation, such as that of a pod: the three that hold most. Only with --snat.",
+			with("original_ip"), nil),
+
+		capacity: prometheus.NewDesc("ephemeral_port_snat_capacity_ports",
+			"Ports that source NAT has for each translated address and destination: the size of --snat.port-range. Only with --snat.",
+			[]string{"netns", "protocol"}, nil),
+		maxUtilization: prometheus.NewDesc("ephemeral_port_snat_max_utilization_ratio",
+			"Highest utilization of a pool of source NAT, including those without series of their own. Only with --snat.",
+			namespace, nil),
+		unreportedPools: prometheus.NewDesc("ephemeral_port_snat_unreported_pools",
+			"Pools of source NAT without series of their own, see --destination.min-ports and --destination.limit. Only with --snat.",
+			namespace, nil),
+		unreportedPorts: prometheus.NewDesc("ephemeral_port_snat_unreported_ports",
+			"Ports of those pools. Only with --snat.",
+			namespace, nil),
+
+		collectSuccess: prometheus.NewDesc("ephemeral_port_snat_collect_success",
+			"1 if this scrape could read the flows of the network namespace. If it is 0, the other metrics of source NAT are absent. Absent where no flows are tracked. Only with --snat.",
+			namespace, nil),
+		collectDuration: prometheus.NewDesc("ephemeral_port_snat_collect_duration_seconds",
+			"Time that it took to read the flows. Only with --snat.",
+			namespace, nil),
+		collectFlows: prometheus.NewDesc("ephemeral_port_snat_collect_flows",
+			"Flows that were counted: those of source NAT, and those of own sockets. Only with --snat.",
+			namespace, nil),
+
+		entries: prometheus.NewDesc("ephemeral_port_conntrack_entries",
+			"Flows that the kernel tracks, sysctl net.netfilter.nf_conntrack_count. Absent where it tracks none for want of the module.",
+			namespace, nil),
+		limitEntries: prometheus.NewDesc("ephemeral_port_conntrack_limit_entries",
+			"Sysctl net.netfilter.nf_conntrack_max: number of flows at which packets of new ones are dropped. Absent if there is no limit.",
+			namespace, nil),
+		insertFailed: prometheus.NewDesc("ephemeral_port_conntrack_insert_failed_total",
+			"First packets of flows that were dropped, because source NAT found no free port or two flows chose the same one at the same time. A connect() behind it is late by a second, or fails with a timeout.",
+			namespace, nil),
+		dropped: prometheus.NewDesc("ephemeral_port_conntrack_dropped_total",
+			"Packets that connection tracking dropped: those of insert_failed, and others because its table was full.",
+			namespace, nil),
+		earlyDropped: prometheus.NewDesc("ephemeral_port_conntrack_early_dropped_total",
+			"Flows that gave way to new ones because the table was full.",
+			namespace, nil),
+	}
+}
+
+// describe sends all descriptions.
+func (d *natDescs) describe(ch chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{
+		d.ports, d.reusable, d.utilization, d.searchFailure, d.ceiling, d.owner,
+		d.capacity, d.maxUtilization, d.unreportedPools, d.unreportedPorts,
+		d.collectSuccess, d.collectDuration, d.collectFlows,
+		d.entries, d.limitEntries, d.insertFailed, d.dropped, d.earlyDropped,
+	} {
+		ch <- desc
+	}
+}
+
+// send sends what is known of source NAT and connection tracking in a namespace.
+func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
+	if n.Name == "" {
+		return
+	}
+	send := func(desc *prometheus.Desc, typ prometheus.ValueType, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, typ, value, append([]string{n.Name}, labels...)...)
+	}
+	if c := n.Conntrack; c != nil {
+		send(d.entries, prometheus.GaugeValue, float64(c.Entries))
+		if c.Limit > 0 {
+			send(d.limitEntries, prometheus.GaugeValue, float64(c.Limit))
+		}
+		if c.Counted {
+			send(d.insertFailed, prometheus.CounterValue, float64(c.InsertFailed))
+			send(d.dropped, prometheus.CounterValue, float64(c.Dropped))
+			send(d.earlyDropped, prometheus.CounterValue, float64(c.EarlyDropped))
+		}
+	}
+
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		send(desc, prometheus.GaugeValue, value, labels...)
+	}
+	switch {
+	case n.NAT == nil:
+		return
+	case n.NAT.Err != nil:
+		gauge(d.collectSuccess, 0)
+		return
+	}
+	r := n.NAT.Report
+	gauge(d.collectSuccess, 1)
+	gauge(d.collectDuration, n.NAT.Duration.Seconds())
+	gauge(d.collectFlows, float64(r.Flows))
+	for _, protocol := range []pool.Protocol{pool.TCP, pool.UDP} {
+		gauge(d.capacity, float64(r.CapacityPorts), string(protocol))
+	}
+	gauge(d.maxUtilization, r.MaxUtilization)
+	gauge(d.unreportedPools, float64(r.UnreportedPools))
+	gauge(d.unreportedPorts, float64(r.UnreportedPorts))
+	for _, p := range r.Pools {
+		d.sendPool(gauge, p)
+	}
+}
+
+// sendPool sends the metrics of one pool.
+func (d *natDescs) sendPool(gauge func(*prometheus.Desc, float64, ...string), p pool.NATPool) {
+	labels := []string{string(p.Protocol), p.Source.String(), p.Address.Addr().String(), strconv.Itoa(int(p.Address.Port()))}
+	with := func(label string) []string { return append(labels[:len(labels):len(labels)], label) }
+	for _, state := range pool.NATStates(p.Protocol) {
+		gauge(d.ports, float64(p.Ports[state]), with(state.String())...)
+	}
+	gauge(d.reusable, float64(p.Reusable), labels...)
+	gauge(d.utilization, p.Utilization, labels...)
+	gauge(d.searchFailure, p.SearchFailure, labels...)
+	if !math.IsNaN(p.Ceiling) {
+		gauge(d.ceiling, p.Ceiling, labels...)
+	}
+	for _, c := range p.Clients {
+		gauge(d.owner, float64(c.Ports), with(c.Address.String())...)
+	}
+}

@@ -1,0 +1,288 @@
+//go:build linux
+
+package scan
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/conntrack"
+	"ephemeral_port_exporter/collector/internal/capability"
+	"ephemeral_port_exporter/collector/netns"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/procfs"
+)
+
+const (
+	// natIdleFactor is 1 / 10%: the ports of source NAT are not counted in another namespace that tracks
+	// fewer flows than 10% of the ports of one pool. Tracked flows are many where no port is short.
+	natIdleFactor = 10
+
+	// A namespace with fewer flows than smallFlows is small, and a scan counts the ports of source
+	// NAT in maxSmall such at most: the kernel walks the flows of the whole host for each.
+	smallFlows = 1024
+)
+
+// openNAT finds out whether flows can be listed. The error says what is missing to the process. A
+// kernel that has no connection tracking is none: that is logged, and can change.
+func (s *Scanner) openNAT() error {
+	missing, err := capability.Missing(capability.NetAdmin)
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("--snat lists the flows of connection tracking and needs %s: grant this to the process, or run without --snat", capability.Join(missing))
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return fmt.Errorf("read the version of the kernel with uname: %w", err)
+	}
+	s.natTakesOver = takesOver(unix.ByteSliceToString(uts.Release[:]))
+
+	if _, err := s.proc.Conntrack(); errors.Is(err, fs.ErrNotExist) {
+		s.cfg.Logger.Warn("The kernel tracks no flows, so there is no source NAT to watch; scans look again", "err", err)
+		return nil
+	}
+	conn, err := s.dialConntrack(time.Now().Add(s.cfg.Timeout))
+	if err != nil {
+		return s.natError(err)
+	}
+	defer conn.Close()
+	return s.natError(conn.Check())
+}
+
+// natError explains why no scan will list flows. It returns nil for an error that may not happen
+// again.
+func (s *Scanner) natError(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("--snat cannot list the flows: %w", err)
+	case errors.Is(err, conntrack.ErrUnsupported):
+		s.cfg.Logger.Warn("The flows of source NAT cannot be listed; scans try again", "err", err)
+	}
+	return nil
+}
+
+// takesOver reports whether a kernel has nf_nat_used_tuple_harder, which takes over the ports of
+// closed flows.
+func takesOver(release string) bool {
+	var major, minor int
+	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n < 2 {
+		return false
+	}
+	return major > 6 || major == 6 && minor >= 5
+}
+
+// readConntrack returns the size and the counters of the calling thread's namespace, or nil if it has
+// no connection tracking.
+func readConntrack(proc *procfs.FS) (*Conntrack, error) {
+	size, err := proc.Conntrack()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	c := &Conntrack{Entries: size.Entries, Limit: size.Limit}
+	stats, err := proc.ConntrackStats()
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	} else if err != nil {
+		return nil, err
+	}
+	c.Counted = true
+	c.InsertFailed, c.Dropped, c.EarlyDropped = stats.InsertFailed, stats.Dropped, stats.EarlyDropped
+	return c, nil
+}
+
+// addConntrack reads what the calling thread's namespace tells of connection tracking without a
+// privilege.
+func (s *Scanner) addConntrack(n *Namespace) {
+	n.Conntrack, n.ConntrackErr = readConntrack(s.proc)
+}
+
+// addNAT counts the ports of source NAT in the calling thread's namespace. Nothing is known of one
+// that tracks no flows.
+func (s *Scanner) addNAT(n *Namespace, deadline time.Time) {
+	if n.ConntrackErr != nil {
+		n.NAT = &NAT{Err: n.ConntrackErr}
+		return
+	}
+	if n.Conntrack == nil || n.Conntrack.Entries == 0 {
+		return
+	}
+	start := time.Now()
+	table, err := s.fillNATTable(deadline)
+	if err != nil {
+		n.NAT = &NAT{Err: err}
+		return
+	}
+	n.NAT = &NAT{Report: table.Report(s.cfg.Limits), Duration: time.Since(start)}
+}
+
+// fillNATTable returns a table of the calling thread's namespace.
+func (s *Scanner) fillNATTable(deadline time.Time) (*pool.NATTable, error) {
+	if !time.Now().Before(deadline) {
+		return nil, os.ErrDeadlineExceeded
+	}
+	settings, err := s.natSettings()
+	if err != nil {
+		return nil, err
+	}
+	own, err := ownAddresses()
+	if err != nil {
+		return nil, err
+	}
+	before, err := s.proc.Conntrack()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := s.dialConntrack(deadline)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	table := pool.NewNATTable(settings)
+	var row pool.NATFlow
+	err = conn.Flows(0, func(f *conntrack.Flow) {
+		// Other flows that are not translated keep an address that is not ours: they take no port of a pool.
+		if f.Status&conntrack.SrcNAT != 0 || own[f.Original.Source.Addr()] {
+			setNATRow(&row, f)
+			table.Add(&row)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	after, err := s.proc.Conntrack()
+	if err != nil {
+		return nil, err
+	}
+	if after.Buckets != before.Buckets {
+		return nil, fmt.Errorf("%w: nf_conntrack_buckets changed from %d to %d", conntrack.ErrInterrupted, before.Buckets, after.Buckets)
+	}
+	return table, nil
+}
+
+// natSettings returns the settings of the calling thread's namespace.
+func (s *Scanner) natSettings() (pool.NATSettings, error) {
+	settings := pool.NATSettings{PortRange: s.cfg.SNATPorts, TakesOver: s.natTakesOver}
+	timeouts, err := s.proc.ConntrackTimeouts()
+	if errors.Is(err, fs.ErrNotExist) {
+		return settings, nil // hidden: ceilings are not known
+	}
+	settings.TCPTimeWait, settings.UDP = timeouts.TCPTimeWait, timeouts.UDP
+	return settings, err
+}
+
+// dialConntrack opens a connection to the kernel, like dialUntil.
+func (s *Scanner) dialConntrack(deadline time.Time) (*conntrack.Conn, error) {
+	conn, err := s.dialNAT(s.buffer)
+	if err != nil {
+		return nil, err
+	}
+	conn.SetDeadline(deadline)
+	return conn, nil
+}
+
+// ownAddresses returns the addresses of the calling thread's namespace.
+func ownAddresses() (map[netip.Addr]bool, error) {
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("list the addresses of the host: %w", err)
+	}
+	own := make(map[netip.Addr]bool, len(addresses))
+	for _, a := range addresses {
+		if prefix, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(prefix.IP); ok {
+				own[ip.Unmap()] = true
+			}
+		}
+	}
+	return own, nil
+}
+
+// setNATRow sets row to a flow.
+func setNATRow(row *pool.NATFlow, f *conntrack.Flow) {
+	*row = pool.NATFlow{
+		Protocol: pool.TCP, State: natStateOf(f),
+		Client: f.Original.Source.Addr(), Translated: f.Reply.Destination, Destination: f.Reply.Source,
+		Zone: f.ReplyZone, SNAT: f.Status&conntrack.SrcNAT != 0,
+	}
+	if f.Protocol == conntrack.UDP {
+		row.Protocol = pool.UDP
+	}
+}
+
+// natStateOf returns the state of a flow. One in a flow table has none: it is in use.
+func natStateOf(f *conntrack.Flow) pool.NATState {
+	switch {
+	case f.Protocol == conntrack.UDP && f.Status&(conntrack.Assured|conntrack.Offload) != 0:
+		return pool.NATAssured
+	case f.Protocol == conntrack.UDP && f.Status&conntrack.SeenReply != 0:
+		return pool.NATReplied
+	case f.Protocol == conntrack.UDP:
+		return pool.NATUnreplied
+	case conntrack.SynSent <= f.State && f.State <= conntrack.SynSent2:
+		return pool.NATSynSent + pool.NATState(f.State-conntrack.SynSent)
+	default:
+		return pool.NATEstablished
+	}
+}
+
+// collectNAT counts the ports of source NAT in the candidates that track many flows, as far as the time
+// goes. The one with most flows, and the one that has waited longest, come by turns.
+func (s *Scanner) collectNAT(v *netns.Visitor, candidates []candidate, deadline time.Time) {
+	var busy []*candidate
+	for i := range candidates {
+		if c := &candidates[i]; c.known.natBusy && c.Name != "" {
+			busy = append(busy, c)
+		}
+	}
+	small := 0
+	for _, c := range takeTurns(busy, func(c *candidate) int { return c.flows }, func(c *candidate) uint64 { return c.known.natCollected }) {
+		if c.flows < smallFlows {
+			if small++; small > maxSmall {
+				c.NAT = &NAT{Err: errLater}
+				continue
+			}
+		}
+		// One namespace takes at most half of the remaining time. The rest is for the others.
+		now := time.Now()
+		if err := s.collectNATFrom(v, c, now.Add(deadline.Sub(now)/2)); err != nil && !errors.Is(err, netns.ErrGone) {
+			c.NAT = &NAT{Err: err}
+		}
+	}
+}
+
+// collectNATFrom enters a namespace and counts its ports of source NAT.
+func (s *Scanner) collectNATFrom(v *netns.Visitor, c *candidate, deadline time.Time) error {
+	if !time.Now().Before(deadline) {
+		return os.ErrDeadlineExceeded
+	}
+	if cookie, err := v.Enter(c.found); err != nil {
+		return err
+	} else if cookie != c.cookie {
+		return netns.ErrGone
+	}
+	c.known.natCollected = s.scans
+	s.addConntrack(&c.Namespace)
+	s.addNAT(&c.Namespace, deadline)
+	return nil
+}
+
+// surveyNAT finds out whether the calling thread's namespace tracks many flows.
+func (s *Scanner) surveyNAT(c *candidate) {
+	size, err := s.proc.Conntrack()
+	c.flows = size.Entries
+	c.known.natBusy = err == nil && c.flows > 0 && c.flows*natIdleFactor >= s.cfg.SNATPorts.Size()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.NAT = &NAT{Err: err}
+	}
+}
