@@ -122,7 +122,9 @@ type NATPool struct {
 
 	// SearchFailure is the share of searches for a port that find none, although ports may be free: the
 	// kernel does not try all of them. NAT then drops the packet. It searches if the rule says so
-	// (random, fully-random), or if the client's own port is taken or not in the range.
+	// (random, fully-random), or if the client's own port is taken or not in the range. Where the size of
+	// the range does not divide 65536, up to 0.1% more fail. Where reusable ports alone are left, fewer
+	// may fail.
 	SearchFailure float64
 
 	// Ceiling is how many connections per second the pool sustains while those that are open now stay
@@ -145,7 +147,8 @@ func (t *NATTable) Report(limits Limits) NATReport {
 	r := NATReport{Settings: t.settings, CapacityPorts: t.settings.PortRange.Size(), Flows: t.flows}
 	type candidate struct {
 		NATPool
-		counts *natCounts
+		counts   *natCounts
+		searched bool // SearchFailure is set
 	}
 	var candidates []candidate
 	for key, i := range t.pools {
@@ -160,7 +163,11 @@ func (t *NATTable) Report(limits Limits) NATReport {
 			r.UnreportedPorts += p.Held
 			continue
 		}
-		candidates = append(candidates, candidate{p, c})
+		searched := p.Utilization >= natSearched
+		if searched {
+			p.SearchFailure = t.searchFailure(c)
+		}
+		candidates = append(candidates, candidate{p, c, searched})
 	}
 	slices.SortFunc(candidates, func(a, b candidate) int { return natByDanger(a.NATPool, b.NATPool) })
 	type labels struct {
@@ -169,7 +176,6 @@ func (t *NATTable) Report(limits Limits) NATReport {
 		destination netip.AddrPort
 	}
 	reported := map[labels]bool{}
-	var taken, reusable portMap
 	for _, c := range candidates {
 		// Of pools that differ in nothing but the zone, the one in most danger is reported.
 		l := labels{c.Protocol, c.Source, c.Address}
@@ -179,21 +185,32 @@ func (t *NATTable) Report(limits Limits) NATReport {
 			continue
 		}
 		reported[l] = true
-		taken, reusable = portMap{}, portMap{}
-		for port := range t.lists.all(c.counts.fixed) {
-			taken.add(port)
+		if !c.searched {
+			c.SearchFailure = t.searchFailure(c.counts)
 		}
-		for port := range t.lists.all(c.counts.reusable) {
-			taken.add(port)
-			reusable.add(port)
-		}
-		c.SearchFailure = searchFailure(t.settings.PortRange, &taken, &reusable)
 		for _, n := range c.counts.clients.largest(netip.Addr.Compare) {
 			c.Clients = append(c.Clients, NATClient{n.key, n.ports})
 		}
 		r.Pools = append(r.Pools, c.NATPool)
 	}
 	return r
+}
+
+// natSearched is the utilization up to which less than 0.1% of searches fail, however the ports lie: each
+// of five rounds finds no port in at most this share of cases.
+const natSearched = 0.25
+
+// searchFailure returns NATPool.SearchFailure.
+func (t *NATTable) searchFailure(c *natCounts) float64 {
+	var taken, reusable portMap
+	for port := range t.lists.all(c.fixed) {
+		taken.add(port)
+	}
+	for port := range t.lists.all(c.reusable) {
+		taken.add(port)
+		reusable.add(port)
+	}
+	return searchFailure(t.settings.PortRange, &taken, &reusable)
 }
 
 // pool returns the report of one pool without SearchFailure and Clients.
@@ -239,9 +256,12 @@ func (s NATSettings) ceiling(p Protocol, ports int) float64 {
 	}
 }
 
-// natByDanger orders pools: the greatest utilization first, then most ports, then by address.
+// natByDanger orders pools: those where most searches fail first, in percent, then the greatest
+// utilization, then most ports, then by address.
 func natByDanger(a, b NATPool) int {
+	percent := func(p NATPool) int { return int(100 * p.SearchFailure) }
 	return cmp.Or(
+		cmp.Compare(percent(b), percent(a)),
 		cmp.Compare(b.Utilization, a.Utilization), cmp.Compare(b.Held, a.Held),
 		a.Source.Compare(b.Source), a.Address.Compare(b.Address), cmp.Compare(a.Protocol, b.Protocol),
 	)

@@ -209,3 +209,30 @@ func TestNATLimits(t *testing.T) {
 		t.Errorf("reports (-want +got):\n%s", diff)
 	}
 }
+
+// TestNATDanger has a pool whose searches fail, as its ports lie together, before one with more ports.
+func TestNATDanger(t *testing.T) {
+	settings := natSettings
+	settings.PortRange = PortRange{1024, 65535}
+	table := NewNATTable(settings)
+	together, apart := tcpFlow(NATEstablished, 1), tcpFlow(NATEstablished, 1)
+	apart.Destination = netip.MustParseAddrPort("198.51.100.2:443")
+	for port := 32768; port < 61000; port++ { // 44%
+		together.Translated = netip.AddrPortFrom(together.Translated.Addr(), uint16(port))
+		table.Add(&together)
+	}
+	for port := 1024; port < 65535; port += 2 { // 50%
+		apart.Translated = netip.AddrPortFrom(apart.Translated.Addr(), uint16(port))
+		table.Add(&apart)
+	}
+	r := table.Report(Limits{MinPorts: 1, Most: 1})
+	if len(r.Pools) != 1 || r.Pools[0].Address != together.Destination {
+		t.Fatalf("reported %+v, want the pool to %s", r.Pools, together.Destination)
+	}
+	if got := r.Pools[0].SearchFailure; got < 0.01 || got > 0.02 {
+		t.Errorf("share of searches that fail is %v, want about 0.44^5", got)
+	}
+	if r.MaxUtilization != 0.5 {
+		t.Errorf("greatest utilization is %v, want that of the other pool, 0.5", r.MaxUtilization)
+	}
+}
