@@ -16,11 +16,13 @@ import (
 const (
 	exporterProgram = "ephemeral_port_exporter"
 	kubernetesTest  = "kubernetes.test"
+	promtoolProgram = "promtool"
 )
 
 func TestMain(m *testing.M) {
 	os.Exit(netnstest.Main(m,
 		netnstest.Program{Name: exporterProgram, Args: []string{"build", "ephemeral_port_exporter/cmd/ephemeral_port_exporter"}},
+		netnstest.Program{Name: promtoolProgram, Args: []string{"build", "-tags=remove_all_sd", "github.com/prometheus/prometheus/cmd/promtool"}, Dir: "promtool"},
 		netnstest.Program{Name: kubernetesTest, Args: []string{"test", "-c", "."}, Dir: "kubernetes"}))
 }
 

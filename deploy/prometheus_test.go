@@ -5,6 +5,8 @@ package deploy
 import (
 	"strings"
 	"testing"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 // ruleGroups is the part of a rule file that the tests check.
@@ -18,16 +20,23 @@ type ruleGroups struct {
 	}
 }
 
+// runPromtool runs promtool of a current Prometheus, and that of Debian, which is years older. Both must
+// succeed.
+func runPromtool(t *testing.T, args ...string) {
+	t.Helper()
+	run(t, netnstest.ProgramPath(promtoolProgram), args...)
+	run(t, tool(t, "promtool", "prometheus"), args...)
+}
+
 // TestPrometheusConfig checks the configuration and the rules with promtool.
 func TestPrometheusConfig(t *testing.T) {
-	promtool := tool(t, "promtool", "prometheus")
-	run(t, promtool, "check", "config", "--lint=all", "--lint-fatal", "prometheus/prometheus.yml")
-	run(t, promtool, "check", "rules", "--lint=all", "--lint-fatal", "prometheus/rules.yml")
+	runPromtool(t, "check", "config", "--lint=all", "--lint-fatal", "prometheus/prometheus.yml")
+	runPromtool(t, "check", "rules", "--lint=all", "--lint-fatal", "prometheus/rules.yml")
 }
 
 // TestRules checks that each alert fires, does not fire just below its threshold, and resolves.
 func TestRules(t *testing.T) {
-	run(t, tool(t, "promtool", "prometheus"), "test", "rules", "prometheus/rules_test.yml")
+	runPromtool(t, "test", "rules", "prometheus/rules_test.yml")
 }
 
 // TestAlerts checks that each alert has its annotations, a chapter in the runbook and a test.
