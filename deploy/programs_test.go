@@ -24,9 +24,9 @@ import (
 // results are whole seconds, at least one.
 const faster = 60
 
-// durations matches the settings that shorten changes: "for" of a rule, and the times of an
-// Alertmanager route. It does not match ranges in expressions.
-var durations = regexp.MustCompile(`(?m)^(\s+(?:for|group_wait|group_interval|repeat_interval): )(\w+)$`)
+// durations matches the settings that shorten changes: "for" and "keep_firing_for" of a rule, and the
+// times of an Alertmanager route. It does not match ranges in expressions.
+var durations = regexp.MustCompile(`(?m)^(\s+(?:for|keep_firing_for|group_wait|group_interval|repeat_interval): )(\w+)$`)
 
 // shorten returns a rule file or Alertmanager configuration with its waiting times
 // divided by faster, and nothing else changed.
@@ -44,14 +44,14 @@ func shorten(t *testing.T, config string) string {
 
 // TestShorten checks that every waiting time changes, and nothing else.
 func TestShorten(t *testing.T) {
-	const config = "a:\n  for: 5m\n  for: 30s\n  expr: x[5m]\n  group_wait: 10s\n  repeat_interval: 4h\nfor: 5m\n"
-	const want = "a:\n  for: 5s\n  for: 1s\n  expr: x[5m]\n  group_wait: 1s\n  repeat_interval: 240s\nfor: 5m\n"
+	const config = "a:\n  for: 5m\n  for: 30s\n  keep_firing_for: 4m\n  expr: x[5m]\n  group_wait: 10s\n  repeat_interval: 4h\nfor: 5m\n"
+	const want = "a:\n  for: 5s\n  for: 1s\n  keep_firing_for: 4s\n  expr: x[5m]\n  group_wait: 1s\n  repeat_interval: 240s\nfor: 5m\n"
 	if got := shorten(t, config); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	rules := readFile(t, "prometheus/rules.yml")
-	if got, want := len(durations.FindAllString(rules, -1)), strings.Count(rules, "- alert: "); got != want {
-		t.Errorf("%d waiting times in rules.yml for %d alerts", got, want)
+	if got, want := len(durations.FindAllString(rules, -1)), strings.Count(rules, "- alert: ")+strings.Count(rules, "keep_firing_for: "); got != want {
+		t.Errorf("%d waiting times in rules.yml, want %d", got, want)
 	}
 }
 
