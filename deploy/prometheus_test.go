@@ -66,7 +66,7 @@ func TestAlerts(t *testing.T) {
 			}
 			text := r.Annotations["summary"] + r.Annotations["description"]
 			for _, want := range []string{"$labels.instance", "$labels.destination_ip", "$labels.destination_port", "$labels.source_ip", "$value"} {
-				needed := want == "$labels.instance" && !strings.Contains(r.Expr, "by (job)") ||
+				needed := want == "$labels.instance" ||
 					strings.HasPrefix(want, "$labels.dest") && strings.Contains(r.Expr, "destination_ports{") ||
 					want == "$value" && g.Name == "ephemeral_port_exhaustion"
 				if needed && !strings.Contains(text, want) {
@@ -74,7 +74,7 @@ func TestAlerts(t *testing.T) {
 				}
 			}
 			runbookURL := "http://{{ $labels.instance }}/runbook"
-			if r.Alert == "EphemeralPortExporterDown" || strings.Contains(r.Expr, "by (job)") { // an exporter of the job that answers
+			if r.Alert == "EphemeralPortExporterDown" { // an exporter of the job that answers
 				runbookURL = `{{ with printf "up{job=%q} == 1" $labels.job | query }}http://{{ . | first | label "instance" }}/runbook{{ else }}runbook.md{{ end }}`
 			}
 			if got, want := r.Annotations["runbook_url"], runbookURL+"#"+strings.ToLower(r.Alert); got != want {
