@@ -24,13 +24,15 @@ func startExporter(t *testing.T, flags ...string) *exec.Cmd {
 }
 
 // startPrometheus runs Prometheus on its default port with the shipped configuration. It scrapes once
-// a second, and the waiting times of the rules are shortened.
-func startPrometheus(t *testing.T) {
+// a second, and the waiting times of the rules are shortened, and so is the minute that they look back. replace has pairs of strings to replace in the
+// configuration.
+func startPrometheus(t *testing.T, replace ...string) {
 	t.Helper()
 	program := tool(t, "prometheus", "prometheus")
 	dir := t.TempDir()
-	write(t, dir, "rules.yml", shorten(t, readFile(t, "prometheus/rules.yml")))
-	config := strings.ReplaceAll(readFile(t, "prometheus/prometheus.yml"), "_interval: 15s", "_interval: 1s")
+	write(t, dir, "rules.yml", strings.ReplaceAll(shorten(t, readFile(t, "prometheus/rules.yml")), "[1m]", "[5s]"))
+	replace = append(replace, "_interval: 15s", "_interval: 1s")
+	config := strings.NewReplacer(replace...).Replace(readFile(t, "prometheus/prometheus.yml"))
 	background(t, program,
 		"--config.file="+write(t, dir, "prometheus.yml", config), "--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address=127.0.0.1:9090")
@@ -160,4 +162,58 @@ func TestEndToEndConnectFailures(t *testing.T) {
 	}
 	waitFor(t, failures+" == 2")
 	t.Run("dashboards", func(t *testing.T) { testDashboardQueries(t, true) })
+}
+
+// TestEndToEndLinks follows the links of the alerts to an exporter with an IPv6 address, in a job with special
+// characters. status_url must lead to the destination of the alert, and runbook_url to its chapter.
+func TestEndToEndLinks(t *testing.T) {
+	smallRange(t)
+	startExporter(t, "--web.listen-address=[::1]:10149")
+	defer disconnect(connect(t, "192.0.2.4:443", 1000))
+	defer disconnect(connect(t, "[2001:db8::7]:443", 1000))
+	startPrometheus(t, "job_name: ephemeral_port\n", `job_name: 'ephemeral_port "\ü" & co'`+"\n", `"localhost:10149"`, `"[::1]:10149", "[::1]:1"`)
+
+	follow := func(instance, alert, ip string) error {
+		var answer struct {
+			Data struct {
+				Alerts []struct{ Labels, Annotations map[string]string }
+			}
+		}
+		if err := getJSON("http://127.0.0.1:9090/api/v1/alerts", &answer); err != nil {
+			return err
+		}
+		for _, a := range answer.Data.Alerts {
+			if a.Labels["alertname"] != alert || a.Labels["instance"] != instance || a.Labels["destination_ip"] != ip {
+				continue
+			}
+			runbook, err := getText(a.Annotations["runbook_url"])
+			_, chapter, _ := strings.Cut(a.Annotations["runbook_url"], "#")
+			if err != nil || !strings.Contains(runbook, fmt.Sprintf("id=%q", chapter)) {
+				t.Errorf("runbook_url %s: no chapter %q, error %v", a.Annotations["runbook_url"], chapter, err)
+			}
+			if ip == "" {
+				return nil
+			}
+			var page struct {
+				Destinations []struct {
+					IP string `json:"destination_ip"`
+				}
+			}
+			if err := getJSON(a.Annotations["status_url"]+"&format=json", &page); err != nil {
+				t.Error(err)
+			}
+			if len(page.Destinations) != 1 || page.Destinations[0].IP != ip {
+				t.Errorf("status_url %s shows %v, want only %s", a.Annotations["status_url"], page.Destinations, ip)
+			}
+			return nil
+		}
+		return fmt.Errorf("not among %v", answer.Data.Alerts)
+	}
+	for _, alert := range [][3]string{
+		{"[::1]:10149", "EphemeralPortsExhausted", "192.0.2.4"},
+		{"[::1]:10149", "EphemeralPortsExhausted", "2001:db8::7"},
+		{"[::1]:1", "EphemeralPortExporterDown", ""}, // leads to the runbook of the other exporter
+	} {
+		eventually(t, fmt.Sprint(alert), func() error { return follow(alert[0], alert[1], alert[2]) })
+	}
 }

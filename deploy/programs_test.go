@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -89,15 +90,25 @@ func eventually(t *testing.T, what string, try func() error) {
 
 // getJSON decodes an answer of an HTTP API.
 func getJSON(url string, into any) error {
-	resp, err := http.Get(url)
+	text, err := getText(url)
 	if err != nil {
 		return err
 	}
+	return json.Unmarshal([]byte(text), into)
+}
+
+// getText returns what a URL leads to.
+func getText(url string) (string, error) {
+	resp, err := http.Get(url)
+	if err != nil {
+		return "", err
+	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", url, resp.Status)
+		return "", fmt.Errorf("%s: %s", url, resp.Status)
 	}
-	return json.NewDecoder(resp.Body).Decode(into)
+	b, err := io.ReadAll(resp.Body)
+	return string(b), err
 }
 
 // write writes a file for a program and returns its path.
