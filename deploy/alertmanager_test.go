@@ -31,6 +31,107 @@ func TestAlertmanagerRoutes(t *testing.T) {
 	}
 }
 
+// TestAlertmanagerMessages renders the messages about 12 hosts.
+func TestAlertmanagerMessages(t *testing.T) {
+	amtool := tool(t, "amtool", "prometheus-alertmanager")
+	var config struct {
+		Receivers []struct {
+			PagerDuty []map[string]string `yaml:"pagerduty_configs"`
+			Slack     []map[string]string `yaml:"slack_configs"`
+		}
+	}
+	unmarshal(t, alertmanagerConfig, &config)
+	var alerts []map[string]any
+	for i := range 12 {
+		alerts = append(alerts, map[string]any{"status": "firing", "annotations": map[string]string{
+			"summary": fmt.Sprint("summary ", i), "description": fmt.Sprint("description ", i), "status_url": "http://status", "runbook_url": "http://runbook",
+		}})
+	}
+	labels := map[string]string{"alertname": "EphemeralPortsExhausted", "job": "proxies", "severity": "critical"}
+	data, err := json.Marshal(map[string]any{"alerts": alerts, "commonLabels": labels})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	render := func(text string) string {
+		return strings.TrimSpace(run(t, amtool, "template", "render", "--template.text="+text,
+			"--template.data="+write(t, dir, "data.json", string(data)), "--template.glob="+write(t, dir, "empty.tmpl", "")))
+	}
+	pager, slack := config.Receivers[0].PagerDuty[0], config.Receivers[1].Slack[0]
+	if got, want := render(pager["severity"]), "critical"; got != want {
+		t.Errorf("severity %q, want %q", got, want)
+	}
+	if got, want := render(pager["description"]), "EphemeralPortsExhausted: 12 in proxies, such as: summary 0"; got != want {
+		t.Errorf("description %q, want %q", got, want)
+	}
+	if got, want := render(slack["title"]), "EphemeralPortsExhausted: 12 in proxies"; got != want {
+		t.Errorf("title %q, want %q", got, want)
+	}
+	lines := strings.Split(render(slack["text"]), "\n")
+	if len(lines) != 10 || lines[9] != "description 9 http://status http://runbook" {
+		t.Errorf("text %q, want a line for each of the first 10 alerts", lines)
+	}
+}
+
+// postAlerts sends alerts with these labels to Alertmanager.
+func postAlerts(t *testing.T, alerts []map[string]string) {
+	t.Helper()
+	var body []map[string]any
+	for _, labels := range alerts {
+		body = append(body, map[string]any{"labels": labels})
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Post("http://127.0.0.1:9093/api/v2/alerts", "application/json", bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("post alerts: %s", resp.Status)
+	}
+}
+
+// TestAlertmanagerFleet sends the alerts of 50 hosts in trouble. They make one notification for each alert
+// and job, and all hosts are in it.
+func TestAlertmanagerFleet(t *testing.T) {
+	w := startAlertmanager(t)
+	var alerts []map[string]string
+	for host := range 50 {
+		for _, job := range []string{"proxies", "crawlers"} {
+			for _, alert := range []string{"EphemeralPortsExhausted", "EphemeralPortsNearlyExhausted", "EphemeralPortsRateNearCeiling"} {
+				for destination := range 4 {
+					alerts = append(alerts, map[string]string{
+						"alertname": alert, "severity": "critical", "job": job, "instance": fmt.Sprintf("proxy-%d:10149", host), "netns": "self",
+						"source_ip": "10.0.0.1", "destination_ip": fmt.Sprintf("10.0.1.%d", destination), "destination_port": "443",
+					})
+				}
+			}
+		}
+	}
+	postAlerts(t, alerts)
+	eventually(t, "notifications of all hosts", func() error {
+		seen := map[string]bool{}
+		for _, n := range w.got() {
+			if n.Labels["alertname"] != "EphemeralPortsExhausted" {
+				t.Fatalf("a muted alert arrived: %v", n)
+			}
+			seen[n.Labels["job"]+n.Labels["instance"]+n.Labels["destination_ip"]] = true
+		}
+		if len(seen) != 2*50*4 {
+			return fmt.Errorf("%d alerts, want 400", len(seen))
+		}
+		return nil
+	})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.groups) != 2 {
+		t.Errorf("notifications of %d groups, want one for each job: %v", len(w.groups), w.groups)
+	}
+}
+
 // TestAlertmanagerInhibition sends alerts to the real program and checks which are muted.
 func TestAlertmanagerInhibition(t *testing.T) {
 	w := startAlertmanager(t)
@@ -84,22 +185,7 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		host("b", "alertname", "EphemeralPortsCollectFailing", "severity", "critical"),
 		host("b", "alertname", "NodeDown", "severity", "warning"),
 	}
-	var body []map[string]any
-	for _, labels := range alerts {
-		body = append(body, map[string]any{"labels": labels})
-	}
-	b, err := json.Marshal(body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.Post("http://127.0.0.1:9093/api/v2/alerts", "application/json", bytes.NewReader(b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		t.Fatalf("post alerts: %s", resp.Status)
-	}
+	postAlerts(t, alerts)
 
 	want := map[string]bool{ // whether it is muted
 		"EphemeralPortsExhausted 10.0.0.2":       false,

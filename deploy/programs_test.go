@@ -125,6 +125,7 @@ func write(t *testing.T, dir, name, content string) string {
 type webhook struct {
 	mu            sync.Mutex
 	notifications []notification
+	groups        map[string]bool // receivers and groups that were notified
 }
 
 // A notification is one alert of one message of Alertmanager.
@@ -141,14 +142,15 @@ func (n notification) String() string {
 // ServeHTTP receives a message, see the webhook configuration of Alertmanager.
 func (w *webhook) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
 	var message struct {
-		Receiver string
-		Alerts   []notification
+		Receiver, GroupKey string
+		Alerts             []notification
 	}
 	if json.NewDecoder(r.Body).Decode(&message) != nil {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.groups[message.Receiver+" "+message.GroupKey] = true
 	for _, a := range message.Alerts {
 		a.Receiver = message.Receiver
 		w.notifications = append(w.notifications, a)
@@ -180,7 +182,7 @@ func (w *webhook) wait(t *testing.T, want string) {
 func startAlertmanager(t *testing.T) *webhook {
 	t.Helper()
 	program := tool(t, "prometheus-alertmanager", "prometheus-alertmanager")
-	w := &webhook{}
+	w := &webhook{groups: map[string]bool{}}
 	server := &http.Server{Addr: "127.0.0.1:5001", Handler: w}
 	go func() { _ = server.ListenAndServe() }()
 	t.Cleanup(func() { server.Close() })
