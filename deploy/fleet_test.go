@@ -128,13 +128,15 @@ func TestRulesSwing(t *testing.T) {
 		{"EphemeralPortsCloseWait", 660, values{`ephemeral_port_destination_ports`: repeat("150", "300")}},
 		{"EphemeralPortsCloseWait", 0, values{`ephemeral_port_destination_ports`: repeat("100", "100", "300")}}, // comes and goes: no leak
 		{"EphemeralPortsSynSent", 165, values{`ephemeral_port_destination_ports`: repeat("0", "0", "200")}},
+		{"EphemeralPortsCollectFailing", 165, values{"ephemeral_port_collect_success": repeat("1", "1", "0")}},
+		{"EphemeralPortsCollectFailing", 0, values{"ephemeral_port_collect_success": "1x9 0 1x109"}},
 		{"EphemeralPortsSynSent", 0, values{`ephemeral_port_destination_ports`: "0x9 900 0x109"}},
 	} {
 		test := rulesTest{}
 		for name, v := range tc.of {
 			labels := pool
 			switch name {
-			case "ephemeral_port_max_utilization_ratio":
+			case "ephemeral_port_max_utilization_ratio", "ephemeral_port_collect_success":
 				labels = proxy
 			case "ephemeral_port_destination_ports":
 				labels += `, state="` + map[string]string{"EphemeralPortsCloseWait": "close_wait", "EphemeralPortsSynSent": "syn_sent"}[tc.alert] + `"`
