@@ -258,6 +258,9 @@ func TestOpenMetrics(t *testing.T) {
 		!strings.Contains(body, "# TYPE ephemeral_port_time_wait_overflows counter\nephemeral_port_time_wait_overflows_total{") {
 		t.Errorf("content type %q:\n%s", header.Get("Content-Type"), body)
 	}
+	if strings.Contains(body, "_created") { // see EphemeralPortsConnectFailing of rules.yml
+		t.Errorf("series with created timestamps:\n%s", body)
+	}
 	_, header, _ = get(t, s.URL+"/metrics")
 	if !strings.HasPrefix(header.Get("Content-Type"), "text/plain;") {
 		t.Errorf("without asking: content type %q", header.Get("Content-Type"))
