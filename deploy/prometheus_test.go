@@ -32,6 +32,9 @@ func runPromtool(t *testing.T, args ...string) {
 func TestPrometheusConfig(t *testing.T) {
 	runPromtool(t, "check", "config", "--lint=all", "--lint-fatal", "prometheus/prometheus.yml")
 	runPromtool(t, "check", "rules", "--lint=all", "--lint-fatal", "prometheus/rules.yml")
+	if strings.Contains(readFile(t, "prometheus/prometheus.yml"), "target_label: instance") {
+		t.Error("prometheus.yml changes the label instance: the links of the alerts need its address and port")
+	}
 }
 
 // TestRules checks that each alert fires, does not fire just below its threshold, and resolves.
