@@ -15,15 +15,15 @@ import (
 // The names of the programs that TestMain builds.
 const (
 	exporterProgram = "ephemeral_port_exporter"
-	kubernetesTest  = "kubernetes.test"
 	promtoolProgram = "promtool"
+	helmTest        = "helm.test"
 )
 
 func TestMain(m *testing.M) {
 	os.Exit(netnstest.Main(m,
 		netnstest.Program{Name: exporterProgram, Args: []string{"build", "ephemeral_port_exporter/cmd/ephemeral_port_exporter"}},
 		netnstest.Program{Name: promtoolProgram, Args: []string{"build", "-tags=remove_all_sd", "github.com/prometheus/prometheus/cmd/promtool"}, Dir: "promtool"},
-		netnstest.Program{Name: kubernetesTest, Args: []string{"test", "-c", "."}, Dir: "kubernetes"}))
+		netnstest.Program{Name: helmTest, Args: []string{"test", "-c", "."}, Dir: "helm"}))
 }
 
 // tool returns the path of a program of a Debian package. If it is not installed, the test is
