@@ -78,7 +78,7 @@ func TestAlerts(t *testing.T) {
 			}
 			runbookURL := "http://{{ $labels.instance }}/runbook"
 			if r.Alert == "EphemeralPortExporterDown" { // an exporter of the job that answers
-				runbookURL = `{{ with printf "up{job=%q} == 1" $labels.job | query }}http://{{ . | first | label "instance" }}/runbook{{ else }}runbook.md{{ end }}`
+				runbookURL = `{{ with printf "ephemeral_port_exporter_build_info{job=%q}" $labels.job | query }}http://{{ . | first | label "instance" }}/runbook{{ else }}runbook.md{{ end }}`
 			}
 			if got, want := r.Annotations["runbook_url"], runbookURL+"#"+strings.ToLower(r.Alert); got != want {
 				t.Errorf("%s: runbook_url %q, want %q", r.Alert, got, want)

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -75,6 +76,31 @@ func TestDashboard(t *testing.T) {
 	}
 	if dashboard.Labels["grafana_dashboard"] != "1" {
 		t.Errorf("labels %v", dashboard.Labels)
+	}
+}
+
+// TestJob checks that the alert on a lost exporter holds for the names which the Prometheus operator
+// makes: the job has the value of the label jobLabel, of the pods or of the Service.
+func TestJob(t *testing.T) {
+	alert := regexp.MustCompile(`up\{job=~"([^"]+)"\} == 0`).FindStringSubmatch(readFile(t, rulesFile))
+	if alert == nil {
+		t.Fatal("no job in rules.yml")
+	}
+	matcher := regexp.MustCompile("^(?:" + alert[1] + ")$")
+	for _, names := range []string{"", "fullnameOverride: epe, "} {
+		pods := build(t, "{"+names+"monitor: {enabled: true}}")
+		services := build(t, "{"+names+"monitor: {enabled: true, kind: ServiceMonitor}}")
+		for kind, job := range map[string]string{
+			"PodMonitor":     pods.daemonSet.Spec.Template.Labels[pods.podMonitor.Spec.JobLabel],
+			"ServiceMonitor": services.service.Labels[services.serviceMonitor.Spec.JobLabel],
+		} {
+			if !matcher.MatchString(job) {
+				t.Errorf("%s: the alert does not know job %q", kind, job)
+			}
+			if !strings.Contains(readFile(t, "../prometheus/rules_test.yml"), `up{job="`+job+`", `) {
+				t.Errorf("%s: rules_test.yml does not have job %q", kind, job)
+			}
+		}
 	}
 }
 
