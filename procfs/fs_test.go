@@ -40,7 +40,7 @@ func mount(t *testing.T, files map[string]string) *FS {
 // withOthers returns one file, and valid ones of those that are read together with another.
 func withOthers(name, content string) map[string]string {
 	files := map[string]string{
-		"thread-self/net/sockstat":                               "TCP: inuse 4 orphan 0 tw 27 alloc 7 mem 1\n",
+		"thread-self/net/sockstat":                               "TCP: inuse 4 orphan 0 tw 27 alloc 7 mem 1\nUDP: inuse 2 mem 0\nUDPLITE: inuse 9\n",
 		"sys/net/netfilter/nf_conntrack_count":                   "1000\n",
 		"sys/net/netfilter/nf_conntrack_max":                     "1001\n",
 		"sys/net/netfilter/nf_conntrack_buckets":                 "1002\n",
@@ -131,10 +131,10 @@ func TestMalformed(t *testing.T) {
 			"insert_failed drop early_drop\n0 0x1 0\n", "insert_failed drop early_drop\n0 -1 0\n", "insert_failed drop early_drop\n0 100000000 0\n",
 			"insert_failed drop drop\n1 1 1\n", "insert_failed drop early_drop\n0 0 0\n0 0 g\n",
 		},
-		"thread-self/net/sockstat6": {"", "TCP6:", "TCP6: inuse x", "TCP: inuse 5"},
+		"thread-self/net/sockstat6": {"", "TCP6:", "TCP6: inuse x", "TCP: inuse 5", "TCP6: inuse 1\nUDPLITE6: inuse 1", "TCP6: inuse 1\nUDP6: inuse x", "UDP6: inuse 1"},
 		"thread-self/net/sockstat": {
 			"", "TCP: tw 3", "TCP: inuse x tw 3", "TCP:", "TCP: inuse 4 orphan 0", "TCP: inuse 4 tw", "TCP: tw x", "UDP: tw 3", "sockets: used 9\n",
-			"TCP6: inuse 4 tw 5",
+			"TCP6: inuse 4 tw 5", "TCP: inuse 4 tw 5", "TCP: inuse 4 tw 5\nUDP: mem 0", "TCP: inuse 4 tw 5\nUDP: inuse x", "TCP: inuse 4 tw 5\nUDPLITE: inuse 1",
 		},
 		"thread-self/net/netstat": {
 			"", "TcpExt:", "TcpExt: TCPTimeWaitOverflow", "TcpExt: A B\nTcpExt: 1 2", "TcpExt: A TCPTimeWaitOverflow\nTcpExt: 1",
@@ -222,8 +222,8 @@ func TestRead(t *testing.T) {
 		{"sys/net/ipv4/tcp_fin_timeout", "60\n", time.Minute},
 		{"sys/net/ipv4/tcp_fin_timeout", "-1\n", -time.Second},
 		{"sys/net/ipv4/tcp_max_tw_buckets", "131072\n", 131072},
-		{"thread-self/net/sockstat", sockstat, Sockstat{InUse: 4, TimeWait: 27}},
-		{"thread-self/net/sockstat6", "TCP6: inuse 3\nUDP6: inuse 1\n", Sockstat{InUse: 7, TimeWait: 27}},
+		{"thread-self/net/sockstat", sockstat, Sockstat{InUse: 4, TimeWait: 27, UDP: 1}},
+		{"thread-self/net/sockstat6", "TCP6: inuse 3\nUDP6: inuse 1\n", Sockstat{InUse: 7, TimeWait: 27, UDP: 3}},
 		{"thread-self/net/netstat", netstat, uint64(1<<64 - 1)},
 	}
 	for _, tt := range tests {

@@ -11,15 +11,16 @@ import (
 // maxNet is a size in bytes that no file of counters reaches: the longest has about 5 KiB.
 const maxNet = 64 << 10
 
-// A Sockstat is the number of TCP sockets in a namespace.
+// A Sockstat is the number of TCP and UDP sockets in a namespace.
 type Sockstat struct {
-	InUse    int // with a local port, listeners included, in any state but TIME_WAIT
-	TimeWait int // in TIME_WAIT, FIN_WAIT2 mini-sockets included
+	InUse    int // TCP with a local port, listeners included, in any state but TIME_WAIT
+	TimeWait int // TCP in TIME_WAIT, FIN_WAIT2 mini-sockets included
+	UDP      int // UDP with a local port
 }
 
 // Sockstat returns the number of sockets of both address families in the calling thread's network
-// namespace: "inuse" and "tw" of the TCP lines of /proc/thread-self/net/sockstat and sockstat6. It
-// takes a few microseconds for any number of sockets.
+// namespace: "inuse" and "tw" of the TCP lines and "inuse" of the UDP lines of
+// /proc/thread-self/net/sockstat and sockstat6. It takes a few microseconds for any number of sockets.
 func (fs *FS) Sockstat() (Sockstat, error) {
 	net, err := fs.openNet()
 	if err != nil {
@@ -32,22 +33,24 @@ func (fs *FS) Sockstat() (Sockstat, error) {
 	}
 	inUse, ok := parseSockstat(content, "TCP:", "inuse")
 	timeWait, ok2 := parseSockstat(content, "TCP:", "tw")
-	if !ok || !ok2 {
+	udp, ok3 := parseSockstat(content, "UDP:", "inuse")
+	if !ok || !ok2 || !ok3 {
 		return Sockstat{}, malformed(net.pathOf("sockstat"), content)
 	}
 
 	content, err = net.read("sockstat6", maxNet)
 	if isNotExist(err) { // a kernel without IPv6
-		return Sockstat{InUse: inUse, TimeWait: timeWait}, nil
+		return Sockstat{InUse: inUse, TimeWait: timeWait, UDP: udp}, nil
 	}
 	if err != nil {
 		return Sockstat{}, err
 	}
 	inUse6, ok := parseSockstat(content, "TCP6:", "inuse")
-	if !ok {
+	udp6, ok2 := parseSockstat(content, "UDP6:", "inuse")
+	if !ok || !ok2 {
 		return Sockstat{}, malformed(net.pathOf("sockstat6"), content)
 	}
-	return Sockstat{InUse: inUse + inUse6, TimeWait: timeWait}, nil
+	return Sockstat{InUse: inUse + inUse6, TimeWait: timeWait, UDP: udp + udp6}, nil
 }
 
 // TimeWaitOverflows returns how many sockets of the calling thread's network namespace skipped

@@ -36,7 +36,7 @@ func newPausedProc(t *testing.T) pausedProc {
 		"sys/net/ipv4/tcp_tw_reuse_delay":      "1000\n",
 		"sys/net/ipv4/tcp_timestamps":          "1\n",
 		"sys/net/ipv4/tcp_fin_timeout":         "60\n",
-		"thread-self/net/sockstat":             "TCP: inuse 1 orphan 0 tw 0 alloc 1 mem 0\n",
+		"thread-self/net/sockstat":             "TCP: inuse 1 orphan 0 tw 0 alloc 1 mem 0\nUDP: inuse 0 mem 0\n",
 		"thread-self/net/netstat":              "TcpExt: TCPTimeWaitOverflow\nTcpExt: 0\n",
 	} {
 		path := filepath.Join(dir, name)

@@ -131,7 +131,7 @@ func fixedProc(t *testing.T) string {
 		"sys/net/ipv4/tcp_timestamps":          "1\n",
 		"sys/net/ipv4/tcp_fin_timeout":         "60\n",
 		"sys/net/ipv4/tcp_max_tw_buckets":      "131072\n",
-		"thread-self/net/sockstat":             "TCP: inuse 1 orphan 0 tw 0 alloc 1 mem 0\n",
+		"thread-self/net/sockstat":             "TCP: inuse 1 orphan 0 tw 0 alloc 1 mem 0\nUDP: inuse 0 mem 0\n",
 		"thread-self/net/netstat":              "TcpExt: TCPTimeWaitOverflow\nTcpExt: 0\n",
 	} {
 		path := filepath.Join(dir, name)
