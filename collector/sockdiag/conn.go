@@ -19,7 +19,7 @@ import (
 // that fills this buffer was therefore truncated.
 const BufferSize = 64 << 10
 
-// A Conn lists the TCP sockets of one network namespace: the namespace of the thread that
+// A Conn lists the TCP and UDP sockets of one network namespace: the namespace of the thread that
 // called Dial.
 //
 // It needs no privilege. It serves one request at a time. It must not be used after an error:
@@ -120,6 +120,18 @@ func (c *Conn) Sockets(states []State, low, high uint16, each func(*Socket)) err
 	return nil
 }
 
+// UDP calls each for every UDP socket that has a local port. Sockets of UDP-Lite are not among them:
+// these have ports of their own.
+//
+// The Socket and the errors are as for Sockets.
+func (c *Conn) UDP(each func(*Socket)) error {
+	req := request{states: Established.bit() | Close.bit(), low: 1, high: 65535, udp: true}
+	if err := c.dumpFamilies(req, each); err != nil {
+		return fmt.Errorf("sockdiag: dump udp sockets: %w", err)
+	}
+	return nil
+}
+
 // Timestamps asks whether an open connection uses TCP timestamps (RFC 7323). iface is
 // Socket.Interface. known is false if the connection does not exist any more, or if the kernel does
 // not say, as of one in TIME_WAIT. It takes microseconds: the kernel walks no table.
@@ -155,34 +167,38 @@ func (c *Conn) timestamps(local, remote netip.AddrPort, iface uint32) (timestamp
 	return info[5]&tcpiOptTimestamps != 0, true, nil
 }
 
-// dump calls each for the sockets of both address families.
+// dump calls each for the TCP sockets of both address families.
 func (c *Conn) dump(req request, each func(*Socket)) error {
 	if !c.byFamily {
-		rows, err := c.roundTrip(typeGetSock, req.getSock(), each)
+		rows, err := c.roundTrip(req, typeGetSock, req.getSock(), each)
 		refused := errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
 		if !refused || rows > 0 {
 			return err
 		}
 		c.byFamily = true
 	}
+	return c.dumpFamilies(req, each)
+}
 
-	if _, err := c.roundTrip(typeByFamily, req.byFamily(unix.AF_INET), each); err != nil {
+// dumpFamilies calls each for the sockets of one address family, and then for those of the other.
+func (c *Conn) dumpFamilies(req request, each func(*Socket)) error {
+	if _, err := c.roundTrip(req, typeByFamily, req.byFamily(unix.AF_INET), each); err != nil {
 		return err
 	}
 	// A kernel without IPv6 answers this too, with no rows.
-	_, err := c.roundTrip(typeByFamily, req.byFamily(unix.AF_INET6), each)
+	_, err := c.roundTrip(req, typeByFamily, req.byFamily(unix.AF_INET6), each)
 	return err
 }
 
-// roundTrip sends one request and calls each for the sockets of the answer. It returns their
-// number, with an error too.
-func (c *Conn) roundTrip(typ netlink.HeaderType, body []byte, each func(*Socket)) (rows int, err error) {
+// roundTrip sends one request, of which typ and body are a form, and calls each for the sockets of the
+// answer. It returns their number, with an error too.
+func (c *Conn) roundTrip(req request, typ netlink.HeaderType, body []byte, each func(*Socket)) (rows int, err error) {
 	c.seq++
 	if err := c.send(typ, netlink.Request|netlink.Dump, body); err != nil {
 		return 0, fmt.Errorf("send request: %w", err)
 	}
 
-	r := reply{typ: typ, seq: c.seq, each: each}
+	r := reply{typ: typ, seq: c.seq, udp: req.udp, each: each}
 	for {
 		b, err := c.receive()
 		if err != nil {

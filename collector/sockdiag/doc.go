@@ -1,4 +1,4 @@
-// Package sockdiag lists the TCP sockets of the Linux kernel over netlink socket
+// Package sockdiag lists the TCP and UDP sockets of the Linux kernel over netlink socket
 // diagnostics, see sock_diag(7).
 //
 // It encodes requests and decodes answers. What the sockets mean for ephemeral ports is

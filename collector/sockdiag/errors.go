@@ -14,7 +14,7 @@ import (
 // syscall.Errno.
 var (
 	// ErrUnsupported means that this kernel cannot answer: it has no netlink or no sock_diag,
-	// or tcp_diag is not loaded. A retry does not help.
+	// or tcp_diag or udp_diag is not loaded. A retry does not help.
 	ErrUnsupported = errors.New("not supported by this kernel")
 
 	// ErrInterrupted means that the answer is incomplete: the table changed during the
@@ -30,6 +30,7 @@ var (
 var (
 	errNoInetDiag = fmt.Errorf("%w: inet_diag is not loaded: modprobe inet_diag", ErrUnsupported)
 	errNoTCPDiag  = fmt.Errorf("%w: tcp_diag is not loaded: modprobe tcp_diag", ErrUnsupported)
+	errNoUDPDiag  = fmt.Errorf("%w: udp_diag is not loaded: modprobe udp_diag", ErrUnsupported)
 )
 
 // dialError explains why the netlink socket could not be opened.
@@ -58,9 +59,13 @@ func requestError(errno unix.Errno) error {
 
 // doneError explains the errno of an NLMSG_DONE: the dump failed. Without a check of that errno,
 // it would look like a dump without sockets.
-func doneError(errno unix.Errno) error {
+func doneError(errno unix.Errno, udp bool) error {
 	if errno == unix.ENOENT {
-		return fmt.Errorf("%w (%w)", errNoTCPDiag, errno)
+		module := errNoTCPDiag
+		if udp {
+			module = errNoUDPDiag
+		}
+		return fmt.Errorf("%w (%w)", module, errno)
 	}
 	return fmt.Errorf("failed in the kernel: %w", errno)
 }

@@ -35,6 +35,7 @@ const (
 type reply struct {
 	typ  netlink.HeaderType // of the request, and of every row
 	seq  uint32             // of the request
+	udp  bool               // it is about UDP sockets
 	each func(*Socket)
 	rows int
 	info *[]byte // where to put INET_DIAG_INFO, unless nil
@@ -95,7 +96,7 @@ func (r *reply) datagram(b []byte) (done bool, err error) {
 				return false, err
 			}
 			if errno != 0 {
-				return false, doneError(errno)
+				return false, doneError(errno, r.udp)
 			}
 			return true, nil
 		case netlink.Error:
@@ -171,10 +172,10 @@ func (s *Socket) parse(b []byte) (ok bool, err error) {
 	s.Mini = b[2] == timerTimeWait
 	s.Expires = time.Duration(binary.NativeEndian.Uint32(b[52:56])) * time.Millisecond
 	s.V6Only, s.Cgroup = false, 0
-	switch {
-	case s.State == Listen:
+	if s.State == Listen || s.State == Close {
 		s.V6Only, err = parseV6Only(b[sizeofMsg:])
-	case !s.Mini:
+	}
+	if err == nil && s.State != Listen && !s.Mini {
 		s.Cgroup, err = parseCgroup(b[sizeofMsg:])
 	}
 	return err == nil, err
@@ -194,8 +195,8 @@ func parseCgroup(b []byte) (uint64, error) {
 }
 
 // parseV6Only returns the value of INET_DIAG_SKV6ONLY from the attributes in b. The kernel adds
-// it to each AF_INET6 listener since Linux 3.19, without a request for it. A listener without it
-// counts as dual-stack, which is the default.
+// it to each AF_INET6 listener since Linux 3.19, and to each UDP socket without a peer, without a
+// request for it. A socket without it counts as dual-stack, which is the default.
 func parseV6Only(b []byte) (bool, error) {
 	value, err := attribute(b, attrV6Only)
 	return len(value) > 0 && value[0] != 0, err

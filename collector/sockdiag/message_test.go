@@ -45,6 +45,9 @@ func TestReplyErrors(t *testing.T) {
 		body := append(r.Socket(uint8(Listen), v6Local, v6Remote, 0)[16:], attrs...)
 		return r.Message(r.Type, 0, body)
 	}
+	unconnected := func(attrs ...byte) []byte {
+		return r.Message(r.Type, 0, append(r.Socket(uint8(Close), v6Local, v6Remote, 0)[16:], attrs...))
+	}
 	client := func(attrs ...byte) []byte {
 		return r.Message(r.Type, 0, append(r.Socket(uint8(Established), v4Local, v4Remote, 0)[16:], attrs...))
 	}
@@ -82,6 +85,7 @@ func TestReplyErrors(t *testing.T) {
 		{"no inet_diag", r.Error(unix.ENOENT), ErrUnsupported, "inet_diag is not loaded: modprobe inet_diag"},
 		{"no inet_diag by GETSOCK", r.Error(unix.EOPNOTSUPP), ErrUnsupported, "inet_diag is not loaded: modprobe inet_diag"},
 		{"no tcp_diag", r.Done(unix.ENOENT), ErrUnsupported, "tcp_diag is not loaded: modprobe tcp_diag"},
+		{"attribute of a UDP socket truncated", unconnected(5, 0, 11, 0, 1, 0, 0, 0, 12, 0, 21, 0), ErrMalformed, "attribute length 12, 4 bytes left"},
 		{"forbidden", r.Error(unix.EPERM), unix.EPERM, "security policy"},
 		{"refused", r.Error(unix.EINVAL), unix.EINVAL, "refused by the kernel"},
 		{"acknowledgement", r.Error(0), ErrMalformed, "acknowledgement"},
@@ -107,6 +111,9 @@ func TestReply(t *testing.T) {
 	listener := func(attrs ...byte) []byte {
 		body := append(r.Socket(uint8(Listen), v6Local, v6Remote, 0)[16:], attrs...)
 		return r.Message(r.Type, 0, body)
+	}
+	unconnected := func(attrs ...byte) []byte {
+		return r.Message(r.Type, 0, append(r.Socket(uint8(Close), v6Local, v6Remote, 0)[16:], attrs...))
 	}
 	shutdown := []byte{5, 0, 8, 0, 0, 0, 0, 0} // INET_DIAG_SHUTDOWN
 	cgroup := []byte{12, 0, 21, 0, 1, 0, 0, 0, 2, 0, 0, 0}
@@ -153,6 +160,10 @@ func TestReply(t *testing.T) {
 			"listener for IPv6 only", listener(append(shutdown, 5, 0, 11, 0, 1, 0, 0, 0)...), false,
 			[]Socket{{State: Listen, Local: v6Local, Remote: v6Remote, V6Only: true}},
 		},
+		{
+			"UDP without a peer", slices.Concat(unconnected(slices.Concat([]byte{5, 0, 11, 0, 1, 0, 0, 0}, cgroup)...), unconnected()), false,
+			[]Socket{{State: Close, Local: v6Local, Remote: v6Remote, V6Only: true, Cgroup: 2<<32 + 1}, {State: Close, Local: v6Local, Remote: v6Remote}},
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -196,6 +207,7 @@ func FuzzReply(f *testing.F) {
 	f.Add(row)
 	f.Add(slices.Concat(row, r.Socket(uint8(Listen), v6Local, v6Remote, 0), r.Done(0)))
 	f.Add(r.Error(unix.EINVAL))
+	f.Add(r.Message(r.Type, 0, append(r.Socket(uint8(Close), v6Local, v6Remote, 0)[16:], 5, 0, 11, 0, 1, 0, 0, 0, 12, 0, 21, 0, 1, 0, 0, 0, 2, 0, 0, 0)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		sockets := 0
 		reply := reply{typ: typeGetSock, seq: 7, each: func(s *Socket) {

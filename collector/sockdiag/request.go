@@ -39,6 +39,7 @@ const (
 type request struct {
 	states    uint32
 	low, high uint16
+	udp       bool // UDP sockets, else TCP sockets
 }
 
 // getSock returns the body of a TCPDIAG_GETSOCK request. It dumps both families in one walk of
@@ -71,6 +72,9 @@ func (r request) byFamily(family uint8) []byte {
 	b := make([]byte, sizeofReqV2, sizeofReqV2+sizeofAttr+sizeofBytecode)
 	b[0] = family
 	b[1] = unix.IPPROTO_TCP
+	if r.udp {
+		b[1] = unix.IPPROTO_UDP
+	}
 	binary.NativeEndian.PutUint32(b[4:], r.states)
 	return r.appendFilter(b)
 }

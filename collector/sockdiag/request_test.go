@@ -43,6 +43,7 @@ func TestRequest(t *testing.T) {
 		got, want []byte
 	}{
 		{"getsock", req.getSock(), concat(0, 0, 0, 0, zeroes, uint32(1<<6|1<<1), uint32(0), filter)},
+		{"udp", request{states: Close.bit(), low: 1, high: 65535, udp: true}.byFamily(unix.AF_INET)[:8], concat(2, 17, 0, 0, uint32(1<<7))},
 		{"by family", req.byFamily(unix.AF_INET6), concat(10, 6, 0, 0, uint32(1<<6|1<<1), zeroes, filter)},
 	}
 	for _, tt := range tests {

@@ -8,10 +8,11 @@ import (
 )
 
 // A State is the state of a TCP socket, RFC 9293 section 3.3.2, numbered as in
-// include/net/tcp_states.h.
+// include/net/tcp_states.h. UDP uses two of them.
 type State uint8
 
-// The states of a Socket. TCP_CLOSE is missing: a dump does not contain closed sockets.
+// The states of a Socket. A dump of TCP does not contain closed sockets. A UDP socket is Established
+// if it has a peer, and Close if it has none.
 const (
 	Established State = 1  // TCP_ESTABLISHED
 	SynSent     State = 2  // TCP_SYN_SENT
@@ -19,6 +20,7 @@ const (
 	FinWait1    State = 4  // TCP_FIN_WAIT1
 	FinWait2    State = 5  // TCP_FIN_WAIT2, also of the mini-socket that outlives the process
 	TimeWait    State = 6  // TCP_TIME_WAIT
+	Close       State = 7  // TCP_CLOSE
 	CloseWait   State = 8  // TCP_CLOSE_WAIT
 	LastAck     State = 9  // TCP_LAST_ACK
 	Listen      State = 10 // TCP_LISTEN
@@ -56,7 +58,8 @@ type Socket struct {
 	// in Listen, and before Linux 5.9.
 	Cgroup uint64
 
-	// V6Only is true for an AF_INET6 listener that accepts no IPv4 connections,
-	// IPV6_V6ONLY of ipv6(7). It is false for all other sockets.
+	// V6Only is true for an AF_INET6 listener, or UDP socket without a peer, that does not
+	// use IPv4: IPV6_V6ONLY of ipv6(7), or bound to an IPv6 address. It is false for all other
+	// sockets, as the kernel does not tell.
 	V6Only bool
 }

@@ -22,6 +22,7 @@ const envHold = "NETNSTEST_HOLD"
 // A Holding is a number of connections that a child process keeps open.
 type Holding struct {
 	Client Client
+	UDP    *UDP // UDP sockets instead, unless nil
 	Count  int
 
 	// Each connection uses the next source port, or the next destination port.
@@ -98,6 +99,12 @@ func holdMain(spec string) int {
 func (h Holding) open() error {
 	c := h.Client
 	for n := range h.Count {
+		if h.UDP != nil {
+			if _, err := h.UDP.Open(); err != nil {
+				return fmt.Errorf("UDP socket %d: %w", n, err)
+			}
+			continue
+		}
 		if _, err := c.Connect(); err != nil {
 			return fmt.Errorf("connection %d from %v to %v: %w", n, c.Source, c.Destination, err)
 		}
