@@ -96,6 +96,15 @@ func (m *portMap) size() int {
 	return n
 }
 
+// common returns how many ports both have.
+func (m *portMap) common(other *portMap) int {
+	n := 0
+	for i, word := range m {
+		n += bits.OnesCount64(word & other[i])
+	}
+	return n
+}
+
 // maxSparse is the number of ports up to which a portSet keeps a sorted list. A larger set
 // uses a portMap, which takes 8 KiB: insertion into a long list is slow.
 const maxSparse = 128
@@ -185,11 +194,7 @@ func (s *portSet) common(other *portSet) int {
 		}
 		return n
 	}
-	n := 0
-	for i, word := range s.dense {
-		n += bits.OnesCount64(word & other.dense[i])
-	}
-	return n
+	return s.dense.common(other.dense)
 }
 
 // size returns the number of ports.

@@ -1,0 +1,178 @@
+package pool
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// udpSettings has a range of ten ports, of which two are reserved.
+var udpSettings = Settings{PortRange: PortRange{Low: 40000, High: 40009}, ReservedPorts: []PortRange{{Low: 40008, High: 40100}}}
+
+// udpReport returns the report of sockets.
+func udpReport(s Settings, sockets ...UDPSocket) UDPReport {
+	t := NewUDPTable(s)
+	for i := range sockets {
+		t.Add(&sockets[i])
+	}
+	return t.Report()
+}
+
+// udpAt returns a socket.
+func udpAt(local string) UDPSocket { return UDPSocket{Local: netip.MustParseAddrPort(local)} }
+
+// TestUDPFamilies checks which sockets count in which pools.
+func TestUDPFamilies(t *testing.T) {
+	v6only := udpAt("[::]:40001")
+	v6only.V6Only = true
+	tests := []struct {
+		name                  string
+		sockets               []UDPSocket
+		ipv4, ipv6, dualStack int
+	}{
+		{name: "none"},
+		{"IPv4", []UDPSocket{udpAt("10.0.0.1:40001")}, 1, 0, 1},
+		{"wildcard", []UDPSocket{udpAt("0.0.0.0:40001")}, 1, 0, 1},
+		{"dual-stack", []UDPSocket{udpAt("[::]:40001")}, 1, 1, 1},
+		{"v6only", []UDPSocket{v6only}, 0, 1, 1},
+		{"not known", []UDPSocket{udpAt("[2001:db8::1]:40001")}, 1, 1, 1},
+		{"one port", []UDPSocket{udpAt("10.0.0.1:40001"), udpAt("10.0.0.2:40001"), udpAt("10.0.0.1:40001"), v6only}, 1, 1, 1},
+		{"reserved", []UDPSocket{udpAt("[::]:40008")}, 0, 0, 0},
+		{"outside", []UDPSocket{udpAt("[::]:39999"), udpAt("[::]:40010"), udpAt("[::]:1"), udpAt("[::]:65535")}, 0, 0, 0},
+		{"both ends", []UDPSocket{udpAt("0.0.0.0:40000"), udpAt("0.0.0.0:40007")}, 2, 0, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := udpReport(udpSettings, tt.sockets...)
+			want := map[UDPFamily]int{UDPIPv4: tt.ipv4, UDPIPv6: tt.ipv6, UDPDualStack: tt.dualStack}
+			got := map[UDPFamily]int{}
+			for _, p := range r.Pools {
+				got[p.Family] = p.Ports
+				if p.Utilization != float64(p.Ports)/8 {
+					t.Errorf("%s: utilization %v with %d of 8 ports", p.Family, p.Utilization, p.Ports)
+				}
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("ports (-want +got):\n%s", diff)
+			}
+			if r.CapacityPorts != 8 || r.Sockets != len(tt.sockets) || r.MaxUtilization() != float64(tt.dualStack)/8 {
+				t.Errorf("got %+v, want 8 ports and %d sockets", r, len(tt.sockets))
+			}
+		})
+	}
+	if r := udpReport(Settings{PortRange: PortRange{Low: 40000, High: 40000}, ReservedPorts: udpSettings.ReservedPorts[:0:0]}); r.MaxUtilization() != 0 {
+		t.Errorf("utilization without sockets: %v", r.MaxUtilization())
+	}
+	all := Settings{PortRange: udpSettings.PortRange, ReservedPorts: []PortRange{{Low: 1, High: 65535}}}
+	if r := udpReport(all); r.CapacityPorts != 0 || r.MaxUtilization() != 1 {
+		t.Errorf("all ports reserved: %+v, want utilization 1", r)
+	}
+}
+
+// TestUDPOwners checks that an owner has the ports of its pool, each once.
+func TestUDPOwners(t *testing.T) {
+	owned := func(local string, cgroup uint64) UDPSocket {
+		s := udpAt(local)
+		s.Cgroup = cgroup
+		return s
+	}
+	r := udpReport(udpSettings,
+		owned("0.0.0.0:40000", 7), owned("0.0.0.0:40000", 7), owned("10.0.0.1:40000", 8), // one port
+		owned("10.0.0.1:40001", 7), owned("[2001:db8::1]:40002", 8), owned("10.0.0.1:40003", 9), owned("10.0.0.1:40004", 9), owned("10.0.0.1:40005", 9),
+		owned("10.0.0.1:40006", 10), owned("10.0.0.1:40007", 0),
+		owned("10.0.0.1:40009", 11), owned("10.0.0.1:53", 11), // reserved, outside
+	)
+	want := map[UDPFamily][]Owner{
+		UDPIPv4:      {{9, 3}, {7, 2}, {8, 1}},
+		UDPIPv6:      {{8, 1}},
+		UDPDualStack: {{9, 3}, {7, 2}, {8, 1}},
+	}
+	got := map[UDPFamily][]Owner{}
+	for _, p := range r.Pools {
+		got[p.Family] = p.Owners
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("owners (-want +got):\n%s", diff)
+	}
+}
+
+// udpAdviceCases are pools with the cures that help them. TestOracleUDPCures of package scan applies
+// such cures.
+func udpAdviceCases() map[string]struct {
+	settings Settings
+	sockets  []UDPSocket
+	want     []Cure // of IPv4; nil if it is not in danger
+} {
+	connected := func(n int, cgroups ...uint64) (sockets []UDPSocket) {
+		for i := range n {
+			s := UDPSocket{Local: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(40000+i)), Connected: true}
+			if len(cgroups) > 0 {
+				s.Cgroup = cgroups[i%len(cgroups)]
+			}
+			sockets = append(sockets, s)
+		}
+		return sockets
+	}
+	v6server := udpAt("[::]:5353")
+	v6server.V6Only = true
+	const wide = `net.ipv4.ip_local_port_range="1024 65535"`
+	const all = 65535 - 1024 + 1
+	plain := Settings{PortRange: udpSettings.PortRange}
+	widened := func(now, then int) Cure {
+		return Cure{
+			Title: "Widen the range", Sentence: "Sockets without a port can then get those of 1024-65535.",
+			Now: Outlook{Ports: now}, Then: Outlook{Ports: then}, Command: "sysctl -w " + wide,
+			Condition: "Reserve all ports in there on which a program listens or may listen later, over TCP or UDP.",
+		}
+	}
+	servers := widened(0, all-10-2)
+	servers.Sentence += " On these, UDP sockets wait for packets, so reserve them first: 5353, 50000."
+	servers.Command = "sysctl -w net.ipv4.ip_local_reserved_ports=53,5353,50000 " + wide
+	return map[string]struct {
+		settings Settings
+		sockets  []UDPSocket
+		want     []Cure
+	}{
+		"calm": {plain, connected(7), nil},
+		"full": {plain, connected(10), []Cure{widened(0, all-10)}},
+		"servers": {
+			Settings{PortRange: udpSettings.PortRange, ReservedPorts: []PortRange{{Low: 53, High: 53}}},
+			append(connected(10), udpAt("0.0.0.0:50000"), v6server, udpAt("0.0.0.0:53")), []Cure{servers},
+		},
+		"reserved": {udpSettings, append(connected(8, 7, 8, 7, 8, 9), udpAt("0.0.0.0:40009")), []Cure{
+			{
+				Title:    "Close UDP sockets",
+				Sentence: "One control group holds 4 of the ports. Restart it to free them, and let it use one socket for many destinations.",
+				N:        4, Then: Outlook{Ports: 4}, Condition: "Its sockets are leaked, or can be fewer.",
+			},
+			widened(0, all-101+8-8),
+			{
+				Title: "Give back reserved ports", Sentence: "1 ports of the range are reserved, and no UDP socket holds them.",
+				N: 1, Then: Outlook{Ports: 1}, Command: "sysctl -w net.ipv4.ip_local_reserved_ports=40009-40100", Condition: "No program needs them, also not over TCP.",
+			},
+		}},
+	}
+}
+
+// TestUDPAdvice checks which cures are offered, and their numbers.
+func TestUDPAdvice(t *testing.T) {
+	for name, tt := range udpAdviceCases() {
+		t.Run(name, func(t *testing.T) {
+			p := udpReport(tt.settings, tt.sockets...).Pools[0]
+			if p.Advice == nil || tt.want == nil {
+				if (p.Advice == nil) != (tt.want == nil) {
+					t.Errorf("advice: got %v, want %v", p.Advice, tt.want)
+				}
+				return
+			}
+			if diff := cmp.Diff(tt.want, p.Advice.Cures); diff != "" {
+				t.Errorf("cures (-want +got):\n%s", diff)
+			}
+			if !strings.Contains(p.Advice.Diagnosis, "for all destinations together") {
+				t.Errorf("diagnosis %q", p.Advice.Diagnosis)
+			}
+		})
+	}
+}
