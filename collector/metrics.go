@@ -326,7 +326,7 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 // sendOwners sends the owners of the destinations of a namespace.
 func (d *descs) sendOwners(ch chan<- prometheus.Metric, n scan.Namespace, s scan.Snapshot) {
 	for _, dst := range n.Report.Destinations {
-		for _, o := range s.OwnersOf(dst) {
+		for _, o := range s.Resolve(dst.Owners) {
 			ch <- prometheus.MustNewConstMetric(d.destinationOwnerPorts, prometheus.GaugeValue, float64(o.Ports),
 				n.Name, dst.Source.String(), dst.Address.Addr().String(), strconv.Itoa(int(dst.Address.Port())),
 				o.Path, o.PodUID, o.ContainerID)

@@ -38,6 +38,11 @@ func (s *Scanner) findCgroups(snapshot *Snapshot, deadline time.Time) {
 				ids = append(ids, o.Cgroup)
 			}
 		}
+		for _, p := range snapshot.Namespaces[i].UDP.Report.Pools {
+			for _, o := range p.Owners {
+				ids = append(ids, o.Cgroup)
+			}
+		}
 	}
 	snapshot.Cgroups, snapshot.CgroupsErr = s.cgroups.Find(ids, deadline)
 }

@@ -53,7 +53,7 @@ func (c cgroupTree) owners(snapshot Snapshot, n Namespace) map[string]string {
 	all := map[string]string{}
 	for _, d := range n.Report.Destinations {
 		var owners []string
-		for _, o := range snapshot.OwnersOf(d) {
+		for _, o := range snapshot.Resolve(d.Owners) {
 			text := fmt.Sprintf("%s %d", strings.Replace(o.Path, c.root, "~", 1), o.Ports)
 			if o.Owner != (cgroup.Owner{}) {
 				text += fmt.Sprintf(" pod %.8s container %.8s", o.PodUID, o.ContainerID)

@@ -37,8 +37,12 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, deadline time.Tim
 		return err
 	}
 	defer ns.Close()
-	settings, err := s.readSettings(ns)
+	settings, err := readPorts(ns)
 	if err != nil {
+		return err
+	}
+	n.UDP = s.collectUDP(settings, deadline)
+	if settings, err = s.readTCPSettings(ns, settings); err != nil {
 		return err
 	}
 	table, err := s.fillTable(settings, known, deadline)
@@ -59,7 +63,8 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, deadline time.Tim
 	return nil
 }
 
-// readPorts returns Settings with the sysctls that say which ports connect() may choose.
+// readPorts returns Settings with the sysctls that say which ports connect() may choose, for TCP and
+// UDP.
 func readPorts(ns *procfs.Namespace) (pool.Settings, error) {
 	portRange, err := ns.IPLocalPortRange()
 	if err != nil {
@@ -76,12 +81,8 @@ func readPorts(ns *procfs.Namespace) (pool.Settings, error) {
 	return settings, nil
 }
 
-// readSettings returns all Settings of a namespace.
-func (s *Scanner) readSettings(ns *procfs.Namespace) (pool.Settings, error) {
-	settings, err := readPorts(ns)
-	if err != nil {
-		return pool.Settings{}, err
-	}
+// readTCPSettings returns all Settings of a namespace, given those of readPorts.
+func (s *Scanner) readTCPSettings(ns *procfs.Namespace, settings pool.Settings) (_ pool.Settings, err error) {
 	settings.TimeWaitLength, settings.Tick = s.cfg.TimeWaitLength, s.tick
 	if settings.TWReuse, err = ns.TCPTWReuse(); err != nil {
 		return pool.Settings{}, err

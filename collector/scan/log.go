@@ -22,6 +22,7 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 		}
 	}
 	for _, n := range snapshot.Namespaces {
+		s.logUDP(n, logged)
 		if n.Err == nil || n.Outcome == Skipped || errors.Is(n.Err, os.ErrDeadlineExceeded) && n.Name != Self {
 			continue
 		}

@@ -38,7 +38,7 @@ type candidate struct {
 	found   netns.Namespace
 	known   *knownNamespace // of earlier scans, or new; nil before the survey
 	cookie  uint64
-	sockets int // in any state, on any port
+	sockets int // TCP in any state, or UDP if that has more, on any port
 	flows   int // that are tracked; 0 if nobody asked
 }
 
@@ -121,7 +121,7 @@ func (s *Scanner) survey(v *netns.Visitor, c *candidate, deadline time.Time) (er
 	if err != nil {
 		return err
 	}
-	c.sockets = sockstat.InUse + sockstat.TimeWait
+	c.sockets = max(sockstat.InUse+sockstat.TimeWait, sockstat.UDP)
 	if due := (s.scans+c.cookie)%capacityScans == 0; due || c.known.capacity < 0 {
 		if c.known.capacity, err = s.readCapacity(); err != nil {
 			return err

@@ -45,6 +45,7 @@ type Scanner struct {
 	scans   uint64
 
 	timeWait timeWaitCheck
+	noUDP    bool // it was logged that the kernel cannot list UDP sockets
 }
 
 // New returns a Scanner. The error names the capabilities that cfg needs and the process does not

@@ -24,7 +24,7 @@ type Snapshot struct {
 
 	ConnectFailures *ConnectFailures // nil unless they are counted
 
-	// Cgroups are the control groups that own ports of destinations, by their numbers. It is nil if
+	// Cgroups are the control groups that own ports, by their numbers. It is nil if
 	// the host has no cgroup2 file system, so that they have no paths.
 	Cgroups    map[uint64]cgroup.Group
 	CgroupsErr error // set if some of them have no path because the search was not complete
@@ -52,6 +52,7 @@ type Namespace struct {
 	Path    string // by which it can be entered, see netns.Namespace; empty for our own
 	Owner   Owner
 	Outcome Outcome
+	UDP     UDP
 	Err     error // set if Failed, Deadline, or Skipped though it was busy: then the fields below are not known
 
 	// Of these, only TimeWaitSockets is known if Idle.
@@ -87,30 +88,39 @@ type NAT struct {
 	Duration time.Duration // of reading them
 }
 
+// UDP is the result of a scan for the UDP sockets of one network namespace.
+type UDP struct {
+	Outcome     Outcome        // Collected, Idle, Failed or Deadline; empty if the scan did not get that far
+	Err         error          // set if Failed or Deadline
+	Unsupported bool           // Failed, and always will: this kernel cannot list UDP sockets
+	Sockets     int            // on any port; known if Collected, Idle or Unsupported
+	Report      pool.UDPReport // known if Collected
+}
+
 // An Owner is what a namespace belongs to. Unknown fields are empty.
 type Owner struct {
 	cgroup.Owner        // of its processes
 	Command      string // of a process that had most sockets while the namespace was busy, until it ends; see proc_pid_comm(5)
 }
 
-// A DestinationOwner is a control group that holds ports of a destination.
-type DestinationOwner struct {
+// A PoolOwner is a control group that holds ports of a pool.
+type PoolOwner struct {
 	cgroup.Group
 	Ports int // held by its sockets that are not in TIME_WAIT
 }
 
-// OwnersOf returns the owners of a destination of the snapshot, at most pool.MaxOwners. Control
-// groups with the same path are one owner: the older ones are removed, and still have sockets.
-func (s Snapshot) OwnersOf(d pool.Destination) []DestinationOwner {
+// Resolve returns the owners of a destination or UDP pool of the snapshot, at most pool.MaxOwners.
+// Control groups with the same path are one owner: the older ones are removed, and still have sockets.
+func (s Snapshot) Resolve(of []pool.Owner) []PoolOwner {
 	if s.Cgroups == nil {
 		return nil
 	}
-	var owners []DestinationOwner
-	for _, o := range d.Owners {
+	var owners []PoolOwner
+	for _, o := range of {
 		group := s.Cgroups[o.Cgroup]
-		i := slices.IndexFunc(owners, func(other DestinationOwner) bool { return other.Group == group })
+		i := slices.IndexFunc(owners, func(other PoolOwner) bool { return other.Group == group })
 		if i < 0 {
-			owners = append(owners, DestinationOwner{Group: group})
+			owners = append(owners, PoolOwner{Group: group})
 			i = len(owners) - 1
 		}
 		owners[i].Ports += o.Ports
@@ -118,11 +128,11 @@ func (s Snapshot) OwnersOf(d pool.Destination) []DestinationOwner {
 	return owners
 }
 
-// failed returns n with this outcome and error, and without what was measured of its sockets.
+// failed returns n with this outcome and error, and without what was measured of its TCP sockets.
 func (n Namespace) failed(err error, outcome Outcome) Namespace {
 	return Namespace{
 		Name: n.Name, Inode: n.Inode, Path: n.Path, Owner: n.Owner, Outcome: outcome, Err: err,
-		Conntrack: n.Conntrack, ConntrackErr: n.ConntrackErr, NAT: n.NAT,
+		UDP: n.UDP, Conntrack: n.Conntrack, ConntrackErr: n.ConntrackErr, NAT: n.NAT,
 	}
 }
 

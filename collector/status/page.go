@@ -153,7 +153,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 			}
 			if !v.Destination.IsValid() || d.Address == v.Destination {
 				row := newDestination(n, d, failed, p.Counts, c)
-				for _, o := range s.OwnersOf(*d) {
+				for _, o := range s.Resolve(d.Owners) {
 					row.Owners = append(row.Owners, fmt.Sprintf("%s (%d)", c.name(o.Path), o.Ports))
 				}
 				p.Destinations = append(p.Destinations, row)

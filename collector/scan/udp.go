@@ -1,0 +1,73 @@
+//go:build linux
+
+package scan
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/sockdiag"
+)
+
+// collectUDP reads the UDP sockets of the calling thread's namespace, unless they are few: the kernel
+// walks those of the whole host. It takes at most half of the time. The rest is for TCP, and neither
+// silences the other.
+func (s *Scanner) collectUDP(settings pool.Settings, deadline time.Time) UDP {
+	sockstat, err := s.proc.Sockstat()
+	if err != nil {
+		return UDP{Outcome: Failed, Err: err}
+	}
+	u := UDP{Outcome: Collected, Sockets: sockstat.UDP}
+	if u.Sockets*idleFactor < pool.Capacity(settings) {
+		u.Outcome = Idle
+		return u
+	}
+	table := pool.NewUDPTable(settings)
+	now := time.Now()
+	if err := s.dumpUDP(table, now.Add(deadline.Sub(now)/2)); err != nil {
+		return UDP{Outcome: outcomeOf(err), Err: err, Unsupported: errors.Is(err, sockdiag.ErrUnsupported), Sockets: u.Sockets}
+	}
+	u.Report = table.Report()
+	return u
+}
+
+// dumpUDP fills a table over netlink socket diagnostics.
+func (s *Scanner) dumpUDP(table *pool.UDPTable, deadline time.Time) error {
+	conn, err := s.dialUntil(deadline)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var row pool.UDPSocket
+	return conn.UDP(func(socket *sockdiag.Socket) {
+		row = pool.UDPSocket{
+			Local: socket.Local, V6Only: socket.V6Only, Connected: socket.State == sockdiag.Established, Cgroup: socket.Cgroup,
+		}
+		table.Add(&row)
+	})
+}
+
+// logUDP logs why the UDP sockets of a namespace could not be read, if the last scan could read them. It
+// logs only once that this kernel cannot list any.
+func (s *Scanner) logUDP(n Namespace, logged map[string]bool) {
+	err := n.UDP.Err
+	switch {
+	case err == nil:
+	case n.UDP.Unsupported:
+		if !s.noUDP {
+			s.cfg.Logger.Warn("UDP ports are not reported", "err", err)
+		}
+		s.noUDP = true
+	case errors.Is(err, os.ErrDeadlineExceeded) && n.Name != Self:
+	default:
+		key := fmt.Sprintf("udp %d", n.Inode)
+		logged[key] = true
+		if !s.logged[key] {
+			s.cfg.Logger.Error("UDP sockets cannot be read", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", err)
+		}
+	}
+}

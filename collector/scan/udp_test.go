@@ -1,0 +1,168 @@
+//go:build linux
+
+package scan
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
+)
+
+// The oracle for UDP: the kernel must give as many sockets a port as the report says.
+
+// collectUDP returns what a scan of the test's namespace learns of UDP.
+func collectUDP(t *testing.T, s *Scanner) UDP {
+	t.Helper()
+	snapshot, err := s.Check()
+	if err != nil || snapshot.Namespaces[0].UDP.Err != nil {
+		t.Fatalf("collect: %v, %v", err, snapshot.Namespaces[0].UDP.Err)
+	}
+	return snapshot.Namespaces[0].UDP
+}
+
+// udpPool returns the pool of a family.
+func udpPool(t *testing.T, u UDP, family pool.UDPFamily) pool.UDPPool {
+	t.Helper()
+	for _, p := range u.Report.Pools {
+		if p.Family == family {
+			return p
+		}
+	}
+	t.Fatalf("no pool %s in %+v", family, u)
+	return pool.UDPPool{}
+}
+
+// udpClients are sockets that get their port in connect(), by the family whose pool they use.
+var udpClients = map[pool.UDPFamily]netnstest.UDP{
+	pool.UDPIPv4:      {Remote: netip.MustParseAddrPort("198.51.100.7:53")},
+	pool.UDPIPv6:      {IPv6: true, V6Only: true, Remote: netip.MustParseAddrPort("[2001:db8::7]:53")},
+	pool.UDPDualStack: {IPv6: true, Remote: netip.MustParseAddrPort("[2001:db8::7]:53")},
+}
+
+// checkUDP makes sockets of a family until the kernel refuses. It compares their number with the free
+// ports of the report before, and then closes them.
+func checkUDP(t *testing.T, s *Scanner, family pool.UDPFamily) {
+	t.Helper()
+	free := freeUDP(t, s, family)
+	var fds []int
+	defer func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}()
+	for {
+		fd, err := udpClients[family].Open()
+		if err != nil {
+			if !errors.Is(err, unix.EAGAIN) {
+				t.Errorf("%s: connect() ended with %v, want EAGAIN", family, err)
+			}
+			break
+		}
+		if fds = append(fds, fd); len(fds) > free+10 {
+			break
+		}
+	}
+	if len(fds) != free {
+		t.Errorf("%s: the report says that %d ports are free, connect() granted %d", family, free, len(fds))
+	}
+	u := collectUDP(t, s)
+	if u.Outcome == Idle {
+		if u.Sockets != 0 {
+			t.Errorf("%s: %d sockets were not read", family, u.Sockets)
+		}
+		return // no port at all
+	}
+	if p := udpPool(t, u, family); p.Utilization != 1 || p.Ports != u.Report.CapacityPorts {
+		t.Errorf("%s: after connect() failed, utilization is %v and %d of %d ports are held", family, p.Utilization, p.Ports, u.Report.CapacityPorts)
+	}
+}
+
+// freeUDP returns how many ports of a family are free by the report.
+func freeUDP(t *testing.T, s *Scanner, family pool.UDPFamily) int {
+	t.Helper()
+	u := collectUDP(t, s)
+	if u.Outcome == Idle && u.Sockets == 0 {
+		ns, err := s.proc.Namespace()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		settings, err := readPorts(ns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pool.Capacity(settings)
+	}
+	if u.Outcome != Collected {
+		t.Fatalf("outcome %s with %d sockets", u.Outcome, u.Sockets)
+	}
+	return u.Report.CapacityPorts - udpPool(t, u, family).Ports
+}
+
+// TestOracleUDP tests each combination of range, reserved ports, sockets that hold ports, and family.
+// It is not parallel: while another test starts a process, the child has copies of all descriptors for
+// a moment, and close() of ours does not free their ports yet.
+func TestOracleUDP(t *testing.T) {
+	at := netip.MustParseAddrPort
+	ranges := []string{"40000 40019", "40000 40020", "40004 40004"}
+	reserved := []string{"", "40002,40010-40013", "39990-40003,40019-40100"}
+	v4, v6, dual := udpClients[pool.UDPIPv4], udpClients[pool.UDPIPv6], udpClients[pool.UDPDualStack]
+	mapped := netnstest.UDP{IPv6: true, Remote: at("198.51.100.7:53")}
+	reuseAddr, reusePort := v4, v4
+	reuseAddr.ReuseAddr, reusePort.ReusePort = true, true
+	holdings := []struct {
+		name string
+		held []netnstest.UDP
+	}{
+		{"nothing", nil},
+		{"connected IPv4", []netnstest.UDP{v4, v4, v4}},
+		{"connected dual-stack", []netnstest.UDP{dual, dual}},
+		{"connected mapped", []netnstest.UDP{mapped, mapped}},
+		{"bound to another address", []netnstest.UDP{{Local: at("127.0.0.9:40004")}}},
+		{"bound to the wildcard", []netnstest.UDP{{Local: at("0.0.0.0:40004")}}},
+		{"bound dual-stack", []netnstest.UDP{{IPv6: true, Local: at("[::]:40004")}}},
+		{"bound v6only", []netnstest.UDP{{IPv6: true, V6Only: true, Local: at("[::]:40004")}}},
+		{"bound to an IPv6 address", []netnstest.UDP{{IPv6: true, Local: at("[2001:db8::1]:40004")}}},
+		{"bound mapped", []netnstest.UDP{{IPv6: true, Local: at("[::ffff:198.51.100.1]:40004")}}},
+		{"bound and connected", []netnstest.UDP{{Local: at("198.51.100.1:40004"), Remote: v4.Remote}}},
+		{"bound dual-stack and connected", []netnstest.UDP{{IPv6: true, Local: at("[::]:40004"), Remote: v6.Remote}}},
+		{"one port on two addresses", []netnstest.UDP{{Local: at("127.0.0.8:40004")}, {Local: at("127.0.0.9:40004")}}},
+		{"one port for IPv4 and IPv6", []netnstest.UDP{{Local: at("0.0.0.0:40004")}, {IPv6: true, V6Only: true, Local: at("[::]:40004")}}},
+		{"SO_REUSEADDR on one port", []netnstest.UDP{{Local: at("0.0.0.0:40004"), ReuseAddr: true}, {Local: at("0.0.0.0:40004"), ReuseAddr: true}}},
+		{"SO_REUSEPORT on one port", []netnstest.UDP{{Local: at("0.0.0.0:40004"), ReusePort: true}, {Local: at("0.0.0.0:40004"), ReusePort: true}}},
+		{"SO_REUSEADDR connected", []netnstest.UDP{reuseAddr, reuseAddr, reuseAddr}},
+		{"SO_REUSEPORT connected", []netnstest.UDP{reusePort, reusePort, reusePort}},
+		{"bound to a device", []netnstest.UDP{{Device: "lo", Local: at("0.0.0.0:40004")}}},
+		{"UDP-Lite", []netnstest.UDP{{Lite: true, Local: at("0.0.0.0:40004")}}},
+		{"outside of the range", []netnstest.UDP{{Local: at("0.0.0.0:50004")}, {IPv6: true, Local: at("[::]:1")}}},
+		{"without a port", []netnstest.UDP{{}}},
+		{"one of each", []netnstest.UDP{v4, dual, mapped, {Local: at("127.0.0.9:40004")}, {IPv6: true, V6Only: true, Local: at("[::]:40004")}, {IPv6: true, V6Only: true, Local: at("[::]:40005")}}},
+	}
+	for _, ports := range ranges {
+		for _, res := range reserved {
+			for _, h := range holdings {
+				t.Run(fmt.Sprintf("%s/reserved %s/%s", ports, res, h.name), func(t *testing.T) {
+					netnstest.New(t)
+					netnstest.Sysctl(t, "ipv4/ip_local_port_range", ports)
+					netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", res)
+					for _, u := range h.held {
+						// In a range of one port, the second has none.
+						if _, err := u.Fill(t, 1); err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EADDRINUSE) && !u.Lite {
+							t.Fatal(err)
+						}
+					}
+					s := newScanner(t, testConfig())
+					for _, family := range pool.UDPFamilies {
+						checkUDP(t, s, family)
+					}
+				})
+			}
+		}
+	}
+}
