@@ -188,7 +188,10 @@ func checkFailed(t *testing.T, snapshot Snapshot, want error) {
 		t.Fatalf("got %+v, want our namespace with %v", snapshot, want)
 	}
 	got := snapshot.Namespaces[0]
-	empty := Namespace{Name: Self, Outcome: Failed, Err: got.Err, UDP: UDP{Outcome: Idle}}
+	empty := Namespace{Name: Self, Outcome: Failed, Err: got.Err}
+	if got.UDP.Outcome == Idle {
+		empty.UDP.Outcome = Idle
+	}
 	if errors.Is(want, os.ErrDeadlineExceeded) {
 		empty.Outcome = Deadline
 	}
