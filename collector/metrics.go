@@ -33,6 +33,7 @@ type descs struct {
 	connectFailuresTable, connectFailuresMissed, connectFailuresSuccess  *prometheus.Desc
 
 	nat natDescs
+	udp udpDescs
 }
 
 // newDescs returns the name, help text and labels of every metric.
@@ -149,7 +150,7 @@ func newDescs() descs {
 			namespace, nil),
 
 		collectSuccess: prometheus.NewDesc("ephemeral_port_collect_success",
-			"1 if this scrape could read the network namespace. If it is 0, the other metrics of the namespace are absent, except ephemeral_port_netns_info.",
+			"1 if this scrape could read the network namespace. If it is 0, the other metrics of the namespace are absent, except ephemeral_port_netns_info and those of UDP and connection tracking.",
 			namespace, nil),
 		collectDuration: prometheus.NewDesc("ephemeral_port_collect_duration_seconds",
 			"Time that it took to read the network namespace.",
@@ -188,6 +189,7 @@ func newDescs() descs {
 			nil, nil),
 
 		nat: newNATDescs(),
+		udp: newUDPDescs(),
 	}
 }
 
@@ -209,6 +211,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		ch <- desc
 	}
 	d.nat.describe(ch)
+	d.udp.describe(ch)
 }
 
 // sendSnapshot sends all metrics of a snapshot.
@@ -217,6 +220,7 @@ func (d *descs) sendSnapshot(ch chan<- prometheus.Metric, s scan.Snapshot) {
 		d.sendNamespace(ch, n)
 		d.sendOwners(ch, n, s)
 		d.nat.send(ch, n)
+		d.udp.send(ch, n, s)
 	}
 	if s.OthersRead {
 		d.sendOutcomes(ch, s.Namespaces)

@@ -106,6 +106,7 @@ func TestMetrics(t *testing.T) {
 				Conntrack: &scan.Conntrack{Entries: 64000, Limit: 262144, Counted: true, InsertFailed: 12, Dropped: 15, EarlyDropped: 2},
 				NAT:       &scan.NAT{Report: natReport, Duration: 1500 * time.Microsecond},
 				Report:    report, TimeWaitSockets: 10000, TimeWaitOverflows: 7, Duration: 2500 * time.Microsecond,
+				UDP: udpOf(15000, 12000, 300, 12250),
 			},
 			{Outcome: scan.Idle}, {Outcome: scan.Idle}, {Outcome: scan.Failed}, // without a label
 		},
@@ -149,12 +150,15 @@ func TestMetrics(t *testing.T) {
 // TestMetricsFailure checks that a failed namespace has no measured values.
 func TestMetricsFailure(t *testing.T) {
 	failed := errors.New("failed")
-	want := `# HELP ephemeral_port_collect_success 1 if this scrape could read the network namespace. If it is 0, the other metrics of the namespace are absent, except ephemeral_port_netns_info.
+	want := `# HELP ephemeral_port_collect_success 1 if this scrape could read the network namespace. If it is 0, the other metrics of the namespace are absent, except ephemeral_port_netns_info and those of UDP and connection tracking.
 # TYPE ephemeral_port_collect_success gauge
 ephemeral_port_collect_success{netns="self"} 0
 # HELP ephemeral_port_connect_failures_collect_success 1 if this scrape could read the counts of failed connects. If it is 0, they are absent. Only with --connect-failures.
 # TYPE ephemeral_port_connect_failures_collect_success gauge
 ephemeral_port_connect_failures_collect_success 0
+# HELP ephemeral_port_udp_collect_success 1 if this scrape could read the UDP sockets of the network namespace, or found too few to read. If it is 0, the metrics of UDP are absent. It is absent itself if the kernel cannot list UDP sockets.
+# TYPE ephemeral_port_udp_collect_success gauge
+ephemeral_port_udp_collect_success{netns="self"} 0
 `
 	got := exposition(t, New(scan.Snapshot{
 		Namespaces:      []scan.Namespace{{Name: scan.Self, Outcome: scan.Failed, Err: failed}},
@@ -193,6 +197,10 @@ func TestMetricsBound(t *testing.T) {
 		n := scan.Namespace{Name: fmt.Sprint("busy", i), Inode: uint64(i + 1), Outcome: scan.Collected}
 		n.Report.Settings.TWReuseDelay, n.Report.BoundKnown = time.Second, true
 		n.Conntrack = &scan.Conntrack{Limit: 1, Counted: true}
+		n.UDP = udpOf(3, 1, 2, 3)
+		for j := range n.UDP.Report.Pools {
+			n.UDP.Report.Pools[j].Owners = []pool.Owner{{Cgroup: 1, Ports: 1}, {Cgroup: 2, Ports: 1}, {Cgroup: 3, Ports: 1}}
+		}
 		s.Namespaces = append(s.Namespaces, n)
 	}
 	for i := range limit { // the limit is for all namespaces together

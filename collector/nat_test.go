@@ -49,6 +49,9 @@ func TestMetricsNAT(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []string
 			for line := range strings.Lines(samples(t, scan.Snapshot{Namespaces: []scan.Namespace{tt.namespace}})) {
+				if strings.HasPrefix(line, "ephemeral_port_udp_") {
+					continue // see TestMetricsUDP
+				}
 				got = append(got, strings.TrimSpace(strings.TrimPrefix(line, "ephemeral_port_")))
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {

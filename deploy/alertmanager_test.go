@@ -181,6 +181,10 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		destination("EphemeralPortsConnectFailing", "critical", "10.0.0.9"),
 		with("netns", "netns-7", destination("EphemeralPortsExhausted", "critical", "10.0.0.9")),
 		host("a", "alertname", "EphemeralPortsTimeWaitOverflow", "severity", "warning"),
+		host("a", "alertname", "EphemeralPortsUDPExhausted", "severity", "critical", "family", "ipv4"),
+		host("a", "alertname", "EphemeralPortsUDPNearlyExhausted", "severity", "critical", "family", "ipv4"),
+		host("c", "alertname", "EphemeralPortsUDPNearlyExhausted", "severity", "critical", "family", "ipv4", "destination_ip", "of another host"),
+		host("a", "alertname", "EphemeralPortsUDPNearlyExhausted", "severity", "critical", "family", "ipv6", "destination_ip", "of another family"),
 		host("b", "alertname", "EphemeralPortExporterDown", "severity", "critical"),
 		host("b", "alertname", "EphemeralPortsCollectFailing", "severity", "critical"),
 		host("b", "alertname", "NodeDown", "severity", "warning"),
@@ -215,6 +219,11 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		"EphemeralPortsExhausted 10.0.0.8":      false, // on another host
 		"EphemeralPortsConnectFailing 10.0.0.9": false,
 		"EphemeralPortsExhausted 10.0.0.9":      false, // in another network namespace
+
+		"EphemeralPortsUDPExhausted":                         false,
+		"EphemeralPortsUDPNearlyExhausted":                   true,
+		"EphemeralPortsUDPNearlyExhausted of another host":   false,
+		"EphemeralPortsUDPNearlyExhausted of another family": false,
 
 		"EphemeralPortsTimeWaitOverflow": false,
 		"EphemeralPortExporterDown":      false,

@@ -528,9 +528,15 @@ func TestRunbook(t *testing.T) {
 
 	sysctl := regexp.MustCompile(`net\.ipv4\.\w+`)
 	shown := map[string]bool{}
+	advices := map[string]*Advice{}
 	for _, tt := range adviceCases {
 		r, d := tt.report()
-		advice := r.Advise(d, tt.failing)
+		advices[tt.name] = r.Advise(d, tt.failing)
+	}
+	for name, tt := range udpAdviceCases() {
+		advices["UDP "+name] = udpReport(tt.settings, tt.sockets...).Pools[0].Advice
+	}
+	for name, advice := range advices {
 		if advice == nil {
 			continue
 		}
@@ -538,7 +544,7 @@ func TestRunbook(t *testing.T) {
 		for _, c := range advice.Cures {
 			i := slices.Index(titles, c.Title)
 			if i <= last {
-				t.Errorf("%s: %q is chapter %d of the runbook, and the cure before it %d", tt.name, c.Title, i, last)
+				t.Errorf("%s: %q is chapter %d of the runbook, and the cure before it %d", name, c.Title, i, last)
 			}
 			last = i
 			shown[c.Title] = true

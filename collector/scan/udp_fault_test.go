@@ -80,10 +80,11 @@ func udpFaultyScanner(t *testing.T, tcp, udp **fault) (*Scanner, *bytes.Buffer) 
 	}
 	log.Reset()
 	s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
+		tcp, udp := *tcp, *udp // the fake kernel is another goroutine
 		fd, err := sockdiagtest.Dial(func(r sockdiagtest.Request) [][]byte {
-			f, answer := *tcp, healthy
+			f, answer := tcp, healthy
 			if r.Type == unix.SOCK_DIAG_BY_FAMILY && r.Body[1] == unix.IPPROTO_UDP {
-				f, answer = *udp, udpHealthy
+				f, answer = udp, udpHealthy
 			}
 			if f != nil {
 				answer = f.answer
