@@ -117,6 +117,8 @@ func udpAdviceCases() map[string]struct {
 	}
 	v6server := udpAt("[::]:5353")
 	v6server.V6Only = true
+	v6reserved := udpAt("[::]:40009")
+	v6reserved.V6Only = true
 	const wide = `net.ipv4.ip_local_port_range="1024 65535"`
 	const all = 65535 - 1024 + 1
 	plain := Settings{PortRange: udpSettings.PortRange}
@@ -141,7 +143,7 @@ func udpAdviceCases() map[string]struct {
 			Settings{PortRange: udpSettings.PortRange, ReservedPorts: []PortRange{{Low: 53, High: 53}}},
 			append(connected(10), udpAt("0.0.0.0:50000"), v6server, udpAt("0.0.0.0:53")), []Cure{servers},
 		},
-		"reserved": {udpSettings, append(connected(8, 7, 8, 7, 8, 9), udpAt("0.0.0.0:40009")), []Cure{
+		"reserved": {udpSettings, append(connected(8, 7, 8, 7, 8, 9), v6reserved), []Cure{
 			{
 				Title:    "Close UDP sockets",
 				Sentence: "One control group holds 4 of the ports. Restart it to free them, and let it use one socket for many destinations.",

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os/exec"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -163,6 +165,70 @@ func TestOracleUDP(t *testing.T) {
 					}
 				})
 			}
+		}
+	}
+}
+
+// TestOracleUDPCures applies each cure to a pool that is out of ports: the kernel must give as many
+// sockets a port as it says. It is not parallel, like TestOracleUDP.
+func TestOracleUDPCures(t *testing.T) {
+	for _, title := range []string{"Close UDP sockets", "Widen the range", "Give back reserved ports"} {
+		for _, family := range pool.UDPFamilies {
+			t.Run(title+"/"+string(family), func(t *testing.T) {
+				netnstest.New(t)
+				netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40049")
+				netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "1024-39399,40012-40017,40100-65499")
+				servers := []netnstest.UDP{
+					{Local: netip.MustParseAddrPort("0.0.0.0:39500")},
+					{IPv6: true, V6Only: true, Local: netip.MustParseAddrPort("[::]:39501")},
+					{IPv6: true, Local: netip.MustParseAddrPort("[::]:65500")},
+					{Local: netip.MustParseAddrPort("127.0.0.9:40013")}, // reserved
+					{Local: netip.MustParseAddrPort("127.0.0.9:1053")},
+				}
+				for _, u := range servers {
+					u.Hold(t, 1)
+				}
+				client := udpClients[family]
+				var fds []int
+				for {
+					fd, err := client.Open()
+					if errors.Is(err, unix.EAGAIN) {
+						break
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					fds = append(fds, fd)
+				}
+				defer func() {
+					for _, fd := range fds {
+						unix.Close(fd)
+					}
+				}()
+
+				s := newScanner(t, testConfig())
+				advice := udpPool(t, collectUDP(t, s), family).Advice
+				if advice == nil {
+					t.Fatal("no advice")
+				}
+				i := slices.IndexFunc(advice.Cures, func(c pool.Cure) bool { return c.Title == title })
+				if i < 0 {
+					t.Fatalf("no such cure: %+v", advice.Cures)
+				}
+				cure := advice.Cures[i]
+				if cure.Command == "" {
+					for _, fd := range fds {
+						unix.Close(fd)
+					}
+					fds = nil
+				} else if out, err := exec.Command("sh", "-c", cure.Command).CombinedOutput(); err != nil {
+					t.Fatalf("%s: %v: %s", cure.Command, err, out)
+				}
+				if free := freeUDP(t, s, family); free != cure.Then.Ports || cure.Now.Ports != 0 {
+					t.Errorf("the cure promised %d free ports and 0 before, the report then says %d: %+v", cure.Then.Ports, free, cure)
+				}
+				checkUDP(t, s, family)
+			})
 		}
 	}
 }
