@@ -83,6 +83,7 @@ func trouble() scan.Snapshot {
 	r.UnreportedDestinations, r.UnreportedPorts, r.UnreportedSources = 12, 48, 1
 	s := hostOf(r)
 	s.Namespaces[0].Inode = 4026531840
+	s.Namespaces[0].UDP = udpOf(26000, 40)
 	s.OthersRead = true
 
 	pod := defaults()
@@ -92,6 +93,7 @@ func trouble() scan.Snapshot {
 	s.Namespaces = append(s.Namespaces,
 		scan.Namespace{
 			Name: "cni-1f2e", Inode: 4026532999, Path: "/run/netns/cni-1f2e", Outcome: scan.Collected, Report: pod, TimeWaitSockets: 23000,
+			UDP:   udpOf(28222, 0),
 			Owner: scan.Owner{Owner: cgroup.Owner{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}, Command: "haproxy"},
 		},
 		scan.Namespace{Name: "netns-77", Inode: 4026533001, Path: "/proc/77/ns/net", Outcome: scan.Idle, TimeWaitSockets: 3},
@@ -110,6 +112,23 @@ func trouble() scan.Snapshot {
 		Unattributed: 17,
 	}
 	return s
+}
+
+// udpOf returns what a scan learned of so many UDP sockets with a peer over IPv4 and over IPv6, in a
+// namespace with default settings and 10 reserved ports, and of a server outside of the range.
+func udpOf(ipv4, ipv6 int) scan.UDP {
+	settings := defaults().Settings
+	settings.ReservedPorts = []pool.PortRange{{Low: 32768, High: 32777}}
+	table := pool.NewUDPTable(settings)
+	table.Add(&pool.UDPSocket{Local: netip.MustParseAddrPort("0.0.0.0:5353"), Cgroup: 7})
+	for i := range ipv4 + ipv6 {
+		socket := pool.UDPSocket{Local: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(32778+i)), Connected: true, Cgroup: 7}
+		if i >= ipv4 {
+			socket.Local = netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), socket.Local.Port())
+		}
+		table.Add(&socket)
+	}
+	return scan.UDP{Outcome: scan.Collected, Sockets: ipv4 + ipv6 + 1, Report: table.Report()}
 }
 
 // quiet is a host without any danger.
@@ -184,7 +203,7 @@ func hostile() scan.Snapshot {
 		r.Destinations = []pool.Destination{connections("10.0.0.1", fmt.Sprintf("10.3.0.%d:443", i), map[pool.State]int{pool.Established: 20000})}
 		r.MaxUtilization = r.Destinations[0].Utilization
 		s.Namespaces = append(s.Namespaces, scan.Namespace{
-			Name: name, Inode: uint64(100 + i), Path: "/run/netns/" + name, Outcome: scan.Collected, Report: r,
+			Name: name, Inode: uint64(100 + i), Path: "/run/netns/" + name, Outcome: scan.Collected, Report: r, UDP: udpOf(25000, 0),
 			Owner: scan.Owner{Command: name, Owner: cgroup.Owner{PodUID: name}},
 		}, scan.Namespace{Name: "failed " + name, Inode: uint64(200 + i), Outcome: scan.Failed, Err: errors.New("open " + name + ": failed")})
 	}

@@ -15,6 +15,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.judgeDestination(self, c)
 	} else {
 		p.judgeHost(s, c)
+		p.judgeUDPFailures(s, c)
 	}
 	if f := s.ConnectFailures; f != nil && f.Err != nil {
 		p.raise(warning, "Failed connects could not be counted: "+c.sentence(f.Err.Error()))
@@ -113,6 +114,7 @@ func (p *page) judgeHost(s *scan.Snapshot, c cleaner) {
 			sentences = append(sentences, fmt.Sprintf("Clients that bind to %s before they connect use %s of its ports: at 100%% their bind() fails.", src.Address, src.Used))
 		}
 	}
+	sentences = append(sentences, p.judgeUDP()...)
 	if n := len(p.Failed); n > 0 {
 		p.Level = max(p.Level, warning)
 		sentences = append(sentences, fmt.Sprintf("%s that %s few ports now had failed connects within 15 minutes.", plural(n, "pool", "pools"), map[bool]string{true: "holds", false: "hold"}[n == 1]))

@@ -25,6 +25,7 @@ type document struct {
 	Problems     []string              `json:"problems"`
 	Destinations []documentDestination `json:"destinations"`
 	Sources      []documentSource      `json:"sources"`
+	UDP          []documentUDP         `json:"udp,omitempty"`
 	Namespaces   []documentNamespace   `json:"namespaces"`
 	Failed       []documentFailed      `json:"connect_failures,omitempty"`
 	Unattributed *uint64               `json:"connect_failures_unattributed,omitempty"`
@@ -79,6 +80,8 @@ type documentNamespace struct {
 	Outcome         string `json:"outcome"`
 	Error           string `json:"error,omitempty"`
 	TimeWaitSockets *int   `json:"time_wait_sockets,omitempty"`
+	UDPSockets      *int   `json:"udp_sockets,omitempty"`
+	UDPError        string `json:"udp_error,omitempty"`
 
 	*documentReport // only if the outcome is collected
 }
@@ -153,6 +156,9 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 	}
 	for _, row := range p.Destinations {
 		d.Destinations = append(d.Destinations, newDocumentDestination(row, p.Counts))
+	}
+	for _, row := range p.UDP {
+		d.UDP = append(d.UDP, newDocumentUDP(row))
 	}
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
@@ -231,6 +237,12 @@ func newDocumentSource(n *scan.Namespace, s *pool.Source) documentSource {
 func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 	doc := documentNamespace{
 		Netns: n.Name, Inode: n.Inode, Command: n.Owner.Command, PodUID: n.Owner.PodUID, ContainerID: n.Owner.ContainerID, Outcome: string(n.Outcome),
+	}
+	if n.UDP.Err != nil {
+		doc.UDPError = n.UDP.Err.Error()
+	}
+	if n.UDP.Unsupported || n.UDP.Err == nil && n.UDP.Outcome != "" {
+		doc.UDPSockets = &n.UDP.Sockets
 	}
 	if n.Err != nil {
 		doc.Error = n.Err.Error()

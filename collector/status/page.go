@@ -26,6 +26,7 @@ type page struct {
 
 	Destinations []*destination
 	Sources      []source
+	UDP          []*udpPool
 	Namespaces   []namespace
 	Idle         []namespace
 	Outcomes     string    // how many network namespaces there are of each outcome
@@ -160,6 +161,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 			}
 		}
 		p.addSources(n, c)
+		p.addUDP(s, n, c)
 		if known := n.Outcome != scan.Skipped || n.Err != nil; p.Others && v.shows(n) && n.Name != "" && known {
 			list := &p.Namespaces
 			if n.Outcome == scan.Idle {
@@ -170,6 +172,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	}
 	p.Outcomes = outcomes(s.Namespaces)
 	slices.SortFunc(p.Destinations, worstFirst)
+	slices.SortStableFunc(p.UDP, worstUDPFirst)
 	slices.SortStableFunc(p.Namespaces, func(a, b namespace) int {
 		return cmp.Or(cmp.Compare(rank(a.scan), rank(b.scan)), cmp.Compare(b.scan.Report.MaxUtilization, a.scan.Report.MaxUtilization))
 	})

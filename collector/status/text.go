@@ -30,6 +30,7 @@ func newText(p *page) string {
 			t.row(sourceColumns, src.Address, src.Netns, src.Used, src.Ports, src.Bound, src.Capacity)
 		}
 	}
+	t.udp(p)
 	if len(p.Namespaces) > 0 {
 		t.namespaces(p)
 	}
@@ -101,22 +102,30 @@ func (t *text) details(d *destination) {
 	if d.Diagnosis != "" {
 		t.paragraph("  ", d.Diagnosis)
 	}
-	for i, c := range d.Cures {
+	t.cures(d.Cures)
+	for _, c := range d.Commands {
+		t.command("  ", c.Line)
+	}
+}
+
+// cures writes cures, best first.
+func (t *text) cures(cures []cure) {
+	for i, c := range cures {
 		cure := fmt.Sprintf("%d. %s. %s %s", i+1, c.Title, c.Sentence, c.Gain)
 		if c.Condition != "" {
 			cure += " If: " + c.Condition
 		}
 		t.paragraph("  ", cure)
 		if c.Command != "" {
-			for _, line := range wrap(c.Command, textWidth-5) {
-				t.line("     " + line)
-			}
+			t.command("     ", c.Command)
 		}
 	}
-	for _, c := range d.Commands {
-		for _, line := range wrap(c.Line, textWidth-2) {
-			t.line("  " + line)
-		}
+}
+
+// command writes a command, in several lines where it is long.
+func (t *text) command(indent, command string) {
+	for _, line := range wrap(command, textWidth-len(indent)) {
+		t.line(indent + line)
 	}
 }
 
