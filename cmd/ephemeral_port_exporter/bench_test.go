@@ -209,7 +209,7 @@ func compareWithBareLoop(b *testing.B) {
 	if netnstest.IsHostRoot() {
 		exporters["exact-"] = startBench(b, "127.0.0.1:996", "--exact")
 	}
-	loop := startBareLoop(b)
+	loop := startBareLoop(b, "tcp")
 	figures := map[string][]float64{}
 	add := func(name string, value float64) { figures[name] = append(figures[name], value) }
 	sockets := 0
@@ -384,14 +384,14 @@ func (p benchProcess) rss(b *testing.B) float64 {
 	return 0
 }
 
-// envBareLoop makes the test binary the yardstick.
+// envBareLoop makes the test binary the yardstick, of "tcp" or "udp" sockets.
 const envBareLoop = "BENCH_BARE_LOOP"
 
 // startBareLoop runs the yardstick until the benchmark ends.
-func startBareLoop(b *testing.B) benchProcess {
+func startBareLoop(b *testing.B, protocol string) benchProcess {
 	b.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envBareLoop+"=1", "GOGC=off")
+	cmd.Env = append(os.Environ(), envBareLoop+"="+protocol, "GOGC=off")
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -436,7 +436,14 @@ func bareLoopMain() {
 		if _, err := in.ReadString('\n'); err != nil {
 			return
 		}
-		sockets, err := bareDump(buf)
+		sockets, err := 0, error(nil)
+		for _, request := range bareRequests[os.Getenv(envBareLoop)] {
+			var n int
+			if n, err = bareDump(request, buf); err != nil {
+				break
+			}
+			sockets += n
+		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "bare loop:", err)
 			os.Exit(1)
@@ -445,20 +452,41 @@ func bareLoopMain() {
 	}
 }
 
-// bareDump requests all TCP sockets except listeners and discards the answer.
-func bareDump(buf []byte) (sockets int, err error) {
+// bareRequests are what the yardstick asks for: all TCP sockets except listeners, or all UDP sockets.
+var bareRequests = map[string][]bareRequest{
+	"tcp": {{tcpdiagGetSock, 60, 0, 0, 52, 0xb7e}}, // all but TCP_CLOSE and TCP_LISTEN
+	"udp": {
+		{unix.SOCK_DIAG_BY_FAMILY, 56, unix.AF_INET, unix.IPPROTO_UDP, 4, ^uint32(0)},
+		{unix.SOCK_DIAG_BY_FAMILY, 56, unix.AF_INET6, unix.IPPROTO_UDP, 4, ^uint32(0)},
+	},
+}
+
+// tcpdiagGetSock is TCPDIAG_GETSOCK of linux/inet_diag.h.
+const tcpdiagGetSock = 18
+
+// A bareRequest is a request for a dump, of the type struct inet_diag_req or inet_diag_req_v2.
+type bareRequest struct {
+	typ              uint16
+	size             int
+	family, protocol byte // the first bytes
+	statesAt         int
+	states           uint32
+}
+
+// bareDump requests sockets and discards the answer.
+func bareDump(r bareRequest, buf []byte) (sockets int, err error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return 0, err
 	}
 	defer unix.Close(fd)
 
-	const getSock, states = 18, 0xb7e // TCPDIAG_GETSOCK; all but TCP_CLOSE and TCP_LISTEN
-	req := make([]byte, 16+60)
+	req := make([]byte, 16+r.size)
 	binary.NativeEndian.PutUint32(req[0:], uint32(len(req)))
-	binary.NativeEndian.PutUint16(req[4:], getSock)
+	binary.NativeEndian.PutUint16(req[4:], r.typ)
 	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	binary.NativeEndian.PutUint32(req[16+52:], states)
+	req[16], req[17] = r.family, r.protocol
+	binary.NativeEndian.PutUint32(req[16+r.statesAt:], r.states)
 	if _, err := unix.Write(fd, req); err != nil {
 		return 0, err
 	}
@@ -469,7 +497,7 @@ func bareDump(buf []byte) (sockets int, err error) {
 		}
 		for m := buf[:n]; len(m) >= 16; m = m[(binary.NativeEndian.Uint32(m)+3)&^3:] {
 			switch binary.NativeEndian.Uint16(m[4:]) {
-			case getSock:
+			case r.typ:
 				sockets++
 			case unix.NLMSG_DONE:
 				return sockets, nil
