@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
@@ -230,5 +233,114 @@ func TestOracleUDPCures(t *testing.T) {
 				checkUDP(t, s, family)
 			})
 		}
+	}
+}
+
+// TestUDPNamespaces checks other namespaces: one is busy if UDP or TCP makes it so, and its UDP sockets are
+// read if they are not few. In an idle one, none are.
+func TestUDPNamespaces(t *testing.T) {
+	dir := t.TempDir()
+	client := udpClients[pool.UDPIPv4]
+	for name, held := range map[string]struct{ udp, tcp int }{
+		"none": {}, "few": {9, 0}, "enough": {10, 0}, "tcp": {9, 10}, "full": {1000, 0},
+	} {
+		netnstest.Mount(t, filepath.Join(dir, name), func() {
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "30000 30999")
+			client.Hold(t, held.udp)
+			clientTo("198.51.100.1", "198.51.100.7:80").Hold(t, held.tcp)
+		})
+	}
+	found := byName(namedScanner(t, dir))
+	for name, want := range map[string]struct {
+		outcome, udp Outcome
+		sockets      int
+		utilization  float64 // of ipv4 and dual_stack
+	}{
+		"self":   {Collected, Idle, 0, 0},
+		"none":   {Idle, "", 0, 0},
+		"few":    {Idle, "", 0, 0},
+		"enough": {Collected, Collected, 10, 0.01},
+		"tcp":    {Collected, Idle, 9, 0},
+		"full":   {Collected, Collected, 1000, 1},
+	} {
+		n := found[name]
+		if n.Outcome != want.outcome || n.UDP.Outcome != want.udp || n.UDP.Sockets != want.sockets || n.Err != nil || n.UDP.Err != nil {
+			t.Errorf("%s: got %q, %+v, want %+v", name, n.Outcome, n.UDP, want)
+		}
+		if r := n.UDP.Report; r.Pools[0].Utilization != want.utilization || r.Pools[1].Utilization != 0 || r.Pools[2].Utilization != want.utilization {
+			t.Errorf("%s: got %+v, want utilization %v", name, r.Pools, want.utilization)
+		}
+	}
+}
+
+// TestUDPUnknown checks what a dump does not tell: whether a socket with a peer is IPV6_V6ONLY. It counts
+// as dual-stack, so the kernel may give IPv4 sockets more ports than the report says, never fewer.
+func TestUDPUnknown(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40019")
+	udpClients[pool.UDPIPv6].Hold(t, 3)
+	s := newScanner(t, testConfig())
+	free := freeUDP(t, s, pool.UDPIPv4)
+	if granted, refusal := udpClients[pool.UDPIPv4].Fill(t, 100); free != 17 || granted != 20 || !errors.Is(refusal, unix.EAGAIN) {
+		t.Errorf("the report says that %d ports are free, connect() granted %d, then %v", free, granted, refusal)
+	}
+}
+
+// TestOracleUDPSend checks that sendto() of a socket without a port fails where connect() does.
+func TestOracleUDPSend(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40009")
+	client := udpClients[pool.UDPIPv4]
+	client.Hold(t, 7)
+	s := newScanner(t, testConfig())
+	free := freeUDP(t, s, pool.UDPIPv4)
+	to := netnstest.Sockaddr(client.Remote, false)
+	for granted := 0; ; granted++ {
+		fd, err := netnstest.UDP{}.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		if err := unix.Sendto(fd, nil, 0, to); err != nil {
+			if granted != free || !errors.Is(err, unix.EAGAIN) {
+				t.Errorf("the report says that %d ports are free, sendto() granted %d, then %v", free, granted, err)
+			}
+			break
+		}
+	}
+	if u := udpPool(t, collectUDP(t, s), pool.UDPIPv4).Utilization; u != 1 {
+		t.Errorf("utilization is %v after sendto() failed, want 1", u)
+	}
+	// bind() to another address has ports that sockets with a peer do not hold there.
+	if granted, err := (netnstest.UDP{Local: netip.MustParseAddrPort("203.0.113.1:0")}).Fill(t, 1); granted != 1 {
+		t.Errorf("bind() to an address: %v", err)
+	}
+}
+
+// TestUDPOwnersKernel checks the owners against real control groups.
+func TestUDPOwnersKernel(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+	tree := newCgroupTree(t)
+	client := udpClients[pool.UDPIPv4]
+	for path, n := range map[string]int{"/dns.service": 50, "/game.service": 30, "/batch": 15, "/few": 2} {
+		netnstest.NewCgroup(t, tree.mount+tree.root+path)
+		netnstest.HoldInCgroup(t, tree.mount+tree.root+path, netnstest.Holding{UDP: &client, Count: n})
+	}
+	cfg := testConfig()
+	cfg.Cgroup = tree.mount
+	snapshot := newScanner(t, cfg).Scan(t.Context())
+	if snapshot.CgroupsErr != nil {
+		t.Error(snapshot.CgroupsErr)
+	}
+	got := map[pool.UDPFamily]string{}
+	for _, p := range snapshot.Namespaces[0].UDP.Report.Pools {
+		for _, o := range snapshot.Resolve(p.Owners) {
+			got[p.Family] += fmt.Sprintf("%s %d ", strings.TrimPrefix(o.Path, tree.root), o.Ports)
+		}
+	}
+	const owners = "/dns.service 50 /game.service 30 /batch 15 "
+	if diff := cmp.Diff(map[pool.UDPFamily]string{pool.UDPIPv4: owners, pool.UDPDualStack: owners}, got); diff != "" {
+		t.Errorf("owners (-want +got):\n%s", diff)
 	}
 }
