@@ -135,7 +135,7 @@ func TestUDPFaults(t *testing.T) {
 			}
 			for range 2 {
 				n := s.Scan(t.Context()).Namespaces[0]
-				want := UDP{Outcome: Failed, Err: n.UDP.Err, Sockets: 20000, Unsupported: f.want == sockdiag.ErrUnsupported}
+				want := UDP{Outcome: Failed, Err: n.UDP.Err, Sockets: 20000, Unsupported: errors.Is(f.want, sockdiag.ErrUnsupported)}
 				if errors.Is(f.want, os.ErrDeadlineExceeded) {
 					want.Outcome = Deadline
 				}
