@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -110,8 +111,9 @@ func TestScrapeFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = "# TYPE ephemeral_port_collect_success gauge\nephemeral_port_collect_success{netns=\"self\"} 0\n"
-	if _, samples, _ := bytes.Cut(body, []byte("\n")); resp.StatusCode != http.StatusOK || string(samples) != want {
+	samples := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(body)), "\n"), func(line string) bool { return strings.HasPrefix(line, "#") })
+	want := []string{`ephemeral_port_collect_success{netns="self"} 0`, `ephemeral_port_udp_collect_success{netns="self"} 0`}
+	if resp.StatusCode != http.StatusOK || !slices.Equal(samples, want) {
 		t.Errorf("got %s\n%s\nwant 200 and only\n%s", resp.Status, body, want)
 	}
 }
