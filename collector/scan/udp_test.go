@@ -242,7 +242,7 @@ func TestUDPNamespaces(t *testing.T) {
 	dir := t.TempDir()
 	client := udpClients[pool.UDPIPv4]
 	for name, held := range map[string]struct{ udp, tcp int }{
-		"none": {}, "few": {9, 0}, "enough": {10, 0}, "tcp": {9, 10}, "full": {1000, 0},
+		"none": {}, "few": {9, 0}, "enough": {10, 0}, "both few": {9, 9}, "tcp": {9, 10}, "full": {1000, 0},
 	} {
 		netnstest.Mount(t, filepath.Join(dir, name), func() {
 			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "30000 30999")
@@ -256,12 +256,13 @@ func TestUDPNamespaces(t *testing.T) {
 		sockets      int
 		utilization  float64 // of ipv4 and dual_stack
 	}{
-		"self":   {Collected, Idle, 0, 0},
-		"none":   {Idle, "", 0, 0},
-		"few":    {Idle, "", 0, 0},
-		"enough": {Collected, Collected, 10, 0.01},
-		"tcp":    {Collected, Idle, 9, 0},
-		"full":   {Collected, Collected, 1000, 1},
+		"self":     {Collected, Idle, 0, 0},
+		"none":     {Idle, "", 0, 0},
+		"few":      {Idle, "", 0, 0},
+		"both few": {Idle, "", 0, 0},
+		"enough":   {Collected, Collected, 10, 0.01},
+		"tcp":      {Collected, Idle, 9, 0},
+		"full":     {Collected, Collected, 1000, 1},
 	} {
 		n := found[name]
 		if n.Outcome != want.outcome || n.UDP.Outcome != want.udp || n.UDP.Sockets != want.sockets || n.Err != nil || n.UDP.Err != nil {
