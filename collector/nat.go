@@ -2,6 +2,7 @@ package collector
 
 import (
 	"math"
+	"slices"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,7 +22,7 @@ type natDescs struct {
 func newNATDescs() natDescs {
 	namespace := []string{"netns"}
 	pool := []string{"netns", "protocol", "source_ip", "destination_ip", "destination_port"}
-	with := func(label string) []string { return append(pool[:len(pool):len(pool)], label) }
+	with := func(label string) []string { return append(slices.Clip(pool), label) }
 
 	return natDescs{
 		ports: prometheus.NewDesc("ephemeral_port_snat_ports",
@@ -144,7 +145,7 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 // sendPool sends the metrics of one pool.
 func (d *natDescs) sendPool(gauge func(*prometheus.Desc, float64, ...string), p pool.NATPool) {
 	labels := []string{string(p.Protocol), p.Source.String(), p.Address.Addr().String(), strconv.Itoa(int(p.Address.Port()))}
-	with := func(label string) []string { return append(labels[:len(labels):len(labels)], label) }
+	with := func(label string) []string { return append(slices.Clip(labels), label) }
 	for _, state := range pool.NATStates(p.Protocol) {
 		gauge(d.ports, float64(p.Ports[state]), with(state.String())...)
 	}
