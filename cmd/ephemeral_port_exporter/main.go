@@ -31,6 +31,7 @@ func main() {
 	// A terminal that closes, or a reader of the log that ends, is no reason to end.
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 
+	setVersion()
 	app := kingpin.New(name, "Prometheus exporter that shows how close connect() is to failing because no ephemeral port is free, by destination.")
 	app.Version(version.Print(name))
 	app.HelpFlag.Short('h')
