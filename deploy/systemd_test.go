@@ -37,10 +37,10 @@ func systemdVariants(t *testing.T) map[string]string {
 	t.Helper()
 	service := readFile(t, systemdService)
 	namespaces, failures := readFile(t, "systemd/all-namespaces.conf"), readFile(t, "systemd/connect-failures.conf")
-	exact := readFile(t, "systemd/exact.conf")
+	exact, tls := readFile(t, "systemd/exact.conf"), readFile(t, "systemd/tls.conf")
 	return map[string]string{
-		"service": service, "all-namespaces": service + namespaces, "connect-failures": service + failures, "exact": service + exact,
-		"all": service + namespaces + failures + exact,
+		"service": service, "all-namespaces": service + namespaces, "connect-failures": service + failures, "exact": service + exact, "tls": service + tls,
+		"all": service + namespaces + failures + exact + tls,
 	}
 }
 
@@ -58,7 +58,7 @@ func TestSystemdUnits(t *testing.T) {
 			t.Errorf("%s: systemd-analyze verify: %s", variant, out)
 		}
 	}
-	for _, name := range []string{"ephemeral_port_exporter.service", "ephemeral_port_exporter.socket", "ephemeral_port_exporter.default", "all-namespaces.conf", "connect-failures.conf", "exact.conf"} {
+	for _, name := range []string{"ephemeral_port_exporter.service", "ephemeral_port_exporter.socket", "ephemeral_port_exporter.default", "all-namespaces.conf", "connect-failures.conf", "exact.conf", "tls.conf"} {
 		checkFlags(t, name, readFile(t, filepath.Join("systemd", name)))
 	}
 }
@@ -67,7 +67,7 @@ func TestSystemdUnits(t *testing.T) {
 // capabilities, it is at most 3.
 func TestSystemdSecurity(t *testing.T) {
 	analyze := tool(t, "systemd-analyze", "systemd")
-	most := map[string]float64{"service": 1.5, "all-namespaces": 3, "connect-failures": 3, "exact": 3, "all": 3}
+	most := map[string]float64{"service": 1.5, "all-namespaces": 3, "connect-failures": 3, "exact": 3, "tls": 1.5, "all": 3}
 	for variant, service := range systemdVariants(t) {
 		path := write(t, t.TempDir(), "ephemeral_port_exporter.service", service)
 		out := run(t, analyze, "security", "--offline=true", "--no-pager", path)
