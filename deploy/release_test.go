@@ -1,0 +1,329 @@
+//go:build linux
+
+package deploy
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"debug/buildinfo"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// testRevision is the revision of the releases that tests make: not every checkout has a history.
+const testRevision = "0123456789abcdef0123456789abcdef01234567"
+
+// makeRelease makes a release and returns its folder and its version, the newest of the changelog unless
+// the test names one.
+func makeRelease(t *testing.T, version string) (folder, made string) {
+	t.Helper()
+	folder = filepath.Join(t.TempDir(), "release")
+	cmd := exec.Command("../.ci/release", folder)
+	cmd.Env = append(os.Environ(), "REVISION="+testRevision, "SOURCE_DATE_EPOCH=1700000000", "VERSION="+version)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, out)
+	}
+	made = version
+	if made == "" {
+		made = regexp.MustCompile(`\n## (\S+) / \d{4}-\d\d-\d\d\n`).FindStringSubmatch(readFile(t, "CHANGELOG.md"))[1]
+	}
+	return folder, made
+}
+
+// TestRelease checks what a release consists of.
+func TestRelease(t *testing.T) {
+	folder, version := makeRelease(t, "")
+	t.Run("names", func(t *testing.T) { testReleaseNames(t, folder, version) })
+	t.Run("reproducible", func(t *testing.T) { testReleaseReproducible(t, folder) })
+	t.Run("archives", func(t *testing.T) { testReleaseArchives(t, folder, version) })
+	t.Run("image", func(t *testing.T) { testReleaseImage(t, folder, version) })
+}
+
+// testReleaseNames compares the names of the files with SHA256SUMS.
+func testReleaseNames(t *testing.T, folder, version string) {
+	want := []string{
+		"SHA256SUMS",
+		"ephemeral-port-exporter-VERSION-1.aarch64.rpm", "ephemeral-port-exporter-VERSION-1.x86_64.rpm",
+		"ephemeral-port-exporter_VERSION_amd64.deb", "ephemeral-port-exporter_VERSION_arm64.deb",
+		"ephemeral_port_exporter-VERSION.linux-amd64.cdx.json", "ephemeral_port_exporter-VERSION.linux-amd64.tar.gz",
+		"ephemeral_port_exporter-VERSION.linux-arm64.cdx.json", "ephemeral_port_exporter-VERSION.linux-arm64.tar.gz",
+		"ephemeral_port_exporter-VERSION.oci.tar",
+	}
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, strings.Replace(e.Name(), version, "VERSION", 1))
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("files (-want +got):\n%s", diff)
+	}
+	check := exec.Command("sha256sum", "--check", "--strict", "SHA256SUMS")
+	check.Dir = folder
+	if out, err := check.CombinedOutput(); err != nil || strings.Count(string(out), ": OK\n") != len(want)-1 {
+		t.Errorf("%s: %v\n%s", check, err, out)
+	}
+}
+
+// testReleaseReproducible makes the release again and compares all bytes.
+func testReleaseReproducible(t *testing.T, folder string) {
+	again, _ := makeRelease(t, "")
+	if diff := cmp.Diff(readFile(t, filepath.Join(folder, "SHA256SUMS")), readFile(t, filepath.Join(again, "SHA256SUMS"))); diff != "" {
+		t.Errorf("checksums of two releases (-first +second):\n%s", diff)
+	}
+}
+
+// untar returns the files of an archive by name, and checks their time.
+func untar(t *testing.T, program, archive string, names ...string) map[string][]byte {
+	t.Helper()
+	cmd := exec.Command(program, append([]string{"-c", archive}, names...)...)
+	if program == "cat" {
+		cmd = exec.Command(program, archive)
+	}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v", cmd, err)
+	}
+	files := map[string][]byte{}
+	for r := tar.NewReader(bytes.NewReader(out)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", archive, err)
+		}
+		if h.ModTime.Unix() != 1700000000 {
+			t.Errorf("%s: %s has the time %v", archive, h.Name, h.ModTime)
+		}
+		if files[h.Name], err = io.ReadAll(r); err != nil {
+			t.Fatalf("%s: %v", archive, err)
+		}
+	}
+}
+
+// testReleaseArchives checks the binaries, compares the other files with those of the checkout, and the
+// bill of materials with go.mod.
+func testReleaseArchives(t *testing.T, folder, version string) {
+	for arch, machine := range map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} {
+		base := "ephemeral_port_exporter-" + version + ".linux-" + arch
+		files := untar(t, "gzip", filepath.Join(folder, base+".tar.gz"), "-d")
+		binary := files[base+"/"+exporterProgram]
+		delete(files, base+"/"+exporterProgram)
+		checkBinary(t, binary, machine)
+
+		var got []string
+		for name, content := range files {
+			path := strings.TrimPrefix(name, base+"/")
+			got = append(got, path)
+			if string(content) != readFile(t, filepath.Join("..", path)) {
+				t.Errorf("%s: %s is not that of the checkout", base, path)
+			}
+		}
+		want := []string{"README.md", "deploy/CHANGELOG.md", "deploy/runbook.md"}
+		for _, pattern := range []string{"alertmanager/*", "grafana/*.json", "prometheus/prometheus.yml", "prometheus/rules.yml", "seccomp/*", "systemd/*"} {
+			paths, err := filepath.Glob(pattern)
+			if err != nil || len(paths) == 0 {
+				t.Errorf("%s: %q, %v", pattern, paths, err)
+			}
+			for _, path := range paths {
+				want = append(want, "deploy/"+path)
+			}
+		}
+		slices.Sort(want)
+		slices.Sort(got)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("files of %s (-want +got):\n%s", base, diff)
+		}
+		checkMaterials(t, filepath.Join(folder, base+".cdx.json"), version, binary)
+	}
+}
+
+// checkBinary checks that a binary is static and built as the Dockerfile does.
+func checkBinary(t *testing.T, binary []byte, machine elf.Machine) {
+	t.Helper()
+	f, err := elf.NewFile(bytes.NewReader(binary))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Machine != machine {
+		t.Errorf("binary for %v, want %v", f.Machine, machine)
+	}
+	if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+		t.Error("the binary needs a dynamic loader")
+	}
+	info, err := buildinfo.Read(bytes.NewReader(binary))
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := map[string]string{}
+	for _, s := range info.Settings {
+		settings[s.Key] = s.Value
+	}
+	if settings["CGO_ENABLED"] != "0" || settings["-trimpath"] != "true" {
+		t.Errorf("built with %v", info.Settings)
+	}
+	if f.Section(".symtab") != nil {
+		t.Error("the binary has symbols, that of the Dockerfile has not")
+	}
+}
+
+// checkMaterials compares a bill of materials with what the binary contains.
+func checkMaterials(t *testing.T, path, version string, binary []byte) {
+	t.Helper()
+	type component struct{ Name, Version, Purl string }
+	var bom struct {
+		BomFormat string
+		Metadata  struct {
+			Component struct {
+				component
+				Hashes []struct{ Content string }
+			}
+		}
+		Components []component
+	}
+	if err := json.Unmarshal([]byte(readFile(t, path)), &bom); err != nil {
+		t.Fatal(err)
+	}
+	exporter := bom.Metadata.Component
+	if bom.BomFormat != "CycloneDX" || exporter.Name != exporterProgram || exporter.Version != version ||
+		len(exporter.Hashes) != 1 || exporter.Hashes[0].Content != fmt.Sprintf("%x", sha256.Sum256(binary)) {
+		t.Errorf("%s: %s of %+v", path, bom.BomFormat, exporter)
+	}
+	info, err := buildinfo.Read(bytes.NewReader(binary))
+	if err != nil {
+		t.Fatal(err)
+	}
+	goVersion := strings.TrimPrefix(info.GoVersion, "go")
+	want := []component{{"stdlib", goVersion, "pkg:golang/stdlib@" + goVersion}}
+	for _, m := range info.Deps {
+		want = append(want, component{m.Path, m.Version, "pkg:golang/" + m.Path + "@" + m.Version})
+	}
+	if diff := cmp.Diff(want, bom.Components); diff != "" || len(want) < 10 {
+		t.Errorf("%s (-binary +document):\n%s", path, diff)
+	}
+}
+
+// testReleaseImage compares the images with the Dockerfile.
+func testReleaseImage(t *testing.T, folder, version string) {
+	files := untar(t, "cat", filepath.Join(folder, "ephemeral_port_exporter-"+version+".oci.tar"))
+	type descriptor struct {
+		Digest   string
+		Platform struct{ OS, Architecture string }
+	}
+	var index struct{ Manifests []descriptor }
+	read := func(name string, into any) {
+		t.Helper()
+		content, ok := files[name]
+		if !ok {
+			t.Fatalf("the image layout has no %s", name)
+		}
+		if digest, ok := strings.CutPrefix(name, "blobs/sha256/"); ok && digest != fmt.Sprintf("%x", sha256.Sum256(content)) {
+			t.Errorf("%s has another digest", name)
+		}
+		if err := json.Unmarshal(content, into); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	blob := func(d descriptor) string { return strings.Replace(d.Digest, "sha256:", "blobs/sha256/", 1) }
+	read("index.json", &index)
+	if len(index.Manifests) != 1 || string(files["oci-layout"]) == "" {
+		t.Fatalf("%d images, want one for all architectures", len(index.Manifests))
+	}
+	read(blob(index.Manifests[0]), &index)
+
+	want := dockerfile(t, version)
+	var platforms []string
+	for _, m := range index.Manifests {
+		platforms = append(platforms, m.Platform.OS+"/"+m.Platform.Architecture)
+		var manifest struct {
+			Config descriptor
+			Layers []descriptor
+		}
+		read(blob(m), &manifest)
+		var config struct {
+			Architecture, OS string
+			Config           imageConfig
+		}
+		read(blob(manifest.Config), &config)
+		if config.OS+"/"+config.Architecture != platforms[len(platforms)-1] {
+			t.Errorf("%s has a configuration for %s/%s", platforms[len(platforms)-1], config.OS, config.Architecture)
+		}
+		if diff := cmp.Diff(want, config.Config); diff != "" {
+			t.Errorf("image (-Dockerfile +release):\n%s", diff)
+		}
+		layer := filepath.Join(t.TempDir(), "layer.tar.gz")
+		if len(manifest.Layers) != 1 {
+			t.Fatalf("%d layers", len(manifest.Layers))
+		}
+		if err := os.WriteFile(layer, files[blob(manifest.Layers[0])], 0o644); err != nil {
+			t.Fatal(err)
+		}
+		content := untar(t, "gzip", layer, "-d")
+		archive := untar(t, "gzip", filepath.Join(folder, "ephemeral_port_exporter-"+version+".linux-"+m.Platform.Architecture+".tar.gz"), "-d")
+		binary := archive["ephemeral_port_exporter-"+version+".linux-"+m.Platform.Architecture+"/"+exporterProgram]
+		if len(content) != 1 || !bytes.Equal(content[strings.TrimPrefix(want.Entrypoint[0], "/")], binary) {
+			t.Errorf("%s: %d files, want the binary alone", m.Platform.Architecture, len(content))
+		}
+	}
+	if diff := cmp.Diff([]string{"linux/amd64", "linux/arm64"}, platforms); diff != "" {
+		t.Errorf("platforms (-want +got):\n%s", diff)
+	}
+}
+
+// An imageConfig says how a container runtime runs an image.
+type imageConfig struct {
+	User         string
+	ExposedPorts map[string]struct{}
+	Entrypoint   []string
+	Cmd          []string
+	Env          []string
+	Labels       map[string]string
+}
+
+// dockerfile returns the configuration of the image that the Dockerfile makes.
+func dockerfile(t *testing.T, version string) imageConfig {
+	t.Helper()
+	_, text, ok := strings.Cut(readFile(t, "../Dockerfile"), "\nFROM scratch\n")
+	if !ok {
+		t.Fatal("the image of the Dockerfile is not from scratch")
+	}
+	text = strings.NewReplacer("\\\n", " ", "$VERSION", version, "$REVISION", testRevision).Replace(text)
+	config := imageConfig{ExposedPorts: map[string]struct{}{}, Labels: map[string]string{}}
+	for line := range strings.Lines(text) {
+		instruction, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch instruction {
+		case "USER":
+			config.User = rest
+		case "EXPOSE":
+			config.ExposedPorts[rest+"/tcp"] = struct{}{}
+		case "ENTRYPOINT":
+			if err := json.Unmarshal([]byte(rest), &config.Entrypoint); err != nil {
+				t.Fatal(err)
+			}
+		case "LABEL":
+			for _, m := range regexp.MustCompile(`(\S+)="([^"]*)"`).FindAllStringSubmatch(rest, -1) {
+				config.Labels[m[1]] = m[2]
+			}
+		case "ARG", "COPY":
+		default:
+			t.Errorf("Dockerfile: unexpected %q", line)
+		}
+	}
+	return config
+}
