@@ -43,16 +43,19 @@ func makeRelease(t *testing.T, version string) (folder, made string) {
 	return folder, made
 }
 
-// TestRelease checks what a release consists of.
+// TestRelease checks what a release consists of, and installs it.
 func TestRelease(t *testing.T) {
 	folder, version := makeRelease(t, "")
 	t.Run("names", func(t *testing.T) { testReleaseNames(t, folder, version) })
 	t.Run("reproducible", func(t *testing.T) { testReleaseReproducible(t, folder) })
 	t.Run("archives", func(t *testing.T) { testReleaseArchives(t, folder, version) })
 	t.Run("image", func(t *testing.T) { testReleaseImage(t, folder, version) })
+	t.Run("packages", func(t *testing.T) { testPackages(t, folder, version) })
+	t.Run("README install", func(t *testing.T) { testReadmeInstall(t, folder, version) })
+	t.Run("README TLS", func(t *testing.T) { testReadmeTLS(t, folder, version) })
 }
 
-// testReleaseNames compares the names of the files with SHA256SUMS.
+// testReleaseNames compares the names of the files with SHA256SUMS and with the README.
 func testReleaseNames(t *testing.T, folder, version string) {
 	want := []string{
 		"SHA256SUMS",
@@ -77,6 +80,17 @@ func testReleaseNames(t *testing.T, folder, version string) {
 	check.Dir = folder
 	if out, err := check.CombinedOutput(); err != nil || strings.Count(string(out), ": OK\n") != len(want)-1 {
 		t.Errorf("%s: %v\n%s", check, err, out)
+	}
+
+	globs := regexp.MustCompile(`ephemeral[-_]port[-_]exporter[-_]\*(?:\$\([^)]*\)|[^ \n])*\.(?:deb|rpm|tar\.gz|oci\.tar)`).FindAllString(readFile(t, "../README.md"), -1)
+	for _, glob := range globs {
+		glob = strings.NewReplacer("$(dpkg --print-architecture)", "amd64", "$(uname -m)", "x86_64").Replace(glob)
+		if files, err := filepath.Glob(filepath.Join(folder, glob)); err != nil || len(files) != 1 {
+			t.Errorf("README: %s stands for %q, want one file (%v)", glob, files, err)
+		}
+	}
+	if len(globs) != 4 {
+		t.Errorf("README: %q, want the deb, the rpm, the archive and the image", globs)
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 )
 
 // IsHostRoot reports whether the tests run as root outside of user namespaces. Only then may they
-// mount tracefs and cgroup2, and load BPF programs.
+// mount tracefs and cgroup2, load BPF programs, and install packages.
 func IsHostRoot() bool {
 	b, err := os.ReadFile("/proc/self/uid_map")
 	ids := strings.Fields(string(b))
@@ -23,7 +23,7 @@ func HostRoot(tb testing.TB) {
 		return
 	}
 	if os.Getenv("CI") == "" {
-		tb.Skip("tracefs, BPF and control groups need root outside of user namespaces")
+		tb.Skip("tracefs, BPF, control groups and packages need root outside of user namespaces")
 	}
 	tb.Fatalf("uid %d is not root outside of user namespaces", os.Geteuid())
 }
