@@ -227,10 +227,10 @@ func TestRulesFleet(t *testing.T) {
 		`{instance="proxy-3:10149", setting="tcp_tw_reuse"}`:        1,
 		`{instance="proxy-3:10149", setting="ip_local_port_range"}`: 1,
 	})
-	test.expect(`count by (job) (instance:ephemeral_port_utilization:max{instance!=""})`, map[string]float64{`{job="proxies"}`: 50, `{job="ephemeral_port"}`: 3})
-	test.expect(`instance:ephemeral_port_utilization:max{instance="[2001:db8::7]:10149"}`, map[string]float64{
-		`instance:ephemeral_port_utilization:max{job="proxies", instance="[2001:db8::7]:10149"}`:        1,
-		`instance:ephemeral_port_utilization:max{job="ephemeral_port", instance="[2001:db8::7]:10149"}`: 1,
+	test.expect(`count by (job) (instance:ephemeral_port_utilization:max1m{instance!=""})`, map[string]float64{`{job="proxies"}`: 50, `{job="ephemeral_port"}`: 3})
+	test.expect(`instance:ephemeral_port_utilization:max1m{instance="[2001:db8::7]:10149"}`, map[string]float64{
+		`instance:ephemeral_port_utilization:max1m{job="proxies", instance="[2001:db8::7]:10149"}`:        1,
+		`instance:ephemeral_port_utilization:max1m{job="ephemeral_port", instance="[2001:db8::7]:10149"}`: 1,
 	})
 	test.expect(`job_destination:ephemeral_port_used_ports:sum{destination_ip="2001:db8::443"}`, map[string]float64{
 		`job_destination:ephemeral_port_used_ports:sum{job="proxies", destination_ip="2001:db8::443", destination_port="443"}`:        50*1000 + 25*300,
