@@ -1,0 +1,29 @@
+package main
+
+// alertsRow lists the alerts that fire.
+func alertsRow() row {
+	severity := mappings(map[string]any{"type": "value", "options": map[string]any{
+		"critical": map[string]any{"color": "red", "index": 0},
+		"warning":  map[string]any{"color": "orange", "index": 1},
+		"info":     map[string]any{"color": "blue", "index": 2},
+	}})
+	return row{title: "Firing alerts", panels: []*panel{
+		newTable("Firing alerts",
+			"The alerts of the rules that fire now, the latest 200 of them. A host leads to its row below, a destination to the status page of its host, an alert to the runbook.",
+			8, []order{{"Severity", false}, {"Since", true}},
+			column{field: "severity", title: "Severity", properties: []property{severity, cell("color-background"), width(90)}},
+			column{field: "alertname", title: "Alert", properties: []property{links(toRunbook), width(340)}},
+			column{field: "instance", title: "Host", properties: []property{links(toHost), width(170)}},
+			column{field: "netns", title: "Namespace", properties: []property{width(120)}},
+			column{field: "source_ip", title: "Source", properties: []property{width(140)}},
+			column{field: "destination", title: "Destination", properties: []property{links(toStatus), width(190)}},
+			column{field: "cgroup", title: "Owner"},
+			column{
+				query: "1000 * " + withDestination("topk(200, "+ourAlerts("ALERTS_FOR_STATE")+
+					" and ignoring (alertstate) "+ourAlerts("ALERTS", `alertstate="firing"`)+")"),
+				title: "Since", properties: []property{unit("dateTimeFromNow"), width(140)},
+			}).
+			noValue("No alert fires").
+			emptyCells("–"),
+	}}
+}

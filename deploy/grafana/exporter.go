@@ -1,0 +1,25 @@
+package main
+
+// exporterRow shows what the exporter of the chosen host costs, and what it could not do.
+func exporterRow() row {
+	return row{title: "Exporter on $instance", collapsed: true, panels: []*panel{
+		newGraph("Collection time", "Time to read a network namespace: the 10 slowest.", seconds, 8).
+			query(top(10, ofNamespaces("ephemeral_port_collect_duration_seconds")), "{{netns}}"),
+		newGraph("Sockets read", "Sockets with a local port in the range, which the kernel lists: the 10 network namespaces with most.", ports, 8).
+			query(top(10, ofNamespaces("ephemeral_port_collect_sockets")), "{{netns}}"),
+		newGraph("Answers", "1: the exporter answered, could read its own network namespace, and with --connect-failures the counts of failed connects.", ports, 8).
+			query(ofHost("up"), "exporter").
+			query(ofHost("ephemeral_port_collect_success", `netns="self"`), "sockets").
+			query(ofHost("ephemeral_port_connect_failures_collect_success"), "failed connects"),
+		newGraph("CPU", "CPU time of the exporter.", ratio, 6).
+			query("rate("+ofHost("process_cpu_seconds_total")+"[$__rate_interval])", "CPU").axisTo(0.1),
+		newGraph("Memory", "Resident memory of the exporter.", memory, 6).
+			query(ofHost("process_resident_memory_bytes"), "resident"),
+		newGraph("Table of failed connects", "Part of the eBPF program's table that is in use. At 100%, failures in further pools are not attributed. Only with --connect-failures.", ratio, 6, limit{1, "red"}).
+			query(ofHost("ephemeral_port_connect_failures_table_utilization_ratio"), "in use").
+			noValue("Not counted"),
+		newGraph("Not seen by the failure counter", "Changes of state of sockets per second that the eBPF program did not see. Few of them are failed connects. Only with --connect-failures, from Linux 6.7 on.", "suffix:/s", 6).
+			query("rate("+ofHost("ephemeral_port_connect_failures_missed_runs_total")+"[$__rate_interval])", "missed").
+			noValue("Not counted"),
+	}}
+}
