@@ -31,7 +31,7 @@ func BenchmarkFlows(b *testing.B) {
 	var bare, ours, ratio []float64
 	for b.Loop() {
 		used := cpu(b)
-		n := receive(b, c)
+		n := receive(b, c, SrcNAT)
 		between := cpu(b)
 		seen := 0
 		if err := c.Flows(SrcNAT, func(*Flow) { seen++ }); err != nil || seen != flows {
@@ -86,19 +86,18 @@ func fill(b *testing.B, n int) {
 }
 
 // receive asks for the same dump as Flows and returns its bytes.
-func receive(b *testing.B, c *Conn) (total int) {
-	b.Helper()
-	c.seq++
-	if err := c.send(typeGet, 0x301, flowsRequest(SrcNAT)); err != nil {
-		b.Fatal(err)
+func receive(tb testing.TB, c *Conn, status Status) (total int) {
+	tb.Helper()
+	if _, err := c.conn.Send(typeGet, 0x301, request(status)); err != nil {
+		tb.Fatal(err)
 	}
 	for {
-		n, err := unix.Read(c.fd, c.buf)
+		datagram, err := c.conn.Receive()
 		if err != nil {
-			b.Fatal(err)
+			tb.Fatal(err)
 		}
-		total += n
-		if c.buf[4] == unix.NLMSG_DONE {
+		total += len(datagram)
+		if datagram[4] == unix.NLMSG_DONE {
 			return total
 		}
 	}

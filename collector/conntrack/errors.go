@@ -7,6 +7,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/internal/nlconn"
 )
 
 // Errors for errors.Is. Besides these, an expired deadline is os.ErrDeadlineExceeded and a
@@ -18,10 +20,10 @@ var (
 	ErrUnsupported = errors.New("not supported by this kernel")
 
 	// ErrInterrupted means that the answer is incomplete. A retry may help.
-	ErrInterrupted = errors.New("dump was interrupted")
+	ErrInterrupted = nlconn.ErrInterrupted
 
 	// ErrMalformed means that the answer is not what the kernel's headers promise.
-	ErrMalformed = errors.New("malformed answer")
+	ErrMalformed = nlconn.ErrMalformed
 )
 
 // dialError explains why the netlink socket could not be opened.
@@ -36,14 +38,17 @@ func dialError(err error) error {
 	}
 }
 
-// requestError explains the errno of an NLMSG_ERROR: the kernel refused the request.
-func requestError(errno unix.Errno) error {
-	switch errno {
+// answerError explains an error of nlconn.Next.
+func answerError(err error) error {
+	var answer *nlconn.Error
+	if !errors.As(err, &answer) || answer.Done {
+		return err
+	}
+	switch errno := answer.Errno; errno {
 	case unix.EINVAL, unix.EOPNOTSUPP: // nfnetlink_rcv_msg: nothing answers this type of message
 		return fmt.Errorf("%w: nf_conntrack_netlink is not loaded: modprobe nf_conntrack_netlink (%w)", ErrUnsupported, errno)
 	case unix.EPERM, unix.EACCES: // nfnetlink_rcv
 		return fmt.Errorf("it needs CAP_NET_ADMIN in the user namespace of the network namespace: %w", errno)
-	default:
-		return fmt.Errorf("refused by the kernel: %w", errno)
 	}
+	return err
 }

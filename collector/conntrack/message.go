@@ -10,25 +10,18 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/internal/nlconn"
 )
 
-// Sizes of the kernel's structures.
-const (
-	sizeofHeader = 16 // struct nlmsghdr
-	sizeofGenMsg = 4  // struct nfgenmsg
-	sizeofAttr   = 4  // struct nlattr
-	sizeofErrno  = 4  // the int at the start of NLMSG_ERROR and NLMSG_DONE
-)
+// sizeofGenMsg is the size of a struct nfgenmsg.
+const sizeofGenMsg = 4
 
-// Constants of linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h and linux/netlink.h.
+// Constants of linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h.
 const (
 	typeNew      netlink.HeaderType = unix.NFNL_SUBSYS_CTNETLINK << 8   // IPCTNL_MSG_CT_NEW
 	typeGet      netlink.HeaderType = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1 // IPCTNL_MSG_CT_GET
 	typeGetStats netlink.HeaderType = unix.NFNL_SUBSYS_CTNETLINK<<8 | 5 // IPCTNL_MSG_CT_GET_STATS
-
-	flagDumpInterrupted netlink.HeaderFlags = 0x10 // NLM_F_DUMP_INTR
-
-	attrTypeMask = 0x3fff // NLA_TYPE_MASK: without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 	attrTupleOrig  = 1  // CTA_TUPLE_ORIG
 	attrTupleReply = 2  // CTA_TUPLE_REPLY
@@ -69,34 +62,10 @@ type reply struct {
 // datagram decodes the messages in b. It is done when the answer is complete.
 func (r *reply) datagram(b []byte) (done bool, err error) {
 	for len(b) > 0 {
-		if len(b) < sizeofHeader {
-			return false, fmt.Errorf("%w: %d bytes, expected a message header of %d", ErrMalformed, len(b), sizeofHeader)
+		typ, body, rest, err := nlconn.Next(b, r.seq)
+		if err != nil {
+			return false, answerError(err)
 		}
-
-		// struct nlmsghdr {
-		//	__u32 nlmsg_len;
-		//	__u16 nlmsg_type;
-		//	__u16 nlmsg_flags;
-		//	__u32 nlmsg_seq;
-		//	__u32 nlmsg_pid;
-		// };
-		var (
-			length = binary.NativeEndian.Uint32(b[0:4])
-			typ    = netlink.HeaderType(binary.NativeEndian.Uint16(b[4:6]))
-			flags  = netlink.HeaderFlags(binary.NativeEndian.Uint16(b[6:8]))
-			seq    = binary.NativeEndian.Uint32(b[8:12])
-		)
-		if length < sizeofHeader || uint64(length) > uint64(len(b)) {
-			return false, fmt.Errorf("%w: message length %d, %d bytes left", ErrMalformed, length, len(b))
-		}
-		if seq != r.seq {
-			return false, fmt.Errorf("%w: sequence number %d, sent %d", ErrMalformed, seq, r.seq)
-		}
-		if flags&flagDumpInterrupted != 0 {
-			return false, fmt.Errorf("%w: the kernel's table changed during the dump", ErrInterrupted)
-		}
-
-		body := b[sizeofHeader:length]
 		switch typ {
 		case r.typ:
 			if r.each == nil {
@@ -110,50 +79,18 @@ func (r *reply) datagram(b []byte) (done bool, err error) {
 				r.each(&r.flow)
 			}
 		case netlink.Done:
-			errno, err := parseErrno(body)
-			if err != nil {
-				return false, err
-			}
-			if errno != 0 {
-				return false, fmt.Errorf("failed in the kernel: %w", errno)
-			}
 			if r.each == nil {
 				return false, fmt.Errorf("%w: no statistics", ErrMalformed)
 			}
 			return true, nil
-		case netlink.Error:
-			errno, err := parseErrno(body)
-			if err != nil {
-				return false, err
-			}
-			if errno == 0 {
-				return false, fmt.Errorf("%w: acknowledgement, expected flows", ErrMalformed)
-			}
-			return false, requestError(errno)
-		case netlink.Overrun:
-			return false, fmt.Errorf("%w: the kernel lost messages", ErrInterrupted)
 		case netlink.Noop:
 		default:
 			return false, fmt.Errorf("%w: message of type %d", ErrMalformed, typ)
 		}
 
-		b = b[min(align(int(length)), len(b)):]
+		b = rest
 	}
 	return false, nil
-}
-
-// align rounds n up to the start of the next message or attribute.
-//
-//	#define NLMSG_ALIGN(len) ( ((len)+NLMSG_ALIGNTO-1) & ~(NLMSG_ALIGNTO-1) )
-func align(n int) int { return (n + 3) &^ 3 }
-
-// parseErrno decodes the negative errno at the start of the body of NLMSG_ERROR and
-// NLMSG_DONE.
-func parseErrno(b []byte) (unix.Errno, error) {
-	if len(b) < sizeofErrno {
-		return 0, fmt.Errorf("%w: error code of %d bytes", ErrMalformed, len(b))
-	}
-	return unix.Errno(-int32(binary.NativeEndian.Uint32(b))), nil
 }
 
 // parse decodes a struct nfgenmsg and the attributes behind it. For an unknown address family,
@@ -174,9 +111,9 @@ func (f *Flow) parse(b []byte) (ok bool, err error) {
 	*f = Flow{}
 	var orig, reply tuple
 	for b = b[sizeofGenMsg:]; len(b) > 0; {
-		typ, value, rest, ok := next(b)
+		typ, value, rest, ok := nlconn.NextAttr(b)
 		if !ok {
-			return false, attributeError(b)
+			return false, nlconn.AttrError(b)
 		}
 		switch typ {
 		case attrTupleOrig:
@@ -240,9 +177,9 @@ func (t *tuple) ends() Tuple {
 func (t *tuple) parse(b []byte) (err error) {
 	*t = tuple{}
 	for len(b) > 0 {
-		typ, value, rest, ok := next(b)
+		typ, value, rest, ok := nlconn.NextAttr(b)
 		if !ok {
-			return attributeError(b)
+			return nlconn.AttrError(b)
 		}
 		switch typ {
 		case attrTupleIP:
@@ -263,9 +200,9 @@ func (t *tuple) parse(b []byte) (err error) {
 // parseIP decodes the attributes of CTA_TUPLE_IP.
 func (t *tuple) parseIP(b []byte) error {
 	for len(b) > 0 {
-		typ, value, rest, ok := next(b)
+		typ, value, rest, ok := nlconn.NextAttr(b)
 		if !ok {
-			return attributeError(b)
+			return nlconn.AttrError(b)
 		}
 		size := 0
 		switch typ {
@@ -295,9 +232,9 @@ func (t *tuple) parseIP(b []byte) error {
 // parseProto decodes the attributes of CTA_TUPLE_PROTO.
 func (t *tuple) parseProto(b []byte) (err error) {
 	for len(b) > 0 {
-		typ, value, rest, ok := next(b)
+		typ, value, rest, ok := nlconn.NextAttr(b)
 		if !ok {
-			return attributeError(b)
+			return nlconn.AttrError(b)
 		}
 		switch typ {
 		case attrProtoNum:
@@ -322,11 +259,11 @@ func (t *tuple) parseProto(b []byte) (err error) {
 
 // parseState returns CTA_PROTOINFO_TCP_STATE from the attributes of CTA_PROTOINFO, or None.
 func parseState(b []byte) (State, error) {
-	info, err := attribute(b, attrProtoInfoTCP)
+	info, err := nlconn.Attr(b, attrProtoInfoTCP)
 	if err != nil {
 		return None, err
 	}
-	value, err := attribute(info, attrProtoInfoTCPState)
+	value, err := nlconn.Attr(info, attrProtoInfoTCPState)
 	if err != nil || value == nil {
 		return None, err
 	}
@@ -334,45 +271,6 @@ func parseState(b []byte) (State, error) {
 		return None, fmt.Errorf("%w: state of 0 bytes", ErrMalformed)
 	}
 	return State(value[0]), nil
-}
-
-// attribute returns the value of an attribute among those in b, or nil if there is none.
-func attribute(b []byte, want uint16) ([]byte, error) {
-	for len(b) > 0 {
-		typ, value, rest, ok := next(b)
-		if !ok {
-			return nil, attributeError(b)
-		}
-		if typ == want {
-			return value, nil
-		}
-		b = rest
-	}
-	return nil, nil
-}
-
-// next returns the first attribute of b and what is behind it. It is small enough to be inlined.
-func next(b []byte) (typ uint16, value, rest []byte, ok bool) {
-	// struct nlattr {
-	//	__u16 nla_len;
-	//	__u16 nla_type;
-	// };
-	if len(b) < sizeofAttr {
-		return 0, nil, nil, false
-	}
-	length := int(binary.NativeEndian.Uint16(b))
-	if length < sizeofAttr || length > len(b) {
-		return 0, nil, nil, false
-	}
-	return binary.NativeEndian.Uint16(b[2:]) & attrTypeMask, b[sizeofAttr:length], b[min(align(length), len(b)):], true
-}
-
-// attributeError says why next found no attribute in b.
-func attributeError(b []byte) error {
-	if len(b) < sizeofAttr {
-		return fmt.Errorf("%w: %d bytes, expected an attribute", ErrMalformed, len(b))
-	}
-	return fmt.Errorf("%w: attribute length %d, %d bytes left", ErrMalformed, binary.NativeEndian.Uint16(b), len(b))
 }
 
 func parseUint16(b []byte) (uint16, error) {

@@ -156,14 +156,14 @@ func capture(t *testing.T) {
 func captureDump(t *testing.T, file string, typ netlink.HeaderType, body []byte) {
 	t.Helper()
 	c := dial(t)
-	c.seq = 1
-	if err := c.send(typ, netlink.Request|netlink.Dump, body); err != nil {
+	seq, err := c.conn.Send(typ, netlink.Request|netlink.Dump, body)
+	if err != nil {
 		t.Fatal(err)
 	}
 	var datagrams []byte
-	r := reply{typ: typ, seq: 1, each: func(*Socket) {}}
+	r := reply{typ: typ, seq: seq, each: func(*Socket) {}}
 	for done := false; !done; {
-		b, err := c.receive()
+		b, err := c.conn.Receive()
 		if err != nil {
 			t.Fatal(err)
 		}

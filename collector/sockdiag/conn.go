@@ -3,21 +3,19 @@
 package sockdiag
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/internal/nlconn"
 )
 
-// BufferSize is the length in bytes of the buffer for Dial. A datagram of a dump is as long as
-// the largest buffer that the kernel has seen, but at most 32 KiB (netlink_recvmsg). A datagram
-// that fills this buffer was therefore truncated.
-const BufferSize = 64 << 10
+// BufferSize is the length in bytes of the buffer for Dial.
+const BufferSize = nlconn.BufferSize
 
 // A Conn lists the TCP and UDP sockets of one network namespace: the namespace of the thread that
 // called Dial.
@@ -25,12 +23,7 @@ const BufferSize = 64 << 10
 // It needs no privilege. It serves one request at a time. It must not be used after an error:
 // the rest of the broken answer is still in the socket.
 type Conn struct {
-	fd       int
-	read     func(fd int, b []byte) (int, error) // read(2)
-	buf      []byte
-	deadline time.Time
-	timeout  unix.Timeval // of the next read
-	seq      uint32
+	conn *nlconn.Conn
 
 	// byFamily is set once the kernel refused TCPDIAG_GETSOCK.
 	byFamily bool
@@ -40,57 +33,25 @@ type Conn struct {
 // BufferSize bytes and may be used again after Close. The error is ErrUnsupported if the kernel
 // has no NETLINK_SOCK_DIAG.
 func Dial(buffer []byte) (*Conn, error) {
-	nc, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, nil)
+	c, err := nlconn.Dial(unix.NETLINK_SOCK_DIAG, buffer)
 	if err != nil {
 		return nil, dialError(err)
 	}
-	fd, err := takeDescriptor(nc)
-	if err != nil {
-		return nil, dialError(err)
-	}
-	// From here on the kernel rejects messages of other senders (netlink_getsockbyportid).
-	if err := unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		unix.Close(fd)
-		return nil, dialError(os.NewSyscallError("connect", err))
-	}
-	return NewConn(fd, buffer), nil
-}
-
-// takeDescriptor returns a blocking descriptor of the socket of nc and closes nc. With the
-// runtime's poller, each datagram that the kernel queues would wake a thread without need. That
-// would take a sixth of the time of a dump.
-func takeDescriptor(nc *netlink.Conn) (fd int, err error) {
-	defer nc.Close()
-	raw, err := nc.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	var dupErr error
-	err = raw.Control(func(from uintptr) {
-		fd, dupErr = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	if err := errors.Join(err, os.NewSyscallError("fcntl", dupErr)); err != nil {
-		return -1, err
-	}
-	if err := unix.SetNonblock(fd, false); err != nil {
-		unix.Close(fd)
-		return -1, os.NewSyscallError("fcntl", err)
-	}
-	return fd, nil
+	return &Conn{conn: c}, nil
 }
 
 // NewConn returns a Conn that uses fd: a blocking datagram socket whose peer answers sock_diag
 // requests. The Conn owns fd and closes it.
 func NewConn(fd int, buffer []byte) *Conn {
-	return &Conn{fd: fd, read: unix.Read, buf: buffer}
+	return &Conn{conn: nlconn.New(fd, buffer)}
 }
 
 // Close closes the connection.
-func (c *Conn) Close() error { return unix.Close(c.fd) }
+func (c *Conn) Close() error { return c.conn.Close() }
 
 // SetDeadline bounds all requests from now on. It is checked before each datagram: the kernel
 // cannot be stopped while it fills one.
-func (c *Conn) SetDeadline(t time.Time) { c.deadline = t }
+func (c *Conn) SetDeadline(t time.Time) { c.conn.SetDeadline(t) }
 
 // Listeners calls each for every listening socket whose local port lies from low to high, both
 // included. It takes microseconds: the kernel walks only its table of listeners.
@@ -144,16 +105,16 @@ func (c *Conn) Timestamps(local, remote netip.AddrPort, iface uint32) (timestamp
 }
 
 func (c *Conn) timestamps(local, remote netip.AddrPort, iface uint32) (timestamps, known bool, err error) {
-	c.seq++
-	if err := c.send(typeByFamily, netlink.Request, oneSocket(local, remote, iface)); err != nil {
-		return false, false, fmt.Errorf("send request: %w", err)
-	}
-	b, err := c.receive()
+	seq, err := c.conn.Send(typeByFamily, netlink.Request, oneSocket(local, remote, iface))
 	if err != nil {
-		return false, false, fmt.Errorf("receive answer: %w", err)
+		return false, false, err
+	}
+	b, err := c.conn.Receive()
+	if err != nil {
+		return false, false, err
 	}
 	var info []byte
-	r := reply{typ: typeByFamily, seq: c.seq, each: func(*Socket) {}, info: &info}
+	r := reply{typ: typeByFamily, seq: seq, each: func(*Socket) {}, info: &info}
 	if _, err := r.datagram(b); errors.Is(err, unix.ENOENT) {
 		return false, false, nil
 	} else if err != nil {
@@ -193,76 +154,19 @@ func (c *Conn) dumpFamilies(req request, each func(*Socket)) error {
 // roundTrip sends one request, of which typ and body are a form, and calls each for the sockets of the
 // answer. It returns their number, with an error too.
 func (c *Conn) roundTrip(req request, typ netlink.HeaderType, body []byte, each func(*Socket)) (rows int, err error) {
-	c.seq++
-	if err := c.send(typ, netlink.Request|netlink.Dump, body); err != nil {
-		return 0, fmt.Errorf("send request: %w", err)
+	seq, err := c.conn.Send(typ, netlink.Request|netlink.Dump, body)
+	if err != nil {
+		return 0, err
 	}
-
-	r := reply{typ: typ, seq: c.seq, udp: req.udp, each: each}
+	r := reply{typ: typ, seq: seq, udp: req.udp, each: each}
 	for {
-		b, err := c.receive()
+		b, err := c.conn.Receive()
 		if err != nil {
-			return r.rows, fmt.Errorf("receive answer: %w", err)
+			return r.rows, err
 		}
 		done, err := r.datagram(b)
 		if done || err != nil {
 			return r.rows, err
 		}
 	}
-}
-
-// send writes a request to the kernel.
-func (c *Conn) send(typ netlink.HeaderType, flags netlink.HeaderFlags, body []byte) error {
-	b := make([]byte, sizeofHeader, sizeofHeader+len(body))
-	binary.NativeEndian.PutUint32(b[0:], uint32(sizeofHeader+len(body)))
-	binary.NativeEndian.PutUint16(b[4:], uint16(typ))
-	binary.NativeEndian.PutUint16(b[6:], uint16(flags))
-	binary.NativeEndian.PutUint32(b[8:], c.seq)
-	b = append(b, body...)
-
-	for {
-		_, err := unix.Write(c.fd, b)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// receive returns one datagram of the kernel, valid until the next call.
-func (c *Conn) receive() ([]byte, error) {
-	for {
-		if err := c.applyDeadline(); err != nil {
-			return nil, err
-		}
-		n, err := c.read(c.fd, c.buf)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case errors.Is(err, unix.EAGAIN):
-			return nil, os.ErrDeadlineExceeded
-		case errors.Is(err, unix.ENOBUFS):
-			return nil, fmt.Errorf("%w: receive buffer overflow: %w", ErrInterrupted, err)
-		case err != nil:
-			return nil, err
-		case n == 0:
-			return nil, fmt.Errorf("%w: empty datagram", ErrMalformed)
-		case n == len(c.buf):
-			return nil, fmt.Errorf("%w: datagram of %d bytes or more", ErrMalformed, n)
-		}
-		return c.buf[:n], nil
-	}
-}
-
-// applyDeadline sets the timeout of the next read: it fails with EAGAIN at the deadline.
-func (c *Conn) applyDeadline() error {
-	if c.deadline.IsZero() {
-		return nil
-	}
-	left := time.Until(c.deadline)
-	if left <= 0 {
-		return os.ErrDeadlineExceeded
-	}
-	// A timeout of zero would mean no timeout.
-	c.timeout = unix.NsecToTimeval(max(left, time.Millisecond).Nanoseconds())
-	return os.NewSyscallError("setsockopt", unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &c.timeout))
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/internal/nlconn"
 )
 
 // Errors for errors.Is. Besides these, an expired deadline is os.ErrDeadlineExceeded and a
@@ -19,10 +21,10 @@ var (
 
 	// ErrInterrupted means that the answer is incomplete: the table changed during the
 	// dump, or the receive buffer overflowed. A retry may help.
-	ErrInterrupted = errors.New("dump was interrupted")
+	ErrInterrupted = nlconn.ErrInterrupted
 
 	// ErrMalformed means that the answer is not what the kernel's headers promise.
-	ErrMalformed = errors.New("malformed answer")
+	ErrMalformed = nlconn.ErrMalformed
 )
 
 // The modules that answer requests. The kernel loads them on demand, unless that is disabled or
@@ -45,27 +47,23 @@ func dialError(err error) error {
 	}
 }
 
-// requestError explains the errno of an NLMSG_ERROR: the kernel refused the request.
-func requestError(errno unix.Errno) error {
-	switch errno {
-	case unix.ENOENT, unix.EOPNOTSUPP:
+// answerError explains an error of nlconn.Next.
+func answerError(err error, udp bool) error {
+	var answer *nlconn.Error
+	if !errors.As(err, &answer) {
+		return err
+	}
+	switch errno := answer.Errno; {
+	case answer.Done && errno == unix.ENOENT && udp:
+		return fmt.Errorf("%w (%w)", errNoUDPDiag, errno)
+	case answer.Done && errno == unix.ENOENT:
+		return fmt.Errorf("%w (%w)", errNoTCPDiag, errno)
+	case answer.Done:
+		return err
+	case errno == unix.ENOENT, errno == unix.EOPNOTSUPP:
 		return fmt.Errorf("%w (%w)", errNoInetDiag, errno)
-	case unix.EPERM, unix.EACCES:
+	case errno == unix.EPERM, errno == unix.EACCES:
 		return fmt.Errorf("forbidden by the kernel's security policy: %w", errno)
-	default:
-		return fmt.Errorf("refused by the kernel: %w", errno)
 	}
-}
-
-// doneError explains the errno of an NLMSG_DONE: the dump failed. Without a check of that errno,
-// it would look like a dump without sockets.
-func doneError(errno unix.Errno, udp bool) error {
-	if errno == unix.ENOENT {
-		module := errNoTCPDiag
-		if udp {
-			module = errNoUDPDiag
-		}
-		return fmt.Errorf("%w (%w)", module, errno)
-	}
-	return fmt.Errorf("failed in the kernel: %w", errno)
+	return err
 }

@@ -10,15 +10,13 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/internal/nlconn"
 )
 
 const (
 	sizeofMsg    = 72 // struct inet_diag_msg
-	sizeofErrno  = 4  // the int at the start of NLMSG_ERROR and NLMSG_DONE
 	sizeofCgroup = 8  // the u64 of INET_DIAG_CGROUP_ID
-
-	// flagDumpInterrupted is NLM_F_DUMP_INTR of linux/netlink.h.
-	flagDumpInterrupted netlink.HeaderFlags = 0x10
 
 	// timerTimeWait is the idiag_timer of mini-sockets, see inet_twsk_diag_fill in
 	// net/ipv4/inet_diag.c.
@@ -47,34 +45,10 @@ type reply struct {
 // complete.
 func (r *reply) datagram(b []byte) (done bool, err error) {
 	for len(b) > 0 {
-		if len(b) < sizeofHeader {
-			return false, fmt.Errorf("%w: %d bytes, expected a message header of %d", ErrMalformed, len(b), sizeofHeader)
+		typ, body, rest, err := nlconn.Next(b, r.seq)
+		if err != nil {
+			return false, answerError(err, r.udp)
 		}
-
-		// struct nlmsghdr {
-		//	__u32 nlmsg_len;
-		//	__u16 nlmsg_type;
-		//	__u16 nlmsg_flags;
-		//	__u32 nlmsg_seq;
-		//	__u32 nlmsg_pid;
-		// };
-		var (
-			length = binary.NativeEndian.Uint32(b[0:4])
-			typ    = netlink.HeaderType(binary.NativeEndian.Uint16(b[4:6]))
-			flags  = netlink.HeaderFlags(binary.NativeEndian.Uint16(b[6:8]))
-			seq    = binary.NativeEndian.Uint32(b[8:12])
-		)
-		if length < sizeofHeader || uint64(length) > uint64(len(b)) {
-			return false, fmt.Errorf("%w: message length %d, %d bytes left", ErrMalformed, length, len(b))
-		}
-		if seq != r.seq {
-			return false, fmt.Errorf("%w: sequence number %d, sent %d", ErrMalformed, seq, r.seq)
-		}
-		if flags&flagDumpInterrupted != 0 {
-			return false, fmt.Errorf("%w: the kernel's socket table changed during the dump", ErrInterrupted)
-		}
-
-		body := b[sizeofHeader:length]
 		switch typ {
 		case r.typ:
 			ok, err := r.socket.parse(body)
@@ -86,52 +60,20 @@ func (r *reply) datagram(b []byte) (done bool, err error) {
 				r.each(&r.socket)
 			}
 			if r.info != nil {
-				if *r.info, err = attribute(body[sizeofMsg:], attrInfo); err != nil {
+				if *r.info, err = nlconn.Attr(body[sizeofMsg:], attrInfo); err != nil {
 					return false, err
 				}
 			}
 		case netlink.Done:
-			errno, err := parseErrno(body)
-			if err != nil {
-				return false, err
-			}
-			if errno != 0 {
-				return false, doneError(errno, r.udp)
-			}
 			return true, nil
-		case netlink.Error:
-			errno, err := parseErrno(body)
-			if err != nil {
-				return false, err
-			}
-			if errno == 0 {
-				return false, fmt.Errorf("%w: acknowledgement, expected sockets", ErrMalformed)
-			}
-			return false, requestError(errno)
-		case netlink.Overrun:
-			return false, fmt.Errorf("%w: the kernel lost messages", ErrInterrupted)
 		case netlink.Noop:
 		default:
 			return false, fmt.Errorf("%w: message of type %d", ErrMalformed, typ)
 		}
 
-		b = b[min(align(int(length)), len(b)):]
+		b = rest
 	}
 	return false, nil
-}
-
-// align rounds n up to the start of the next message or attribute.
-//
-//	#define NLMSG_ALIGN(len) ( ((len)+NLMSG_ALIGNTO-1) & ~(NLMSG_ALIGNTO-1) )
-func align(n int) int { return (n + 3) &^ 3 }
-
-// parseErrno decodes the negative errno at the start of the body of NLMSG_ERROR and
-// NLMSG_DONE.
-func parseErrno(b []byte) (unix.Errno, error) {
-	if len(b) < sizeofErrno {
-		return 0, fmt.Errorf("%w: error code of %d bytes", ErrMalformed, len(b))
-	}
-	return unix.Errno(-int32(binary.NativeEndian.Uint32(b))), nil
 }
 
 // parse decodes a struct inet_diag_msg and the attributes behind it. For an unknown address
@@ -184,7 +126,7 @@ func (s *Socket) parse(b []byte) (ok bool, err error) {
 // parseCgroup returns the value of INET_DIAG_CGROUP_ID from the attributes in b. The kernel adds it
 // to each socket since Linux 5.9, without a request for it. Without it, the value is 0.
 func parseCgroup(b []byte) (uint64, error) {
-	value, err := attribute(b, attrCgroup)
+	value, err := nlconn.Attr(b, attrCgroup)
 	if err != nil || value == nil {
 		return 0, err
 	}
@@ -198,24 +140,6 @@ func parseCgroup(b []byte) (uint64, error) {
 // it to each AF_INET6 listener since Linux 3.19, and to each UDP socket without a peer, without a
 // request for it. A socket without it counts as dual-stack, which is the default.
 func parseV6Only(b []byte) (bool, error) {
-	value, err := attribute(b, attrV6Only)
+	value, err := nlconn.Attr(b, attrV6Only)
 	return len(value) > 0 && value[0] != 0, err
-}
-
-// attribute returns the value of an attribute among those in b, or nil if there is none.
-func attribute(b []byte, typ uint16) ([]byte, error) {
-	for len(b) > 0 {
-		if len(b) < sizeofAttr {
-			return nil, fmt.Errorf("%w: %d bytes, expected an attribute", ErrMalformed, len(b))
-		}
-		length := int(binary.NativeEndian.Uint16(b[0:2]))
-		if length < sizeofAttr || length > len(b) {
-			return nil, fmt.Errorf("%w: attribute length %d, %d bytes left", ErrMalformed, length, len(b))
-		}
-		if binary.NativeEndian.Uint16(b[2:4]) == typ {
-			return b[sizeofAttr:length], nil
-		}
-		b = b[min(align(length), len(b)):]
-	}
-	return nil, nil
 }

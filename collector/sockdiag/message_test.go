@@ -220,7 +220,7 @@ func FuzzReply(f *testing.F) {
 		if done && err != nil {
 			t.Errorf("done with the error %v", err)
 		}
-		if sockets*(sizeofHeader+sizeofMsg) > len(b) {
+		if sockets*(unix.SizeofNlMsghdr+sizeofMsg) > len(b) {
 			t.Errorf("%d sockets out of %d bytes", sockets, len(b))
 		}
 	})

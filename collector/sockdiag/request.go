@@ -25,11 +25,9 @@ const (
 
 // Sizes of the kernel's structures.
 const (
-	sizeofHeader   = 16 // struct nlmsghdr
 	sizeofSockID   = 48 // struct inet_diag_sockid
 	sizeofReq      = 60 // struct inet_diag_req, of TCPDIAG_GETSOCK
 	sizeofReqV2    = 56 // struct inet_diag_req_v2, of SOCK_DIAG_BY_FAMILY
-	sizeofAttr     = 4  // struct nlattr
 	sizeofOp       = 4  // struct inet_diag_bc_op
 	sizeofBytecode = 4 * sizeofOp
 )
@@ -54,7 +52,7 @@ func (r request) getSock() []byte {
 	//	__u32	idiag_states;
 	//	__u32	idiag_dbs;
 	// };
-	b := make([]byte, sizeofReq, sizeofReq+sizeofAttr+sizeofBytecode)
+	b := make([]byte, sizeofReq, sizeofReq+unix.SizeofNlAttr+sizeofBytecode)
 	binary.NativeEndian.PutUint32(b[4+sizeofSockID:], r.states)
 	return r.appendFilter(b)
 }
@@ -69,7 +67,7 @@ func (r request) byFamily(family uint8) []byte {
 	//	__u32	idiag_states;
 	//	struct inet_diag_sockid id;
 	// };
-	b := make([]byte, sizeofReqV2, sizeofReqV2+sizeofAttr+sizeofBytecode)
+	b := make([]byte, sizeofReqV2, sizeofReqV2+unix.SizeofNlAttr+sizeofBytecode)
 	b[0] = family
 	b[1] = unix.IPPROTO_TCP
 	if r.udp {
@@ -108,7 +106,7 @@ func oneSocket(local, remote netip.AddrPort, iface uint32) []byte {
 // "yes" and "no" are byte offsets from the operation. The program accepts a socket if it ends
 // exactly at its length, and rejects it if it jumps 4 bytes past that (inet_diag_bc_run).
 func (r request) appendFilter(b []byte) []byte {
-	b = binary.NativeEndian.AppendUint16(b, sizeofAttr+sizeofBytecode)
+	b = binary.NativeEndian.AppendUint16(b, unix.SizeofNlAttr+sizeofBytecode)
 	b = binary.NativeEndian.AppendUint16(b, attrReqBytecode)
 
 	b = appendOp(b, opPortGE, 2*sizeofOp, sizeofBytecode+4)

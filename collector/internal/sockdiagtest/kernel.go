@@ -37,6 +37,23 @@ func Dial(answer func(Request) [][]byte) (fd int, err error) {
 	return fds[0], nil
 }
 
+// Queue returns a socket with these datagrams, and its peer. Nothing answers what is written to fd. All
+// datagrams must fit into a socket buffer.
+func Queue(datagrams ...[]byte) (fd, peer int, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, -1, fmt.Errorf("sockdiagtest: %w", err)
+	}
+	for _, d := range datagrams {
+		if _, err := unix.SendmsgN(fds[1], d, nil, nil, unix.MSG_DONTWAIT); err != nil {
+			unix.Close(fds[0])
+			unix.Close(fds[1])
+			return -1, -1, fmt.Errorf("sockdiagtest: %w", err)
+		}
+	}
+	return fds[0], fds[1], nil
+}
+
 func serve(c net.Conn, answer func(Request) [][]byte) {
 	defer c.Close()
 	b := make([]byte, 4096)
