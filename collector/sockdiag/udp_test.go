@@ -71,6 +71,83 @@ func TestUDPKernel(t *testing.T) {
 	}
 }
 
+// TestUDPChurn dumps sockets while others come and go as fast as they can, on each second port of those
+// that stay. No dump fails, and those that stay are in it. A dump is not atomic: behind a full datagram,
+// the kernel goes on by counting the sockets of a hash slot (udp_dump). So a socket whose port others use
+// too can be missing: a few of a million, more if this process has to wait between two datagrams.
+func TestUDPChurn(t *testing.T) {
+	netnstest.New(t)
+	const stay, low, dumps = 3000, 30000, 200
+	at := func(last byte, i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, last}), uint16(low+i))
+	}
+	for i := range stay {
+		netnstest.UDP{Local: at(1, i), Remote: at(7, i), IPv6: i%4 > 1}.Hold(t, 1)
+	}
+	c := dial(t)
+
+	var missing [2]int // on the ports that others use, and on the rest
+	repeated, others := 0, 0
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for range dumps {
+			var seen [stay]int
+			err := c.UDP(func(s *Socket) {
+				i := int(s.Local.Port()) - low
+				if i < 0 || i >= stay || s.Local != at(1, i) {
+					others++
+					return
+				}
+				if s.Remote != at(7, i) || s.State != Established {
+					t.Errorf("%+v: not its own peer", s)
+				}
+				seen[i]++
+			})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for i, n := range seen {
+				missing[i%2] += max(1-n, 0)
+				repeated += max(n-1, 0)
+			}
+		}
+	}()
+	// This thread is in the namespace of the sockets.
+	changes, start := 0, time.Now()
+	for running := true; running; {
+		var fds []int
+		for range 500 {
+			i := 2 * changes % stay
+			changes++
+			fd, err := netnstest.UDP{Local: at(2, i), IPv6: i%4 > 1}.Open()
+			if err != nil {
+				t.Error(err)
+				break
+			}
+			fds = append(fds, fd)
+		}
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		select {
+		case <-stopped:
+			running = false
+		default:
+		}
+	}
+	const rows = stay * dumps / 2
+	if missing[0] > rows/100 || missing[1] > rows/100_000 {
+		t.Errorf("of %d rows each, %d are missing on ports that others use, and %d on the rest", rows, missing[0], missing[1])
+	}
+	if others == 0 {
+		t.Error("no other socket was seen")
+	}
+	t.Logf("%.0f sockets came and went in a second; of %d rows each, %d are missing on ports that others use, and %d on the rest; %d are repeated",
+		float64(changes)/time.Since(start).Seconds(), rows, missing[0], missing[1], repeated)
+}
+
 // TestUDPErrors checks that no fault reads as few sockets.
 func TestUDPErrors(t *testing.T) {
 	row := func(r sockdiagtest.Request) []byte {
