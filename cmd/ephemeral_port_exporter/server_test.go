@@ -193,17 +193,19 @@ func TestScrapeStalled(t *testing.T) {
 }
 
 // TestScrapesKeepMemoryFlat makes 40 scrapes at once, again and again, of a namespace
-// with thousands of sockets.
+// with thousands of TCP and UDP sockets.
 func TestScrapesKeepMemoryFlat(t *testing.T) {
 	for i := range 50 {
 		netnstest.Client{
 			Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 443),
 		}.Hold(t, 100)
 	}
+	netnstest.UDP{Remote: netip.MustParseAddrPort("198.51.100.7:53")}.Hold(t, 3000)
 	s := serveTest(t, scannerOf(t, "--collect.timeout=10s"))
 	rounds := func(n int) (heap uint64, goroutines int) {
-		for range n {
-			statuses := scrapeAtOnce(t, s.URL+"/metrics", 40, `ephemeral_port_collect_success{netns="self"} 1`)
+		texts := []string{`ephemeral_port_collect_success{netns="self"} 1`, `ephemeral_port_udp_ports{family="ipv4",netns="self"} 3000`}
+		for i := range n {
+			statuses := scrapeAtOnce(t, s.URL+"/metrics", 40, texts[i%2])
 			checkStatuses(t, statuses, 40, http.StatusOK)
 		}
 		s.CloseClientConnections()

@@ -3,6 +3,8 @@
 package main
 
 import (
+	"fmt"
+	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
@@ -10,13 +12,15 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// TestUDP checks the metrics of UDP ports of the real program, without privileges.
+// TestUDP checks the metrics of UDP ports of the real program, without privileges, also of 40 scrapes
+// at once.
 func TestUDP(t *testing.T) {
 	const address, held = "127.0.0.1:10197", 300 // more than 1% of the usual range
 	netnstest.UDP{Remote: netip.MustParseAddrPort("198.51.100.7:53")}.Hold(t, held)
 	cmd := command(t, "--web.listen-address="+address)
 	unprivileged(t, cmd)
-	_, metrics := start(t, cmd, "http://"+address).get(t, "/metrics")
+	e := start(t, cmd, "http://"+address)
+	_, metrics := e.get(t, "/metrics")
 
 	capacity := sample(t, metrics, `ephemeral_port_udp_capacity_ports{netns="self"} `)
 	ports := sample(t, metrics, `ephemeral_port_udp_ports{family="ipv4",netns="self"} `)
@@ -32,6 +36,9 @@ func TestUDP(t *testing.T) {
 	if ok := sample(t, metrics, `ephemeral_port_udp_collect_success{netns="self"} `); ok != 1 {
 		t.Errorf("success %v", ok)
 	}
+
+	text := fmt.Sprintf("\nephemeral_port_udp_ports{family=\"ipv4\",netns=\"self\"} %v\n", ports)
+	checkStatuses(t, scrapeAtOnce(t, e.url+"/metrics", 40, text), 40, http.StatusOK)
 }
 
 // TestUDPStatus checks what --status prints where no UDP port is left.
