@@ -1,0 +1,595 @@
+//go:build linux
+
+package scan
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/internal/conntracktest"
+	"ephemeral_port_exporter/collector/internal/nattest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
+)
+
+// The oracle for source NAT is the real kernel too: it must grant as many ports as the report says are
+// free, and the first packet of each further connection is lost.
+
+// natScanner returns a Scanner that counts the ports of source NAT in a range.
+func natScanner(tb testing.TB, ports pool.PortRange) *Scanner {
+	tb.Helper()
+	cfg := testConfig()
+	cfg.SNAT, cfg.SNATPorts = true, ports
+	return newScanner(tb, cfg)
+}
+
+// scanNAT returns what a Scanner tells of the test's namespace. Without flows, that is an empty report.
+func scanNAT(t *testing.T, s *Scanner) (pool.NATReport, Conntrack) {
+	t.Helper()
+	n := s.Scan(t.Context()).Namespaces[0]
+	switch {
+	case n.Err != nil || n.ConntrackErr != nil || n.Conntrack == nil || !n.Conntrack.Counted:
+		t.Fatalf("scan: %v, %v, %+v", n.Err, n.ConntrackErr, n.Conntrack)
+	case n.NAT == nil:
+		return pool.NATReport{CapacityPorts: s.cfg.SNATPorts.Size()}, *n.Conntrack
+	case n.NAT.Err != nil:
+		t.Fatalf("scan: %v", n.NAT.Err)
+	}
+	return n.NAT.Report, *n.Conntrack
+}
+
+// natPoolOf returns a pool, if the report has it.
+func natPoolOf(r pool.NATReport, protocol pool.Protocol, source netip.Addr, destination netip.AddrPort) (p pool.NATPool, ok bool) {
+	for _, p := range r.Pools {
+		if p.Protocol == protocol && p.Source == source && p.Address == destination {
+			return p, true
+		}
+	}
+	return pool.NATPool{}, false
+}
+
+// natFree returns how many ports of a pool are free, or can be taken over, by the report.
+func natFree(r pool.NATReport, protocol pool.Protocol, source netip.Addr, destination netip.AddrPort) int {
+	p, _ := natPoolOf(r, protocol, source, destination)
+	return r.CapacityPorts - p.Held + p.Reusable
+}
+
+// natClients are connections through a gateway.
+type natClients struct {
+	protocol pool.Protocol
+	from     func(i int) netip.AddrPort // the source of connection i
+	to       netip.AddrPort
+	behind   netip.AddrPort // the destination after DNAT, if that is another
+	hairpin  bool           // back to the side of the clients
+
+	next int // connection
+}
+
+// seqLater is after the sequence numbers of all flows that are closed, so that a connection can take
+// over their ports.
+const seqLater = 1 << 30
+
+// open sends the first packet of the next connection.
+func (c *natClients) open(g *nattest.Gateway) (translated netip.AddrPort, granted bool) {
+	p := nattest.Packet{Protocol: unix.IPPROTO_TCP, Source: c.from(c.next), Destination: c.to, Flags: nattest.SYN, Seq: seqLater}
+	if c.protocol == pool.UDP {
+		p.Protocol = unix.IPPROTO_UDP
+	}
+	c.next++
+	send := g.Send
+	if c.hairpin {
+		send = g.Hairpin
+	}
+	arrived, granted := send(p)
+	return arrived.Source, granted
+}
+
+// hold opens n connections.
+func (c *natClients) hold(t *testing.T, g *nattest.Gateway, n int) {
+	t.Helper()
+	for i := range n {
+		if _, granted := c.open(g); !granted {
+			t.Fatalf("connection %d to %v was not granted", i, c.to)
+		}
+	}
+}
+
+// hosts returns sources with one port and different addresses of a prefix, from number first on.
+func hosts(prefix netip.Prefix, first int, port uint16) func(i int) netip.AddrPort {
+	return func(i int) netip.AddrPort { return netip.AddrPortFrom(nattest.Host(prefix, first+i), port) }
+}
+
+// checkNAT opens connections until the gateway has dropped so many in a row. It compares the number that it
+// granted, of each translated address, with the free ports of the report, and the counters with the drops.
+func checkNAT(t *testing.T, g *nattest.Gateway, s *Scanner, c *natClients, drops int) {
+	t.Helper()
+	before, countersBefore := scanNAT(t, s)
+	granted := map[netip.Addr]int{}
+	dropped := 0
+	for row := 0; row < drops; {
+		translated, ok := c.open(g)
+		if !ok {
+			row, dropped = row+1, dropped+1
+			continue
+		}
+		row = 0
+		granted[translated.Addr()]++
+	}
+	after, counters := scanNAT(t, s)
+
+	if got := counters.InsertFailed - countersBefore.InsertFailed; got != uint64(dropped) {
+		t.Errorf("insert_failed rose by %d with %d drops", got, dropped)
+	}
+	if got := counters.Dropped - countersBefore.Dropped; got != uint64(dropped) {
+		t.Errorf("drop rose by %d with %d drops", got, dropped)
+	}
+	destination := c.to
+	if c.behind.IsValid() {
+		destination = c.behind
+	}
+	for _, p := range before.Pools {
+		if p.Protocol == c.protocol && p.Address == destination {
+			granted[p.Source] += 0
+		}
+	}
+	if len(granted) == 0 {
+		t.Fatal("no pool was there before, and no connection was granted")
+	}
+	for source, n := range granted {
+		if free := natFree(before, c.protocol, source, destination); n != free {
+			t.Errorf("%v: the report says that %d ports are free, NAT granted %d", source, free, n)
+		}
+		used := float64(before.CapacityPorts-natFree(before, c.protocol, source, destination)) / float64(before.CapacityPorts)
+		if p, _ := natPoolOf(before, c.protocol, source, destination); math.Abs(p.Utilization-used) > 1e-9 {
+			t.Errorf("%v: utilization was %v, want %v", source, p.Utilization, used)
+		}
+		if p, _ := natPoolOf(after, c.protocol, source, destination); p.Utilization != 1 || p.SearchFailure != 1 {
+			t.Errorf("%v: utilization %v, search failure %v after drops, want 1, 1", source, p.Utilization, p.SearchFailure)
+		}
+	}
+	if after.MaxUtilization != 1 {
+		t.Errorf("greatest utilization is %v after drops, want 1", after.MaxUtilization)
+	}
+}
+
+// Ranges of at most 128 ports are searched completely. Where the size does not divide 65536, a packet is
+// lost now and then although a port is free.
+var (
+	range64   = pool.PortRange{Low: 40000, High: 40063}
+	range100  = pool.PortRange{Low: 40000, High: 40099}
+	range128  = pool.PortRange{Low: 40000, High: 40127}
+	range1000 = pool.PortRange{Low: 40000, High: 40999}
+)
+
+// portsOf returns a range as nft(8) writes it.
+func portsOf(r pool.PortRange) string { return fmt.Sprintf("%d-%d", r.Low, r.High) }
+
+// A natFamily has addresses of one family for clients and servers.
+type natFamily struct {
+	name             string
+	clients, servers netip.Prefix
+	snat             string // the statement of nft(8) up to the address
+	one, several     string // translated addresses, with a verb for the ports
+}
+
+var natFamilies = []natFamily{
+	{"IPv4", nattest.Clients4, nattest.Servers4, "snat ip to ", "10.2.0.9:%s", "10.2.0.11-10.2.0.13:%s"},
+	{"IPv6", nattest.Clients6, nattest.Servers6, "snat ip6 to ", "[fd02::9]:%s", "[fd02::11]-[fd02::13]:%s"},
+}
+
+// TestOracleNATRules fills pools for each kind of rule. Before that, two clients have ports of the pool, and
+// one of them has others for another destination and of the other protocol.
+func TestOracleNATRules(t *testing.T) {
+	type rule struct {
+		name  string
+		ports pool.PortRange
+		text  func(f natFamily) string
+		drops int // in a row, after which no port is free
+	}
+	masquerade := func(flags string) func(natFamily) string {
+		return func(natFamily) string { return "masquerade to :%s" + flags }
+	}
+	rules := []rule{
+		{"masquerade", range64, masquerade(""), 1},
+		{"masquerade 128 ports", range128, masquerade(""), 1},
+		{"masquerade 100 ports", range100, masquerade(""), 20},
+		{"random", range64, masquerade(" random"), 1},
+		{"fully-random", range64, masquerade(" fully-random"), 1},
+		{"persistent", range64, masquerade(" persistent"), 1},
+		{"snat", range64, func(f natFamily) string { return f.snat + f.one }, 1},
+		{"snat to several addresses", range64, func(f natFamily) string { return f.snat + f.several }, 100},
+	}
+	for _, r := range rules {
+		for _, f := range natFamilies {
+			t.Run(r.name+"/"+f.name, func(t *testing.T) {
+				t.Parallel()
+				g := nattest.New(t, nattest.Postrouting(fmt.Sprintf(r.text(f), portsOf(r.ports))))
+				s := natScanner(t, r.ports)
+				to := netip.AddrPortFrom(nattest.Host(f.servers, 0), 80)
+				other := netip.AddrPortFrom(nattest.Host(f.servers, 1), 80)
+				pairs := []natClients{
+					{protocol: pool.TCP, from: hosts(f.clients, 0x100, 20000), to: to},
+					{protocol: pool.TCP, from: hosts(f.clients, 0x200, 20000), to: to},
+					{protocol: pool.TCP, from: hosts(f.clients, 0x200, 20001), to: other},
+					{protocol: pool.UDP, from: hosts(f.clients, 0x200, 20000), to: to},
+				}
+				for i := range pairs {
+					pairs[i].hold(t, g, 5+i)
+				}
+				for _, protocol := range []pool.Protocol{pool.TCP, pool.UDP} {
+					checkNAT(t, g, s, &natClients{protocol: protocol, from: hosts(f.clients, 0x300, 20000), to: to}, r.drops)
+				}
+			})
+		}
+	}
+}
+
+// TestOracleNATPools fills pools beside flows of which it depends on more than the addresses whether they
+// take ports of the pool.
+func TestOracleNATPools(t *testing.T) {
+	to := netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80)
+	clients := func(first int) *natClients {
+		return &natClients{protocol: pool.TCP, from: hosts(nattest.Clients4, first, 20000), to: to}
+	}
+	via := func(first int, service string) *natClients {
+		c := clients(first)
+		c.to, c.behind = netip.MustParseAddrPort(service), to
+		return c
+	}
+	masquerade := nattest.Postrouting("masquerade to :" + portsOf(range64))
+	tests := []struct {
+		name    string
+		ruleset string
+		before  func(t *testing.T, g *nattest.Gateway)
+		clients *natClients
+		held    int // by the flows before
+	}{
+		{
+			name: "DNAT to the same destination",
+			ruleset: masquerade + `table ip services { chain prerouting {
+				type nat hook prerouting priority dstnat
+				ip daddr 10.4.9.9 tcp dport 8080 dnat to 10.4.0.1:80
+			}
+			}`,
+			before:  func(t *testing.T, g *nattest.Gateway) { clients(0x100).hold(t, g, 20) },
+			clients: via(0x200, "10.4.9.9:8080"),
+			held:    20,
+		},
+		{
+			name: "hairpin",
+			ruleset: `table ip nat {
+				chain prerouting {
+					type nat hook prerouting priority dstnat
+					ip daddr 10.1.0.1 tcp dport 8080 dnat to 10.3.0.200:80
+				}
+				chain postrouting {
+					type nat hook postrouting priority srcnat
+					oifname "client" ip saddr 10.3.0.0/16 meta l4proto tcp masquerade to :` + portsOf(range64) + `
+				}
+			}`,
+			before: func(*testing.T, *nattest.Gateway) {},
+			clients: &natClients{
+				protocol: pool.TCP, from: hosts(nattest.Clients4, 0x100, 20000), hairpin: true,
+				to: netip.MustParseAddrPort("10.1.0.1:8080"), behind: netip.MustParseAddrPort("10.3.0.200:80"),
+			},
+		},
+		{
+			name: "zones",
+			ruleset: masquerade + `table ip zones { chain prerouting {
+				type filter hook prerouting priority raw
+				iifname "client" ct zone set ip saddr map { 10.3.1.0/24 : 1, 10.3.2.0/24 : 2 }
+			}
+			}`,
+			before: func(t *testing.T, g *nattest.Gateway) {
+				clients(0x100).hold(t, g, 20)
+				clients(0x200).hold(t, g, 40)
+			},
+			clients: clients(0x240),
+			held:    40, // of the fullest zone
+		},
+		{
+			name: "zones of the original direction",
+			ruleset: masquerade + `table ip zones { chain prerouting {
+				type filter hook prerouting priority raw
+				iifname "client" ct original zone set ip saddr map { 10.3.1.0/24 : 1, 10.3.2.0/24 : 2 }
+			}
+			}`,
+			before:  func(t *testing.T, g *nattest.Gateway) { clients(0x100).hold(t, g, 20) },
+			clients: clients(0x200),
+			held:    20,
+		},
+		{
+			name: "marks",
+			ruleset: masquerade + `table ip marks { chain prerouting {
+				type filter hook prerouting priority mangle
+				iifname "client" ct mark set ip saddr map { 10.3.1.0/24 : 1, 10.3.2.0/24 : 2 }
+			}
+			}`,
+			before:  func(t *testing.T, g *nattest.Gateway) { clients(0x100).hold(t, g, 20) },
+			clients: clients(0x200),
+			held:    20,
+		},
+		{
+			name: "ports below 1024 of other clients",
+			ruleset: `table ip nat { chain postrouting {
+				type nat hook postrouting priority srcnat
+				tcp sport < 1024 masquerade
+				tcp sport >= 1024 masquerade to :` + portsOf(range64) + `
+			}
+			}`,
+			before: func(t *testing.T, g *nattest.Gateway) {
+				low := clients(0x100)
+				low.from = hosts(nattest.Clients4, 0x100, 600)
+				low.hold(t, g, 20)
+				clients(0x200).hold(t, g, 10)
+			},
+			clients: clients(0x300),
+			held:    10,
+		},
+		{
+			name:    "own sockets",
+			ruleset: nattest.Postrouting("ip saddr 10.3.0.0/16 masquerade to :" + portsOf(range64)),
+			before: func(t *testing.T, g *nattest.Gateway) {
+				for i := range 5 {
+					own := socketAt(t, netip.AddrPortFrom(nattest.Gateway4, uint16(40010+i)))
+					if err := unix.Sendto(own, []byte{0}, 0, netnstest.Sockaddr(to, false)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				c := clients(0x100)
+				c.protocol = pool.UDP
+				c.hold(t, g, 10)
+			},
+			clients: &natClients{protocol: pool.UDP, from: hosts(nattest.Clients4, 0x200, 20000), to: to},
+			held:    15,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			g := nattest.New(t, tt.ruleset)
+			s := natScanner(t, range64)
+			tt.before(t, g)
+			r, _ := scanNAT(t, s)
+			held := 0
+			if len(r.Pools) > 0 {
+				held = r.Pools[0].Held
+			}
+			if held != tt.held || len(r.Pools) > 1 {
+				t.Errorf("%d pools, %d ports of the first, want 1 with %d: %+v", len(r.Pools), held, tt.held, r.Pools)
+			}
+			checkNAT(t, g, s, tt.clients, 1)
+		})
+	}
+}
+
+// socketAt returns a UDP socket that is bound, until the end of the test.
+func socketAt(t *testing.T, local netip.AddrPort) (fd int) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, netnstest.Sockaddr(local, false)); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+// TestOracleNATStates has ten flows in each state. Those that are closed yield their ports.
+func TestOracleNATStates(t *testing.T) {
+	const n = 10
+	to := netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80)
+	for i, state := range []nattest.State{
+		nattest.SynSent, nattest.SynRecv, nattest.Established, nattest.FinWait, nattest.CloseWait,
+		nattest.LastAck, nattest.TimeWait, nattest.Close, nattest.SynSent2,
+	} {
+		t.Run(string(state), func(t *testing.T) {
+			t.Parallel()
+			g := nattest.New(t, nattest.Postrouting("masquerade to :"+portsOf(range64)))
+			s := natScanner(t, range64)
+			from := hosts(nattest.Clients4, 0x100, 20000)
+			for i := range n {
+				if _, granted := g.Open(state, from(i), to, 1); !granted {
+					t.Fatalf("connection %d was not granted", i)
+				}
+			}
+			r, _ := scanNAT(t, s)
+			p, _ := natPoolOf(r, pool.TCP, nattest.Gateway4, to)
+			reusable := 0
+			switch state {
+			case nattest.TimeWait, nattest.Close, nattest.SynSent2:
+				reusable = n
+			}
+			if p.Ports[pool.NATState(i)] != n || p.Held != n || p.Reusable != reusable {
+				t.Errorf("%v, %d held, %d reusable, want %d in state %v and %d reusable", p.Ports, p.Held, p.Reusable, n, pool.NATState(i), reusable)
+			}
+			// The kernel takes over a port in every second search, if only one is reusable.
+			checkNAT(t, g, s, &natClients{protocol: pool.TCP, from: hosts(nattest.Clients4, 0x200, 20000), to: to}, 1+60*min(reusable, 1))
+		})
+	}
+	t.Run("TIME_WAIT of own sockets", func(t *testing.T) {
+		t.Parallel()
+		g := nattest.New(t, nattest.Postrouting("ip saddr 10.3.0.0/16 masquerade to :"+portsOf(range64)))
+		s := natScanner(t, range64)
+		var listener int
+		g.InServer(func() {
+			netnstest.IP(t, "addr add "+to.Addr().String()+"/32 dev lo")
+			listener = netnstest.Listen(t, to.String(), false)
+		})
+		for i := range n {
+			own := netnstest.Client{Bind: netnstest.BindFirst, Source: netip.AddrPortFrom(nattest.Gateway4, uint16(40010+i)), Destination: to}
+			netnstest.TimeWait(t, own, listener, 1)
+		}
+		c := natClients{protocol: pool.TCP, from: hosts(nattest.Clients4, 0x200, 20000), to: to}
+		c.hold(t, g, 1) // without which this would be no pool
+		waitForState(t, s, to, pool.NATTimeWait, n)
+		checkNAT(t, g, s, &c, 20)
+	})
+	t.Run("reopened", func(t *testing.T) {
+		t.Parallel()
+		g := nattest.New(t, nattest.Postrouting("masquerade to :"+portsOf(range64)))
+		s := natScanner(t, range64)
+		from := hosts(nattest.Clients4, 0x100, 20000)
+		for seq := range uint32(3) {
+			if _, granted := g.Open(nattest.TimeWait, from(0), to, seq<<20); !granted {
+				t.Fatal("not granted")
+			}
+		}
+		checkNAT(t, g, s, &natClients{protocol: pool.TCP, from: hosts(nattest.Clients4, 0x200, 20000), to: to}, 60)
+	})
+}
+
+// waitForState waits until the pool for a destination has so many flows in a state.
+func waitForState(t *testing.T, s *Scanner, to netip.AddrPort, state pool.NATState, want int) {
+	t.Helper()
+	waitUntil(t, fmt.Sprintf("%d flows in %v", want, state), func() bool {
+		r, _ := scanNAT(t, s)
+		p, _ := natPoolOf(r, pool.TCP, nattest.Gateway4, to)
+		return p.Ports[state] == want
+	})
+}
+
+// patience is longer than anything takes on any busy host.
+const patience = time.Minute
+
+// waitUntil waits until something has happened.
+func waitUntil(t *testing.T, what string, happened func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !happened(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited %v for %s", patience, what)
+		}
+	}
+}
+
+// natFlow returns flow i of a client to a destination, masqueraded to Gateway4 with a port.
+func natFlow(i int, port uint16, to netip.AddrPort) conntracktest.Flow {
+	f := conntracktest.Flow{
+		Protocol: unix.IPPROTO_TCP, State: 3, Timeout: 3600,
+		Original: conntracktest.Tuple{Source: netip.AddrPortFrom(nattest.Host(nattest.Clients4, i), 20000), Destination: to},
+	}
+	f.Reply = f.Original.Reverse()
+	f.Reply.Destination = netip.AddrPortFrom(nattest.Gateway4, port)
+	return f
+}
+
+// fillNAT creates flows that hold these ports for a destination.
+func fillNAT(t *testing.T, ports []uint16, to netip.AddrPort) {
+	t.Helper()
+	err := conntracktest.Open(t).Create(len(ports), func(i int) conntracktest.Flow { return natFlow(i, ports[i], to) })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestOracleNATWide fills ranges that the kernel does not search completely. A client whose own port is
+// free keeps it, so each free port can be had.
+func TestOracleNATWide(t *testing.T) {
+	to := netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80)
+	const free = 40
+	for _, tt := range []struct {
+		name, rule string
+		ports      pool.PortRange
+	}{
+		{"1000 ports", "masquerade to :" + portsOf(range1000), range1000},
+		{"no range", "masquerade", pool.PortRange{Low: 1024, High: 65535}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			g := nattest.New(t, nattest.Postrouting(tt.rule))
+			s := natScanner(t, tt.ports)
+			var ports []uint16
+			for p := int(tt.ports.Low); p <= int(tt.ports.High); p++ {
+				ports = append(ports, uint16(p))
+			}
+			rand.Shuffle(len(ports), func(i, j int) { ports[i], ports[j] = ports[j], ports[i] })
+			fillNAT(t, ports[free:], to)
+			checkNAT(t, g, s, &natClients{protocol: pool.TCP, to: to, from: func(i int) netip.AddrPort {
+				return netip.AddrPortFrom(nattest.Host(nattest.Clients4, 0xff00+i), ports[i])
+			}}, 20)
+		})
+	}
+}
+
+// TestOracleNATSearches compares the reported share of searches that fail with that of the kernel.
+func TestOracleNATSearches(t *testing.T) {
+	to := netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80)
+	for _, tt := range []struct {
+		name, rule string
+		ports      pool.PortRange
+		taken      func(port int) bool
+	}{
+		{"100 ports, one free", "masquerade to :" + portsOf(range100) + " fully-random", range100, func(p int) bool { return p != 40042 }},
+		{"1000 ports, 2% free", "masquerade to :" + portsOf(range1000) + " fully-random", range1000, func(p int) bool { return p%50 != 0 }},
+		{"1000 ports, half of them in a row", "masquerade to :" + portsOf(range1000) + " fully-random", range1000, func(p int) bool { return p%1000 < 800 }},
+		{"no range, that of Linux clients and 90% of the others", "masquerade fully-random", pool.PortRange{Low: 1024, High: 65535}, func(p int) bool {
+			return p >= 32768 && p <= 60999 || rand.IntN(10) != 0
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			g := nattest.New(t, nattest.Postrouting(tt.rule))
+			var ports []uint16
+			for p := int(tt.ports.Low); p <= int(tt.ports.High); p++ {
+				if tt.taken(p) {
+					ports = append(ports, uint16(p))
+				}
+			}
+			fillNAT(t, ports, to)
+			r, before := scanNAT(t, natScanner(t, tt.ports))
+			p, _ := natPoolOf(r, pool.TCP, nattest.Gateway4, to)
+
+			const searches = 1000
+			failed := 0
+			for i := range searches {
+				from := netip.AddrPortFrom(nattest.Host(nattest.Clients4, i), 20001)
+				if translated, granted := g.Open(nattest.SynSent, from, to, 1); granted {
+					g.Refuse(translated, to, 1) // so each search finds the same ports
+				} else {
+					failed++
+				}
+			}
+			want, got := p.SearchFailure, float64(failed)/searches
+			// 6 standard deviations, and what the README says of sizes that do not divide 65536.
+			if tolerance := 6*math.Sqrt(want*(1-want)/searches) + 0.005; math.Abs(got-want) > tolerance {
+				t.Errorf("%.4f of the searches failed, reported %.4f ± %.4f", got, want, tolerance)
+			}
+			if _, after := scanNAT(t, natScanner(t, tt.ports)); after.InsertFailed-before.InsertFailed != uint64(failed) {
+				t.Errorf("insert_failed rose by %d with %d drops", after.InsertFailed-before.InsertFailed, failed)
+			}
+		})
+	}
+}
+
+// TestOracleNATClients compares the owners with the connections that each client has.
+func TestOracleNATClients(t *testing.T) {
+	t.Parallel()
+	g := nattest.New(t, nattest.Postrouting("masquerade to :"+portsOf(range128)))
+	to := netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80)
+	want := map[netip.Addr]int{}
+	for client, n := range []int{3, 20, 1, 30, 10} {
+		addr := nattest.Host(nattest.Clients4, 0x100+client)
+		c := natClients{protocol: pool.TCP, to: to, from: func(i int) netip.AddrPort { return netip.AddrPortFrom(addr, uint16(20000+i)) }}
+		c.hold(t, g, n)
+		if n >= 10 {
+			want[addr] = n
+		}
+	}
+	r, _ := scanNAT(t, natScanner(t, range128))
+	got := map[netip.Addr]int{}
+	for _, c := range r.Pools[0].Clients {
+		got[c.Address] = c.Ports
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("clients %v, want %v", got, want)
+	}
+}
