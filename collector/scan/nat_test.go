@@ -1,0 +1,467 @@
+//go:build linux
+
+package scan
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"math"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/conntrack"
+	"ephemeral_port_exporter/collector/internal/conntracktest"
+	"ephemeral_port_exporter/collector/internal/sockdiagtest"
+	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/procfs"
+)
+
+// A natFault is a way in which the flows cannot be read.
+type natFault struct {
+	name   string
+	answer func(sockdiagtest.Request) [][]byte
+	dial   error
+	change func(t *testing.T, proc string) // of procfs, when the kernel is asked for flows
+	before func(t *testing.T, proc string) // likewise, before the scan
+	want   error                           // if it has a type
+	text   string
+}
+
+var natFaults = []natFault{
+	{name: "no netlink", dial: os.NewSyscallError("socket", unix.EPROTONOSUPPORT), want: unix.EPROTONOSUPPORT, text: "protocol not supported"},
+	{name: "no ctnetlink", want: conntrack.ErrUnsupported, text: "modprobe nf_conntrack_netlink", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{r.Error(unix.EINVAL)}
+	}},
+	{name: "forbidden", want: os.ErrPermission, text: "CAP_NET_ADMIN", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{r.Error(unix.EPERM)}
+	}},
+	{name: "no buffers", want: unix.ENOBUFS, text: "no buffer space", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{r.Error(unix.ENOBUFS)}
+	}},
+	{name: "errno after flows", want: unix.EBUSY, text: "resource busy", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{natRow(r), r.Done(unix.EBUSY)}
+	}},
+	{name: "interrupted", want: conntrack.ErrInterrupted, text: "interrupted", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{natRow(r), r.Message(unix.NLMSG_OVERRUN, 0, nil)}
+	}},
+	{name: "half a message", want: conntrack.ErrMalformed, text: "44 bytes left", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{natRow(r)[:44]}
+	}},
+	{name: "no answer", want: os.ErrDeadlineExceeded, text: "i/o timeout", answer: func(sockdiagtest.Request) [][]byte { return nil }},
+	{name: "flows without an end", want: os.ErrDeadlineExceeded, text: "i/o timeout", answer: func(r sockdiagtest.Request) [][]byte {
+		return [][]byte{natRow(r)}
+	}},
+	{name: "table resized", want: conntrack.ErrInterrupted, text: "nf_conntrack_buckets changed from 1024 to 2048", change: func(t *testing.T, proc string) {
+		writeProc(t, proc, "sys/net/netfilter/nf_conntrack_buckets", "2048\n")
+	}},
+	{name: "table size gone", want: fs.ErrNotExist, text: "nf_conntrack_buckets", change: func(t *testing.T, proc string) {
+		removeProc(t, proc, "sys/net/netfilter/nf_conntrack_buckets")
+	}},
+	{name: "bad timeout", text: "nf_conntrack_udp_timeout: unexpected content", before: func(t *testing.T, proc string) {
+		writeProc(t, proc, "sys/net/netfilter/nf_conntrack_udp_timeout", "soon\n")
+	}},
+	{name: "bad size", text: "nf_conntrack_count: unexpected content", before: func(t *testing.T, proc string) {
+		writeProc(t, proc, "sys/net/netfilter/nf_conntrack_count", "many\n")
+	}},
+	{name: "bad counters", text: "stat/nf_conntrack: unexpected content", before: func(t *testing.T, proc string) {
+		writeProc(t, proc, "thread-self/net/stat/nf_conntrack", "entries\n")
+	}},
+}
+
+// natRow returns a flow that is translated.
+func natRow(r sockdiagtest.Request) []byte {
+	f := conntracktest.Flow{
+		Protocol: unix.IPPROTO_TCP, State: uint8(conntrack.Established), Status: uint32(conntrack.SrcNAT), Timeout: 100,
+		Original: conntracktest.Tuple{Source: netip.MustParseAddrPort("10.0.0.1:1234"), Destination: netip.MustParseAddrPort("192.0.2.1:443")},
+		Reply:    conntracktest.Tuple{Source: netip.MustParseAddrPort("192.0.2.1:443"), Destination: netip.MustParseAddrPort("192.0.2.9:40000")},
+	}
+	return r.Message(0x100, unix.NLM_F_MULTI, f.Body())
+}
+
+// natProc returns a fake procfs of a host that tracks flows.
+func natProc(t *testing.T) string {
+	t.Helper()
+	dir := fixedProc(t)
+	for name, content := range map[string]string{
+		"sys/net/netfilter/nf_conntrack_count":                   "7\n",
+		"sys/net/netfilter/nf_conntrack_max":                     "4096\n",
+		"sys/net/netfilter/nf_conntrack_buckets":                 "1024\n",
+		"sys/net/netfilter/nf_conntrack_tcp_timeout_established": "432000\n",
+		"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait":   "120\n",
+		"sys/net/netfilter/nf_conntrack_udp_timeout":             "30\n",
+		"sys/net/netfilter/nf_conntrack_udp_timeout_stream":      "120\n",
+		"thread-self/net/stat/nf_conntrack":                      "entries insert_failed drop early_drop\n7 a 10 1\n7 0 1 2\n",
+	} {
+		writeProc(t, dir, name, content)
+	}
+	return dir
+}
+
+// writeProc replaces a file, so that no reader sees a part of it.
+func writeProc(t *testing.T, proc, name, content string) {
+	t.Helper()
+	path := filepath.Join(proc, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path+"~", []byte(content), 0o644), os.Rename(path+"~", path)); err != nil {
+		t.Error(err)
+	}
+}
+
+func removeProc(t *testing.T, proc, name string) {
+	t.Helper()
+	if err := os.RemoveAll(filepath.Join(proc, name)); err != nil {
+		t.Error(err)
+	}
+}
+
+// wantConntrack is what natProc tells.
+var wantConntrack = &Conntrack{Entries: 7, Limit: 4096, Counted: true, InsertFailed: 10, Dropped: 17, EarlyDropped: 3}
+
+// A fakeHost is a Scanner of a fake kernel.
+type fakeHost struct {
+	*Scanner
+	log       bytes.Buffer
+	sockets   *fault    // nil: healthy
+	flows     *natFault // nil: healthy
+	flowDumps int
+}
+
+// newFakeHost returns a healthy host with this procfs.
+func newFakeHost(t *testing.T, proc string) *fakeHost {
+	t.Helper()
+	h := &fakeHost{}
+	cfg := testConfig()
+	cfg.Proc, cfg.SNAT, cfg.SNATPorts = proc, true, range64
+	cfg.Logger = slog.New(slog.NewTextHandler(&h.log, nil))
+	h.Scanner = newScanner(t, cfg)
+	h.dial = func(buffer []byte) (*sockdiag.Conn, error) {
+		answer := healthy
+		if h.sockets != nil {
+			if h.sockets.dial != nil {
+				return nil, h.sockets.dial
+			}
+			answer = h.sockets.answer
+		}
+		fd, err := sockdiagtest.Dial(answer)
+		if err != nil {
+			return nil, err
+		}
+		return sockdiag.NewConn(fd, buffer), nil
+	}
+	h.dialNAT = func(buffer []byte) (*conntrack.Conn, error) {
+		h.flowDumps++
+		f := h.flows
+		if f != nil && f.dial != nil {
+			return nil, f.dial
+		}
+		fd, err := sockdiagtest.Dial(func(r sockdiagtest.Request) [][]byte {
+			if f != nil && f.change != nil {
+				f.change(t, proc)
+			}
+			if f != nil && f.answer != nil {
+				return f.answer(r)
+			}
+			return [][]byte{natRow(r), r.Done(0)}
+		})
+		if err != nil {
+			return nil, err
+		}
+		return conntrack.NewConn(fd, buffer), nil
+	}
+	h.log.Reset()
+	return h
+}
+
+// scanOnce returns the namespace and what was logged.
+func (h *fakeHost) scanOnce(t *testing.T) (Namespace, string) {
+	t.Helper()
+	h.log.Reset()
+	n := h.Scan(t.Context()).Namespaces[0]
+	return n, h.log.String()
+}
+
+// checkSockets checks that the sockets of the fake kernel were read.
+func checkSockets(t *testing.T, n Namespace) {
+	t.Helper()
+	if n.Outcome != Collected || n.Err != nil || len(n.Report.Destinations) != 1 {
+		t.Errorf("sockets: got %q, %v, %+v, want one destination", n.Outcome, n.Err, n.Report.Destinations)
+	}
+}
+
+// checkFlows checks that the flow of the fake kernel was read.
+func checkFlows(t *testing.T, n Namespace) {
+	t.Helper()
+	if n.NAT == nil || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 || n.NAT.Report.Pools[0].Held != 1 || n.NAT.Duration <= 0 {
+		t.Errorf("flows: got %+v, want one of one pool", n.NAT)
+	}
+	if diff := cmp.Diff(wantConntrack, n.Conntrack); diff != "" || n.ConntrackErr != nil {
+		t.Errorf("conntrack (-want +got):\n%s%v", diff, n.ConntrackErr)
+	}
+}
+
+// TestNATFaults checks that a fault of connection tracking gives no numbers, is logged once with its cause,
+// and affects neither the sockets nor the next scan.
+func TestNATFaults(t *testing.T) {
+	for _, f := range natFaults {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			proc := natProc(t)
+			h := newFakeHost(t, proc)
+			h.flows = &f
+			if errors.Is(f.want, os.ErrDeadlineExceeded) {
+				h.cfg.Timeout = 2 * time.Second
+			}
+			for _, logged := range []int{1, 0} { // the second time, it is known
+				if f.change != nil {
+					writeProc(t, proc, "sys/net/netfilter/nf_conntrack_buckets", "1024\n")
+				}
+				if f.before != nil {
+					f.before(t, proc)
+				}
+				n, log := h.scanOnce(t)
+				checkSockets(t, n)
+				if n.NAT == nil || !strings.Contains(n.NAT.Err.Error(), f.text) || f.want != nil && !errors.Is(n.NAT.Err, f.want) {
+					t.Fatalf("flows: got %+v, want %v that says %q", n.NAT, f.want, f.text)
+				}
+				if diff := cmp.Diff(&NAT{Err: n.NAT.Err}, n.NAT, cmpopts.EquateErrors()); diff != "" {
+					t.Errorf("numbers of flows that could not be read (-want +got):\n%s", diff)
+				}
+				if (n.Conntrack == nil) != (n.ConntrackErr != nil) {
+					t.Errorf("conntrack %+v, error %v", n.Conntrack, n.ConntrackErr)
+				}
+				if strings.Count(log, "\n") != logged {
+					t.Errorf("log: got %q, want %d lines", log, logged)
+				}
+				for _, text := range []string{"level=ERROR", "netns=self", f.text} {
+					if logged > 0 && !strings.Contains(log, text) {
+						t.Errorf("log: got %q, want %q", log, text)
+					}
+				}
+			}
+			h.flows = nil
+			h.cfg.Timeout = time.Minute
+			h.proc = procfs.NewFS(natProc(t))
+			n, log := h.scanOnce(t)
+			checkSockets(t, n)
+			checkFlows(t, n)
+			if log != "" {
+				t.Errorf("log after the fault: %s", log)
+			}
+		})
+	}
+}
+
+// TestNATBesideFaults checks that the flows are known where the sockets are not.
+func TestNATBesideFaults(t *testing.T) {
+	for _, f := range faults {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			h := newFakeHost(t, natProc(t))
+			h.sockets = &f
+			if errors.Is(f.want, os.ErrDeadlineExceeded) {
+				h.cfg.Timeout = 2 * time.Second // one of them is for the flows
+			}
+			n, log := h.scanOnce(t)
+			if !errors.Is(n.Err, f.want) {
+				t.Errorf("sockets: got %v, want %v", n.Err, f.want)
+			}
+			checkFlows(t, n)
+			if strings.Count(log, "\n") != 1 || !strings.Contains(log, f.text) {
+				t.Errorf("log: got %q, want one line with %q", log, f.text)
+			}
+		})
+	}
+}
+
+// TestNATAbsent has hosts on which there is nothing to read, or not all of it. That is no failure.
+func TestNATAbsent(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		change    func(t *testing.T, proc string)
+		started   string // is logged at the start; the rest never
+		conntrack *Conntrack
+		flows     bool
+	}{
+		{"no connection tracking", func(t *testing.T, proc string) {
+			removeProc(t, proc, "sys/net/netfilter")
+			removeProc(t, proc, "thread-self/net/stat")
+		}, "tracks no flows", nil, false},
+		{"no flows", func(t *testing.T, proc string) { writeProc(t, proc, "sys/net/netfilter/nf_conntrack_count", "0\n") }, "",
+			&Conntrack{Limit: 4096, Counted: true, InsertFailed: 10, Dropped: 17, EarlyDropped: 3}, false},
+		{"no limit", func(t *testing.T, proc string) { removeProc(t, proc, "sys/net/netfilter/nf_conntrack_max") }, "",
+			&Conntrack{Entries: 7, Counted: true, InsertFailed: 10, Dropped: 17, EarlyDropped: 3}, true},
+		{"no counters", func(t *testing.T, proc string) { removeProc(t, proc, "thread-self/net/stat") }, "", &Conntrack{Entries: 7, Limit: 4096}, true},
+		{"no timeouts", func(t *testing.T, proc string) {
+			removeProc(t, proc, "sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait")
+		}, "", wantConntrack, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			proc := natProc(t)
+			tt.change(t, proc)
+			h := newFakeHost(t, proc)
+			if err := h.openNAT(); err != nil {
+				t.Error(err)
+			}
+			if log := h.log.String(); (log != "") != (tt.started != "") || strings.Count(log, "\n") > 1 || !strings.Contains(log, tt.started) {
+				t.Errorf("log at the start: got %q, want %q", log, tt.started)
+			}
+			h.natTakesOver, h.flowDumps = false, 0
+			for range 2 {
+				n, log := h.scanOnce(t)
+				checkSockets(t, n)
+				if diff := cmp.Diff(tt.conntrack, n.Conntrack); diff != "" || n.ConntrackErr != nil || log != "" {
+					t.Errorf("conntrack (-want +got):\n%s%v, log %s", diff, n.ConntrackErr, log)
+				}
+				if !tt.flows {
+					if n.NAT != nil || h.flowDumps > 0 {
+						t.Errorf("flows: got %+v after %d dumps, want none", n.NAT, h.flowDumps)
+					}
+					continue
+				}
+				if n.NAT == nil || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 {
+					t.Fatalf("flows: got %+v, want a pool", n.NAT)
+				}
+				if c := n.NAT.Report.Pools[0].Ceiling; math.IsNaN(c) != (tt.name == "no timeouts") {
+					t.Errorf("ceiling %v", c)
+				}
+			}
+		})
+	}
+}
+
+// TestNATUnasked checks that no flow is read without Config.SNAT, and that what needs no privilege is.
+func TestNATUnasked(t *testing.T) {
+	h := newFakeHost(t, natProc(t))
+	h.cfg.SNAT = false
+	n, log := h.scanOnce(t)
+	if n.NAT != nil || h.flowDumps > 0 || log != "" {
+		t.Errorf("flows: got %+v after %d dumps, log %s", n.NAT, h.flowDumps, log)
+	}
+	if diff := cmp.Diff(wantConntrack, n.Conntrack); diff != "" {
+		t.Errorf("conntrack (-want +got):\n%s", diff)
+	}
+}
+
+// TestNATStart checks what ends the program at its start, and what is only logged.
+func TestNATStart(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		errno   unix.Errno
+		want    error
+		text    string
+		warning string
+	}{
+		{"forbidden", unix.EPERM, os.ErrPermission, "--snat cannot list the flows: conntrack: count flows: it needs CAP_NET_ADMIN", ""},
+		{"no ctnetlink", unix.EINVAL, nil, "", "modprobe nf_conntrack_netlink"},
+		{"busy", unix.EBUSY, nil, "", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newFakeHost(t, natProc(t))
+			h.flows = &natFault{answer: func(r sockdiagtest.Request) [][]byte { return [][]byte{r.Error(tt.errno)} }}
+			err := h.openNAT()
+			if !errors.Is(err, tt.want) || err != nil && !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want %q", err, tt.text)
+			}
+			log := h.log.String()
+			if (log != "") != (tt.warning != "") || !strings.Contains(log, tt.warning) || strings.Count(log, "\n") > 1 {
+				t.Errorf("log: got %q, want %q", log, tt.warning)
+			}
+		})
+	}
+	t.Run("no netlink", func(t *testing.T) {
+		h := newFakeHost(t, natProc(t))
+		h.flows = &natFault{dial: conntrack.ErrUnsupported}
+		if err := h.openNAT(); err != nil || !strings.Contains(h.log.String(), "cannot be listed") {
+			t.Errorf("got %v, log %q", err, &h.log)
+		}
+	})
+}
+
+// TestNATPrivilege checks that New names the capability that the process does not have.
+func TestNATPrivilege(t *testing.T) {
+	netnstest.New(t) // the thread, and what it has lost, end with the test
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	data[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	cfg := testConfig()
+	cfg.SNAT, cfg.SNATPorts = true, range64
+	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "--snat") || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
+		t.Errorf("got %v, want an error with --snat and CAP_NET_ADMIN", err)
+	}
+}
+
+// TestNATRow checks what becomes of the kernel's flows, and which of them are counted.
+func TestNATRow(t *testing.T) {
+	const nat = conntrack.SrcNAT
+	base := conntrack.Flow{
+		Protocol: conntrack.TCP, State: conntrack.Established, Status: nat,
+		Original:     conntrack.Tuple{Source: netip.MustParseAddrPort("10.0.0.1:1234"), Destination: netip.MustParseAddrPort("192.0.2.7:80")},
+		Reply:        conntrack.Tuple{Source: netip.MustParseAddrPort("192.0.2.1:443"), Destination: netip.MustParseAddrPort("192.0.2.9:40000")},
+		OriginalZone: 3, ReplyZone: 4,
+	}
+	want := pool.NATFlow{
+		Protocol: pool.TCP, State: pool.NATEstablished, Client: netip.MustParseAddr("10.0.0.1"),
+		Translated: netip.MustParseAddrPort("192.0.2.9:40000"), Destination: netip.MustParseAddrPort("192.0.2.1:443"), Zone: 4, SNAT: true,
+	}
+	for _, tt := range []struct {
+		protocol conntrack.Protocol
+		state    conntrack.State
+		status   conntrack.Status
+		want     pool.NATState
+	}{
+		{conntrack.TCP, conntrack.SynSent, nat, pool.NATSynSent},
+		{conntrack.TCP, conntrack.SynRecv, nat | conntrack.SeenReply, pool.NATSynRecv},
+		{conntrack.TCP, conntrack.Established, nat | conntrack.Assured, pool.NATEstablished},
+		{conntrack.TCP, conntrack.FinWait, nat, pool.NATFinWait},
+		{conntrack.TCP, conntrack.CloseWait, nat, pool.NATCloseWait},
+		{conntrack.TCP, conntrack.LastAck, nat, pool.NATLastAck},
+		{conntrack.TCP, conntrack.TimeWait, nat, pool.NATTimeWait},
+		{conntrack.TCP, conntrack.Close, nat, pool.NATClose},
+		{conntrack.TCP, conntrack.SynSent2, nat, pool.NATSynSent2},
+		{conntrack.TCP, conntrack.None, nat | conntrack.Offload, pool.NATEstablished},
+		{conntrack.TCP, conntrack.SynSent2 + 1, nat, pool.NATEstablished}, // of a later kernel
+		{conntrack.TCP, conntrack.SynSent, 0, pool.NATSynSent},
+		{conntrack.UDP, conntrack.None, nat, pool.NATUnreplied},
+		{conntrack.UDP, conntrack.None, nat | conntrack.SeenReply, pool.NATReplied},
+		{conntrack.UDP, conntrack.None, nat | conntrack.SeenReply | conntrack.Assured, pool.NATAssured},
+		{conntrack.UDP, conntrack.None, nat | conntrack.Offload, pool.NATAssured},
+	} {
+		f, want := base, want
+		f.Protocol, f.State, f.Status = tt.protocol, tt.state, tt.status
+		want.State, want.SNAT = tt.want, tt.status&nat != 0
+		if tt.protocol == conntrack.UDP {
+			want.Protocol = pool.UDP
+		}
+		row := pool.NATFlow{Zone: 99, SNAT: true, State: pool.NATLastAck} // of the flow before
+		if setNATRow(&row, &f); row != want {
+			t.Errorf("%+v: got %+v, want %+v", f, row, want)
+		}
+	}
+}
+
+func TestTakesOver(t *testing.T) {
+	for release, want := range map[string]bool{
+		"6.18.44-lqx": true, "6.5.0": true, "6.5-rc1": true, "7.0.0": true, "6.4.16": false, "6.1.0-18-amd64": false, "5.15.0": false, "4.19": false, "": false, "linux": false,
+	} {
+		if got := takesOver(release); got != want {
+			t.Errorf("%q: got %v, want %v", release, got, want)
+		}
+	}
+}
