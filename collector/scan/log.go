@@ -37,10 +37,14 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 		if n.NAT != nil {
 			err = cmp.Or(n.NAT.Err, err)
 		}
-		if err == nil || errors.Is(err, errLater) {
+		key := fmt.Sprintf("source NAT %d", n.Inode)
+		if errors.Is(err, errLater) {
+			logged[key] = s.logged[key] // its last failure may still be one
 			continue
 		}
-		key := fmt.Sprintf("source NAT %d", n.Inode)
+		if err == nil {
+			continue
+		}
 		logged[key] = true
 		if !s.logged[key] {
 			s.cfg.Logger.Error("Connection tracking could not be read", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", err)

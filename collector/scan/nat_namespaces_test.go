@@ -1,0 +1,481 @@
+//go:build linux
+
+package scan
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/conntrack"
+	"ephemeral_port_exporter/collector/internal/conntracktest"
+	"ephemeral_port_exporter/collector/internal/nattest"
+	"ephemeral_port_exporter/collector/internal/sockdiagtest"
+	"ephemeral_port_exporter/collector/netns"
+	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/procfs"
+)
+
+// natNamespaces returns a Scanner for the namespaces that are mounted in a directory, and for the
+// ports of source NAT in them. It logs to the buffer.
+func natNamespaces(t *testing.T, dir string, ports pool.PortRange) (*Scanner, *bytes.Buffer) {
+	t.Helper()
+	var log bytes.Buffer
+	cfg := testConfig()
+	cfg.Scope, cfg.NamespaceDirs = ScopeNamed, []string{dir}
+	cfg.SNAT, cfg.SNATPorts = true, ports
+	s := newScanner(t, cfg)
+	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	return s, &log
+}
+
+// serverPort returns an address that differs in the port.
+func serverPort(n int) netip.AddrPort {
+	return netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), uint16(n))
+}
+
+// firstPorts returns n ports of a range.
+func firstPorts(r pool.PortRange, n int) []uint16 {
+	ports := make([]uint16, n)
+	for i := range ports {
+		ports[i] = r.Low + uint16(i)
+	}
+	return ports
+}
+
+// mountNAT mounts a namespace without sockets that has so many flows for each of some destinations.
+func mountNAT(t *testing.T, path string, r pool.PortRange, flows ...int) {
+	t.Helper()
+	netnstest.Mount(t, path, func() {
+		for i, n := range flows {
+			fillNAT(t, firstPorts(r, n), serverPort(80+i))
+		}
+	})
+}
+
+// TestNATNamespaces has gateways without sockets, and namespaces with too few flows to matter. The flows
+// of these are not read.
+func TestNATNamespaces(t *testing.T) {
+	netnstest.New(t)
+	fillNAT(t, firstPorts(range64, 5), serverPort(80)) // our own flows are read, however few
+	dir := t.TempDir()
+	for name, flows := range map[string]int{"gateway": 60, "enough": 7, "few": 6, "none": 0} {
+		mountNAT(t, filepath.Join(dir, name), range64, flows)
+	}
+	s, log := natNamespaces(t, dir, range64)
+	dumps := 0
+	s.dialNAT = func(buffer []byte) (*conntrack.Conn, error) {
+		dumps++
+		return conntrack.Dial(buffer)
+	}
+	found := byName(s)
+	for name, want := range map[string]int{Self: 5, "gateway": 60, "enough": 7, "few": 0, "none": 0} {
+		n := found[name]
+		if name != Self && n.Outcome != Idle {
+			t.Errorf("%s: outcome %q of a namespace without sockets, want %q", name, n.Outcome, Idle)
+		}
+		if want == 0 {
+			if n.NAT != nil || n.Conntrack != nil {
+				t.Errorf("%s: flows %+v, conntrack %+v, want none", name, n.NAT, n.Conntrack)
+			}
+			continue
+		}
+		if n.NAT == nil || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 || n.NAT.Report.Pools[0].Held != want {
+			t.Errorf("%s: got %+v, want a pool with %d ports", name, n.NAT, want)
+		}
+		if n.Conntrack == nil || n.Conntrack.Entries != want {
+			t.Errorf("%s: conntrack %+v, want %d entries", name, n.Conntrack, want)
+		}
+	}
+	if dumps != 3 || log.Len() > 0 {
+		t.Errorf("%d dumps, want one for each that has flows; log %s", dumps, log)
+	}
+	for name, n := range byName(namedScanner(t, dir)) {
+		if n.NAT != nil {
+			t.Errorf("%s: flows without being asked for", name)
+		}
+	}
+}
+
+// TestNATNamespacesSmall reads some of many namespaces with few flows in each scan, all of them in
+// turn, and beside them always one that has many. That others wait is no failure to log.
+func TestNATNamespacesSmall(t *testing.T) {
+	const small = 4*maxSmall + 3
+	dir := t.TempDir()
+	for i := range small {
+		mountNAT(t, filepath.Join(dir, fmt.Sprint(i)), range100, 10)
+	}
+	mountNAT(t, filepath.Join(dir, "large"), range100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100)
+	s, log := natNamespaces(t, dir, range100)
+	read := map[string]int{}
+	const scans = 10 // half of the turns are for the same ones, as all have as many flows
+	for scan := range scans {
+		n := 0
+		for _, ns := range s.Scan(t.Context()).Namespaces[1:] {
+			switch {
+			case ns.NAT == nil:
+				t.Errorf("scan %d: nothing is said of %s", scan, ns.Name)
+			case ns.NAT.Err == nil:
+				read[ns.Name]++
+				n++
+			case !errors.Is(ns.NAT.Err, errLater):
+				t.Errorf("scan %d: %s: %v", scan, ns.Name, ns.NAT.Err)
+			}
+		}
+		if n != maxSmall+1 {
+			t.Errorf("scan %d: %d read, want %d small ones and the large one", scan, n, maxSmall)
+		}
+	}
+	if read["large"] != scans || len(read) != small+1 {
+		t.Errorf("the large one was read in %d of %d scans, and %d of %d others", read["large"], scans, len(read)-1, small)
+	}
+	if log.Len() > 0 {
+		t.Errorf("log: %s", log)
+	}
+
+	// A failure is logged once, also of one that waits between two failures.
+	s.dialNAT = func([]byte) (*conntrack.Conn, error) { return nil, unix.EIO }
+	for range 2 * scans {
+		s.Scan(t.Context())
+	}
+	if got := strings.Count(log.String(), "\n"); got != small+1 {
+		t.Errorf("%d failures logged, want one for each of %d namespaces", got, small+1)
+	}
+}
+
+// TestNATNamespacesLimit enters a gateway in each scan, however many other namespaces there are.
+func TestNATNamespacesLimit(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 10 {
+		netnstest.Mount(t, filepath.Join(dir, fmt.Sprint(i)), nil)
+	}
+	s, _ := natNamespaces(t, dir, range100)
+	s.cfg.NamespaceLimit = 4
+	s.Scan(t.Context())
+	mountNAT(t, filepath.Join(dir, "zgateway"), range100, 60)
+	seen := 0
+	for scan := range 8 {
+		n := byName(s)["zgateway"]
+		read := n.NAT != nil && n.NAT.Err == nil
+		if seen > 0 && !read {
+			t.Errorf("scan %d: not read, but before: %+v", scan, n)
+		}
+		if read {
+			seen++
+		}
+	}
+	if seen < 4 {
+		t.Errorf("the gateway was read in %d of 8 scans", seen)
+	}
+}
+
+// TestNATNamespacesFairness has a gateway with a pool that is nearly full, beside a tenant with many that
+// hold more ports in all. No limit hides it.
+func TestNATNamespacesFairness(t *testing.T) {
+	dir := t.TempDir()
+	tenant := make([]int, 20)
+	for i := range tenant {
+		tenant[i] = 60
+	}
+	mountNAT(t, filepath.Join(dir, "tenant"), range100, tenant...)
+	mountNAT(t, filepath.Join(dir, "victim"), range100, 50, 40)
+	s, _ := natNamespaces(t, dir, range100)
+	for _, most := range []int{1, 3, 22} {
+		s.cfg.Limits.Most = most
+		found := byName(s)
+		v, other := found["victim"].NAT.Report, found["tenant"].NAT.Report
+		if len(v.Pools) == 0 || v.Pools[0].Held != 50 {
+			t.Errorf("limit %d: the victim's worst pool is not reported: %+v", most, v.Pools)
+		}
+		// Each keeps its worst, whatever the limit is.
+		if got, want := len(v.Pools)+len(other.Pools), max(most, 2); got != want || got+v.UnreportedPools+other.UnreportedPools != 22 {
+			t.Errorf("limit %d: %d pools reported, %d and %d not, want %d of 22", most, got, v.UnreportedPools, other.UnreportedPools, want)
+		}
+	}
+}
+
+// natOf returns what is known of the flows of each namespace, in words.
+func natOf(snapshot Snapshot) map[string]string {
+	m := map[string]string{}
+	for _, n := range snapshot.Namespaces {
+		switch {
+		case n.NAT == nil:
+			m[n.Name] = "nothing"
+		case errors.Is(n.NAT.Err, os.ErrDeadlineExceeded):
+			m[n.Name] = "deadline"
+		case n.NAT.Err != nil:
+			m[n.Name] = "failed"
+		default:
+			m[n.Name] = "read"
+		}
+	}
+	return m
+}
+
+// inNamespace returns the name of the namespace in which the calling thread is, of a directory.
+func inNamespace(t *testing.T, dir string) string {
+	t.Helper()
+	own := inodeOf(t, "/proc/thread-self/ns/net")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, e := range entries {
+		if inodeOf(t, filepath.Join(dir, e.Name())) == own {
+			return e.Name()
+		}
+	}
+	return Self
+}
+
+// TestNATNamespacesFailure checks that a failure in one namespace is logged once and does not affect the
+// others, and that none can take all of the time.
+func TestNATNamespacesFailure(t *testing.T) {
+	dir := t.TempDir()
+	for name, flows := range map[string]int{"broken": 30, "well": 20, "zslow": 60} { // the one with most flows is first
+		mountNAT(t, filepath.Join(dir, name), range100, flows)
+	}
+	s, log := natNamespaces(t, dir, range100)
+	s.cfg.Timeout = 4 * time.Second // half of it is for the slow one
+	s.dialNAT = func(buffer []byte) (*conntrack.Conn, error) {
+		switch inNamespace(t, dir) {
+		case "broken":
+			return nil, unix.EIO
+		case "zslow":
+			return silentNAT(buffer)
+		}
+		return conntrack.Dial(buffer)
+	}
+	want := map[string]string{Self: "nothing", "broken": "failed", "zslow": "deadline", "well": "read"}
+	for scan := range 2 {
+		log.Reset()
+		if diff := cmp.Diff(want, natOf(s.Scan(t.Context()))); diff != "" {
+			t.Errorf("scan %d: flows (-want +got):\n%s", scan, diff)
+		}
+		got := log.String()
+		if scan == 0 && (strings.Count(got, "\n") != 2 || !strings.Contains(got, "netns=broken") || !strings.Contains(got, "netns=zslow")) {
+			t.Errorf("log: got %q, want a line for broken and one for zslow", got)
+		}
+		if scan > 0 && got != "" {
+			t.Errorf("log of what is known: %s", got)
+		}
+	}
+	s.cfg.Timeout = time.Nanosecond
+	for name, got := range natOf(s.Scan(t.Context())) {
+		if name != Self && got != "deadline" {
+			t.Errorf("%s: %s in no time", name, got)
+		}
+	}
+}
+
+// silentNAT connects to a kernel that does not answer.
+func silentNAT(buffer []byte) (*conntrack.Conn, error) {
+	fd, err := sockdiagtest.Dial(func(sockdiagtest.Request) [][]byte { return nil })
+	if err != nil {
+		return nil, err
+	}
+	return conntrack.NewConn(fd, buffer), nil
+}
+
+// TestNATNamespacesStarved checks that sockets that take all of their time leave some for flows, and the
+// reverse.
+func TestNATNamespacesStarved(t *testing.T) {
+	for _, starved := range []string{"flows", "sockets"} {
+		t.Run(starved, func(t *testing.T) {
+			t.Parallel()
+			netnstest.New(t)
+			fillNAT(t, firstPorts(range100, 20), serverPort(80))
+			dir := t.TempDir()
+			for _, name := range []string{"a", "b"} {
+				netnstest.Mount(t, filepath.Join(dir, name), func() {
+					netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+					clientTo("198.51.100.1", "198.51.100.7:80").Hold(t, smallSockets)
+					fillNAT(t, firstPorts(range100, 20), serverPort(80))
+				})
+			}
+			s, _ := natNamespaces(t, dir, range100)
+			s.cfg.Timeout = 6 * time.Second
+			if starved == "flows" {
+				s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
+					fd, err := sockdiagtest.Dial(func(sockdiagtest.Request) [][]byte { return nil })
+					if err != nil {
+						return nil, err
+					}
+					return sockdiag.NewConn(fd, buffer), nil
+				}
+			} else {
+				s.dialNAT = silentNAT
+			}
+			snapshot := s.Scan(t.Context())
+			if len(snapshot.Namespaces) != 3 {
+				t.Fatalf("%d namespaces, want 3", len(snapshot.Namespaces))
+			}
+			for _, n := range snapshot.Namespaces {
+				flows := natOf(Snapshot{Namespaces: []Namespace{n}})[n.Name]
+				if starved == "flows" && (n.Outcome != Deadline || flows != "read") || starved == "sockets" && (n.Outcome != Collected || flows != "deadline") {
+					t.Errorf("%s: sockets %q, flows %s", n.Name, n.Outcome, flows)
+				}
+			}
+		})
+	}
+}
+
+// TestNATNamespacesReplaced replaces a namespace, after the survey, by another one with the same inode. Its
+// flows must not be read.
+func TestNATNamespacesReplaced(t *testing.T) {
+	dir := t.TempDir()
+	mountNAT(t, filepath.Join(dir, "ns"), range100, 20)
+	s, _ := natNamespaces(t, dir, range100)
+	found, err := netns.Mounted(dir)
+	if err != nil || len(found) != 1 {
+		t.Fatalf("found %v, %v", found, err)
+	}
+	c := candidate{Namespace: Namespace{Name: "ns"}, found: found[0]}
+	deadline := time.Now().Add(time.Minute)
+	err = netns.Visit("/proc", func(v *netns.Visitor) error {
+		if err := s.survey(v, &c, deadline); err != nil || !c.known.natBusy || c.flows != 20 {
+			t.Errorf("survey: %+v, %v", c, err)
+		}
+		c.cookie++
+		candidates := []candidate{c}
+		s.collectNAT(v, candidates, deadline)
+		if got := candidates[0]; got.NAT != nil || got.Conntrack != nil || got.known.natCollected != 0 {
+			t.Errorf("read flows of another namespace: %+v", got)
+		}
+		c.cookie--
+		return s.collectNATFrom(v, &c, deadline)
+	})
+	if err != nil || c.NAT == nil || c.NAT.Err != nil {
+		t.Errorf("read flows: %+v, %v", c.NAT, err)
+	}
+}
+
+// TestNATNamespacesSurvey checks what a survey says where the number of flows cannot be read.
+func TestNATNamespacesSurvey(t *testing.T) {
+	proc := natProc(t)
+	s := newFakeHost(t, proc).Scanner
+	survey := func() candidate {
+		c := candidate{known: &knownNamespace{natBusy: true}}
+		s.surveyNAT(&c)
+		return c
+	}
+	if c := survey(); c.NAT != nil || !c.known.natBusy || c.flows != 7 {
+		t.Errorf("7 flows: got %+v, %+v", c.NAT, c.known)
+	}
+	writeProc(t, proc, "sys/net/netfilter/nf_conntrack_count", "many\n")
+	if c := survey(); c.NAT == nil || c.NAT.Err == nil || c.known.natBusy {
+		t.Errorf("bad number: got %+v, %+v, want an error", c.NAT, c.known)
+	}
+	s.proc = procfs.NewFS(fixedProc(t))
+	if c := survey(); c.NAT != nil || c.known.natBusy {
+		t.Errorf("no connection tracking: got %+v, %+v", c.NAT, c.known)
+	}
+}
+
+// TestNATAttack has a tenant with 50,000 pools, and one whose pool has many clients. Neither hides who
+// fills a third pool, and the report stays small.
+func TestNATAttack(t *testing.T) {
+	netnstest.New(t)
+	const pools = 50_000
+	host := func(n int) netip.Addr { return nattest.Host(nattest.Clients4, n) }
+	table := conntracktest.Open(t)
+	create := func(n int, flow func(i int) (client netip.Addr, port uint16, to netip.AddrPort)) {
+		t.Helper()
+		err := table.Create(n, func(i int) conntracktest.Flow {
+			client, port, to := flow(i)
+			f := natFlow(0, port, to)
+			f.Original.Source = netip.AddrPortFrom(client, uint16(1024+i))
+			f.Reply.Destination = netip.AddrPortFrom(nattest.Gateway4, port)
+			return f
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	create(pools, func(i int) (netip.Addr, uint16, netip.AddrPort) {
+		return host(1), 40000, netip.AddrPortFrom(nattest.Host(nattest.Servers4, 1+i), 443)
+	})
+	create(700, func(i int) (netip.Addr, uint16, netip.AddrPort) { // 300 of host 2, and one of each other
+		return host(2 + max(0, i-299)), uint16(40000 + i), serverPort(444)
+	})
+	create(900, func(i int) (netip.Addr, uint16, netip.AddrPort) { // 850 of host 1000
+		return host(1000 + max(0, i-849)), uint16(40000 + i), serverPort(445)
+	})
+
+	s := natScanner(t, range1000)
+	s.cfg.Limits = pool.Limits{MinPorts: 1, Most: 256}
+	scanNAT(t, s)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	r, _ := scanNAT(t, s)
+	runtime.ReadMemStats(&after)
+	allocated := (after.TotalAlloc - before.TotalAlloc) / pools
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if kept := int64(after.HeapAlloc) - int64(before.HeapAlloc); allocated > 4<<10 || kept > 1<<20 {
+		t.Errorf("%d bytes allocated for a flow, %d bytes kept", allocated, kept)
+	}
+	if len(r.Pools) != 256 || r.UnreportedPools != pools+2-256 || r.UnreportedPorts != pools-254 {
+		t.Errorf("%d pools reported, %d with %d ports not", len(r.Pools), r.UnreportedPools, r.UnreportedPorts)
+	}
+	for i, want := range []pool.NATClient{{Address: host(1000), Ports: 850}, {Address: host(2), Ports: 300}} {
+		p := r.Pools[i]
+		if p.Address != serverPort(445-i) || len(p.Clients) != pool.MaxOwners || p.Clients[0] != want {
+			t.Errorf("pool %d: to %v of %v, want %v first", i, p.Address, p.Clients, want)
+		}
+	}
+}
+
+// TestNATChurn scans while flows come and go as fast as they can. Those that stay are all counted.
+func TestNATChurn(t *testing.T) {
+	netnstest.New(t)
+	const stay, churn, scans = 600, 2000, 30
+	to := serverPort(80)
+	fillNAT(t, firstPorts(range1000, stay), to)
+	table := conntracktest.Open(t)
+	var (
+		stop    atomic.Bool
+		changes atomic.Int64
+	)
+	stopped := make(chan error)
+	go func() {
+		flow := func(i int) conntracktest.Flow { return natFlow(1000+i, uint16(40000+i%1000), serverPort(81+i/1000)) }
+		var err error
+		for !stop.Load() && err == nil {
+			if err = table.Create(churn, flow); err == nil {
+				err = table.Delete(churn, flow)
+			}
+			changes.Add(2 * churn)
+		}
+		stopped <- err
+	}()
+	s := natScanner(t, range1000)
+	for range scans {
+		r, _ := scanNAT(t, s)
+		p, _ := natPoolOf(r, pool.TCP, nattest.Gateway4, to)
+		// The kernel may repeat flows, where one ends at the border of two datagrams.
+		if p.Held < stay || p.Held > stay+stay/10 || r.MaxUtilization > 1 {
+			t.Errorf("%d ports held of %d, greatest utilization %v", p.Held, stay, r.MaxUtilization)
+		}
+	}
+	waitUntil(t, "flows to come and go", func() bool { return changes.Load() >= 4*churn })
+	stop.Store(true)
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+}
