@@ -55,6 +55,7 @@ func TestDropCapabilities(t *testing.T) {
 	const (
 		admin, ptrace, search = unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH
 		bpf, perfmon, bind    = unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_BIND_SERVICE
+		netAdmin              = unix.CAP_NET_ADMIN
 	)
 	dir := openTempDir(t)
 	netnstest.Mount(t, filepath.Join(dir, "mounted"), nil)
@@ -70,11 +71,14 @@ func TestDropCapabilities(t *testing.T) {
 		want    []string
 	}{
 		{"self, root", nil, nil, nil, self},
-		{"self", nil, []uintptr{admin, ptrace, search, bpf, perfmon, bind}, nil, self},
+		{"self", nil, []uintptr{admin, ptrace, search, bpf, perfmon, bind, netAdmin}, nil, self},
 		{"named, root", []string{"--namespaces=named", "--namespaces.dir=" + dir}, nil, []uintptr{admin, search}, mounted},
 		{"named", []string{"--namespaces=named", "--namespaces.dir=" + dir}, []uintptr{admin, ptrace, bind}, []uintptr{admin}, mounted},
 		{"all, root", []string{"--namespaces=all", "--namespaces.dir=" + dir}, nil, []uintptr{admin, ptrace, search}, ofProcess},
 		{"all", []string{"--namespaces=all", "--namespaces.dir=" + dir}, []uintptr{admin, ptrace, bind}, []uintptr{admin, ptrace}, ofProcess},
+		{"snat, root", []string{"--snat"}, nil, []uintptr{netAdmin}, self},
+		{"snat", []string{"--snat"}, []uintptr{admin, ptrace, bind, netAdmin}, []uintptr{netAdmin}, self},
+		{"snat, all, root", []string{"--snat", "--namespaces=all", "--namespaces.dir=" + dir}, nil, []uintptr{admin, ptrace, search, netAdmin}, ofProcess},
 		{"exact, root", []string{"--exact"}, nil, []uintptr{bpf}, self},
 		{"exact", []string{"--exact"}, []uintptr{bpf, perfmon, bind}, []uintptr{bpf}, self},
 		{"exact, all, root", []string{"--exact", "--namespaces=all", "--namespaces.dir=" + dir}, nil, []uintptr{admin, ptrace, search, bpf}, ofProcess},

@@ -38,7 +38,7 @@ func (s *Scanner) openNAT() error {
 		return err
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("--snat lists the flows of connection tracking and needs %s: grant this to the process, or run without --snat", capability.Join(missing))
+		return fmt.Errorf("--snat cannot list the flows of connection tracking without %s: grant this to the process, or run without --snat", capability.Join(missing))
 	}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {

@@ -402,7 +402,7 @@ func TestNATPrivilege(t *testing.T) {
 	}
 	cfg := testConfig()
 	cfg.SNAT, cfg.SNATPorts = true, range64
-	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "--snat") || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
+	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "--snat") || !strings.Contains(err.Error(), "without CAP_NET_ADMIN") {
 		t.Errorf("got %v, want an error with --snat and CAP_NET_ADMIN", err)
 	}
 }

@@ -1,0 +1,126 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"net/http"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
+)
+
+// A gateway is a network namespace whose sockets are behind source NAT: each has one of 64 ports.
+type gateway struct {
+	path string
+	next int // source port
+}
+
+const gatewayServer = "192.0.2.7:443"
+
+// newGateway mounts the namespace.
+func newGateway(t *testing.T, path string) *gateway {
+	t.Helper()
+	netnstest.Mount(t, path, func() {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(`table ip nat {
+			chain postrouting {
+				type nat hook postrouting priority srcnat
+				ip daddr 192.0.2.7 meta l4proto udp snat to 198.51.100.1:40000-40063
+			}
+		}
+		`)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+	})
+	return &gateway{path: path, next: 20000}
+}
+
+// send sends the first packets of n flows. It returns how many were granted a port.
+func (g *gateway) send(t *testing.T, n int) (granted int) {
+	t.Helper()
+	netnstest.In(t, g.path, func() {
+		for range n {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			local := netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(g.next))
+			g.next++
+			if err := unix.Bind(fd, netnstest.Sockaddr(local, false)); err != nil {
+				t.Fatal(err)
+			}
+			err = unix.Sendto(fd, []byte{0}, 0, netnstest.Sockaddr(netip.MustParseAddrPort(gatewayServer), false))
+			if err != nil && !errors.Is(err, unix.EPERM) { // which is what the sender sees of a drop
+				t.Fatal(err)
+			}
+			if err == nil {
+				granted++
+			}
+			unix.Close(fd)
+		}
+	})
+	return granted
+}
+
+// TestSNAT checks what the program exports of a gateway whose ports run out. The counters move
+// exactly when the pool is full.
+func TestSNAT(t *testing.T) {
+	dir := openTempDir(t)
+	g := newGateway(t, filepath.Join(dir, "gateway"))
+	cmd := command(t, "--snat", "--snat.port-range=40000-40063", "--namespaces=named", "--namespaces.dir="+dir, "--web.listen-address=127.0.0.1:10271")
+	unprivileged(t, cmd, unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN)
+	e := start(t, cmd, "http://127.0.0.1:10271")
+
+	const (
+		namespace   = `{netns="gateway"} `
+		of          = `{destination_ip="192.0.2.7",destination_port="443",netns="gateway",`
+		destination = of + `protocol="udp",source_ip="198.51.100.1"} `
+	)
+	held, drops := 0.0, 0.0
+	for _, step := range []struct{ send, grant int }{{60, 60}, {4, 4}, {3, 0}} {
+		if got := g.send(t, step.send); got != step.grant {
+			t.Fatalf("%d of %d flows were granted a port, want %d", got, step.send, step.grant)
+		}
+		held += float64(step.grant)
+		drops += float64(step.send - step.grant)
+		_, metrics := e.get(t, "/metrics")
+		for series, want := range map[string]float64{
+			"conntrack_entries" + namespace:                                                                  held,
+			"conntrack_insert_failed_total" + namespace:                                                      drops,
+			"conntrack_dropped_total" + namespace:                                                            drops,
+			"snat_collect_success" + namespace:                                                               1,
+			"snat_collect_flows" + namespace:                                                                 held,
+			"snat_max_utilization_ratio" + namespace:                                                         held / 64,
+			"snat_utilization_ratio" + destination:                                                           held / 64,
+			"snat_ports" + of + `protocol="udp",source_ip="198.51.100.1",state="unreplied"} `:                held,
+			"snat_owner_ports" + of + `original_ip="198.51.100.1",protocol="udp",source_ip="198.51.100.1"} `: held,
+		} {
+			if got := sample(t, metrics, "ephemeral_port_"+series); got != want {
+				t.Errorf("after %+v: %s%v, want %v", step, series, got, want)
+			}
+		}
+	}
+	_, metrics := e.get(t, "/metrics")
+	if got := sample(t, metrics, "ephemeral_port_snat_search_failure_ratio"+destination); got != 1 {
+		t.Errorf("search failure %v of a full pool, want 1", got)
+	}
+	checkStatuses(t, scrapeAtOnce(t, e.url+"/metrics", 40, "ephemeral_port_snat_utilization_ratio"+destination+"1\n"), 40, http.StatusOK)
+	if strings.Contains(e.log.String(), "level=ERROR") {
+		t.Errorf("log:\n%s", e.log)
+	}
+}
+
+// TestSNATStartFails checks that the error names the capability that is missing.
+func TestSNATStartFails(t *testing.T) {
+	cmd := command(t, "--snat", "--web.listen-address=127.0.0.1:10272")
+	unprivileged(t, cmd, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE)
+	checkStartFails(t, cmd, "CAP_NET_ADMIN")
+}
