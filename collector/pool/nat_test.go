@@ -1,6 +1,7 @@
 package pool
 
 import (
+	gocmp "cmp"
 	"math"
 	"net/netip"
 	"testing"
@@ -107,14 +108,30 @@ func TestNATReport(t *testing.T) {
 			p.SearchFailure, p.Ceiling = 1, 0
 			p.Clients = []NATClient{{established.Client, 100}}
 		})},
+		{"full, but one may be taken over", func(table *NATTable) {
+			flows(table, 99, established)
+			flows(table, 1, tcpFlow(NATTimeWait, 40099))
+		}, false, with(func(p *NATPool) {
+			p.Ports, p.Held, p.Reusable = [natStates]int{NATEstablished: 99, NATTimeWait: 1}, 100, 1
+			// Every second search that has it among the last 32 of its 100 tries.
+			p.Utilization, p.SearchFailure = 0.99, 1-0.32/2
+			p.Clients = []NATClient{{established.Client, 100}}
+		})},
+		{"states without an end before 6.5", func(table *NATTable) {
+			flows(table, 10, tcpFlow(NATSynSent2, 40000))
+			flows(table, 10, tcpFlow(NATClose, 40010))
+		}, true, with(func(p *NATPool) {
+			p.Ports, p.Ceiling = [natStates]int{NATSynSent2: 10, NATClose: 10}, 90.0/120
+		})},
 		{"UDP", func(table *NATTable) {
 			udp := established
-			udp.Protocol, udp.State = UDP, NATUnreplied
-			flows(table, 10, udp)
-			udp.State, udp.Translated = NATAssured, netip.AddrPortFrom(udp.Translated.Addr(), 40010)
-			flows(table, 10, udp)
+			for i, state := range []NATState{NATUnreplied, NATReplied, NATAssured} {
+				udp.Protocol, udp.State = UDP, state
+				udp.Translated = netip.AddrPortFrom(udp.Translated.Addr(), 40000+5*uint16(i))
+				flows(table, 5*(1+i/2), udp)
+			}
 		}, false, with(func(p *NATPool) {
-			p.Protocol, p.Ports, p.Ceiling = UDP, [natStates]int{NATUnreplied: 10, NATAssured: 10}, 90.0/30
+			p.Protocol, p.Ports, p.Ceiling = UDP, [natStates]int{NATUnreplied: 5, NATReplied: 5, NATAssured: 10}, 90.0/30
 		})},
 	}
 	for _, tt := range tests {
@@ -124,7 +141,7 @@ func TestNATReport(t *testing.T) {
 			table := NewNATTable(settings)
 			tt.add(table)
 			got := table.Report(Limits{MinPorts: 1, Most: 10})
-			if diff := cmp.Diff(tt.want, got.Pools, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
+			if diff := cmp.Diff(tt.want, got.Pools, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateApprox(0, 1e-9)); diff != "" {
 				t.Errorf("pools (-want +got):\n%s", diff)
 			}
 		})
@@ -171,8 +188,8 @@ func TestNATZones(t *testing.T) {
 		flows(table, n, f)
 	}
 	got := table.Report(Limits{MinPorts: 1, Most: 10})
-	if len(got.Pools) != 1 || got.Pools[0].Held != 50 || got.UnreportedPools != 2 || got.UnreportedPorts != 50 {
-		t.Errorf("report %+v, want the pool with 50 ports, and 2 unreported ones with 50", got)
+	if len(got.Pools) != 1 || got.Pools[0].Held != 50 || got.UnreportedPools != 2 || got.UnreportedPorts != 50 || got.Flows != 100 {
+		t.Errorf("report %+v, want the pool with 50 ports, and 2 unreported ones with 50, of 100 flows", got)
 	}
 }
 
@@ -187,7 +204,7 @@ func TestNATLimits(t *testing.T) {
 		}
 		f := tcpFlow(NATEstablished, 40000)
 		flows(table, 5, f) // too few
-		report := table.Report(Limits{MinPorts: 6, Most: 3})
+		report := table.Report(Limits{MinPorts: 10, Most: 3})
 		reports = append(reports, &report)
 	}
 	ShareNATLimit(reports, 2)
@@ -234,5 +251,58 @@ func TestNATDanger(t *testing.T) {
 	}
 	if r.MaxUtilization != 0.5 {
 		t.Errorf("greatest utilization is %v, want that of the other pool, 0.5", r.MaxUtilization)
+	}
+}
+
+// TestNATByDanger has pools in the order in which they are reported.
+func TestNATByDanger(t *testing.T) {
+	pool := func(failure, utilization float64, held int, source, address string, protocol Protocol) NATPool {
+		return NATPool{
+			SearchFailure: failure, Utilization: utilization, Held: held, Protocol: protocol,
+			Source: netip.MustParseAddr(source), Address: netip.MustParseAddrPort(address),
+		}
+	}
+	want := []NATPool{
+		pool(0.5, 0.4, 40, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(0.021, 0.9, 90, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(0.029, 0.8, 90, "192.0.2.1", "198.51.100.1:80", TCP), // as many failures in percent
+		pool(0, 0.7, 70, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(0, 0.6, 90, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(0, 0.6, 80, "192.0.2.1", "198.51.100.1:81", TCP),
+		pool(0, 0.6, 80, "192.0.2.2", "198.51.100.1:80", TCP),
+		pool(0, 0.6, 80, "192.0.2.2", "198.51.100.1:80", UDP),
+		pool(0, 0.6, 80, "192.0.2.2", "198.51.100.1:81", TCP),
+	}
+	for i, a := range want {
+		for j, b := range want {
+			if got, want := natByDanger(a, b), gocmp.Compare(i, j); got != want {
+				t.Errorf("%+v and %+v: got %d, want %d", a, b, got, want)
+			}
+		}
+	}
+}
+
+// TestNATSearched has a pool with few ports, but all in a row: some searches fail, and that is reported.
+func TestNATSearched(t *testing.T) {
+	settings := natSettings
+	settings.PortRange = PortRange{40000, 40999}
+	table := NewNATTable(settings)
+	flows(table, 200, tcpFlow(NATEstablished, 40300))
+	want := 1.0
+	for _, tries := range []float64{128, 64, 32, 16, 8} {
+		want *= (200 - tries + 1) / 1000 // of the ports to begin with
+	}
+	r := table.Report(Limits{MinPorts: 1, Most: 1})
+	if got := r.Pools[0].SearchFailure; math.Abs(got-want) > 1e-9 {
+		t.Errorf("share of searches that fail is %v, want %v", got, want)
+	}
+}
+
+// TestNATTimeoutsHidden has no ceiling where the timeouts are not known, and no connection is taken over.
+func TestNATTimeoutsHidden(t *testing.T) {
+	table := NewNATTable(NATSettings{PortRange: natSettings.PortRange})
+	flows(table, 20, tcpFlow(NATEstablished, 40000))
+	if got := table.Report(Limits{MinPorts: 1, Most: 1}).Pools[0].Ceiling; !math.IsNaN(got) {
+		t.Errorf("ceiling %v, want none", got)
 	}
 }
