@@ -38,8 +38,8 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 			err = cmp.Or(n.NAT.Err, err)
 		}
 		key := fmt.Sprintf("source NAT %d", n.Inode)
-		if errors.Is(err, errLater) {
-			logged[key] = s.logged[key] // its last failure may still be one
+		if errors.Is(err, errLater) || errors.Is(err, os.ErrDeadlineExceeded) && n.Name != Self {
+			logged[key] = s.logged[key] // what failed before may fail again at its next turn
 			continue
 		}
 		if err == nil {

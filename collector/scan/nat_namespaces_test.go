@@ -267,8 +267,8 @@ func TestNATNamespacesFailure(t *testing.T) {
 			t.Errorf("scan %d: flows (-want +got):\n%s", scan, diff)
 		}
 		got := log.String()
-		if scan == 0 && (strings.Count(got, "\n") != 2 || !strings.Contains(got, "netns=broken") || !strings.Contains(got, "netns=zslow")) {
-			t.Errorf("log: got %q, want a line for broken and one for zslow", got)
+		if scan == 0 && (strings.Count(got, "\n") != 1 || !strings.Contains(got, "netns=broken")) {
+			t.Errorf("log: got %q, want one line about broken", got)
 		}
 		if scan > 0 && got != "" {
 			t.Errorf("log of what is known: %s", got)
