@@ -58,7 +58,7 @@ func newNATDescs() natDescs {
 			namespace, nil),
 
 		collectSuccess: prometheus.NewDesc("ephemeral_port_snat_collect_success",
-			"1 if this scrape could read the flows of the network namespace. If it is 0, the other metrics of source NAT are absent. Absent where no flows are tracked. Only with --snat.",
+			"1 if this scrape could read the flows of the network namespace. If it is 0, the other metrics of source NAT are absent. Absent where no flows are tracked, and in other namespaces that track few. Only with --snat.",
 			namespace, nil),
 		collectDuration: prometheus.NewDesc("ephemeral_port_snat_collect_duration_seconds",
 			"Time that it took to read the flows. Only with --snat.",
