@@ -32,8 +32,11 @@ func TestOracleNATCeiling(t *testing.T) {
 			t.Run(string(protocol)+" "+tt.name, func(t *testing.T) {
 				t.Parallel()
 				g := nattest.New(t, nattest.Postrouting("masquerade to :"+portsOf(range64)))
-				netnstest.Sysctl(t, "netfilter/nf_conntrack_udp_timeout", "2")
-				netnstest.Sysctl(t, "netfilter/nf_conntrack_tcp_timeout_time_wait", "2")
+				sysctl := "netfilter/nf_conntrack_tcp_timeout_time_wait"
+				if protocol == pool.UDP {
+					sysctl = "netfilter/nf_conntrack_udp_timeout"
+				}
+				netnstest.Sysctl(t, sysctl, "2")
 				s := natScanner(t, range64)
 				s.natTakesOver = false // as before Linux 6.5
 				from := hosts(nattest.Clients4, 0, 20000)

@@ -82,10 +82,16 @@ var natFaults = []natFault{
 
 // natRow returns a flow that is translated.
 func natRow(r sockdiagtest.Request) []byte {
+	return flowRow(r, "10.0.0.1:1234", "192.0.2.9:40000", conntrack.SrcNAT)
+}
+
+// flowRow returns a flow with this source, as its client and as its destination see it.
+func flowRow(r sockdiagtest.Request, source, translated string, status conntrack.Status) []byte {
+	destination := netip.MustParseAddrPort("192.0.2.1:443")
 	f := conntracktest.Flow{
-		Protocol: unix.IPPROTO_TCP, State: uint8(conntrack.Established), Status: uint32(conntrack.SrcNAT), Timeout: 100,
-		Original: conntracktest.Tuple{Source: netip.MustParseAddrPort("10.0.0.1:1234"), Destination: netip.MustParseAddrPort("192.0.2.1:443")},
-		Reply:    conntracktest.Tuple{Source: netip.MustParseAddrPort("192.0.2.1:443"), Destination: netip.MustParseAddrPort("192.0.2.9:40000")},
+		Protocol: unix.IPPROTO_TCP, State: uint8(conntrack.Established), Status: uint32(status), Timeout: 100,
+		Original: conntracktest.Tuple{Source: netip.MustParseAddrPort(source), Destination: destination},
+		Reply:    conntracktest.Tuple{Source: destination, Destination: netip.MustParseAddrPort(translated)},
 	}
 	return r.Message(0x100, unix.NLM_F_MULTI, f.Body())
 }
@@ -172,7 +178,8 @@ func newFakeHost(t *testing.T, proc string) *fakeHost {
 			if f != nil && f.answer != nil {
 				return f.answer(r)
 			}
-			return [][]byte{natRow(r), r.Done(0)}
+			own, foreign := "198.51.100.1:40001", "10.0.0.1:40002"
+			return [][]byte{natRow(r), flowRow(r, own, own, 0), flowRow(r, foreign, foreign, 0), r.Done(0)}
 		})
 		if err != nil {
 			return nil, err
@@ -199,11 +206,12 @@ func checkSockets(t *testing.T, n Namespace) {
 	}
 }
 
-// checkFlows checks that the flow of the fake kernel was read.
+// checkFlows checks that the flows of the fake kernel were read: one is translated, one is of an own socket,
+// and one is neither.
 func checkFlows(t *testing.T, n Namespace) {
 	t.Helper()
-	if n.NAT == nil || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 || n.NAT.Report.Pools[0].Held != 1 || n.NAT.Duration <= 0 {
-		t.Errorf("flows: got %+v, want one of one pool", n.NAT)
+	if n.NAT == nil || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 || n.NAT.Report.Pools[0].Held != 1 || n.NAT.Report.Flows != 2 || n.NAT.Duration <= 0 {
+		t.Errorf("flows: got %+v, want one of one pool, of two", n.NAT)
 	}
 	if diff := cmp.Diff(wantConntrack, n.Conntrack); diff != "" || n.ConntrackErr != nil {
 		t.Errorf("conntrack (-want +got):\n%s%v", diff, n.ConntrackErr)
