@@ -124,6 +124,37 @@ func (fs *FS) ConntrackStats() (ConntrackStats, error) {
 	return s, nil
 }
 
+// ConntrackEntries returns Conntrack.Entries for less work: the kernel takes long to find the sysctls of
+// one of many namespaces. The error is that of Conntrack.
+func (fs *FS) ConntrackEntries() (int, error) {
+	const file = "stat/nf_conntrack"
+	net, err := fs.openNet()
+	if err != nil {
+		return 0, err
+	}
+	defer net.close()
+	content, err := net.read(file, maxNet) // the first lines, which are enough
+	if isNotExist(err) {
+		c, err := fs.Conntrack()
+		return c.Entries, err
+	} else if err != nil {
+		return 0, err
+	}
+	n, ok := parseConntrackEntries(content)
+	if !ok {
+		return 0, malformed(net.pathOf(file), content)
+	}
+	return n, nil
+}
+
+// parseConntrackEntries returns the first column of the line of any CPU: it is the same for all.
+func parseConntrackEntries(content string) (int, bool) {
+	header, lines, _ := strings.Cut(content, "\n")
+	value, _, _ := strings.Cut(lines, " ")
+	n, err := strconv.ParseUint(value, 16, 31)
+	return int(n), err == nil && strings.HasPrefix(header, "entries ")
+}
+
 // parseConntrackStats sums hexadecimal columns. The first line has their names. Which columns there
 // are depends on the kernel's version.
 func parseConntrackStats(content string) (ConntrackStats, bool) {

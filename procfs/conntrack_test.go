@@ -3,6 +3,8 @@
 package procfs
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"os/exec"
 	"strings"
@@ -18,6 +20,38 @@ func TestConntrackStatsManyCPUs(t *testing.T) {
 	got, err := fs.ConntrackStats()
 	if want := (ConntrackStats{2 * cpus, 3 * cpus, 4 * cpus}); err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+}
+
+// TestConntrackEntries reads the number of flows from the counters, or else from the sysctl.
+func TestConntrackEntries(t *testing.T) {
+	const counters = "thread-self/net/stat/nf_conntrack"
+	for _, tt := range []struct {
+		name  string
+		files map[string]string
+		want  int // or an error
+	}{
+		{"counters", map[string]string{counters: "entries  found\n0000000a  00000001\n0000000a  00000002\n"}, 10},
+		{"no counters", map[string]string{
+			"thread-self/net/sockstat":             "",
+			"sys/net/netfilter/nf_conntrack_count": "12\n", "sys/net/netfilter/nf_conntrack_max": "99\n", "sys/net/netfilter/nf_conntrack_buckets": "99\n",
+		}, 12},
+		{"no connection tracking", map[string]string{"thread-self/net/sockstat": ""}, -1},
+		{"empty", map[string]string{counters: ""}, -1},
+		{"no CPU", map[string]string{counters: "entries  found\n"}, -1},
+		{"other columns", map[string]string{counters: "found  entries\n1 2\n"}, -1},
+		{"no number", map[string]string{counters: "entries  found\nmany 2\n"}, -1},
+		{"too many", map[string]string{counters: "entries  found\nffffffff 2\n"}, -1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := mount(t, tt.files).ConntrackEntries()
+			if (err != nil) != (tt.want < 0) || err == nil && got != tt.want {
+				t.Errorf("got %d, %v, want %d", got, err, tt.want)
+			}
+			if missing := tt.name == "no connection tracking"; errors.Is(err, fs.ErrNotExist) != missing {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
 
@@ -76,6 +110,9 @@ func TestKernelConntrack(t *testing.T) {
 	}
 	if got, err := fs.Conntrack(); err != nil || got != (Conntrack{Entries: 1, Limit: empty.Limit, Buckets: empty.Buckets}) {
 		t.Errorf("got %+v, %v, want 1 flow", got, err)
+	}
+	if n, err := fs.ConntrackEntries(); err != nil || n != 1 {
+		t.Errorf("got %d, %v, want 1 flow", n, err)
 	}
 	got, err := fs.ConntrackStats()
 	if want := (ConntrackStats{InsertFailed: clients - 1, Dropped: clients - 1}); err != nil || got != want {

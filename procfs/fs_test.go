@@ -337,6 +337,9 @@ func FuzzParse(f *testing.F) {
 		if s, ok := parseConntrackStats(content); !ok && s != (ConntrackStats{}) {
 			t.Errorf("conntrack %+v", s)
 		}
+		if n, ok := parseConntrackEntries(content); ok && n < 0 {
+			t.Errorf("%d flows", n)
+		}
 		parseNetstat(content, "TcpExt:", "TCPTimeWaitOverflow")
 	})
 }
