@@ -101,6 +101,9 @@ func (s *Scanner) surveyAll(v *netns.Visitor, found []netns.Namespace, self uint
 			if c.Outcome == Skipped && c.known.busy {
 				c.Err = errLater
 			}
+			if c.known.natBusy {
+				c.NAT = &NAT{Err: cmp.Or(c.Err, errLater)}
+			}
 		}
 		candidates = append(candidates, c)
 	}

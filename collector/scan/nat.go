@@ -241,7 +241,7 @@ func natStateOf(f *conntrack.Flow) pool.NATState {
 func (s *Scanner) collectNAT(v *netns.Visitor, candidates []candidate, deadline time.Time) {
 	var busy []*candidate
 	for i := range candidates {
-		if c := &candidates[i]; c.known.natBusy && c.Name != "" {
+		if c := &candidates[i]; c.known.natBusy && c.NAT == nil && c.Name != "" {
 			busy = append(busy, c)
 		}
 	}
@@ -279,9 +279,9 @@ func (s *Scanner) collectNATFrom(v *netns.Visitor, c *candidate, deadline time.T
 
 // surveyNAT finds out whether the calling thread's namespace tracks many flows.
 func (s *Scanner) surveyNAT(c *candidate) {
-	size, err := s.proc.Conntrack()
-	c.flows = size.Entries
-	c.known.natBusy = err == nil && c.flows > 0 && c.flows*natIdleFactor >= s.cfg.SNATPorts.Size()
+	flows, err := s.proc.ConntrackEntries()
+	c.flows = flows // 0 with an error
+	c.known.natBusy = flows*natIdleFactor >= s.cfg.SNATPorts.Size()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.NAT = &NAT{Err: err}
 	}

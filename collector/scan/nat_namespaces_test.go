@@ -171,6 +171,9 @@ func TestNATNamespacesLimit(t *testing.T) {
 	for scan := range 8 {
 		n := byName(s)["zgateway"]
 		read := n.NAT != nil && n.NAT.Err == nil
+		if read && n.Outcome == Skipped {
+			t.Errorf("scan %d: entered beyond the limit", scan)
+		}
 		if seen > 0 && !read {
 			t.Errorf("scan %d: not read, but before: %+v", scan, n)
 		}
@@ -180,6 +183,10 @@ func TestNATNamespacesLimit(t *testing.T) {
 	}
 	if seen < 4 {
 		t.Errorf("the gateway was read in %d of 8 scans", seen)
+	}
+	s.cfg.NamespaceLimit = 0 // so that it waits
+	if n := byName(s)["zgateway"]; n.Outcome != Skipped || n.NAT == nil || !errors.Is(n.NAT.Err, errLater) {
+		t.Errorf("a gateway beyond the limit: got %+v", n)
 	}
 }
 
@@ -251,8 +258,11 @@ func TestNATNamespacesFailure(t *testing.T) {
 	}
 	s, log := natNamespaces(t, dir, range100)
 	s.cfg.Timeout = 4 * time.Second // half of it is for the slow one
+	var order []string
 	s.dialNAT = func(buffer []byte) (*conntrack.Conn, error) {
-		switch inNamespace(t, dir) {
+		name := inNamespace(t, dir)
+		order = append(order, name)
+		switch name {
 		case "broken":
 			return nil, unix.EIO
 		case "zslow":
@@ -263,8 +273,12 @@ func TestNATNamespacesFailure(t *testing.T) {
 	want := map[string]string{Self: "nothing", "broken": "failed", "zslow": "deadline", "well": "read"}
 	for scan := range 2 {
 		log.Reset()
+		order = nil
 		if diff := cmp.Diff(want, natOf(s.Scan(t.Context()))); diff != "" {
 			t.Errorf("scan %d: flows (-want +got):\n%s", scan, diff)
+		}
+		if len(order) == 0 || order[0] != "zslow" {
+			t.Errorf("scan %d: order %v, want the one with most flows first", scan, order)
 		}
 		got := log.String()
 		if scan == 0 && (strings.Count(got, "\n") != 1 || !strings.Contains(got, "netns=broken")) {
@@ -357,6 +371,11 @@ func TestNATNamespacesReplaced(t *testing.T) {
 			t.Errorf("read flows of another namespace: %+v", got)
 		}
 		c.cookie--
+		candidates[0] = c
+		candidates[0].Name = ""
+		if s.collectNAT(v, candidates, deadline); candidates[0].NAT != nil {
+			t.Error("read flows of a namespace without a label")
+		}
 		return s.collectNATFrom(v, &c, deadline)
 	})
 	if err != nil || c.NAT == nil || c.NAT.Err != nil {
@@ -376,7 +395,7 @@ func TestNATNamespacesSurvey(t *testing.T) {
 	if c := survey(); c.NAT != nil || !c.known.natBusy || c.flows != 7 {
 		t.Errorf("7 flows: got %+v, %+v", c.NAT, c.known)
 	}
-	writeProc(t, proc, "sys/net/netfilter/nf_conntrack_count", "many\n")
+	writeProc(t, proc, "thread-self/net/stat/nf_conntrack", "entries\nmany\n")
 	if c := survey(); c.NAT == nil || c.NAT.Err == nil || c.known.natBusy {
 		t.Errorf("bad number: got %+v, %+v, want an error", c.NAT, c.known)
 	}
