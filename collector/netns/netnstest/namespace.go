@@ -20,7 +20,7 @@ import (
 const envInside = "NETNSTEST_INSIDE"
 
 // Main runs the tests of a package in a new network namespace, set up like that of New, and in a
-// new mount namespace. A user who is not root also gets a new user namespace. Main returns the
+// new mount namespace without the named namespaces of the host. A user who is not root also gets a new user namespace. Main returns the
 // exit code for TestMain.
 //
 // It first builds the programs that the tests run. It does so outside of the namespace, which
@@ -32,6 +32,9 @@ func Main(m *testing.M, programs ...Program) int {
 	switch os.Getenv(envInside) {
 	case "new":
 		err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		if err == nil {
+			err = hideNamed()
+		}
 		if err == nil {
 			err = setUp()
 		}
@@ -76,6 +79,17 @@ func Main(m *testing.M, programs ...Program) int {
 		fmt.Fprintf(os.Stderr, "netnstest: the tests need new namespaces: run them as root, or allow user namespaces: %v\n", err)
 		return 1
 	}
+}
+
+// hideNamed hides the named namespaces of the host from the tests: scans would find them.
+func hideNamed() error {
+	for _, dir := range []string{"/run/netns", "/run/docker/netns"} {
+		err := unix.Mount("tmpfs", dir, "tmpfs", 0, "")
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EACCES) {
+			return fmt.Errorf("hide %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 // New moves the calling test to a new network namespace, which ends with the test. Processes
