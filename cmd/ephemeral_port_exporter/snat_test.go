@@ -39,6 +39,7 @@ func newGateway(t *testing.T, path string) *gateway {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("nft: %v: %s", err, out)
 		}
+		netnstest.Sysctl(t, "netfilter/nf_conntrack_udp_timeout", "600") // longer than the test
 	})
 	return &gateway{path: path, next: 20000}
 }

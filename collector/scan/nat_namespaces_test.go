@@ -325,7 +325,7 @@ func TestNATNamespacesStarved(t *testing.T) {
 				})
 			}
 			s, _ := natNamespaces(t, dir, range100)
-			s.cfg.Timeout = 6 * time.Second
+			s.cfg.Timeout = 10 * time.Second
 			if starved == "flows" {
 				s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
 					fd, err := sockdiagtest.Dial(func(sockdiagtest.Request) [][]byte { return nil })

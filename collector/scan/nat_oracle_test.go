@@ -30,6 +30,16 @@ func natScanner(tb testing.TB, ports pool.PortRange) *Scanner {
 	return newScanner(tb, cfg)
 }
 
+// newNATGateway makes the test a gateway with a ruleset, whose flows last longer than any test.
+func newNATGateway(t *testing.T, ruleset string) *nattest.Gateway {
+	t.Helper()
+	g := nattest.New(t, ruleset)
+	for _, timeout := range []string{"udp_timeout", "tcp_timeout_close", "tcp_timeout_last_ack", "tcp_timeout_syn_recv", "tcp_timeout_time_wait"} {
+		netnstest.Sysctl(t, "netfilter/nf_conntrack_"+timeout, "600")
+	}
+	return g
+}
+
 // scanNAT returns what a Scanner tells of the test's namespace. Without flows, that is an empty report.
 func scanNAT(t *testing.T, s *Scanner) (pool.NATReport, Conntrack) {
 	t.Helper()
@@ -210,7 +220,7 @@ func TestOracleNATRules(t *testing.T) {
 		for _, f := range natFamilies {
 			t.Run(r.name+"/"+f.name, func(t *testing.T) {
 				t.Parallel()
-				g := nattest.New(t, nattest.Postrouting(fmt.Sprintf(r.text(f), portsOf(r.ports))))
+				g := newNATGateway(t, nattest.Postrouting(fmt.Sprintf(r.text(f), portsOf(r.ports))))
 				s := natScanner(t, r.ports)
 				to := netip.AddrPortFrom(nattest.Host(f.servers, 0), 80)
 				other := netip.AddrPortFrom(nattest.Host(f.servers, 1), 80)
@@ -354,7 +364,7 @@ func TestOracleNATPools(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			g := nattest.New(t, tt.ruleset)
+			g := newNATGateway(t, tt.ruleset)
 			s := natScanner(t, range64)
 			tt.before(t, g)
 			r, _ := scanNAT(t, s)
@@ -394,7 +404,7 @@ func TestOracleNATStates(t *testing.T) {
 	} {
 		t.Run(string(state), func(t *testing.T) {
 			t.Parallel()
-			g := nattest.New(t, nattest.Postrouting("masquerade to :"+portsOf(range64)))
+			g := newNATGateway(t, nattest.Postrouting("masquerade to :"+portsOf(range64)))
 			s := natScanner(t, range64)
 			from := hosts(nattest.Clients4, 0x100, 20000)
 			for i := range n {
@@ -418,7 +428,7 @@ func TestOracleNATStates(t *testing.T) {
 	}
 	t.Run("TIME_WAIT of own sockets", func(t *testing.T) {
 		t.Parallel()
-		g := nattest.New(t, nattest.Postrouting("ip saddr 10.3.0.0/16 masquerade to :"+portsOf(range64)))
+		g := newNATGateway(t, nattest.Postrouting("ip saddr 10.3.0.0/16 masquerade to :"+portsOf(range64)))
 		s := natScanner(t, range64)
 		var listener int
 		g.InServer(func() {
@@ -436,7 +446,7 @@ func TestOracleNATStates(t *testing.T) {
 	})
 	t.Run("reopened", func(t *testing.T) {
 		t.Parallel()
-		g := nattest.New(t, nattest.Postrouting("masquerade to :"+portsOf(range64)))
+		g := newNATGateway(t, nattest.Postrouting("masquerade to :"+portsOf(range64)))
 		s := natScanner(t, range64)
 		from := hosts(nattest.Clients4, 0x100, 20000)
 		for seq := range uint32(3) {
@@ -505,7 +515,7 @@ func TestOracleNATWide(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			g := nattest.New(t, nattest.Postrouting(tt.rule))
+			g := newNATGateway(t, nattest.Postrouting(tt.rule))
 			s := natScanner(t, tt.ports)
 			var ports []uint16
 			for p := int(tt.ports.Low); p <= int(tt.ports.High); p++ {
@@ -537,7 +547,7 @@ func TestOracleNATSearches(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			g := nattest.New(t, nattest.Postrouting(tt.rule))
+			g := newNATGateway(t, nattest.Postrouting(tt.rule))
 			var ports []uint16
 			for p := int(tt.ports.Low); p <= int(tt.ports.High); p++ {
 				if tt.taken(p) {
@@ -573,7 +583,7 @@ func TestOracleNATSearches(t *testing.T) {
 // TestOracleNATClients compares the owners with the connections that each client has.
 func TestOracleNATClients(t *testing.T) {
 	t.Parallel()
-	g := nattest.New(t, nattest.Postrouting("masquerade to :"+portsOf(range128)))
+	g := newNATGateway(t, nattest.Postrouting("masquerade to :"+portsOf(range128)))
 	to := netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80)
 	want := map[netip.Addr]int{}
 	for client, n := range []int{3, 20, 1, 30, 10} {

@@ -228,7 +228,7 @@ func TestNATFaults(t *testing.T) {
 			h := newFakeHost(t, proc)
 			h.flows = &f
 			if errors.Is(f.want, os.ErrDeadlineExceeded) {
-				h.cfg.Timeout = 2 * time.Second
+				h.cfg.Timeout = 3 * time.Second
 			}
 			for _, logged := range []int{1, 0} { // the second time, it is known
 				if f.change != nil {
@@ -278,7 +278,7 @@ func TestNATBesideFaults(t *testing.T) {
 			h := newFakeHost(t, natProc(t))
 			h.sockets = &f
 			if errors.Is(f.want, os.ErrDeadlineExceeded) {
-				h.cfg.Timeout = 2 * time.Second // one of them is for the flows
+				h.cfg.Timeout = 3 * time.Second // half of it is for the flows
 			}
 			n, log := h.scanOnce(t)
 			if !errors.Is(n.Err, f.want) {
