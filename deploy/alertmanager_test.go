@@ -185,6 +185,18 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		host("a", "alertname", "EphemeralPortsUDPNearlyExhausted", "severity", "critical", "family", "ipv4"),
 		host("c", "alertname", "EphemeralPortsUDPNearlyExhausted", "severity", "critical", "family", "ipv4", "destination_ip", "of another host"),
 		host("a", "alertname", "EphemeralPortsUDPNearlyExhausted", "severity", "critical", "family", "ipv6", "destination_ip", "of another family"),
+		with("protocol", "tcp", destination("EphemeralPortsSNATExhausted", "critical", "10.0.1.2")),
+		with("protocol", "tcp", destination("EphemeralPortsSNATNearlyExhausted", "critical", "10.0.1.2")),
+		with("protocol", "tcp", destination("EphemeralPortsSNATHalfUsed", "warning", "10.0.1.2")),
+		with("protocol", "udp", destination("EphemeralPortsSNATNearlyExhausted", "critical", "10.0.1.3")),
+		with("protocol", "udp", destination("EphemeralPortsSNATHalfUsed", "warning", "10.0.1.3")),
+		with("protocol", "udp", destination("EphemeralPortsSNATExhausted", "critical", "10.0.1.4")),
+		with("protocol", "tcp", destination("EphemeralPortsSNATNearlyExhausted", "critical", "10.0.1.4")),
+		with("protocol", "tcp", destination("EphemeralPortsSNATExhausted", "critical", "10.0.1.5")),
+		with("source_ip", "10.0.0.9", with("protocol", "tcp", destination("EphemeralPortsSNATNearlyExhausted", "critical", "10.0.1.5"))),
+		host("a", "alertname", "EphemeralPortsConntrackInsertFailed", "severity", "warning"),
+		host("c", "alertname", "EphemeralPortsConntrackInsertFailed", "severity", "warning", "destination_ip", "of another host"),
+		host("a", "alertname", "EphemeralPortsConntrackNearlyFull", "severity", "critical"),
 		host("b", "alertname", "EphemeralPortExporterDown", "severity", "critical"),
 		host("b", "alertname", "EphemeralPortsCollectFailing", "severity", "critical"),
 		host("b", "alertname", "NodeDown", "severity", "warning"),
@@ -226,9 +238,24 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		"EphemeralPortsUDPNearlyExhausted of another family": false,
 
 		"EphemeralPortsTimeWaitOverflow": false,
-		"EphemeralPortExporterDown":      false,
-		"EphemeralPortsCollectFailing":   true,
-		"NodeDown":                       false,
+
+		"EphemeralPortsSNATExhausted 10.0.1.2":       false,
+		"EphemeralPortsSNATNearlyExhausted 10.0.1.2": true,
+		"EphemeralPortsSNATHalfUsed 10.0.1.2":        true,
+		"EphemeralPortsSNATNearlyExhausted 10.0.1.3": false,
+		"EphemeralPortsSNATHalfUsed 10.0.1.3":        true,
+		"EphemeralPortsSNATExhausted 10.0.1.4":       false,
+		"EphemeralPortsSNATNearlyExhausted 10.0.1.4": false, // of another protocol
+		"EphemeralPortsSNATExhausted 10.0.1.5":       false,
+		"EphemeralPortsSNATNearlyExhausted 10.0.1.5": false, // of another translated address
+
+		"EphemeralPortsConntrackInsertFailed":                 true,
+		"EphemeralPortsConntrackInsertFailed of another host": false,
+		"EphemeralPortsConntrackNearlyFull":                   false,
+
+		"EphemeralPortExporterDown":    false,
+		"EphemeralPortsCollectFailing": true,
+		"NodeDown":                     false,
 	}
 	eventually(t, "inhibition", func() error {
 		if diff := cmp.Diff(want, firing(t)); diff != "" {
