@@ -24,7 +24,7 @@ func (c Cure) Anchor() string { return strings.ToLower(strings.ReplaceAll(c.Titl
 
 // helps reports whether the gain is 1% or more. That of no Cure is not.
 func (c Cure) helps() bool {
-	return 100*c.Then.Ports >= 101*c.Now.Ports && c.Then.Ports > 0 || c.Then.Ceiling >= 1.01*c.Now.Ceiling && c.Then.Ceiling > 0
+	return 100*c.Then.Ports >= 101*c.Now.Ports && c.Then.Ports > 0 || c.Then.Ceiling >= 1.01*c.Now.Ceiling && c.Then.Ceiling > c.Now.Ceiling
 }
 
 // An Outlook is how many connections a destination can have.
