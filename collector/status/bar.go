@@ -1,6 +1,10 @@
 package status
 
-import "ephemeral_port_exporter/collector/pool"
+import (
+	"slices"
+
+	"ephemeral_port_exporter/collector/pool"
+)
 
 // A segment is a part of the bar of a destination, in percent of the capacity. The segments up to the
 // one of the ports bound by others are the utilization; the reusable ones follow.
@@ -9,12 +13,15 @@ type segment struct {
 	Left, Width float64
 }
 
-// legend has the kinds of segments in their order, each with its letter in the text.
-var legend = []struct {
+// A legendEntry is a kind of segments, with its letter in the text.
+type legendEntry struct {
 	Kind           string
 	Letter         byte
 	Short, Meaning string
-}{
+}
+
+// legend has the kinds of segments of destinations in their order.
+var legend = []legendEntry{
 	{"open", 'o', "open", "open: established"},
 	{"syn-sent", 's', "syn_sent", "syn_sent: the destination has not answered yet"},
 	{"close-wait", 'w', "close_wait", "close_wait: the application has not closed"},
@@ -24,14 +31,9 @@ var legend = []struct {
 	{"reusable", 'r', "reusable", "time_wait that connect() may take over"},
 }
 
-// letterOf returns the letter of a kind.
-func letterOf(kind string) byte {
-	for _, l := range legend {
-		if l.Kind == kind {
-			return l.Letter
-		}
-	}
-	return '?'
+// entryOf returns the entry of a kind that is in the legend.
+func entryOf(kind string, legend []legendEntry) legendEntry {
+	return legend[slices.IndexFunc(legend, func(l legendEntry) bool { return l.Kind == kind })]
 }
 
 // kindOf returns the kind of the ports in a state.
@@ -60,6 +62,11 @@ func newBar(d *pool.Destination, capacity int) []segment {
 		ports[kindOf(state)] += d.Ports[i]
 	}
 	ports["time-wait"] -= d.Reusable
+	return segments(legend, ports, capacity)
+}
+
+// segments returns a bar of the ports of each kind.
+func segments(legend []legendEntry, ports map[string]int, capacity int) []segment {
 	var bar []segment
 	left := 0.
 	for _, l := range legend {

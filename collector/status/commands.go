@@ -75,7 +75,7 @@ func wrap(line string, width int) []string {
 	var lines []string
 	for len(line) > width {
 		at := -1
-		for _, before := range []string{" | ", " dst ", " src ", " ss ", " sysctl ", " sport ge ", " net.ipv4."} {
+		for _, before := range []string{" | ", " dst ", " src ", " ss ", " sysctl ", " sport ge ", " --reply-", " net.ipv4."} {
 			at = max(at, strings.LastIndex(line[:width-2], before))
 		}
 		if at <= 2 { // the indent

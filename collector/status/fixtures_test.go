@@ -84,6 +84,7 @@ func trouble() scan.Snapshot {
 	s := hostOf(r)
 	s.Namespaces[0].Inode = 4026531840
 	s.Namespaces[0].UDP = udpOf(26000, 40)
+	s.Namespaces[0].NAT, s.Namespaces[0].Conntrack = troubledNAT()
 	s.OthersRead = true
 
 	pod := defaults()
@@ -204,6 +205,7 @@ func hostile() scan.Snapshot {
 		r.MaxUtilization = r.Destinations[0].Utilization
 		s.Namespaces = append(s.Namespaces, scan.Namespace{
 			Name: name, Inode: uint64(100 + i), Path: "/run/netns/" + name, Outcome: scan.Collected, Report: r, UDP: udpOf(25000, 0),
+			NAT: natOf(natFlows{pool.NATEstablished, false, fmt.Sprintf("10.4.0.%d:443", i), 1024, 52000}), Conntrack: &scan.Conntrack{Entries: 95, Limit: 100},
 			Owner: scan.Owner{Command: name, Owner: cgroup.Owner{PodUID: name}},
 		}, scan.Namespace{Name: "failed " + name, Inode: uint64(200 + i), Outcome: scan.Failed, Err: errors.New("open " + name + ": failed")})
 	}

@@ -17,6 +17,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.judgeHost(s, c)
 		p.judgeUDPFailures(s, c)
 	}
+	p.judgeNATFailures(s, c)
 	if f := s.ConnectFailures; f != nil && f.Err != nil {
 		p.raise(warning, "Failed connects could not be counted: "+c.sentence(f.Err.Error()))
 	}
@@ -63,6 +64,12 @@ func (p *page) judgeDestination(self *scan.Namespace, c cleaner) {
 		} else {
 			p.Headline = fmt.Sprintf("%s is not in danger: %s of its ports are in use.", address, d.Used)
 		}
+		if len(p.NAT) > 0 && p.NAT[0].Level > calm {
+			p.raise(p.NAT[0].Level, "Source NAT: "+p.NAT[0].problem()+".")
+		}
+	case len(p.NAT) > 0:
+		p.Level = p.NAT[0].Level
+		p.Headline = "Source NAT: " + p.NAT[0].problem() + "."
 	case len(p.Failed) > 0:
 		p.Level = warning
 		p.Headline = fmt.Sprintf("%s holds few ports now or none, but had %s that failed, the last within 15 minutes.", address, connects(p.Failed[0].pool.Failures))
@@ -115,6 +122,7 @@ func (p *page) judgeHost(s *scan.Snapshot, c cleaner) {
 		}
 	}
 	sentences = append(sentences, p.judgeUDP()...)
+	sentences = append(sentences, p.judgeNAT()...)
 	if n := len(p.Failed); n > 0 {
 		p.Level = max(p.Level, warning)
 		sentences = append(sentences, fmt.Sprintf("%s that %s few ports now had failed connects within 15 minutes.", plural(n, "pool", "pools"), map[bool]string{true: "holds", false: "hold"}[n == 1]))

@@ -27,11 +27,12 @@ const refreshSeconds = 10
 // parse parses a template of this package.
 func parse(text string) *template.Template {
 	return template.Must(template.New("").Funcs(template.FuncMap{
-		"style":   func() template.CSS { return template.CSS(style) },
-		"script":  func() template.JS { return template.JS(script) },
-		"refresh": func() int { return refreshSeconds },
-		"lower":   strings.ToLower,
-		"legend":  func() any { return legend },
+		"style":     func() template.CSS { return template.CSS(style) },
+		"script":    func() template.JS { return template.JS(script) },
+		"refresh":   func() int { return refreshSeconds },
+		"lower":     strings.ToLower,
+		"legend":    func() any { return legend },
+		"natLegend": func() any { return natLegend },
 	}).Parse(text))
 }
 

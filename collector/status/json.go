@@ -26,6 +26,7 @@ type document struct {
 	Destinations []documentDestination `json:"destinations"`
 	Sources      []documentSource      `json:"sources"`
 	UDP          []documentUDP         `json:"udp,omitempty"`
+	NAT          []documentNAT         `json:"snat,omitempty"`
 	Namespaces   []documentNamespace   `json:"namespaces"`
 	Failed       []documentFailed      `json:"connect_failures,omitempty"`
 	Unattributed *uint64               `json:"connect_failures_unattributed,omitempty"`
@@ -83,6 +84,7 @@ type documentNamespace struct {
 	UDPSockets      *int   `json:"udp_sockets,omitempty"`
 	UDPError        string `json:"udp_error,omitempty"`
 
+	*documentConntrack
 	*documentReport // only if the outcome is collected
 }
 
@@ -159,6 +161,9 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 	}
 	for _, row := range p.UDP {
 		d.UDP = append(d.UDP, newDocumentUDP(row))
+	}
+	for _, row := range p.NAT {
+		d.NAT = append(d.NAT, newDocumentNAT(row))
 	}
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
@@ -237,6 +242,7 @@ func newDocumentSource(n *scan.Namespace, s *pool.Source) documentSource {
 func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 	doc := documentNamespace{
 		Netns: n.Name, Inode: n.Inode, Command: n.Owner.Command, PodUID: n.Owner.PodUID, ContainerID: n.Owner.ContainerID, Outcome: string(n.Outcome),
+		documentConntrack: newDocumentConntrack(n),
 	}
 	if n.UDP.Err != nil {
 		doc.UDPError = n.UDP.Err.Error()

@@ -27,6 +27,8 @@ type page struct {
 	Destinations []*destination
 	Sources      []source
 	UDP          []*udpPool
+	NAT          []*natPool
+	Conntrack    []conntrack // counts of connection tracking where they matter
 	Namespaces   []namespace
 	Idle         []namespace
 	Outcomes     string    // how many network namespaces there are of each outcome
@@ -71,9 +73,12 @@ type destination struct {
 func (d *destination) Key() string { return d.Netns + " " + d.Source + " " + d.Address }
 
 // Description says what the bar shows.
-func (d *destination) Description() string {
+func (d *destination) Description() string { return describe(d.Bar) }
+
+// describe says what a bar shows.
+func describe(bar []segment) string {
 	var parts []string
-	for _, s := range d.Bar {
+	for _, s := range bar {
 		parts = append(parts, fmt.Sprintf("%s %s", percent(s.Width/100), s.Kind))
 	}
 	return cmp.Or(strings.Join(parts, ", "), "no ports")
@@ -162,6 +167,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 		}
 		p.addSources(n, c)
 		p.addUDP(s, n, c)
+		p.addNAT(n, c)
 		if known := n.Outcome != scan.Skipped || n.Err != nil; p.Others && v.shows(n) && n.Name != "" && known {
 			list := &p.Namespaces
 			if n.Outcome == scan.Idle {
@@ -173,6 +179,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	p.Outcomes = outcomes(s.Namespaces)
 	slices.SortFunc(p.Destinations, worstFirst)
 	slices.SortStableFunc(p.UDP, worstUDPFirst)
+	slices.SortFunc(p.NAT, worstNATFirst)
 	slices.SortStableFunc(p.Namespaces, func(a, b namespace) int {
 		return cmp.Or(cmp.Compare(rank(a.scan), rank(b.scan)), cmp.Compare(b.scan.Report.MaxUtilization, a.scan.Report.MaxUtilization))
 	})
@@ -416,13 +423,17 @@ func settingsOf(n *scan.Namespace) []setting {
 
 // addLeftOut adds what limits left out, and what the numbers do not contain.
 func (p *page) addLeftOut(s *scan.Snapshot, c cleaner) {
-	destinations, ports, sources, skipped := 0, 0, 0, 0
+	destinations, ports, sources, skipped, natPools, natPorts := 0, 0, 0, 0, 0, 0
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		r := &n.Report
 		destinations += r.UnreportedDestinations
 		ports += r.UnreportedPorts
 		sources += r.UnreportedSources
+		if n.NAT != nil {
+			natPools += n.NAT.Report.UnreportedPools
+			natPorts += n.NAT.Report.UnreportedPorts
+		}
 		if n.Outcome == scan.Skipped {
 			skipped++
 		}
@@ -440,6 +451,10 @@ func (p *page) addLeftOut(s *scan.Snapshot, c cleaner) {
 	}
 	if sources > 0 {
 		p.LeftOut = append(p.LeftOut, fmt.Sprintf("%s: --destination.limit.", plural(sources, "source address", "source addresses")))
+	}
+	if natPools > 0 {
+		p.LeftOut = append(p.LeftOut, fmt.Sprintf("%s of source NAT with %s in all: --destination.min-ports and --destination.limit.",
+			plural(natPools, "pool", "pools"), plural(natPorts, "port", "ports")))
 	}
 	if skipped > 0 {
 		p.LeftOut = append(p.LeftOut, fmt.Sprintf("%s, whose turn comes in a later collection: --namespaces.limit.", plural(skipped, "network namespace", "network namespaces")))

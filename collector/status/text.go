@@ -16,6 +16,7 @@ func newText(p *page) string {
 	t.list(p.Problems)
 	t.line(p.Time.UTC().Format("2006-01-02 15:04:05 MST"))
 	t.destinations(p)
+	t.nat(p)
 	if len(p.Failed) > 0 {
 		t.heading("Failed connects of pools that hold few ports now")
 		t.row(failedColumns, "DESTINATION", "SOURCE", "NETNS", "FAILED", "CONTROL GROUP")
@@ -66,13 +67,9 @@ func (t *text) destinations(p *page) {
 	}
 	t.row(destinationColumns, header...)
 	for _, d := range p.Destinations {
-		t.row(destinationColumns, d.Address, d.Source, d.Netns, d.Used, textBar(d), d.Closes, d.Ceiling, d.Forecast, d.Failures)
+		t.row(destinationColumns, d.Address, d.Source, d.Netns, d.Used, textBar(d.Bar, legend), d.Closes, d.Ceiling, d.Forecast, d.Failures)
 	}
-	var keys []string
-	for _, l := range legend {
-		keys = append(keys, string(l.Letter)+" "+l.Short)
-	}
-	t.paragraph("  ", strings.Join(keys, ", ")+", . free")
+	t.paragraph("  ", keysOf(legend)+", . free")
 	t.paragraph("  ", "FULL IN: until no port is free at the present rate of closes; - if the ports suffice")
 
 	for i, d := range p.Destinations {
@@ -80,6 +77,15 @@ func (t *text) destinations(p *page) {
 			t.details(d)
 		}
 	}
+}
+
+// keysOf says what the letters of a bar mean.
+func keysOf(legend []legendEntry) string {
+	var keys []string
+	for _, l := range legend {
+		keys = append(keys, string(l.Letter)+" "+l.Short)
+	}
+	return strings.Join(keys, ", ")
 }
 
 // details writes what holds the ports of a destination, and commands that show it.
@@ -132,18 +138,18 @@ func (t *text) command(indent, command string) {
 // barWidth is how many characters the bar of a destination has.
 const barWidth = 20
 
-// textBar draws the bar of a destination. Each part of it that is not 0 has at least one letter while
+// textBar draws a bar. Each part of it that is not 0 has at least one letter while
 // there is room.
-func textBar(d *destination) string {
+func textBar(bar []segment, legend []legendEntry) string {
 	var b strings.Builder
-	for _, s := range d.Bar {
+	for _, s := range bar {
 		until := int(math.Round((s.Left + s.Width) * barWidth / 100))
 		for range max(until-b.Len(), 1) {
-			b.WriteByte(letterOf(s.Kind))
+			b.WriteByte(entryOf(s.Kind, legend).Letter)
 		}
 	}
-	bar := b.String()[:min(b.Len(), barWidth)]
-	return bar + strings.Repeat(".", barWidth-len(bar))
+	line := b.String()[:min(b.Len(), barWidth)]
+	return line + strings.Repeat(".", barWidth-len(line))
 }
 
 // namespaces writes those that were watched, and how many there are of each outcome.

@@ -1,0 +1,269 @@
+package status
+
+import (
+	"encoding/json"
+	"errors"
+	"math"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
+)
+
+// natFlows are flows to a destination from one translated address, on ports from one on, for many clients.
+type natFlows struct {
+	state       pool.NATState
+	udp         bool
+	destination string
+	first       uint16
+	ports       int
+}
+
+// natOf returns what a scan learned of flows, on Linux 6.5 or later, with the default range.
+func natOf(flows ...natFlows) *scan.NAT {
+	return natWith(pool.NATSettings{
+		PortRange: pool.PortRange{Low: 1024, High: 65535}, TakesOver: true, TCPTimeWait: 2 * time.Minute, UDP: 30 * time.Second,
+	}, flows...)
+}
+
+func natWith(s pool.NATSettings, flows ...natFlows) *scan.NAT {
+	table := pool.NewNATTable(s)
+	for _, f := range flows {
+		to := netip.MustParseAddrPort(f.destination)
+		row := pool.NATFlow{Protocol: pool.TCP, State: f.state, Destination: to, SNAT: true}
+		if f.udp {
+			row.Protocol = pool.UDP
+		}
+		translated, client := "10.2.0.1", [16]byte{10: 0xff, 11: 0xff, 12: 10, 13: 1}
+		if to.Addr().Is6() {
+			translated, client = "2001:db8::1", [16]byte{0xfd}
+		}
+		for i := range f.ports {
+			client[15] = byte(i % 7)
+			row.Client = netip.AddrFrom16(client).Unmap()
+			row.Translated = netip.AddrPortFrom(netip.MustParseAddr(translated), f.first+uint16(i))
+			table.Add(&row)
+		}
+	}
+	return &scan.NAT{Report: table.Report(pool.Limits{MinPorts: 10, Most: 256}), Duration: time.Millisecond}
+}
+
+// troubledNAT is source NAT where nearly everything goes wrong.
+func troubledNAT() (*scan.NAT, *scan.Conntrack) {
+	nat := natOf(
+		natFlows{pool.NATEstablished, false, "198.51.100.7:443", 32768, 28000},
+		natFlows{pool.NATTimeWait, false, "198.51.100.7:443", 60768, 2000},
+		natFlows{pool.NATFinWait, false, "198.51.100.7:443", 1024, 17000},
+		natFlows{pool.NATReplied, true, "10.96.0.10:53", 1024, 64512},
+		natFlows{pool.NATSynSent, false, "[2001:db8:1234:5678:9abc:def0:1234:9999]:65535", 1024, 35000},
+		natFlows{pool.NATEstablished, false, "10.0.0.2:443", 40000, 900},
+		natFlows{pool.NATEstablished, false, "10.0.0.3:443", 40000, 9},
+	)
+	return nat, &scan.Conntrack{Entries: 240000, Limit: 262144, Counted: true, InsertFailed: 120345, Dropped: 120350, EarlyDropped: 7}
+}
+
+// TestNATHeadline checks what the page says of source NAT, and that what is not known is never calm.
+func TestNATHeadline(t *testing.T) {
+	const calmSentence = "No destination is in danger: the worst, 10.0.0.2:443, has 11% of its ports in use."
+	to := func(ports int) *scan.NAT {
+		return natOf(natFlows{pool.NATEstablished, false, "198.51.100.7:443", 1024, ports})
+	}
+	failed := errors.New("conntrack: list flows: i/o timeout")
+	tests := []struct {
+		name      string
+		nat       *scan.NAT
+		conntrack *scan.Conntrack
+		err       error // of conntrack
+		elsewhere bool
+		level     level
+		want      []string // headline and problems
+		rows      []string
+	}{
+		{"none", nil, nil, nil, false, calm, []string{calmSentence}, nil},
+		{"tracked, but not translated", nil, &scan.Conntrack{Entries: 4, Limit: 100, Counted: true}, nil, false, calm, []string{calmSentence}, nil},
+		{"calm", to(20000), nil, nil, false, calm, []string{calmSentence}, []string{"tcp 198.51.100.7:443 10.2.0.1 self 31% <1% -"}},
+		{
+			"half", natWith(pool.NATSettings{PortRange: pool.PortRange{Low: 1024, High: 1123}}, natFlows{pool.NATEstablished, false, "198.51.100.7:443", 1024, 50}), nil, nil, false, warning,
+			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 50% of its ports in use."},
+			[]string{"tcp 198.51.100.7:443 10.2.0.1 self 50% 0% ?"},
+		},
+		{
+			"searches fail", to(28000), nil, nil, false, critical,
+			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 43% of its ports in use, and 1% of the searches for one fail: packets are dropped."},
+			[]string{"tcp 198.51.100.7:443 10.2.0.1 self 43% 1% -"},
+		},
+		{
+			"full", to(64512), nil, nil, false, exhausted,
+			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 100% of its ports in use, and 100% of the searches for one fail: packets are dropped."},
+			[]string{"tcp 198.51.100.7:443 10.2.0.1 self 100% 100% 0.0"},
+		},
+		{
+			"elsewhere", to(64000), nil, nil, true, exhausted,
+			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 99% of its ports in use, and "},
+			[]string{"tcp 198.51.100.7:443 10.2.0.1 pod 99% 95% -"},
+		},
+		{
+			"table full", nil, &scan.Conntrack{Entries: 90, Limit: 100}, nil, false, critical,
+			[]string{"Connection tracking has 90% of the flows that it may have: at 100%, packets of new connections are dropped."}, nil,
+		},
+		{
+			"table full elsewhere", nil, &scan.Conntrack{Entries: 90, Limit: 100}, nil, true, critical,
+			[]string{"Connection tracking in pod has 90% of the flows that it may have: at 100%, packets of new connections are dropped."}, nil,
+		},
+		{"no limit", nil, &scan.Conntrack{Entries: 90}, nil, false, calm, []string{calmSentence}, nil},
+		{"failed", &scan.NAT{Err: failed}, nil, nil, false, warning, []string{calmSentence, "The flows of connection tracking could not be read: " + failed.Error()}, nil},
+		{"failed without --snat", nil, nil, failed, false, warning, []string{calmSentence, "The flows of connection tracking could not be read: " + failed.Error()}, nil},
+		{"failed elsewhere", &scan.NAT{Err: failed}, nil, nil, true, warning, []string{calmSentence, "The flows of connection tracking could not be read in 1 network namespace."}, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := quiet()
+			n := &s.Namespaces[0]
+			if tt.elsewhere {
+				s.OthersRead = true
+				s.Namespaces = append(s.Namespaces, scan.Namespace{Name: "pod", Outcome: scan.Idle})
+				n = &s.Namespaces[1]
+			}
+			n.NAT, n.Conntrack, n.ConntrackErr = tt.nat, tt.conntrack, tt.err
+			p := newPage(&s, testInfo, View{Format: Text}, visible)
+			got := append([]string{p.Headline}, p.Problems...)
+			if p.Level != tt.level || len(got) != len(tt.want) {
+				t.Fatalf("%v: %q, want %v: %q", p.Level, got, tt.level, tt.want)
+			}
+			for i := range got {
+				if !strings.HasPrefix(got[i], tt.want[i]) {
+					t.Errorf("said %q, want %q", got[i], tt.want[i])
+				}
+			}
+			var rows []string
+			for _, r := range p.NAT {
+				rows = append(rows, strings.Join([]string{r.Protocol, r.Address, r.Source, r.Netns, r.Used, r.Failing, r.Ceiling}, " "))
+			}
+			if diff := cmp.Diff(tt.rows, rows); diff != "" {
+				t.Errorf("rows (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestNATAbsent checks that nothing is shown of source NAT where there is none.
+func TestNATAbsent(t *testing.T) {
+	s := quiet()
+	s.Namespaces[0].Conntrack = &scan.Conntrack{Entries: 40, Limit: 100, Counted: true}
+	for _, f := range []Format{HTML, Text, JSON} {
+		got := draw(t, s, View{Format: f})
+		for _, bad := range []string{"Source NAT", "Connection tracking", "snat"} {
+			if strings.Contains(got, bad) {
+				t.Errorf("%s has %q", f, bad)
+			}
+		}
+	}
+}
+
+// TestNATDetails checks clients, cures and commands in all formats.
+func TestNATDetails(t *testing.T) {
+	s := quiet()
+	s.Namespaces[0].NAT, s.Namespaces[0].Conntrack = troubledNAT()
+	for _, f := range []Format{HTML, Text, JSON} {
+		got := draw(t, s, View{Format: f})
+		for _, want := range []string{"10.1.0.0 (9216)", "Choose the ports fully at random", "Do not translate inside the network", "sysctl -w net.netfilter.nf_conntrack_udp_timeout=10", "120345"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: no %q", f, want)
+			}
+		}
+		if want := "conntrack -L -p udp --reply-dst 10.2.0.1 --reply-src 10.96.0.10 --reply-port-src 53"; f != JSON && !strings.Contains(got, want) {
+			t.Errorf("%s: no %q:\n%s", f, want, got)
+		}
+	}
+	html := draw(t, s, View{Format: HTML})
+	for _, want := range []string{`href="/runbook#ephemeralportssnatexhausted"`, `href="/runbook#choose-the-ports-fully-at-random"`, `href="/?destination=198.51.100.7%3A443"`} {
+		if !strings.Contains(html, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+}
+
+// TestNATView checks the view of one destination, to which the alerts link.
+func TestNATView(t *testing.T) {
+	s := quiet()
+	s.Namespaces[0].NAT, s.Namespaces[0].Conntrack = troubledNAT()
+	for address, want := range map[string]struct {
+		level level
+		text  string
+		rows  int
+	}{
+		"198.51.100.7:443": {exhausted, "Source NAT: tcp to 198.51.100.7:443 from 10.2.0.1 has ", 1},
+		"10.96.0.10:53":    {exhausted, "Source NAT: udp to 10.96.0.10:53 from 10.2.0.1 has 100% of its ports in use", 1},
+		"10.0.0.2:443":     {calm, "10.0.0.2:443 is not in danger: 11% of its ports are in use.", 1}, // a destination too
+		"10.0.0.9:443":     {calm, "10.0.0.9:443 is not among the destinations here", 0},
+	} {
+		v := View{Format: Text, Destination: netip.MustParseAddrPort(address)}
+		p := newPage(&s, testInfo, v, visible)
+		if p.Level != want.level || !strings.HasPrefix(p.Headline, want.text) || len(p.NAT) != want.rows || len(p.Conntrack) != 0 {
+			t.Errorf("%s: %v, %q, %d pools, want %+v", address, p.Level, p.Headline, len(p.NAT), want)
+		}
+		if got := strings.Contains(draw(t, s, v), "Held for 10.1.0."); got != (want.rows > 0) {
+			t.Errorf("%s: details %v", address, got)
+		}
+		if v.shows(&s.Namespaces[0]) != (want.rows > 0) {
+			t.Errorf("%s: namespaces", address)
+		}
+	}
+	s.Namespaces[0].NAT = natOf(natFlows{pool.NATEstablished, false, "10.0.0.2:443", 1024, 64512})
+	p := newPage(&s, testInfo, View{Format: Text, Destination: netip.MustParseAddrPort("10.0.0.2:443")}, visible)
+	if p.Level != exhausted || len(p.Problems) != 1 || !strings.HasPrefix(p.Problems[0], "Source NAT: tcp to 10.0.0.2:443") {
+		t.Errorf("both: %v, %q", p.Level, p.Problems)
+	}
+}
+
+// TestNATJSON checks values whose absence has a meaning.
+func TestNATJSON(t *testing.T) {
+	old := pool.NATSettings{PortRange: pool.PortRange{Low: 1024, High: 1123}}
+	hidden := natWith(old, natFlows{pool.NATTimeWait, false, "10.0.0.2:443", 1024, 90})
+	old.TCPTimeWait = time.Minute
+	for _, tt := range []struct {
+		name             string
+		nat              *scan.NAT
+		conntrack        *scan.Conntrack
+		pools            int
+		ceiling, entries any
+		failed, most     any
+		err              any
+	}{
+		{"nothing", nil, nil, 0, nil, nil, nil, nil, nil},
+		{"no limit on closed flows", natOf(natFlows{pool.NATEstablished, false, "10.0.0.2:443", 1024, 64000}), nil, 1, nil, nil, nil, 64000. / 64512, nil},
+		{"hidden timeouts", hidden, nil, 1, nil, nil, nil, 0.9, nil},
+		{"Linux before 6.5", natWith(old, natFlows{pool.NATEstablished, false, "10.0.0.2:443", 1024, 40}), &scan.Conntrack{Entries: 40}, 1, 1., 40., nil, 0.4, nil},
+		{"counters", nil, &scan.Conntrack{Counted: true}, 0, nil, 0., 0., nil, nil},
+		{"failed", &scan.NAT{Err: errors.New("failed")}, nil, 0, nil, nil, nil, nil, "failed"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := quiet()
+			s.Namespaces[0].NAT, s.Namespaces[0].Conntrack = tt.nat, tt.conntrack
+			var d struct{ SNAT, Namespaces []map[string]any }
+			if err := json.Unmarshal([]byte(draw(t, s, View{Format: JSON})), &d); err != nil {
+				t.Fatal(err)
+			}
+			if len(d.SNAT) != tt.pools {
+				t.Fatalf("%d pools, want %d", len(d.SNAT), tt.pools)
+			}
+			var ceiling any
+			if tt.pools > 0 {
+				ceiling = d.SNAT[0]["ceiling_connections_per_second"]
+			}
+			n := d.Namespaces[0]
+			got := []any{ceiling, n["conntrack_entries"], n["conntrack_insert_failed_total"], n["snat_max_utilization_ratio"], n["snat_error"]}
+			if diff := cmp.Diff([]any{tt.ceiling, tt.entries, tt.failed, tt.most, tt.err}, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+	if finite(math.NaN()) != nil || finite(math.Inf(1)) != nil || *finite(0) != 0 {
+		t.Error("finite")
+	}
+}
