@@ -37,10 +37,10 @@ func systemdVariants(t *testing.T) map[string]string {
 	t.Helper()
 	service := readFile(t, systemdService)
 	namespaces, failures := readFile(t, "systemd/all-namespaces.conf"), readFile(t, "systemd/connect-failures.conf")
-	exact, tls := readFile(t, "systemd/exact.conf"), readFile(t, "systemd/tls.conf")
+	exact, tls, snat := readFile(t, "systemd/exact.conf"), readFile(t, "systemd/tls.conf"), readFile(t, "systemd/snat.conf")
 	return map[string]string{
 		"service": service, "all-namespaces": service + namespaces, "connect-failures": service + failures, "exact": service + exact, "tls": service + tls,
-		"all": service + namespaces + failures + exact + tls,
+		"snat": service + snat, "all": service + namespaces + failures + exact + tls + snat,
 	}
 }
 
@@ -58,7 +58,7 @@ func TestSystemdUnits(t *testing.T) {
 			t.Errorf("%s: systemd-analyze verify: %s", variant, out)
 		}
 	}
-	for _, name := range []string{"ephemeral_port_exporter.service", "ephemeral_port_exporter.socket", "ephemeral_port_exporter.default", "all-namespaces.conf", "connect-failures.conf", "exact.conf", "tls.conf"} {
+	for _, name := range []string{"ephemeral_port_exporter.service", "ephemeral_port_exporter.socket", "ephemeral_port_exporter.default", "all-namespaces.conf", "connect-failures.conf", "exact.conf", "tls.conf", "snat.conf"} {
 		checkFlags(t, name, readFile(t, filepath.Join("systemd", name)))
 	}
 }
@@ -67,7 +67,7 @@ func TestSystemdUnits(t *testing.T) {
 // capabilities, it is at most 3.
 func TestSystemdSecurity(t *testing.T) {
 	analyze := tool(t, "systemd-analyze", "systemd")
-	most := map[string]float64{"service": 1.5, "all-namespaces": 3, "connect-failures": 3, "exact": 3, "tls": 1.5, "all": 3}
+	most := map[string]float64{"service": 1.5, "all-namespaces": 3, "connect-failures": 3, "exact": 3, "tls": 1.5, "snat": 3, "all": 3}
 	for variant, service := range systemdVariants(t) {
 		path := write(t, t.TempDir(), "ephemeral_port_exporter.service", service)
 		out := run(t, analyze, "security", "--offline=true", "--no-pager", path)
@@ -91,6 +91,7 @@ func TestSystemdCapabilities(t *testing.T) {
 		"all-namespaces.conf":             "CAP_SYS_ADMIN CAP_SYS_PTRACE",
 		"connect-failures.conf":           "CAP_BPF CAP_PERFMON CAP_DAC_READ_SEARCH",
 		"exact.conf":                      "CAP_BPF CAP_PERFMON",
+		"snat.conf":                       "CAP_NET_ADMIN",
 	} {
 		unit := readFile(t, filepath.Join("systemd", name))
 		for _, setting := range []string{"CapabilityBoundingSet", "AmbientCapabilities"} {
@@ -142,6 +143,7 @@ func TestSystemdCalls(t *testing.T) {
 	families := map[int]string{unix.AF_UNIX: "AF_UNIX", unix.AF_INET: "AF_INET", unix.AF_INET6: "AF_INET6", unix.AF_NETLINK: "AF_NETLINK"}
 	for unit, flag := range map[string]string{
 		"ephemeral_port_exporter.service": "", "all-namespaces.conf": "--namespaces", "exact.conf": "--exact", "connect-failures.conf": "--connect-failures",
+		"snat.conf": "--snat",
 	} {
 		want := map[string][]string{}
 		for _, rule := range profile.Syscalls {

@@ -57,11 +57,13 @@ func TestDropCapabilities(t *testing.T) {
 		bpf, perfmon, bind    = unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_BIND_SERVICE
 		netAdmin              = unix.CAP_NET_ADMIN
 	)
+	trackFlows(t)
 	dir := openTempDir(t)
 	netnstest.Mount(t, filepath.Join(dir, "mounted"), nil)
 	self := []string{`ephemeral_port_collect_success{netns="self"} 1`}
 	mounted := append(self, `ephemeral_port_collect_success{netns="mounted"} 1`)
 	ofProcess := append(mounted, startSleep(t))
+	flows := []string{self[0], snatCollected}
 
 	tests := []struct {
 		name    string
@@ -76,8 +78,6 @@ func TestDropCapabilities(t *testing.T) {
 		{"named", []string{"--namespaces=named", "--namespaces.dir=" + dir}, []uintptr{admin, ptrace, bind}, []uintptr{admin}, mounted},
 		{"all, root", []string{"--namespaces=all", "--namespaces.dir=" + dir}, nil, []uintptr{admin, ptrace, search}, ofProcess},
 		{"all", []string{"--namespaces=all", "--namespaces.dir=" + dir}, []uintptr{admin, ptrace, bind}, []uintptr{admin, ptrace}, ofProcess},
-		{"snat, root", []string{"--snat"}, nil, []uintptr{netAdmin}, self},
-		{"snat", []string{"--snat"}, []uintptr{admin, ptrace, bind, netAdmin}, []uintptr{netAdmin}, self},
 		{"snat, all, root", []string{"--snat", "--namespaces=all", "--namespaces.dir=" + dir}, nil, []uintptr{admin, ptrace, search, netAdmin}, ofProcess},
 		{"exact, root", []string{"--exact"}, nil, []uintptr{bpf}, self},
 		{"exact", []string{"--exact"}, []uintptr{bpf, perfmon, bind}, []uintptr{bpf}, self},
@@ -86,6 +86,9 @@ func TestDropCapabilities(t *testing.T) {
 		{"connect failures", []string{"--connect-failures"}, []uintptr{bpf, perfmon, search}, []uintptr{bpf}, self},
 		{"both, root", []string{"--namespaces=all", "--connect-failures"}, nil, []uintptr{admin, ptrace, search, bpf}, self},
 		{"both", []string{"--namespaces=all", "--connect-failures"}, []uintptr{admin, ptrace, bpf, perfmon, search}, []uintptr{admin, ptrace, search, bpf}, self},
+		{"snat, root", []string{"--snat"}, nil, []uintptr{netAdmin}, flows},
+		{"snat", []string{"--snat"}, []uintptr{admin, netAdmin, bpf, bind}, []uintptr{netAdmin}, flows},
+		{"snat, all", []string{"--snat", "--namespaces=all", "--namespaces.dir=" + dir}, []uintptr{admin, ptrace, netAdmin, bind}, []uintptr{admin, ptrace, netAdmin}, append(ofProcess, snatCollected)},
 	}
 	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -187,6 +187,8 @@ func TestSystemCalls(t *testing.T) {
 	}
 
 	const admin, ptrace, search, bpf, perfmon = unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH, unix.CAP_BPF, unix.CAP_PERFMON
+	const netAdmin = unix.CAP_NET_ADMIN
+	trackFlows(t)
 	tests := []struct {
 		name         string
 		args         []string
@@ -208,6 +210,9 @@ func TestSystemCalls(t *testing.T) {
 		{name: "exact, root", args: []string{"--exact"}, root: true, includes: []string{"CAP_BPF"}},
 		{name: "connect failures", args: []string{"--connect-failures"}, capabilities: []uintptr{bpf, perfmon, search}, includes: []string{"CAP_BPF"}},
 		{name: "connect failures, root", args: []string{"--connect-failures"}, root: true, includes: []string{"CAP_BPF"}},
+		{name: "snat", args: []string{"--snat"}, capabilities: []uintptr{netAdmin}, includes: []string{"CAP_NET_ADMIN"}},
+		{name: "snat, root", args: []string{"--snat"}, root: true, includes: []string{"CAP_NET_ADMIN"}},
+		{name: "snat, all", args: []string{"--snat", "--namespaces=all", "--namespaces.dir=" + dir}, capabilities: []uintptr{admin, ptrace, netAdmin}, includes: []string{"CAP_SYS_ADMIN", "CAP_NET_ADMIN"}},
 	}
 	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -250,6 +255,11 @@ func TestSystemCalls(t *testing.T) {
 			if counts {
 				failToConnect(t, "192.0.2.1:7131", 3)
 				scrapeHard(t, e, address, owned)
+			}
+			if slices.Contains(tt.args, "--snat") {
+				if _, metrics := e.get(t, "/metrics"); !strings.Contains(metrics, snatCollected) {
+					t.Errorf("no flows:\n%s", metrics)
+				}
 			}
 			if err := e.stop(t); err != nil {
 				t.Errorf("SIGTERM: %v, want exit status 0", err)

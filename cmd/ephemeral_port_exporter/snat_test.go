@@ -28,17 +28,13 @@ const gatewayServer = "192.0.2.7:443"
 func newGateway(t *testing.T, path string) *gateway {
 	t.Helper()
 	netnstest.Mount(t, path, func() {
-		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = strings.NewReader(`table ip nat {
-			chain postrouting {
-				type nat hook postrouting priority srcnat
-				ip daddr 192.0.2.7 meta l4proto udp snat to 198.51.100.1:40000-40063
-			}
-		}
-		`)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("nft: %v: %s", err, out)
-		}
+		nft(t, `table ip nat {
+	chain postrouting {
+		type nat hook postrouting priority srcnat
+		ip daddr 192.0.2.7 meta l4proto udp snat to 198.51.100.1:40000-40063
+	}
+}
+`)
 		netnstest.Sysctl(t, "netfilter/nf_conntrack_udp_timeout", "600") // longer than the test
 	})
 	return &gateway{path: path, next: 20000}
@@ -124,4 +120,31 @@ func TestSNATStartFails(t *testing.T) {
 	cmd := command(t, "--snat", "--web.listen-address=127.0.0.1:10272")
 	unprivileged(t, cmd, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE)
 	checkStartFails(t, cmd, "CAP_NET_ADMIN")
+}
+
+// snatCollected is a metric of an exporter that could list the flows of its network namespace.
+const snatCollected = `ephemeral_port_snat_collect_success{netns="self"} 1`
+
+// trackFlows has the network namespace of the tests track flows until the end of the test, those of scrapes
+// too.
+func trackFlows(tb testing.TB) {
+	tb.Helper()
+	nft(tb, `table inet track {
+	chain output {
+		type filter hook output priority filter
+		ct state new accept
+	}
+}
+`)
+	tb.Cleanup(func() { nft(tb, "delete table inet track\n") })
+}
+
+// nft changes the ruleset of the network namespace of the calling thread.
+func nft(tb testing.TB, script string) {
+	tb.Helper()
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(script)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		tb.Fatalf("nft -f - of %q: %v: %s", script, err, out)
+	}
 }
