@@ -384,7 +384,7 @@ func (p benchProcess) rss(b *testing.B) float64 {
 	return 0
 }
 
-// envBareLoop makes the test binary the yardstick, of "tcp" or "udp" sockets.
+// envBareLoop makes the test binary the yardstick, of "tcp" or "udp" sockets, or of "flows".
 const envBareLoop = "BENCH_BARE_LOOP"
 
 // startBareLoop runs the yardstick until the benchmark ends.
@@ -427,7 +427,7 @@ func (p benchProcess) dump(b *testing.B) (cpu time.Duration, sockets int) {
 }
 
 // bareLoopMain is the yardstick: for each line of its input, one dump and a line with the
-// number of sockets. Its loop is one thread that blocks in recvfrom(2), without the poller of the
+// number of sockets or flows. Its loop is one thread that blocks in recvfrom(2), without the poller of the
 // runtime.
 func bareLoopMain() {
 	runtime.LockOSThread()
@@ -436,46 +436,54 @@ func bareLoopMain() {
 		if _, err := in.ReadString('\n'); err != nil {
 			return
 		}
-		sockets, err := 0, error(nil)
+		rows, err := 0, error(nil)
 		for _, request := range bareRequests[os.Getenv(envBareLoop)] {
 			var n int
 			if n, err = bareDump(request, buf); err != nil {
 				break
 			}
-			sockets += n
+			rows += n
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "bare loop:", err)
 			os.Exit(1)
 		}
-		fmt.Println(sockets)
+		fmt.Println(rows)
 	}
 }
 
-// bareRequests are what the yardstick asks for: all TCP sockets except listeners, or all UDP sockets.
+// bareRequests are what the yardstick asks for: all TCP sockets except listeners, all UDP sockets, or all
+// flows of connection tracking.
 var bareRequests = map[string][]bareRequest{
-	"tcp": {{tcpdiagGetSock, 60, 0, 0, 52, 0xb7e}}, // all but TCP_CLOSE and TCP_LISTEN
+	"tcp": {{unix.NETLINK_SOCK_DIAG, tcpdiagGetSock, tcpdiagGetSock, 60, 0, 0, 52, 0xb7e}}, // all but TCP_CLOSE and TCP_LISTEN
 	"udp": {
-		{unix.SOCK_DIAG_BY_FAMILY, 56, unix.AF_INET, unix.IPPROTO_UDP, 4, ^uint32(0)},
-		{unix.SOCK_DIAG_BY_FAMILY, 56, unix.AF_INET6, unix.IPPROTO_UDP, 4, ^uint32(0)},
+		{unix.NETLINK_SOCK_DIAG, unix.SOCK_DIAG_BY_FAMILY, unix.SOCK_DIAG_BY_FAMILY, 56, unix.AF_INET, unix.IPPROTO_UDP, 4, ^uint32(0)},
+		{unix.NETLINK_SOCK_DIAG, unix.SOCK_DIAG_BY_FAMILY, unix.SOCK_DIAG_BY_FAMILY, 56, unix.AF_INET6, unix.IPPROTO_UDP, 4, ^uint32(0)},
 	},
+	"flows": {{unix.NETLINK_NETFILTER, ctGet, ctNew, 4, 0, 0, 0, 0}},
 }
 
-// tcpdiagGetSock is TCPDIAG_GETSOCK of linux/inet_diag.h.
-const tcpdiagGetSock = 18
+// Types of messages: TCPDIAG_GETSOCK of linux/inet_diag.h, IPCTNL_MSG_CT_GET and _NEW of
+// linux/netfilter/nfnetlink_conntrack.h.
+const (
+	tcpdiagGetSock = 18
+	ctGet          = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
+	ctNew          = unix.NFNL_SUBSYS_CTNETLINK << 8
+)
 
-// A bareRequest is a request for a dump, of the type struct inet_diag_req or inet_diag_req_v2.
+// A bareRequest is a request for a dump, of the type struct inet_diag_req, inet_diag_req_v2 or nfgenmsg.
 type bareRequest struct {
-	typ              uint16
+	netlink          int    // family
+	typ, row         uint16 // of the request, and of a row of the answer
 	size             int
 	family, protocol byte // the first bytes
 	statesAt         int
 	states           uint32
 }
 
-// bareDump requests sockets and discards the answer.
-func bareDump(r bareRequest, buf []byte) (sockets int, err error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+// bareDump requests rows and discards the answer.
+func bareDump(r bareRequest, buf []byte) (rows int, err error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, r.netlink)
 	if err != nil {
 		return 0, err
 	}
@@ -497,10 +505,10 @@ func bareDump(r bareRequest, buf []byte) (sockets int, err error) {
 		}
 		for m := buf[:n]; len(m) >= 16; m = m[(binary.NativeEndian.Uint32(m)+3)&^3:] {
 			switch binary.NativeEndian.Uint16(m[4:]) {
-			case r.typ:
-				sockets++
+			case r.row:
+				rows++
 			case unix.NLMSG_DONE:
-				return sockets, nil
+				return rows, nil
 			default:
 				return 0, fmt.Errorf("message of type %d", binary.NativeEndian.Uint16(m[4:]))
 			}

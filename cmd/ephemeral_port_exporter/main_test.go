@@ -122,7 +122,7 @@ func (e *exporter) get(t *testing.T, path string) (int, string) {
 }
 
 // sample returns the value behind a series' name and labels.
-func sample(t *testing.T, metrics, series string) float64 {
+func sample(t testing.TB, metrics, series string) float64 {
 	t.Helper()
 	_, rest, ok := strings.Cut(metrics, "\n"+series)
 	if !ok {

@@ -75,7 +75,7 @@ func startSleep(t *testing.T) (info string) {
 }
 
 // openTempDir returns a temporary directory that every user may search.
-func openTempDir(t *testing.T) string {
+func openTempDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	for parent := dir; parent != filepath.Clean(os.TempDir()); parent = filepath.Dir(parent) {
