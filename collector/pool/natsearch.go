@@ -45,7 +45,11 @@ func (r takenRun) failures(tries, size int) float64 {
 		if i >= harder && r[i-harder] {
 			n--
 		}
-		if i >= tries-1 {
+		switch {
+		case i < tries-1:
+		case n == 0:
+			sum++ // as below, but faster
+		default:
 			sum += math.Ldexp(1, -n)
 		}
 	}

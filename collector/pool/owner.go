@@ -36,7 +36,7 @@ const maxOthers = 128
 type portCounts[K comparable] struct {
 	first  K // zero if there is none
 	ports  uint32
-	others map[K]uint32
+	others map[K]*uint32 // pointers, so that a port costs one look into the map
 }
 
 // A portCount is how many ports a key has.
@@ -60,13 +60,18 @@ func (c *portCounts[K]) add(key K) {
 
 // addOther counts a port of a key that is not the first.
 func (c *portCounts[K]) addOther(key K) {
-	if n := c.others[key]; n == 0 && len(c.others) >= maxOthers {
+	if n, ok := c.others[key]; ok {
+		*n++
+		return
+	}
+	if len(c.others) >= maxOthers {
 		return
 	}
 	if c.others == nil {
-		c.others = map[K]uint32{}
+		c.others = map[K]*uint32{}
 	}
-	c.others[key]++
+	n := uint32(1)
+	c.others[key] = &n
 }
 
 // largest returns those with most ports, at most MaxOwners, in descending order, and then by key.
@@ -77,7 +82,7 @@ func (c *portCounts[K]) largest(compare func(a, b K) int) []portCount[K] {
 	}
 	counts := []portCount[K]{{c.first, int(c.ports)}}
 	for key, n := range c.others {
-		counts = append(counts, portCount[K]{key, int(n)})
+		counts = append(counts, portCount[K]{key, int(*n)})
 	}
 	slices.SortFunc(counts, func(a, b portCount[K]) int {
 		return cmp.Or(cmp.Compare(b.ports, a.ports), compare(a.key, b.key))
