@@ -23,6 +23,8 @@ func newDashboard() dashboard {
 			worstRow(),
 			trendRow(),
 			sharedRow(),
+			natRow(),
+			udpRow(),
 			hostRow(),
 			causesRow(),
 			namespacesRow(),

@@ -3,13 +3,17 @@ package main
 // exporterRow shows what the exporter of the chosen host costs, and what it could not do.
 func exporterRow() row {
 	return row{title: "Exporter on $instance", collapsed: true, panels: []*panel{
-		newGraph("Collection time", "Time to read a network namespace: the 10 slowest.", seconds, 8).
-			query(top(10, ofNamespaces("ephemeral_port_collect_duration_seconds")), "{{netns}}"),
-		newGraph("Sockets read", "Sockets with a local port in the range, which the kernel lists: the 10 network namespaces with most.", ports, 8).
-			query(top(10, ofNamespaces("ephemeral_port_collect_sockets")), "{{netns}}"),
-		newGraph("Answers", "1: the exporter answered, could read its own network namespace, and with --connect-failures the counts of failed connects.", ports, 8).
+		newGraph("Collection time", "Time to read a network namespace, and with --snat its flows: the 10 slowest.", seconds, 8).
+			query(top(10, ofNamespaces("ephemeral_port_collect_duration_seconds")), "{{netns}}").
+			query(top(10, ofNamespaces("ephemeral_port_snat_collect_duration_seconds")), "{{netns}}: source NAT"),
+		newGraph("Sockets read", "TCP sockets with a local port in the range, which the kernel lists, and with --snat flows of source NAT: the 10 network namespaces with most.", ports, 8).
+			query(top(10, ofNamespaces("ephemeral_port_collect_sockets")), "{{netns}}").
+			query(top(10, ofNamespaces("ephemeral_port_snat_collect_flows")), "{{netns}}: flows"),
+		newGraph("Answers", "1: the exporter answered, could read the TCP and UDP sockets of its own network namespace, with --snat its flows, and with --connect-failures the counts of failed connects.", ports, 8).
 			query(ofHost("up"), "exporter").
-			query(ofHost("ephemeral_port_collect_success", `netns="self"`), "sockets").
+			query(ofHost("ephemeral_port_collect_success", `netns="self"`), "TCP").
+			query(ofHost("ephemeral_port_udp_collect_success", `netns="self"`), "UDP").
+			query(ofHost("ephemeral_port_snat_collect_success", `netns="self"`), "source NAT").
 			query(ofHost("ephemeral_port_connect_failures_collect_success"), "failed connects"),
 		newGraph("CPU", "CPU time of the exporter.", ratio, 6).
 			query("rate("+ofHost("process_cpu_seconds_total")+"[$__rate_interval])", "CPU").axisTo(0.1),

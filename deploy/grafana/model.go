@@ -281,8 +281,13 @@ func newGraph(title, description, unit string, w int, limits ...limit) *panel {
 	return p
 }
 
-// named puts the legend to the right, greatest values first: names of destinations are long.
+// named shows the name of each series. It puts the legend of a graph to the right, greatest values first: names of
+// destinations are long.
 func (p *panel) named() *panel {
+	if p.Type == "stat" {
+		p.Options["textMode"] = "value_and_name" // also of the only one
+		return p
+	}
 	p.Options["legend"] = map[string]any{
 		"displayMode": "table", "placement": "right", "showLegend": true, "calcs": []string{"lastNotNull"},
 		"sortBy": "Last *", "sortDesc": true, "width": 340,
@@ -380,6 +385,14 @@ func mappings(m ...any) property   { return property{"mappings", m} }
 func colored(l ...limit) property  { return property{"thresholds", steps("text", l)} }
 func cell(kind string) property    { return property{"custom.cellOptions", map[string]any{"type": kind}} }
 func decimals(digits int) property { return property{"decimals", digits} }
+
+// usedBar shows a utilization as a bar and a number.
+func usedBar(pixels int, l ...limit) []property {
+	return []property{
+		unit(ratio), {"min", 0}, {"max", 1}, decimals(1), width(pixels), {"thresholds", steps("green", l)},
+		{"custom.cellOptions", map[string]any{"type": "gauge", "mode": "basic", "valueDisplayMode": "text"}},
+	}
+}
 
 // valueText maps values to texts.
 func valueText(texts map[string]string) property {

@@ -19,10 +19,7 @@ func namespacesRow() row {
 			column{
 				query: "topk(20, " + of("ephemeral_port_max_utilization_ratio") +
 					" * on (job, instance, netns) group_left (pod_uid, container_id, command) " + of("ephemeral_port_netns_info") + ")",
-				title: "Used", properties: []property{
-					unit(ratio), {"min", 0}, {"max", 1}, decimals(1), width(200), {"thresholds", steps("green", used)},
-					{"custom.cellOptions", map[string]any{"type": "gauge", "mode": "basic", "valueDisplayMode": "text"}},
-				},
+				title: "Used", properties: usedBar(200, used...),
 			}).
 			noValue("Not watched").
 			emptyCells("–"),

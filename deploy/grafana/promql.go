@@ -30,6 +30,12 @@ func top(n int, selector string) string {
 	return fmt.Sprintf("(%s and topk(%d, max_over_time(%s[$__range] @ end())))", selector, n, selector)
 }
 
+// topRates returns the rates of the 10 counters that increase most in the range of the dashboard. Counters
+// that do not increase are left out.
+func topRates(selector string) string {
+	return fmt.Sprintf("(rate(%[1]s[$__rate_interval]) and topk(10, increase(%[1]s[$__range] @ end()) > 0))", selector)
+}
+
 // none is 0 if the series of a selector exist. So there is no data rather than a 0 if nothing is known.
 func none(selector string) string {
 	return "0 * count(" + selector + ")"

@@ -23,10 +23,7 @@ func worstRow() row {
 			column{field: "netns", title: "Namespace", properties: []property{width(98)}},
 			column{field: "source_ip", title: "Source", properties: []property{width(100)}},
 			column{field: "destination", title: "Destination", properties: []property{links(toStatus), width(150)}},
-			column{query: withDestination(worst), title: "Used", properties: []property{
-				unit(ratio), {"min", 0}, {"max", 1}, decimals(1), width(115), {"thresholds", steps("green", used)},
-				{"custom.cellOptions", map[string]any{"type": "gauge", "mode": "basic", "valueDisplayMode": "text"}},
-			}},
+			column{query: withDestination(worst), title: "Used", properties: usedBar(115, used...)},
 			column{query: by(of("destination:ephemeral_port_open:ratio")), title: "Open", properties: []property{unit(ratio), decimals(0), width(60)}},
 			column{query: share(in("close_wait")), title: "CLOSE_WAIT", properties: []property{unit(ratio), decimals(0), width(105), leak, cell("color-text")}},
 			column{query: share(in("syn_sent")), title: "SYN_SENT", properties: []property{unit(ratio), decimals(0), width(90), leak, cell("color-text")}},
