@@ -17,10 +17,12 @@ func alertsRow() row {
 			column{field: "netns", title: "Namespace", properties: []property{width(120)}},
 			column{field: "source_ip", title: "Source", properties: []property{width(140)}},
 			column{field: "destination", title: "Destination", properties: []property{links(toStatus), width(190)}},
+			column{field: "protocol", title: "Protocol", properties: []property{width(100)}},
 			column{field: "cgroup", title: "Owner"},
 			column{
-				query: "1000 * " + withDestination("topk(200, "+ourAlerts("ALERTS_FOR_STATE")+
-					" and ignoring (alertstate) "+ourAlerts("ALERTS", `alertstate="firing"`)+")"),
+				// An alert on UDP has a family of sockets for a protocol.
+				query: "1000 * label_join(" + withDestination("topk(200, "+ourAlerts("ALERTS_FOR_STATE")+
+					" and ignoring (alertstate) "+ourAlerts("ALERTS", `alertstate="firing"`)+")") + `, "protocol", "", "protocol", "family")`,
 				title: "Since", properties: []property{unit("dateTimeFromNow"), width(140)},
 			}).
 			noValue("No alert fires").

@@ -28,14 +28,14 @@ func natRow() row {
 			"The 20 pools with the highest utilization in the last minute: each is the ports of a translated address to one destination. Search failure: share of the kernel's searches that find no port, so that it drops the packet. "+
 				"Open, Closed, Reusable: ports of such connections, as a share of the capacity. Closed: in TIME_WAIT or CLOSE, of UDP those of single exchanges. Reusable: closed, and new connections may take them over. "+
 				"Ceiling: short connections per second until ports run out. Client: the address before translation that holds most. "+
-				"Drops: packets per second that source NAT of the network namespace drops, in whatever pool. Only with --snat.",
+				"Drops: packets per second that source NAT of the network namespace drops, where searches of the pool fail. Only with --snat.",
 			9, []order{{"Used", true}, {"Search failure", true}},
 			column{field: "instance", title: "Host", properties: []property{links(toHost), width(150)}},
 			column{field: "netns", title: "Namespace", properties: []property{width(100)}},
 			column{field: "protocol", title: "Protocol", properties: []property{width(80)}},
 			column{field: "source_ip", title: "Translated to", properties: []property{width(130)}},
 			column{field: "destination", title: "Destination", properties: []property{links(toStatus), width(180)}},
-			column{query: withDestination(worst), title: "Used", properties: usedBar(130, used...)},
+			column{query: withDestination(worst), title: "Used", properties: usedBar(150, used...)},
 			column{query: withDestination(ofThese("max_over_time(" + of("ephemeral_port_snat_search_failure_ratio") + "[1m])")), title: "Search failure", properties: []property{
 				unit(ratio), decimals(1), width(140), colored(searchFails...), cell("color-text"),
 			}},
@@ -47,7 +47,7 @@ func natRow() row {
 					map[string]any{"type": "range", "options": map[string]any{"from": 1e6, "to": nil, "result": map[string]any{"text": "no limit"}}},
 				),
 			}},
-			column{query: withDestination("sum by (" + natPool + ") (0 * " + worst + " + on (job, instance, netns) group_left () rate(" + insertFailed + "[5m]))"),
+			column{query: withDestination("sum by (" + natPool + ") (0 * " + worst + " + on (job, instance, netns) group_left () rate(" + insertFailed + "[5m]) and on (" + natPool + ") " + of("pool:ephemeral_port_snat_worst_search_failure:max1m") + ")"),
 				title: "Drops", properties: []property{unit("suffix:/s"), decimals(1), width(80), colored(limit{0.001, "red"}), cell("color-text")}},
 			column{field: "original_ip", title: "Client"},
 			column{query: withDestination("topk by (" + natPool + ") (1, sum by (" + natPool + ", original_ip) (" + of("ephemeral_port_snat_owner_ports") + " and on (" + natPool + ") " + worst + "))")},
