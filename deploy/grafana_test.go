@@ -210,12 +210,13 @@ func TestDashboardThresholds(t *testing.T) {
 	}
 }
 
-// TestDashboardLinks checks that each table row with a host leads to the rows of the host, and each with a
-// destination to the status page.
+// TestDashboardLinks checks that each table row with a host leads to the rows of the host, each with a
+// destination to the status page, and each with an alert to its chapter of the runbook.
 func TestDashboardLinks(t *testing.T) {
 	d := readDashboard(t)
 	want := map[string]string{
 		"Host":        "/d/" + d.UID + "?${datasource:queryparam}&${job:queryparam}&${scheme:queryparam}&var-instance=${__data.fields.Host:percentencode}&${__url_time_range}",
+		"Alert":       "$scheme://${__data.fields.Host}/runbook#${__data.fields.Alert}",
 		"Destination": "$scheme://${__data.fields.Host}/?destination=${__data.fields.Destination:percentencode}",
 	}
 	found := map[string]int{}
@@ -236,7 +237,7 @@ func TestDashboardLinks(t *testing.T) {
 			}
 		}
 	}
-	if found["Host"] != 5 || found["Destination"] != 3 {
+	if found["Host"] != 5 || found["Destination"] != 3 || found["Alert"] != 1 {
 		t.Errorf("links of columns: %v", found)
 	}
 }

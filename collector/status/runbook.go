@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
@@ -15,8 +16,12 @@ import (
 	"github.com/yuin/goldmark/parser"
 )
 
+// alertChapter is the heading of the chapter about an alert.
+var alertChapter = regexp.MustCompile(`(<h2 id="\w+">)(Ephemeral\w+)</h2>`)
+
 // Runbook returns a runbook in Markdown as a page. Its anchors are those that GitHub gives to the
-// headings. HTML in it is left out.
+// headings. The chapter about an alert has the name of the alert as a second one: links of Grafana cannot change
+// it to lower case. HTML in it is left out.
 func Runbook(markdown []byte) ([]byte, error) {
 	md := goldmark.New(goldmark.WithExtensions(extension.Table), goldmark.WithParserOptions(parser.WithAutoHeadingID()))
 	var body, page bytes.Buffer
@@ -24,8 +29,9 @@ func Runbook(markdown []byte) ([]byte, error) {
 	if err := md.Convert(markdown, &body, parser.WithContext(context)); err != nil {
 		return nil, fmt.Errorf("status: render the runbook: %w", err)
 	}
+	html := alertChapter.ReplaceAllString(body.String(), `$1<span id="$2">$2</span></h2>`)
 	// Safe: goldmark escapes all text.
-	if err := parse(runbookTemplate).Execute(&page, template.HTML(body.String())); err != nil {
+	if err := parse(runbookTemplate).Execute(&page, template.HTML(html)); err != nil {
 		return nil, fmt.Errorf("status: render the runbook: %w", err)
 	}
 	return page.Bytes(), nil

@@ -44,8 +44,14 @@ func TestRunbook(t *testing.T) {
 			}
 		}
 	}
-	if alerts := strings.Count(string(rules), "- alert: "); links < alerts {
-		t.Errorf("%d links for %d alerts", links, alerts)
+	alerts := regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(string(rules), -1)
+	if links < len(alerts) {
+		t.Errorf("%d links for %d alerts", links, len(alerts))
+	}
+	for _, a := range alerts { // the dashboard's links have this anchor
+		if n := strings.Count(string(page), `id="`+a[1]+`"`); n != 1 {
+			t.Errorf("%d anchors %s", n, a[1])
+		}
 	}
 }
 

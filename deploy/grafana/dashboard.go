@@ -96,5 +96,5 @@ var (
 		Title: "Status page: what holds its ports, and what to do",
 		URL:   "$scheme://${__data.fields.Host}/?destination=${__data.fields.Destination:percentencode}", TargetBlank: true,
 	}
-	toRunbook = link{Title: "Runbook", URL: "$scheme://${__data.fields.Host}/runbook", TargetBlank: true}
+	toRunbook = link{Title: "Runbook", URL: "$scheme://${__data.fields.Host}/runbook#${__data.fields.Alert}", TargetBlank: true}
 )
