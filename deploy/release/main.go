@@ -45,6 +45,7 @@ var documents = []string{
 	"systemd/all-namespaces.conf",
 	"systemd/connect-failures.conf",
 	"systemd/exact.conf",
+	"systemd/snat.conf",
 	"systemd/tls.conf",
 }
 
