@@ -42,7 +42,7 @@ func (r release) packages(b binary) error {
 		if err := r.pack(format, nfpm.Info{
 			Name: packageName, Arch: b.arch, Platform: "linux", Version: r.version, MTime: r.time,
 			Section: "net", Priority: "optional", Maintainer: "ephemeral_port_exporter maintainers <maintainers@example.com>",
-			Description: description + "\nOn each scrape, it shows for every destination how close connect() is to failing\nbecause no port is free.",
+			Description: description + "\nOn each scrape, it shows for every destination how close connect() is to failing\nbecause no port is free. It also covers UDP and, on a gateway, source NAT.",
 			Overridables: nfpm.Overridables{
 				Contents: contents, Scripts: scripts,
 				RPM: nfpm.RPM{Summary: description, BuildHost: "localhost"},
