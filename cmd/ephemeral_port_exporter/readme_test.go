@@ -118,7 +118,7 @@ func TestReadmeIncident(t *testing.T) {
 	script, section, _ := strings.Cut(section, "\n```\n")
 	_, section, _ = strings.Cut(section, "\n```\n")
 	want, _, ok := strings.Cut(section, "\n```\n")
-	const build, binary = "go build -o /tmp/ephemeral_port_exporter ./cmd/ephemeral_port_exporter\n", "/tmp/ephemeral_port_exporter"
+	const build, binary = "CGO_ENABLED=0 go build -o /tmp/ephemeral_port_exporter ./cmd/ephemeral_port_exporter\n", "/tmp/ephemeral_port_exporter"
 	if !ok || !strings.HasPrefix(script, build) {
 		t.Fatalf("not the script and its output:\n%s\n%s", script, want)
 	}
