@@ -100,7 +100,7 @@ func udpLevel(u *pool.UDPPool) level {
 }
 
 // judgeUDP raises the level to that of the worst UDP pool. It returns a sentence for each namespace
-// with pools in danger.
+// with pools in danger, with the families that are as full as its worst.
 func (p *page) judgeUDP() (sentences []string) {
 	for i, worst := range p.UDP {
 		if worst.Level == calm || slices.ContainsFunc(p.UDP[:i], func(u *udpPool) bool { return u.namespace == worst.namespace && u.Level > calm }) {
@@ -108,7 +108,7 @@ func (p *page) judgeUDP() (sentences []string) {
 		}
 		var families []string
 		for _, u := range p.UDP {
-			if u.namespace == worst.namespace && u.Level > calm {
+			if u.namespace == worst.namespace && u.Used == worst.Used {
 				families = append(families, u.Family)
 			}
 		}

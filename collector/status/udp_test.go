@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ephemeral_port_exporter/collector/cgroup"
+	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
 
@@ -27,6 +28,16 @@ func TestUDPHeadline(t *testing.T) {
 	}
 	halfRead := failedHost()
 	halfRead.Namespaces[0].UDP = udpOf(25000, 0)
+	// Sockets that use IPv6 only leave their ports to IPv4.
+	table := pool.NewUDPTable(defaults().Settings)
+	for i := range 28232 {
+		socket := pool.UDPSocket{Local: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(32768+i)), Connected: true}
+		if i >= 24000 {
+			socket = pool.UDPSocket{Local: netip.AddrPortFrom(netip.IPv6Unspecified(), socket.Local.Port()), V6Only: true}
+		}
+		table.Add(&socket)
+	}
+	both := scan.UDP{Outcome: scan.Collected, Report: table.Report()}
 	const calmSentence = "No destination is in danger: the worst, 10.0.0.2:443, has 11% of its ports in use."
 	tests := []struct {
 		name     string
@@ -44,6 +55,10 @@ func TestUDPHeadline(t *testing.T) {
 		{
 			"full", with(udpOf(28222, 0)), exhausted, []string{"No UDP port of ipv4, dual_stack is free: connect() and sendto() of new sockets fail."},
 			[]string{"ipv4 self 100%", "dual_stack self 100%", "ipv6 self 0%"},
+		},
+		{
+			"full for one family", with(both), exhausted, []string{"No UDP port of dual_stack is free: connect() and sendto() of new sockets fail."},
+			[]string{"dual_stack self 100%", "ipv4 self 85%", "ipv6 self 14%"},
 		},
 		{
 			"elsewhere", with(udpOf(10, 0), udpOf(27700, 0), udpOf(20000, 0)), exhausted, []string{"UDP sockets hold 98% of the ports of ipv4, dual_stack in pod: at 100%"},
