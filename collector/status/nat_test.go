@@ -165,6 +165,33 @@ func TestNATAbsent(t *testing.T) {
 	}
 }
 
+// TestNATNote checks that the page names --snat where packets were dropped without it.
+func TestNATNote(t *testing.T) {
+	dropped := &scan.Conntrack{Entries: 40, Counted: true, InsertFailed: 7}
+	for _, tt := range []struct {
+		name      string
+		nat       *scan.NAT
+		conntrack *scan.Conntrack
+		want      bool
+	}{
+		{"no connection tracking", nil, nil, false},
+		{"no drops", nil, &scan.Conntrack{Entries: 40, Counted: true}, false},
+		{"drops, but no flows now", nil, &scan.Conntrack{Counted: true, InsertFailed: 7}, false},
+		{"drops", nil, dropped, true},
+		{"drops with --snat", natOf(), dropped, false},
+		{"drops with --snat that failed", &scan.NAT{Err: errors.New("i/o timeout")}, dropped, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := quiet()
+			s.Namespaces[0].NAT, s.Namespaces[0].Conntrack = tt.nat, tt.conntrack
+			p := newPage(&s, testInfo, View{Format: Text}, visible)
+			if got := strings.Contains(strings.Join(p.Notes, "\n"), "dropped 7 packets so far, as it does if none is free. --snat shows"); got != tt.want {
+				t.Errorf("notes %q", p.Notes)
+			}
+		})
+	}
+}
+
 // TestNATDetails checks clients, cures and commands in all formats.
 func TestNATDetails(t *testing.T) {
 	s := quiet()
