@@ -38,7 +38,7 @@ func newNATDescs() natDescs {
 			"Share of searches for a port that find none: the packet is dropped, and the client sees a timeout. The kernel searches if the client's own port is taken or outside the range, and always with random or fully-random in the rule. Only with --snat.",
 			pool, nil),
 		ceiling: prometheus.NewDesc("ephemeral_port_snat_ceiling_connections_per_second",
-			"Connections per second, each over within moments, that the pool sustains while those that are open now stay open. +Inf for TCP since Linux 6.5, which takes over the ports of closed connections. Absent if the timeouts are hidden. Only with --snat.",
+			"Connections per second, each over within moments, that the pool sustains while those that are open now stay open. +Inf for TCP since Linux 6.5, which takes over the ports of closed connections, unless open ones hold all. Absent if the timeouts are hidden. Only with --snat.",
 			pool, nil),
 		owner: prometheus.NewDesc("ephemeral_port_snat_owner_ports",
 			"Ports of the pool by the source address before translation, such as that of a pod: the three that hold most. Only with --snat.",
