@@ -259,6 +259,22 @@ func (p *page) judgeNATFailures(s *scan.Snapshot, c cleaner) {
 	}
 }
 
+// natNote says what packets that were dropped can mean where no pool of source NAT shows why.
+func natNote(n *scan.Namespace) string {
+	if n.Conntrack == nil || n.Conntrack.Entries == 0 || n.Conntrack.InsertFailed == 0 {
+		return ""
+	}
+	dropped := plural(int(n.Conntrack.InsertFailed), "packet", "packets")
+	switch {
+	case n.NAT == nil: // with --snat, something is known of each network namespace that tracks flows
+		return fmt.Sprintf("Ports of source NAT: connection tracking dropped %s so far, as it does if none is free. --snat shows these ports.", dropped)
+	case n.NAT.Err != nil, slices.ContainsFunc(n.NAT.Report.Pools, func(p pool.NATPool) bool { return p.SearchFailure > 0 }):
+		return ""
+	default:
+		return fmt.Sprintf("Why source NAT dropped %s so far: no pool is short of ports now. They were short before, or two flows chose the same port at once, or the rule names fewer ports than --snat.port-range.", dropped)
+	}
+}
+
 // worstNATFirst orders pools: by level, then by the searches that fail, then by utilization.
 func worstNATFirst(a, b *natPool) int {
 	return cmp.Or(

@@ -165,28 +165,30 @@ func TestNATAbsent(t *testing.T) {
 	}
 }
 
-// TestNATNote checks that the page names --snat where packets were dropped without it.
+// TestNATNote checks that the page says what dropped packets can mean where no pool shows it.
 func TestNATNote(t *testing.T) {
 	dropped := &scan.Conntrack{Entries: 40, Counted: true, InsertFailed: 7}
 	for _, tt := range []struct {
 		name      string
 		nat       *scan.NAT
 		conntrack *scan.Conntrack
-		want      bool
+		want      string // empty if there is no note
 	}{
-		{"no connection tracking", nil, nil, false},
-		{"no drops", nil, &scan.Conntrack{Entries: 40, Counted: true}, false},
-		{"drops, but no flows now", nil, &scan.Conntrack{Counted: true, InsertFailed: 7}, false},
-		{"drops", nil, dropped, true},
-		{"drops with --snat", natOf(), dropped, false},
-		{"drops with --snat that failed", &scan.NAT{Err: errors.New("i/o timeout")}, dropped, false},
+		{"no connection tracking", nil, nil, ""},
+		{"no drops", nil, &scan.Conntrack{Entries: 40, Counted: true}, ""},
+		{"drops, but no flows now", nil, &scan.Conntrack{Counted: true, InsertFailed: 7}, ""},
+		{"drops", nil, dropped, "connection tracking dropped 7 packets so far, as it does if none is free. --snat shows"},
+		{"drops without a pool that is short of ports", natOf(), dropped, "source NAT dropped 7 packets so far: no pool is short of ports now."},
+		{"drops and such a pool", natOf(natFlows{pool.NATEstablished, false, "198.51.100.7:443", 1024, 40000}), dropped, ""},
+		{"drops with --snat that failed", &scan.NAT{Err: errors.New("i/o timeout")}, dropped, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := quiet()
 			s.Namespaces[0].NAT, s.Namespaces[0].Conntrack = tt.nat, tt.conntrack
 			p := newPage(&s, testInfo, View{Format: Text}, visible)
-			if got := strings.Contains(strings.Join(p.Notes, "\n"), "dropped 7 packets so far, as it does if none is free. --snat shows"); got != tt.want {
-				t.Errorf("notes %q", p.Notes)
+			notes := strings.Join(p.Notes, "\n")
+			if !strings.Contains(notes, tt.want) || tt.want == "" && strings.Contains(notes, "packets") {
+				t.Errorf("notes %q, want %q", p.Notes, tt.want)
 			}
 		})
 	}

@@ -459,10 +459,8 @@ func (p *page) addLeftOut(s *scan.Snapshot, c cleaner) {
 	if skipped > 0 {
 		p.LeftOut = append(p.LeftOut, fmt.Sprintf("%s, whose turn comes in a later collection: --namespaces.limit.", plural(skipped, "network namespace", "network namespaces")))
 	}
-	// With --snat, something is known of each network namespace that tracks flows.
-	if self := &s.Namespaces[0]; self.NAT == nil && self.Conntrack != nil && self.Conntrack.Entries > 0 && self.Conntrack.InsertFailed > 0 {
-		p.Notes = append(p.Notes, fmt.Sprintf("Ports of source NAT: connection tracking dropped %s so far, as it does if none is free. --snat shows these ports.",
-			plural(int(self.Conntrack.InsertFailed), "packet", "packets")))
+	if note := natNote(&s.Namespaces[0]); note != "" {
+		p.Notes = append(p.Notes, note)
 	}
 	if s.CgroupsErr != nil {
 		p.Notes = append(p.Notes, "Some owners have no path: "+c.sentence(s.CgroupsErr.Error()))
