@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -69,13 +70,18 @@ func newNATPatient(r *NATReport, p *NATPool) *natPatient {
 // diagnosis says what holds most ports, and whether free ones are found.
 func (n *natPatient) diagnosis() string {
 	p := n.pool
-	state := NATStates(p.Protocol)[0]
-	for _, s := range NATStates(p.Protocol) {
-		if taken := n.report.Settings.TakesOver && s.takenOver(); !taken && p.Ports[s] > p.Ports[state] {
-			state = s
+	inUse := func(s NATState) int {
+		switch {
+		case !n.report.Settings.TakesOver || !s.takenOver():
+			return p.Ports[s]
+		case s == NATTimeWait: // stands for all closed ones: which of them are reusable is not known
+			return n.closed
+		default:
+			return 0
 		}
 	}
-	text := fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", natMeaning(state), p.Ports[state], n.used, n.report.CapacityPorts)
+	state := slices.MaxFunc(NATStates(p.Protocol), func(a, b NATState) int { return cmp.Compare(inUse(a), inUse(b)) })
+	text := fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", natMeaning(state), inUse(state), n.used, n.report.CapacityPorts)
 	if free := n.report.CapacityPorts - p.Held; p.SearchFailure >= dangerSearchFailure && free > 0 {
 		text += fmt.Sprintf(" %d%% of the kernel's searches for a port fail although %d are free, because it does not try all.", int(100*p.SearchFailure), free)
 	}

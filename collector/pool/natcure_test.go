@@ -101,6 +101,17 @@ func TestNATAdvice(t *testing.T) {
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
+		{"closed ones of own sockets are not taken over", natSettings, func(table *NATTable) {
+			flows(table, 20, tcpFlow(NATTimeWait, 40000)) // taken over
+			own := tcpFlow(NATTimeWait, 40020)
+			own.SNAT = false
+			manyClients(table, 60, own)
+		}, []string{
+			"Closed connections hold most ports. These are 60 of the 60 ports in use, of 100.",
+			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
+			"More translated addresses: 100, +Inf to 200, +Inf",
+			"More destination addresses or ports: 100, +Inf to 200, +Inf",
+		}},
 		{"TIME_WAIT before 6.5", old, func(table *NATTable) { manyClients(table, 90, tcpFlow(NATTimeWait, 40000)) }, []string{
 			"Closed connections hold most ports. These are 90 of the 90 ports in use, of 100.",
 			"Let NAT use all ports: 100, 0.833 to 64512, 538",
