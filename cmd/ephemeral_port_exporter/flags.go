@@ -80,7 +80,7 @@ func addFlags(app *kingpin.Application) *flags {
 		snat: app.Flag("snat",
 			"Count the ports that source NAT (masquerading) uses, by translated address and destination. Needs CAP_NET_ADMIN.").Bool(),
 		snatPorts: portRangeFlag(app, "snat.port-range",
-			"Ports that source NAT chooses from: those of the rule, or the default if it names none. Clients with a port below 1024 have pools of their own, which are not counted.", "1024-65535"),
+			"Ports that source NAT chooses from: those of the rule, or the default if it names none. Clients with a port below 1024 have pools of their own, which are not counted.", defaultSNATPorts),
 
 		procfs: app.Flag("path.procfs",
 			"Mount point of procfs.").Default("/proc").String(),
@@ -191,6 +191,9 @@ func (c count) Set(s string) error {
 // String implements kingpin.Value.
 func (c count) String() string { return strconv.Itoa(*c.value) }
 
+// defaultSNATPorts are the ports that source NAT chooses from if its rule names none.
+const defaultSNATPorts = "1024-65535"
+
 // A portRange is the value of a flag that accepts a range of ports.
 type portRange struct {
 	flag  string
@@ -250,6 +253,9 @@ func (f *flags) validate() error {
 	}
 	if len(*f.namespaceDirs) > 0 && scan.Scope(*f.namespaces) == scan.ScopeSelf {
 		return fmt.Errorf("--namespaces.dir=%s: has no effect with --namespaces=%s", (*f.namespaceDirs)[0], scan.ScopeSelf)
+	}
+	if ports := (portRange{value: f.snatPorts}).String(); ports != defaultSNATPorts && !*f.snat {
+		return fmt.Errorf("--snat.port-range=%s: has no effect without --snat", ports)
 	}
 	if *f.status && *f.connectFailures {
 		return errors.New("--connect-failures: has no effect with --status, as it counts from its start on")
