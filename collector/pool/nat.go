@@ -26,11 +26,13 @@ type NATSettings struct {
 }
 
 // A NATTable counts the flows of one network namespace by the pool of source NAT that they hold a
-// port of. Its memory grows with the number of pools, and by 2 bytes for each flow.
+// port of. Its memory grows with the number of pools, by 2 bytes for each flow of source NAT, and by 48 for
+// each flow of an own socket.
 type NATTable struct {
 	settings NATSettings
 	pools    map[natKey]int32 // index into counts
-	counts   []natCounts
+	counts   blocks[natCounts]
+	own      blocks[ownFlow] // not counted yet
 	lists    portLists
 	flows    int
 }
@@ -46,9 +48,16 @@ type natKey struct {
 // natCounts are the flows of one pool.
 type natCounts struct {
 	states          [natStates]uint32
-	snat            bool     // one of them is translated
 	fixed, reusable portList // their ports
 	clients         portCounts[netip.Addr]
+}
+
+// An ownFlow is a flow of an own socket. It counts if source NAT has the pool too: own sockets alone get their
+// ports by connect(), and they can have any number of destinations.
+type ownFlow struct {
+	key   natKey
+	port  uint16
+	state NATState
 }
 
 // NewNATTable returns an empty NATTable.
@@ -63,19 +72,43 @@ func (t *NATTable) Add(f *NATFlow) {
 	if !t.settings.PortRange.Contains(port) {
 		return
 	}
-	c := t.poolOf(f)
+	key := newNATKey(f)
+	if !f.SNAT {
+		t.own.add(ownFlow{key, port, f.State})
+		return
+	}
+	i, ok := t.pools[key]
+	if !ok {
+		i = int32(t.counts.n)
+		t.pools[key] = i
+		t.counts.add(natCounts{})
+	}
+	c := t.counts.at(int(i))
 	c.states[f.State]++
-	c.snat = c.snat || f.SNAT
 	c.clients.add(f.Client)
 	list := &c.fixed
-	if t.settings.TakesOver && f.SNAT && f.State.takenOver() {
+	if t.settings.TakesOver && f.State.takenOver() {
 		list = &c.reusable
 	}
 	t.lists.add(list, port)
 }
 
-// poolOf returns the counts of a flow's pool, valid until the next call.
-func (t *NATTable) poolOf(f *NATFlow) *natCounts {
+// addOwn counts the flows of own sockets in the pools of source NAT.
+func (t *NATTable) addOwn() {
+	for i := range t.own.n {
+		f := t.own.at(i)
+		if pool, ok := t.pools[f.key]; ok {
+			c := t.counts.at(int(pool))
+			c.states[f.state]++
+			c.clients.add(f.key.source())
+			t.lists.add(&c.fixed, f.port)
+		}
+	}
+	t.own = blocks[ownFlow]{}
+}
+
+// newNATKey returns the key of a flow's pool.
+func newNATKey(f *NATFlow) natKey {
 	key := natKey{
 		translated: f.Translated.Addr().As16(), destination: f.Destination.Addr().As16(),
 		port: f.Destination.Port(), zone: f.Zone,
@@ -83,14 +116,11 @@ func (t *NATTable) poolOf(f *NATFlow) *natCounts {
 	if f.Protocol == UDP {
 		key.udp = 1
 	}
-	i, ok := t.pools[key]
-	if !ok {
-		i = int32(len(t.counts))
-		t.pools[key] = i
-		t.counts = append(t.counts, natCounts{})
-	}
-	return &t.counts[i]
+	return key
 }
+
+// source returns the translated address.
+func (k natKey) source() netip.Addr { return netip.AddrFrom16(k.translated).Unmap() }
 
 // A NATReport tells how the ports of source NAT are used in one network namespace.
 type NATReport struct {
@@ -142,8 +172,10 @@ type NATClient struct {
 	Ports   int
 }
 
-// Report returns the report of the flows that were added, bounded by the limits.
+// Report returns the report of the flows that were added, bounded by the limits. Nothing must be added
+// afterwards.
 func (t *NATTable) Report(limits Limits) NATReport {
+	t.addOwn()
 	r := NATReport{Settings: t.settings, CapacityPorts: t.settings.PortRange.Size(), Flows: t.flows}
 	type candidate struct {
 		NATPool
@@ -152,10 +184,7 @@ func (t *NATTable) Report(limits Limits) NATReport {
 	}
 	var candidates []candidate
 	for key, i := range t.pools {
-		c := &t.counts[i]
-		if !c.snat {
-			continue // own sockets alone get their ports by connect()
-		}
+		c := t.counts.at(int(i))
 		p := t.pool(key, c)
 		r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
 		if p.Held < limits.MinPorts {
@@ -217,7 +246,7 @@ func (t *NATTable) searchFailure(c *natCounts) float64 {
 func (t *NATTable) pool(key natKey, c *natCounts) NATPool {
 	p := NATPool{
 		Protocol: TCP,
-		Source:   netip.AddrFrom16(key.translated).Unmap(),
+		Source:   key.source(),
 		Address:  netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), key.port),
 		Reusable: int(c.reusable.n),
 	}
@@ -234,7 +263,11 @@ func (t *NATTable) pool(key natKey, c *natCounts) NATPool {
 	}
 	capacity := t.settings.PortRange.Size()
 	p.Utilization = utilization(p.Held-p.Reusable, capacity)
-	p.Ceiling = t.settings.ceiling(p.Protocol, capacity-open)
+	left := capacity - open
+	if p.Protocol == TCP && t.settings.TakesOver { // but those of own sockets are not taken over
+		left = capacity - (p.Held - p.Reusable)
+	}
+	p.Ceiling = t.settings.ceiling(p.Protocol, left)
 	return p
 }
 

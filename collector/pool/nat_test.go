@@ -4,6 +4,7 @@ import (
 	gocmp "cmp"
 	"math"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -102,6 +103,7 @@ func TestNATReport(t *testing.T) {
 			flows(table, 10, own)
 		}, false, with(func(p *NATPool) {
 			p.Ports = [natStates]int{NATEstablished: 10, NATTimeWait: 10}
+			p.Clients = []NATClient{{established.Client, 10}, {established.Translated.Addr(), 10}}
 		})},
 		{"full", func(table *NATTable) { flows(table, 100, established) }, false, with(func(p *NATPool) {
 			p.Ports, p.Held, p.Utilization = [natStates]int{NATEstablished: 100}, 100, 1
@@ -122,6 +124,16 @@ func TestNATReport(t *testing.T) {
 			flows(table, 10, tcpFlow(NATClose, 40010))
 		}, true, with(func(p *NATPool) {
 			p.Ports, p.Ceiling = [natStates]int{NATSynSent2: 10, NATClose: 10}, 90.0/120
+		})},
+		{"full of closed flows of own sockets", func(table *NATTable) {
+			flows(table, 10, established)
+			own := tcpFlow(NATTimeWait, 40010)
+			own.SNAT = false
+			flows(table, 90, own)
+		}, false, with(func(p *NATPool) {
+			p.Ports, p.Held, p.Utilization = [natStates]int{NATEstablished: 10, NATTimeWait: 90}, 100, 1
+			p.SearchFailure, p.Ceiling = 1, 0
+			p.Clients = []NATClient{{established.Translated.Addr(), 90}, {established.Client, 10}}
 		})},
 		{"UDP", func(table *NATTable) {
 			udp := established
@@ -304,5 +316,38 @@ func TestNATTimeoutsHidden(t *testing.T) {
 	flows(table, 20, tcpFlow(NATEstablished, 40000))
 	if got := table.Report(Limits{MinPorts: 1, Most: 1}).Pools[0].Ceiling; !math.IsNaN(got) {
 		t.Errorf("ceiling %v, want none", got)
+	}
+}
+
+// TestNATOwnMemory has own sockets with a destination for each flow, as anybody on the host can: only those that
+// share a pool with source NAT are counted, in whatever order they come, and the others cost little.
+func TestNATOwnMemory(t *testing.T) {
+	const destinations = 100_000
+	own := func(i int) NATFlow {
+		f := tcpFlow(NATEstablished, 40000)
+		f.SNAT = false
+		f.Destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), uint16(1+i>>16))
+		return f
+	}
+	table := NewNATTable(natSettings)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for i := range destinations {
+		f := own(i)
+		table.Add(&f)
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / destinations; each > 256 {
+		t.Errorf("%d bytes for each flow", each)
+	}
+	shared := own(destinations - 1)
+	shared.SNAT = true
+	for port := 40001; port <= 40019; port++ {
+		shared.Translated = netip.AddrPortFrom(shared.Translated.Addr(), uint16(port))
+		table.Add(&shared)
+	}
+	r := table.Report(Limits{MinPorts: 1, Most: 10})
+	if len(r.Pools) != 1 || r.Pools[0].Held != 20 || r.UnreportedPools != 0 || r.Flows != destinations+19 {
+		t.Errorf("report %+v, want one pool of 20 ports", r)
 	}
 }

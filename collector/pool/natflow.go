@@ -64,7 +64,7 @@ func (s NATState) open() bool {
 type NATFlow struct {
 	Protocol    Protocol
 	State       NATState
-	Client      netip.Addr     // the source before translation
+	Client      netip.Addr     // the source before translation; of no use for an own socket
 	Translated  netip.AddrPort // the source that the destination sees
 	Destination netip.AddrPort // after destination NAT, as of a Kubernetes service
 
