@@ -226,11 +226,15 @@ func (t *NATTable) Report(limits Limits) NATReport {
 }
 
 // natSearched is the utilization up to which less than 0.1% of searches fail, however the ports lie: each
-// of five rounds finds no port in at most this share of cases.
+// of five rounds finds no port in at most this share of cases. In a range of 8 ports or fewer that are all
+// reusable, more can fail.
 const natSearched = 0.25
 
 // searchFailure returns NATPool.SearchFailure.
 func (t *NATTable) searchFailure(c *natCounts) float64 {
+	if int(c.fixed.n+c.reusable.n) < min(maxTries, t.settings.PortRange.Size()) {
+		return 0 // the first round finds a free one
+	}
 	var taken, reusable portMap
 	for port := range t.lists.all(c.fixed) {
 		taken.add(port)

@@ -1,6 +1,9 @@
 package pool
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // The kernel searches for a port in rounds: up to maxTries neighbours from a random one on, then half as
 // many from another, down to minTries or less. At the last harderTries of each round it takes over
@@ -32,9 +35,9 @@ func searchFailure(r PortRange, taken, reusable *portMap) float64 {
 // lowest port of the range is a neighbour of the highest.
 type takenRun []bool
 
-// failures returns how many rounds that begin in the run fail, in a range of that size. One with reusable ports fails sometimes:
-// the new connection gets such a port if its sequence number is above that of the old one. They
-// are random, so that is so every second time.
+// failures returns how many rounds that begin in the run fail, in a range of that size. One with reusable
+// ports fails sometimes: the new connection gets such a port if its sequence number is above that of the
+// old one. They are random, so that is so every second time.
 func (r takenRun) failures(tries, size int) float64 {
 	harder := min(harderTries, tries)
 	sum, n := 0.0, 0
@@ -56,31 +59,26 @@ func (r takenRun) failures(tries, size int) float64 {
 	return sum
 }
 
-// runsOf returns the runs of a range in which a round can fail.
+// runsOf returns the runs of a range.
 func runsOf(r PortRange, taken, reusable *portMap) []takenRun {
-	size := r.Size()
-	port := func(i int) uint16 { return r.Low + uint16(i%size) }
-	start := 0 // after a free port
-	for start < size && taken.has(port(start)) {
-		start++
-	}
 	var runs []takenRun
-	var run takenRun
-	if start == size { // none is free: the run goes on behind its end
-		for i := range size + min(maxTries, size) - 1 {
-			run = append(run, reusable.has(port(i)))
+	first, flags := 0, make(takenRun, 0, taken.size()) // flags has the runs one after the other
+	for port := range taken.all() {
+		if n := len(flags); n > first && !taken.has(port-1) {
+			runs, first = append(runs, flags[first:n]), n
 		}
-		return []takenRun{run}
+		flags = append(flags, reusable.has(port))
 	}
-	for i := start + 1; i <= start+size; i++ {
-		if p := port(i); taken.has(p) {
-			run = append(run, reusable.has(p))
-			continue
-		}
-		if len(run) > 0 {
-			runs = append(runs, run)
-		}
-		run = nil
+	if len(flags) == 0 {
+		return nil
+	}
+	runs = append(runs, flags[first:])
+	switch last := len(runs) - 1; {
+	case len(flags) == r.Size(): // none is free: the run goes on behind its end
+		runs[0] = slices.Concat(flags, flags[:min(maxTries, r.Size())-1])
+	case last > 0 && taken.has(r.Low) && taken.has(r.High):
+		runs[0] = slices.Concat(runs[last], runs[0])
+		runs = runs[:last]
 	}
 	return runs
 }

@@ -87,6 +87,19 @@ func (m *portMap) count(port uint16, from, to int) int {
 	return n
 }
 
+// all returns the ports in ascending order.
+func (m *portMap) all() iter.Seq[uint16] {
+	return func(yield func(uint16) bool) {
+		for i, word := range m {
+			for ; word != 0; word &= word - 1 {
+				if !yield(uint16(i*64 + bits.TrailingZeros64(word))) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // size returns the number of ports.
 func (m *portMap) size() int {
 	n := 0
@@ -171,13 +184,7 @@ func (s *portSet) all() []uint16 {
 	if s.dense == nil {
 		return slices.Clone(s.sparse)
 	}
-	ports := make([]uint16, 0, s.size())
-	for port := range maxPorts {
-		if s.dense.has(uint16(port)) {
-			ports = append(ports, uint16(port))
-		}
-	}
-	return ports
+	return slices.Collect(s.dense.all())
 }
 
 // common returns how many ports both sets have.
