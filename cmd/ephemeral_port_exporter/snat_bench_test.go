@@ -3,13 +3,9 @@
 package main
 
 import (
-	"bytes"
 	"encoding/binary"
-	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
@@ -22,7 +18,7 @@ import (
 // receives the same dump of flows. It needs root of the host: it raises net.netfilter.nf_conntrack_max meanwhile.
 func BenchmarkSNAT(b *testing.B) {
 	const flows, destinations = 300_000, 20
-	raiseConntrackLimit(b, 2*flows)
+	netnstest.RaiseConntrackLimit(b, 2*flows)
 	translate(b, flows, destinations)
 	e := startBench(b, benchAddress, "--snat")
 	loop := startBareLoop(b, "flows")
@@ -88,24 +84,4 @@ func translate(b *testing.B, flows, destinations int) {
 			b.Fatalf("packet %d to %v: %v", i, netip.AddrFrom4(destination), err)
 		}
 	}
-}
-
-// raiseConntrackLimit sets net.netfilter.nf_conntrack_max of the host until the end of the benchmark.
-func raiseConntrackLimit(b *testing.B, limit int) {
-	b.Helper()
-	netnstest.HostRoot(b)
-	// Only the first network namespace of the host can set it. The process that started this one is there.
-	outside := fmt.Sprintf("/proc/%d/ns/net", os.Getppid())
-	set := func(value string) {
-		netnstest.In(b, outside, func() { netnstest.Sysctl(b, "netfilter/nf_conntrack_max", value) })
-	}
-	before, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
-	if err != nil {
-		b.Fatal(err)
-	}
-	if n, err := strconv.Atoi(string(bytes.TrimSpace(before))); err != nil || n >= limit {
-		return
-	}
-	set(strconv.Itoa(limit))
-	b.Cleanup(func() { set(string(before)) })
 }

@@ -3,12 +3,8 @@
 package conntrack
 
 import (
-	"bytes"
-	"fmt"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
@@ -23,7 +19,7 @@ import (
 // net.netfilter.nf_conntrack_max meanwhile.
 func BenchmarkFlows(b *testing.B) {
 	const flows = 300_000
-	raiseLimit(b, 2*flows)
+	netnstest.RaiseConntrackLimit(b, 2*flows)
 	netnstest.New(b)
 	fill(b, flows)
 
@@ -101,26 +97,6 @@ func receive(tb testing.TB, c *Conn, status Status) (total int) {
 			return total
 		}
 	}
-}
-
-// raiseLimit sets net.netfilter.nf_conntrack_max of the host until the end of the benchmark.
-func raiseLimit(b *testing.B, limit int) {
-	b.Helper()
-	netnstest.HostRoot(b)
-	// Only the first network namespace of the host can set it. The process that started this one is there.
-	outside := fmt.Sprintf("/proc/%d/ns/net", os.Getppid())
-	set := func(value string) {
-		netnstest.In(b, outside, func() { netnstest.Sysctl(b, "netfilter/nf_conntrack_max", value) })
-	}
-	before, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
-	if err != nil {
-		b.Fatal(err)
-	}
-	if n, err := strconv.Atoi(string(bytes.TrimSpace(before))); err != nil || n >= limit {
-		return
-	}
-	set(strconv.Itoa(limit))
-	b.Cleanup(func() { set(string(before)) })
 }
 
 // cpu returns the CPU time of the calling thread, to which netnstest.New has locked the benchmark.
