@@ -74,8 +74,10 @@ func (t *Table) batch(typ, flags uint16, n int, body func(i int) []byte) error {
 		for errors.Is(err, unix.EINTR) {
 			m, err = unix.Read(t.fd, in)
 		}
-		if err != nil || m < 20 {
-			return fmt.Errorf("conntracktest: %d bytes, %w", m, err)
+		if err != nil {
+			return fmt.Errorf("conntracktest: %w", err)
+		} else if m < 20 {
+			return fmt.Errorf("conntracktest: answer of %d bytes", m)
 		}
 		if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(in[16:]))); errno != 0 {
 			return fmt.Errorf("conntracktest: flow %d: %w", binary.NativeEndian.Uint32(in[8:]), errno)
