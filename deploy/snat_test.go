@@ -98,7 +98,7 @@ func (g *gateway) connect(n int) (err error) {
 	netnstest.In(g.t, g.client, func() {
 		for len(g.open) < n {
 			var conn net.Conn
-			if conn, err = net.DialTimeout("tcp4", gatewayServer, 2*time.Second); err != nil {
+			if conn, err = net.DialTimeout("tcp4", gatewayServer, 5*time.Second); err != nil {
 				return
 			}
 			g.open = append(g.open, conn)
