@@ -21,9 +21,11 @@ import (
 // bpfName is the name of the program and its map in bpftool(8).
 const bpfName = "tcp_sockets"
 
-// bufferSize is the length in bytes of the buffer for records. The kernel returns whole records, up
-// to 32 KiB of them (bpf_seq_read).
-const bufferSize = 64 << 10
+// bufferSize is the length in bytes of the buffer for records: the most whole ones that fit into 32 KiB.
+// The kernel writes records to a buffer of its own until that is full, or the reader's is, and copies what
+// fits (bpf_seq_read). Its own has 8 pages. With pages of more than 4 KiB it would cut a record at the end of a buffer
+// of another size, and return the rest to the next read.
+const bufferSize = 32 << 10 / recordSize * recordSize
 
 // An Iterator lists TCP sockets. It serves one request at a time.
 type Iterator struct {
@@ -112,12 +114,15 @@ func (it *Iterator) sockets(low, high uint16, deadline time.Time, each func(*Soc
 		return fmt.Errorf("open the iterator, which needs CAP_BPF before Linux 5.19: %w", err)
 	}
 	defer records.Close()
+	cut := 0 // how many bytes of a record the last read has left at the start of the buffer
 	for {
 		if !time.Now().Before(deadline) {
 			return os.ErrDeadlineExceeded
 		}
-		n, err := records.Read(it.buffer)
+		n, err := records.Read(it.buffer[cut:])
 		switch {
+		case errors.Is(err, io.EOF) && cut > 0:
+			return fmt.Errorf("%w: the last one has %d bytes instead of %d", ErrMalformed, cut, recordSize)
 		case errors.Is(err, io.EOF):
 			return nil
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
@@ -125,19 +130,15 @@ func (it *Iterator) sockets(low, high uint16, deadline time.Time, each func(*Soc
 		case err != nil:
 			return err
 		}
-		if err := it.parse(it.buffer[:n], each); err != nil {
-			return err
-		}
+		rest := it.parse(it.buffer[:cut+n], each)
+		cut = copy(it.buffer, rest)
 	}
 }
 
-// parse calls each for the records in b.
-func (it *Iterator) parse(b []byte, each func(*Socket)) error {
-	if len(b)%recordSize != 0 {
-		return fmt.Errorf("%w: %d bytes, expected records of %d", ErrMalformed, len(b), recordSize)
-	}
+// parse calls each for the records in b. It returns the bytes behind the last whole one.
+func (it *Iterator) parse(b []byte, each func(*Socket)) (rest []byte) {
 	var s Socket
-	for ; len(b) > 0; b = b[recordSize:] {
+	for ; len(b) >= recordSize; b = b[recordSize:] {
 		flags := b[recordFlags]
 		s.State = sockdiag.State(b[recordState])
 		s.Local = netip.AddrPortFrom(parseAddress(b[recordLocal:]), binary.NativeEndian.Uint16(b[recordPort:]))
@@ -154,7 +155,7 @@ func (it *Iterator) parse(b []byte, each func(*Socket)) error {
 		s.Timestamps = s.State == sockdiag.TimeWait && flags&flagTimestamps != 0
 		each(&s)
 	}
-	return nil
+	return b
 }
 
 // parseAddress parses an address of a record.

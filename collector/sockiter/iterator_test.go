@@ -4,9 +4,11 @@ package sockiter
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -439,7 +441,8 @@ func TestSocketsErrors(t *testing.T) {
 		{"many sockets out of range", []any{unix.EAGAIN, record, unix.EAGAIN, unix.EINTR, record, io.EOF}, false, nil, 2},
 		{"as os.File says it", []any{&os.PathError{Op: "read", Path: "bpf_iter", Err: unix.EAGAIN}, io.EOF}, false, nil, 0},
 		{"half a record", []any{record, record[:24], io.EOF}, false, ErrMalformed, 1},
-		{"a record and a half", []any{slices.Concat(record, record[:24]), io.EOF}, false, ErrMalformed, 0},
+		{"a record and a half", []any{slices.Concat(record, record[:24]), io.EOF}, false, ErrMalformed, 1},
+		{"a record cut in two", []any{record[:24], unix.EAGAIN, record[24:], io.EOF}, false, nil, 1},
 		{"no memory", []any{record, unix.ENOMEM}, false, unix.ENOMEM, 1},
 		{"record too big for the kernel", []any{unix.E2BIG}, false, unix.E2BIG, 0},
 		{"forbidden", []any{unix.EACCES}, false, os.ErrPermission, 0},
@@ -480,6 +483,75 @@ func TestSocketsErrors(t *testing.T) {
 	it.open = open
 	if err := it.Sockets(0, 65535, time.Now().Add(time.Minute), func(*Socket) {}); err != nil {
 		t.Errorf("the real kernel after that: %v", err)
+	}
+}
+
+// A pagedKernel answers reads of an open iterator as bpf_seq_read of kernel/bpf/bpf_iter.c does. It has
+// a number of sockets, and cuts answers short at random if shorten is set.
+type pagedKernel struct {
+	pageSize, sockets int
+	shorten           *rand.Rand
+	rest              []byte // of its buffer: what did not fit into the reader's
+	sent              int
+	asked             int // the most bytes that a read asked for
+}
+
+func (k *pagedKernel) Read(b []byte) (int, error) {
+	k.asked = max(k.asked, len(b))
+	if k.shorten != nil {
+		b = b[:1+k.shorten.IntN(len(b))]
+	}
+	buffer := k.rest
+	for len(k.rest) == 0 && k.sent < k.sockets && len(buffer) < len(b) && len(buffer)+recordSize < k.pageSize<<3 {
+		record := make([]byte, recordSize)
+		binary.NativeEndian.PutUint16(record[recordPort:], uint16(k.sent))
+		binary.BigEndian.PutUint16(record[recordRemotePort:], uint16(k.sent))
+		for i := range addressSize {
+			record[recordRemote+i] = byte(k.sent)
+		}
+		buffer = append(buffer, record...)
+		k.sent++
+	}
+	if len(buffer) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, buffer)
+	k.rest = buffer[n:]
+	return n, nil
+}
+
+func (k *pagedKernel) Close() error { return nil }
+
+// TestSocketsPages checks that all records arrive whole, whatever the size of a page: the kernel cuts
+// one where the reader's buffer ends. No read asks for more than is between two checks of the deadline.
+func TestSocketsPages(t *testing.T) {
+	it := attach(t)
+	const sockets = 3000
+	for _, pageSize := range []int{4 << 10, 16 << 10, 64 << 10} {
+		for seed := range uint64(20) {
+			kernel := &pagedKernel{pageSize: pageSize, sockets: sockets}
+			if seed > 0 {
+				kernel.shorten = rand.New(rand.NewPCG(seed, 0))
+			}
+			it.open = func() (io.ReadCloser, error) { return kernel, nil }
+			got := 0
+			if err := it.Sockets(0, 65535, time.Now().Add(time.Minute), func(s *Socket) {
+				var remote [addressSize]byte
+				for i := range remote {
+					remote[i] = byte(got)
+				}
+				port := uint16(got)
+				if s.Local.Port() != port || s.Remote != netip.AddrPortFrom(netip.AddrFrom16(remote).Unmap(), port) {
+					t.Fatalf("pages of %d, seed %d, socket %d: got %+v", pageSize, seed, got, s)
+				}
+				got++
+			}); err != nil || got != sockets {
+				t.Errorf("pages of %d, seed %d: got %d sockets, %v, want %d", pageSize, seed, got, err, sockets)
+			}
+			if kernel.asked > 32<<10 {
+				t.Errorf("pages of %d: a read asked for %d bytes", pageSize, kernel.asked)
+			}
+		}
 	}
 }
 
