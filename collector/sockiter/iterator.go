@@ -153,6 +153,7 @@ func (it *Iterator) parse(b []byte, each func(*Socket)) (rest []byte) {
 		}
 		s.Bound = flags&flagBound != 0
 		s.Timestamps = s.State == sockdiag.TimeWait && flags&flagTimestamps != 0
+		s.Stamp = binary.NativeEndian.Uint32(b[recordStamp:])
 		each(&s)
 	}
 	return b

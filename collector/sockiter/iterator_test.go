@@ -337,6 +337,7 @@ func TestSocketsFacts(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			netnstest.New(t)
 			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40009")
+			before := second(t)
 			tt.make(t, netnstest.Listen(t, destination, false))
 			different := func(s Socket) bool { return facts{s.State, s.Bound, s.Timestamps} != tt.want }
 			got := list(t, it, 40000, 40009)
@@ -348,7 +349,52 @@ func TestSocketsFacts(t *testing.T) {
 			if len(got) == 0 || slices.ContainsFunc(got, different) {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
+			least, most := uint32(0), uint32(0)
+			if tt.want.timestamps || tt.want.state == sockdiag.FinWait2 {
+				least, most = before, second(t)
+			}
+			for _, s := range got {
+				if s.Stamp < least || s.Stamp > most {
+					t.Errorf("got stamp %d, want %d to %d", s.Stamp, least, most)
+				}
+			}
 		})
+	}
+}
+
+// second returns the seconds of the monotonic clock as the kernel takes them for stamps
+// (ktime_get_seconds): as of its last tick.
+func second(t *testing.T) uint32 {
+	t.Helper()
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
+		t.Fatal(err)
+	}
+	return uint32(now.Sec)
+}
+
+// TestSocketsStamp checks that the peer's acknowledgement of the end sets the stamp of a connection that
+// was idle.
+func TestSocketsStamp(t *testing.T) {
+	it := attach(t)
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40009")
+	orphan, server := netnstest.Pair(t, client("198.51.100.7:80"), netnstest.Listen(t, "198.51.100.7:80", false))
+	keep(t, server)
+	time.Sleep(1100 * time.Millisecond)
+	closing := second(t)
+	netnstest.Hangup(orphan)
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		got := list(t, it, 40000, 40009)
+		if len(got) == 1 && got[0].State == sockdiag.FinWait2 {
+			if stamp := got[0].Stamp; stamp < closing || stamp > second(t) {
+				t.Errorf("got stamp %d, want %d or a little more", stamp, closing)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("got %+v, want one socket in FIN_WAIT2", got)
+		}
 	}
 }
 

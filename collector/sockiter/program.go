@@ -30,7 +30,8 @@ const (
 	recordLocal      = 16
 	recordRemote     = recordLocal + addressSize
 	recordCgroup     = recordRemote + addressSize
-	recordSize       = recordCgroup + 8
+	recordStamp      = recordCgroup + 8 // four unused bytes follow
+	recordSize       = recordStamp + 8
 )
 
 // Flags of a record.
@@ -104,6 +105,8 @@ func instructions(l layout, ports int) asm.Instructions {
 			asm.StoreImm(asm.RFP, frameRecord+recordExpires, 0, asm.Word),
 			asm.StoreImm(asm.RFP, frameRecord+recordCgroup, 0, asm.Word),
 			asm.StoreImm(asm.RFP, frameRecord+recordCgroup+4, 0, asm.Word),
+			asm.StoreImm(asm.RFP, frameRecord+recordStamp, 0, asm.Word),
+			asm.StoreImm(asm.RFP, frameRecord+recordStamp+4, 0, asm.Word),
 			load(regState, regSocket, l.state),
 			asm.JEq.Imm(regState, tcpTimeWait, timeWait),
 			asm.JEq.Imm(regState, tcpNewSynRecv, request),
@@ -125,6 +128,7 @@ func instructions(l layout, ports int) asm.Instructions {
 			load(asm.R1, asm.R0, l.expires),
 			asm.StoreMem(asm.RFP, frameExpires, asm.R1, asm.DWord),
 			load(asm.R1, asm.R0, l.timestamp),
+			store(recordStamp, asm.R1, asm.Word),
 			asm.JEq.Imm(asm.R1, 0, bucket),
 			asm.Or.Imm(regFlags, flagTimestamps),
 		},

@@ -18,4 +18,9 @@ type Socket struct {
 	// TimeWait: tw_ts_recent_stamp of struct tcp_timewait_sock is not 0. It is false for all
 	// other sockets.
 	Timestamps bool
+
+	// Stamp is when a mini-socket, or its connection before, received the last timestamp:
+	// tw_ts_recent_stamp, in seconds of CLOCK_MONOTONIC, rounded down. It is 0 if the connection did
+	// not use timestamps, and for all other sockets.
+	Stamp uint32
 }
