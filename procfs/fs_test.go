@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -74,6 +75,7 @@ var readers = []struct {
 	{"sys/net/ipv4/tcp_timestamps", func(_ *FS, ns *Namespace) (any, error) { return ns.TCPTimestamps() }},
 	{"sys/net/ipv4/tcp_fin_timeout", func(_ *FS, ns *Namespace) (any, error) { return ns.TCPFinTimeout() }},
 	{"sys/net/ipv4/tcp_max_tw_buckets", func(_ *FS, ns *Namespace) (any, error) { return ns.TCPMaxTWBuckets() }},
+	{"self/timens_offsets", func(fs *FS, _ *Namespace) (any, error) { return fs.MonotonicOffset() }},
 	{"thread-self/net/sockstat", func(fs *FS, _ *Namespace) (any, error) { return fs.Sockstat() }},
 	{"thread-self/net/sockstat6", func(fs *FS, _ *Namespace) (any, error) { return fs.Sockstat() }},
 	{"sys/net/netfilter/nf_conntrack_count", func(fs *FS, _ *Namespace) (any, error) { return fs.Conntrack() }},
@@ -118,6 +120,7 @@ func TestMalformed(t *testing.T) {
 		"sys/net/ipv4/tcp_timestamps":                            {"", "yes"},
 		"sys/net/ipv4/tcp_fin_timeout":                           {"", "60s"},
 		"sys/net/ipv4/tcp_max_tw_buckets":                        {"", "many"},
+		"self/timens_offsets":                                    {"", "boottime 0 0\n", "monotonic 0\n", "monotonic x 0\n", "monotonic 0 x\n", "monotonic 99999999999 0\n"},
 		"sys/net/netfilter/nf_conntrack_count":                   {"", "a", "1 2", "4294967296"},
 		"sys/net/netfilter/nf_conntrack_max":                     {"", "unlimited"},
 		"sys/net/netfilter/nf_conntrack_buckets":                 {"", "0x400"},
@@ -165,7 +168,7 @@ func TestUnreadable(t *testing.T) {
 	for _, r := range readers {
 		t.Run(filepath.Base(r.file), func(t *testing.T) {
 			got, err := readFrom(t, mount(t, withOthers(r.file+".absent", "")), r.read)
-			if r.file == "sys/net/ipv4/tcp_tw_reuse_delay" || r.file == "thread-self/net/sockstat6" || r.file == "sys/net/netfilter/nf_conntrack_max" {
+			if r.file == "sys/net/ipv4/tcp_tw_reuse_delay" || r.file == "thread-self/net/sockstat6" || r.file == "self/timens_offsets" || r.file == "sys/net/netfilter/nf_conntrack_max" {
 				if err != nil {
 					t.Errorf("absent: got %v, %v, want no error", got, err)
 				}
@@ -222,6 +225,9 @@ func TestRead(t *testing.T) {
 		{"sys/net/ipv4/tcp_fin_timeout", "60\n", time.Minute},
 		{"sys/net/ipv4/tcp_fin_timeout", "-1\n", -time.Second},
 		{"sys/net/ipv4/tcp_max_tw_buckets", "131072\n", 131072},
+		{"self/timens_offsets", "monotonic           0         0\nboottime            7         8\n", time.Duration(0)},
+		{"self/timens_offsets", "monotonic         -86400 500000000\nboottime            0         0\n", -86399500 * time.Millisecond},
+		{"self/timens_offsets", "1         2 3\n7         0         0\n", 2*time.Second + 3},
 		{"thread-self/net/sockstat", sockstat, Sockstat{InUse: 4, TimeWait: 27, UDP: 1}},
 		{"thread-self/net/sockstat6", "TCP6: inuse 3\nUDP6: inuse 1\n", Sockstat{InUse: 7, TimeWait: 27, UDP: 3}},
 		{"thread-self/net/netstat", netstat, uint64(1<<64 - 1)},
@@ -287,6 +293,29 @@ func TestKernel(t *testing.T) {
 	}
 }
 
+// TestKernelMonotonicOffset reads the offset of a time namespace.
+func TestKernelMonotonicOffset(t *testing.T) {
+	if _, err := os.Stat("/proc/self/timens_offsets"); err != nil {
+		t.Skip("no time namespaces before Linux 5.6")
+	}
+	const env = "PROCFS_TEST_TIME_NAMESPACE"
+	if os.Getenv(env) != "" {
+		offset, err := NewFS("/proc").MonotonicOffset()
+		if err != nil || offset != 5000*time.Second {
+			t.Errorf("got %v, %v, want 5000 s", offset, err)
+		}
+		return
+	}
+	out, err := exec.Command("unshare", "--user", "--map-root-user", "--time", "--monotonic=5000", "--fork",
+		"env", env+"=1", os.Args[0], "-test.run=^TestKernelMonotonicOffset$", "-test.v").CombinedOutput()
+	if strings.Contains(string(out), "Operation not permitted") && os.Getenv("CI") == "" {
+		t.Skip("the kernel forbids user namespaces")
+	}
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestKernelMonotonicOffset") {
+		t.Errorf("in a time namespace: %v\n%s", err, out)
+	}
+}
+
 // TestKernelReservedPorts reads lists that are longer than the first read of os.ReadFile.
 func TestKernelReservedPorts(t *testing.T) {
 	if !inNamespace(t) {
@@ -322,7 +351,9 @@ func FuzzParse(f *testing.F) {
 	f.Add("TCP: inuse 4 orphan 0 tw 27\n")
 	f.Add("entries insert_failed drop early_drop\n0000000a 00000001 00000002 00000003\n")
 	f.Add("TcpExt: TCPTimeWaitOverflow\nTcpExt: 5\n")
+	f.Add("monotonic         -1 500000000\nboottime           0         0\n")
 	f.Fuzz(func(t *testing.T, content string) {
+		parseMonotonicOffset(content)
 		if r, ok := parseLocalPortRange(content); ok && r.Size() < 1 {
 			t.Errorf("range %v", r)
 		}
