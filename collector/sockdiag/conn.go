@@ -160,6 +160,10 @@ func (c *Conn) roundTrip(req request, typ netlink.HeaderType, body []byte, each 
 	}
 	r := reply{typ: typ, seq: seq, udp: req.udp, each: each}
 	for {
+		// The kernel fills a datagram when it gets the request, or when the one before it is received.
+		if r.socket.Seen, err = Now(); err != nil {
+			return r.rows, err
+		}
 		b, err := c.conn.Receive()
 		if err != nil {
 			return r.rows, err

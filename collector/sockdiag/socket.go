@@ -4,7 +4,10 @@ package sockdiag
 
 import (
 	"net/netip"
+	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A State is the state of a TCP socket, RFC 9293 section 3.3.2, numbered as in
@@ -27,6 +30,16 @@ const (
 	Closing     State = 11 // TCP_CLOSING
 )
 
+// Now returns CLOCK_MONOTONIC_COARSE, see clock_gettime(2), since the host started. Its whole seconds are
+// those of ktime_get_seconds() in the kernel, but in a time namespace with an offset.
+func Now() (time.Duration, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 0, os.NewSyscallError("clock_gettime", err)
+	}
+	return time.Duration(ts.Nano()), nil
+}
+
 // bit returns the bit of the state in idiag_states, a mask of 1 << TCP_*.
 func (s State) bit() uint32 { return 1 << s }
 
@@ -47,6 +60,10 @@ type Socket struct {
 	// until the kernel frees the port. It is never negative. It is 0 while the kernel is
 	// late, which it can be by up to 5 s.
 	Expires time.Duration
+
+	// Seen is when the kernel had reported the socket, by Now. It is at most as much too late as the kernel
+	// took to fill one datagram.
+	Seen time.Duration
 
 	// Interface is the index of the interface that the socket is bound to, or 0.
 	// A socket with a link-local address is always bound to one (RFC 4007).

@@ -130,14 +130,19 @@ func (it *Iterator) sockets(low, high uint16, deadline time.Time, each func(*Soc
 		case err != nil:
 			return err
 		}
-		rest := it.parse(it.buffer[:cut+n], each)
+		seen, err := sockdiag.Now()
+		if err != nil {
+			return err
+		}
+		rest := it.parse(it.buffer[:cut+n], seen, each)
 		cut = copy(it.buffer, rest)
 	}
 }
 
-// parse calls each for the records in b. It returns the bytes behind the last whole one.
-func (it *Iterator) parse(b []byte, each func(*Socket)) (rest []byte) {
-	var s Socket
+// parse calls each for the records in b, which the kernel had written at a time. It returns the bytes behind the
+// last whole one.
+func (it *Iterator) parse(b []byte, seen time.Duration, each func(*Socket)) (rest []byte) {
+	s := Socket{Socket: sockdiag.Socket{Seen: seen}}
 	for ; len(b) >= recordSize; b = b[recordSize:] {
 		flags := b[recordFlags]
 		s.State = sockdiag.State(b[recordState])
