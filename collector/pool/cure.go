@@ -117,10 +117,13 @@ func (p *patient) reuse() Cure {
 		command += " net.ipv4.tcp_tw_reuse=1"
 	}
 	s.TWReuse, s.Timestamps = 1, 1
-	hold := p.holdOf(s, timestamps)
+	hold, atMost := p.holdOf(s, timestamps), ""
+	if s.timeWaitRule(d.Loopback).wholeSeconds {
+		atMost = " at most"
+	}
 	return Cure{
 		Title:    "Reuse ports in TIME_WAIT",
-		Sentence: fmt.Sprintf("A closed connection then holds its port for %.3g s instead of %.3g s.", hold, d.Hold),
+		Sentence: fmt.Sprintf("A closed connection then holds its port for %.3g s%s instead of %.3g s.", hold, atMost, d.Hold),
 		Now:      p.now, Then: outlook(p.now.Ports, d.Open, hold),
 		Command: command, Condition: condition,
 	}

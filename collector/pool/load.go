@@ -19,6 +19,10 @@ const (
 type load struct {
 	flows [closeKinds]flow
 
+	// second is how much of the second of CLOCK_MONOTONIC had passed, if connect() takes over ports at the
+	// end of each one; else it is negative.
+	second float64
+
 	// unansweredPorts estimates how many ports in FIN_WAIT2 belong to the flow of unanswered
 	// connections. The others go on to TIME_WAIT.
 	unansweredPorts float64
@@ -32,23 +36,32 @@ type flow struct {
 	recent float64          // likewise, for the forecast
 }
 
-// newLoad returns the load of a pool.
+// newLoad returns the load of a pool. second is how much of the second of CLOCK_MONOTONIC had passed when its
+// sockets were reported.
 //
 // A peer that closes late moves a connection from FIN_WAIT2 to TIME_WAIT, and a dump does not tell
 // how long that took. So that each counts once, a connection counts when it comes to TIME_WAIT or
 // when FIN_WAIT2 ends. If clearly more have come to FIN_WAIT2 than that, these are new, and the
 // difference counts as well.
-func newLoad(rule *timeWaitRule, closed *closedPorts) load {
-	var l load
+func newLoad(rule *timeWaitRule, counts *poolCounts, second float64) load {
+	l := load{second: -1}
 	for kind := range l.flows {
 		f := &l.flows[kind]
 		f.closeTimes = rule.times[kind]
-		f.older = closed.older(closeKind(kind))
+		f.older = counts.closed.older(closeKind(kind))
 	}
 
 	closes, variance := 0., 0. // to TIME_WAIT
 	for _, kind := range []closeKind{takenOver, expired} {
 		f := &l.flows[kind]
+		if kind == takenOver && rule.wholeSeconds {
+			l.second = second
+			f.rate = secondRate(f.older[0], int(counts.recent), second)
+			f.recent = f.rate
+			closes += f.rate
+			variance += f.rate
+			continue
+		}
 		window := f.bins(maxCloseWindow)
 		n := min(f.bins(minRecentWindow), window)
 		for n < window && f.younger(n) < minRecent {
@@ -70,6 +83,17 @@ func newLoad(rule *timeWaitRule, closed *closedPorts) load {
 	f.recent = f.rate
 	l.unansweredPorts = min(f.rate*f.hold.Seconds(), float64(f.older[0]))
 	return l
+}
+
+// secondRate returns how many connections per second come to TIME_WAIT where connect() takes over their
+// ports at the end of each second. now counts those of this second, of which so much has passed, and before those
+// of the part of the last one that makes up a whole second. Some of the latter are missing: their ports have been taken
+// over. So they count only while this second alone tells too little.
+func secondRate(now, before int, second float64) float64 {
+	if second >= 0.5 || second > 0 && now >= minRecent {
+		return float64(now) / second
+	}
+	return float64(now + before)
 }
 
 // closeRate returns how many connections per second this host closes first.
@@ -107,8 +131,13 @@ func (l *load) exhaustion(used, ports int) float64 {
 	}
 	var horizon time.Duration // then as many ports are freed as are taken
 	for kind := range l.flows {
-		if f := &l.flows[kind]; f.recent > 0 {
-			horizon = max(horizon, f.hold)
+		f := &l.flows[kind]
+		if f.recent == 0 {
+			continue
+		}
+		horizon = max(horizon, f.hold)
+		if l.wholeSeconds(closeKind(kind)) {
+			horizon = max(horizon, 2*f.hold) // the whole of the next second
 		}
 	}
 	const steps = 120
@@ -118,6 +147,10 @@ func (l *load) exhaustion(used, ports int) float64 {
 		n := float64(used) - float64(ports)
 		for kind := range l.flows {
 			f := &l.flows[kind]
+			if l.wholeSeconds(closeKind(kind)) {
+				n += f.secondGrowth(t, 1-l.second)
+				continue
+			}
 			freed := f.freed(t)
 			if closeKind(kind) == unanswered && f.older[0] > 0 {
 				freed *= l.unansweredPorts / float64(f.older[0])
@@ -130,6 +163,18 @@ func (l *load) exhaustion(used, ports int) float64 {
 		before = n
 	}
 	return math.Inf(1)
+}
+
+// wholeSeconds reports whether ports of that kind become reusable all at once, at the end of each second.
+func (l *load) wholeSeconds(kind closeKind) bool { return kind == takenOver && l.second >= 0 }
+
+// secondGrowth returns by how many the ports in use grow within t seconds, if this second ends after end. From the
+// end of a second on, it does not fall again: what counts is the most that each second reaches.
+func (f *flow) secondGrowth(t, end float64) float64 {
+	if t < end {
+		return f.recent * t
+	}
+	return f.recent*min(t-end, 1) - float64(f.older[0])
 }
 
 // bins returns how many bins a time has, at least 1.

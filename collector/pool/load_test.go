@@ -13,6 +13,8 @@ type simulation struct {
 	settings Settings
 	open     int // connections that stay open
 
+	takenOver bool // connections that are closed in this second have taken over ports of earlier ones
+
 	// Each connection was closed at a time, in seconds from the start. Its peer closed after a
 	// further time; +Inf if never.
 	closed, answered []float64
@@ -43,7 +45,7 @@ func (s *simulation) at(now float64) []Socket {
 	var sockets []Socket
 	add := func(state State, life, age time.Duration) {
 		sockets = append(sockets, Socket{
-			State: state, Mini: life > 0, Expires: max(life-age, 0),
+			State: state, Mini: life > 0, Expires: max(life-age, 0), Seen: time.Hour + time.Duration(now*float64(time.Second)),
 			Local:  netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), s.settings.PortRange.Low+uint16(len(sockets)%s.settings.PortRange.Size())),
 			Remote: netip.MustParseAddrPort("10.0.0.2:80"),
 		})
@@ -56,6 +58,7 @@ func (s *simulation) at(now float64) []Socket {
 		answer := time.Duration(min(s.answered[i], 1e6) * float64(time.Second))
 		unanswered, expired := rule.times[unanswered], rule.times[expired]
 		switch {
+		case s.takenOver && closed < math.Floor(now) && i < len(s.closed)-s.settings.PortRange.Size():
 		case age < 0:
 		case age < answer:
 			if age < unanswered.hold {
@@ -110,7 +113,7 @@ func TestCeilingFigures(t *testing.T) {
 	}
 	for _, tt := range tests {
 		table := tableOf(tt.settings, tt.listeners)
-		l := newLoad(table.rule(false), new(closedPorts))
+		l := newLoad(table.rule(false), new(poolCounts), 0)
 		hold, _ := l.hold(table.rule(false).hold(Unknown))
 		if got := ceiling(table.capacity, tt.open, hold); math.Abs(got-tt.want) > 0.01 {
 			t.Errorf("%+v, %d open: got %v, want %v", tt.settings, tt.open, got, tt.want)
@@ -160,6 +163,60 @@ func TestCeiling(t *testing.T) {
 			if !math.IsInf(d.Exhaustion, 1) || d.Utilization > share+float64(tt.open)/1000+0.01 {
 				t.Errorf("%s at %v: exhausted in %v s, utilization %v", tt.name, share, d.Exhaustion, d.Utilization)
 			}
+		}
+	}
+}
+
+// TestCloseRateWholeSeconds checks the rate, and that it reaches the ceiling where the ports run out, for scrapes
+// at any time of the second. Ports of the last second that have been taken over are missing.
+func TestCloseRateWholeSeconds(t *testing.T) {
+	for _, settings := range []Settings{thousandPorts, {PortRange: PortRange{Low: 40000, High: 49999}, TimeWaitLength: time.Minute}} {
+		settings = reusing(settings, 0)
+		size := float64(settings.PortRange.Size())
+		for _, share := range []float64{0.02, 0.5, 0.9, 0.99} {
+			for second := 0.005; second < 1; second += 0.05 {
+				now := 2 + second
+				s := simulation{settings: settings, takenOver: true}
+				s.close(0, now, share*size, 0)
+				d := s.report(t, now)
+				// Few are counted early in a second, and of those before it some are missing.
+				slack := 0.02
+				if share*size*second < minRecent && second < 0.5 {
+					slack = 0.02 + 2*share*second
+				}
+				if load := d.CloseRate / d.Ceiling; load > share+0.02 || load < share*(1-slack)-0.005 {
+					t.Errorf("%v ports, at %v after %.3f s: load %.3f", size, share, second, load)
+				}
+				if d.Utilization > share*second+0.01 || d.Utilization < share*second-0.01 || !math.IsInf(d.Exhaustion, 1) {
+					t.Errorf("%v ports, at %v after %.3f s: utilization %v, exhausted in %v s", size, share, second, d.Utilization, d.Exhaustion)
+				}
+			}
+		}
+	}
+}
+
+// TestExhaustionWholeSeconds checks that the forecast knows when the second ends.
+func TestExhaustionWholeSeconds(t *testing.T) {
+	never := math.Inf(1)
+	tests := []struct {
+		name          string
+		open          int
+		rate          float64
+		from, to, now float64
+		want          float64
+	}{
+		{"below the ceiling", 0, 990, 3, 3.6, 3.6, never},
+		{"above the ceiling, in this second", 0, 1250, 3, 3.6, 3.6, 0.2},
+		{"exhausted", 0, 2000, 3, 3.6, 3.6, 0},
+		{"a burst in the last second, as many in the next one", 0, 2600, 2.6, 2.99, 3.05, 0.95 + 1000./1014},
+		{"open connections", 600, 500, 3, 3.6, 3.6, 0.2},
+		{"open connections, below the ceiling", 600, 390, 3, 3.6, 3.6, never},
+	}
+	for _, tt := range tests {
+		s := simulation{settings: reusing(thousandPorts, 0), open: tt.open}
+		s.close(tt.from, tt.to, tt.rate, 0)
+		if got := s.report(t, tt.now).Exhaustion; !near(got, tt.want, 0.05) {
+			t.Errorf("%s: exhausted in %v s, want %v", tt.name, got, tt.want)
 		}
 	}
 }
@@ -267,7 +324,7 @@ func TestExhaustionEdges(t *testing.T) {
 		}
 	}
 
-	if got := newLoad(NewTable(tenPorts).rule(false), new(closedPorts)); got.exhaustion(0, 0) != 0 {
+	if got := newLoad(NewTable(tenPorts).rule(false), new(poolCounts), 0); got.exhaustion(0, 0) != 0 {
 		t.Errorf("without ports: exhausted in %v s, want 0", got.exhaustion(0, 0))
 	}
 }

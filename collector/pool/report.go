@@ -64,8 +64,13 @@ type Destination struct {
 	Ports [len(States)]int
 
 	Held        int     // the sum of Ports
-	Reusable    int     // ports in TIME_WAIT that connect() may take over now
+	Reusable    int     // ports of closed connections that connect() may take over now
 	Utilization float64 // from 0 to 1; at 1 the next connect() fails
+
+	// ReusableUnknown counts the ports in FIN_WAIT2 that connect() may take over too on some kernels
+	// before 6.12, where it is not known of this one, see Settings.ReuseFinWait2. Utilization takes
+	// them for held: it can be too high by these.
+	ReusableUnknown int
 
 	// BoundByOthers counts the ports that this pool does not hold, and that connect() cannot
 	// choose because some socket is bound to them. They are part of Utilization.
@@ -189,6 +194,8 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 		Held:     counts.held(),
 		Reusable: int(counts.reusable),
 
+		ReusableUnknown: int(counts.unsure),
+
 		Timestamps:    counts.timestamps,
 		Loopback:      counts.loopback,
 		BoundByOthers: t.boundByOthers(counts),
@@ -203,10 +210,11 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 // setLoad sets CloseRate, Ceiling with its parts, and Exhaustion.
 func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	rule := t.rule(counts.loopback)
-	l := newLoad(rule, &counts.closed)
+	l := newLoad(rule, counts, t.phase.seconds())
 	ports := t.capacity - d.BoundByOthers
 	d.CloseRate = l.closeRate()
-	d.Open = max(d.Held-int(counts.states[TimeWait])-int(math.Round(l.unansweredPorts)), 0)
+	closed := int(counts.states[TimeWait]) + int(counts.finWait2) + int(math.Round(l.unansweredPorts))
+	d.Open = max(d.Held-closed, 0)
 	hold := rule.hold(counts.timestamps)
 	if counts.binds[early] {
 		hold = rule.times[expired].hold

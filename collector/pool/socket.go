@@ -84,6 +84,10 @@ type Socket struct {
 	// kernel is late.
 	Expires time.Duration
 
+	// Seen is when the kernel reported the socket, on its CLOCK_MONOTONIC_COARSE: the clock of
+	// ktime_get_seconds(), by which kernels without tcp_tw_reuse_delay decide. Only mini-sockets need it.
+	Seen time.Duration
+
 	// Bound says whether the local port is bound: some socket got it by bind(), on any address.
 	// connect() never chooses such a port, whatever the destination. All sockets on a port share
 	// this (fastreuse and fastreuseport of struct inet_bind_bucket). Those that a listener
@@ -94,9 +98,13 @@ type Socket struct {
 	// cannot tell, as for mini-sockets.
 	Cgroup uint64
 
-	// Timestamps says whether the connection used TCP timestamps (RFC 7323), for a socket in
-	// TimeWait. connect() takes over its port only if it did (tcp_twsk_unique).
+	// Timestamps says whether the connection used TCP timestamps (RFC 7323), for a mini-socket.
+	// connect() takes over its port only if it did (tcp_twsk_unique).
 	Timestamps Fact
+
+	// LastTimestamp is the second of Seen's clock in which the last timestamp came (tw_ts_recent_stamp of
+	// struct tcp_timewait_sock), for a mini-socket. It is 0 if the reader cannot tell.
+	LastTimestamp uint32
 }
 
 // A Listener is a listening TCP socket.

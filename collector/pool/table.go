@@ -3,6 +3,8 @@ package pool
 import (
 	"cmp"
 	"net/netip"
+	"slices"
+	"time"
 )
 
 // loopbackInterface is the index of the interface lo in every network namespace,
@@ -44,11 +46,14 @@ func (k poolKey) destinationAddr() netip.AddrPort {
 // poolCounts are the sockets of one pool.
 type poolCounts struct {
 	states   [Closing + 1]uint32 // by state
-	reusable uint32              // in TIME_WAIT, connect() may take over their ports
+	reusable uint32              // mini-sockets whose ports connect() may take over
+	recent   uint16              // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
+	finWait2 uint16              // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
+	unsure   uint16              // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that
 	bound    uint32              // on ports of Table.bound
 	loopback bool
 	source   *portSet
-	closed   closedPorts // those of TIME_WAIT without reusable ones, and mini-sockets in FIN_WAIT2
+	closed   closedPorts // those of mini-sockets without reusable ones
 
 	open          uint16 // the port of an open connection; 0 if there is none
 	openInterface uint32 // its Socket.Interface
@@ -86,6 +91,7 @@ type Table struct {
 	sources   map[sourceKey]*portSet
 	sockets   int
 	seen      timeWaitSeconds
+	phase     phase
 
 	before     Knowledge // see Recall
 	listEarly  bool      // lists have early ports too: a client may bind first
@@ -165,16 +171,12 @@ func (t *Table) Add(s *Socket) {
 		c.bound++
 	}
 
-	rule := t.rule(c.loopback)
 	list := &c.fixed
 	switch {
-	case s.State == TimeWait:
-		t.seen.add(s.Expires)
-		if c.addTimeWait(rule, s, s.Bound == Yes || c.binds[t.orderOf(port)]) {
+	case s.State == TimeWait || s.Mini:
+		if t.addMini(c, s, s.Bound == Yes || c.binds[t.orderOf(port)]) {
 			list = &c.reuse
 		}
-	case s.Mini: // in FIN_WAIT2
-		c.closed.add(unanswered, rule.finWait2Age(s.Expires), rule.times[unanswered].life)
 	case s.State != SynSent && s.State != SynRecv:
 		c.open, c.openInterface = port, s.Interface
 	}
@@ -183,19 +185,42 @@ func (t *Table) Add(s *Socket) {
 	}
 }
 
-// addTimeWait counts a socket in TIME_WAIT, and reports whether its port is reusable. A port that is
-// bound is not.
-func (c *poolCounts) addTimeWait(rule *timeWaitRule, s *Socket, bound bool) (reusable bool) {
+// AsksFinWait2 reports whether it matters for a pool what Settings.ReuseFinWait2 is, and it is Unknown.
+func (t *Table) AsksFinWait2() bool {
+	return slices.ContainsFunc(t.counts, func(c poolCounts) bool { return c.unsure > 0 })
+}
+
+// addMini counts a mini-socket, and reports whether its port is reusable. A port that is bound is not.
+func (t *Table) addMini(c *poolCounts, s *Socket, bound bool) (reusable bool) {
+	rule := t.rule(c.loopback)
 	if s.Timestamps != Unknown && !c.loopback {
 		c.timestamps = s.Timestamps
 	}
+	age := rule.age(s)
+	old := rule.oldEnough(s, age)
 	kind := rule.kind(cmp.Or(s.Timestamps, c.timestamps))
 	if bound {
 		kind = expired
 	}
-	age := rule.age(s.Expires)
-	if kind == takenOver && age > rule.delay {
+	t.phase.add(s.Seen)
+	if s.State == TimeWait {
+		t.seen.add(s.Expires)
+	} else {
+		switch {
+		case kind == takenOver && rule.finWait2 == Yes:
+			c.finWait2++
+		case kind == takenOver && rule.finWait2 == Unknown && old:
+			c.unsure++
+			kind = unanswered
+		default:
+			kind = unanswered
+		}
+	}
+	if kind == takenOver && old {
 		c.reusable++
+		if rule.wholeSeconds && age < time.Second {
+			c.recent++
+		}
 		return true
 	}
 	c.closed.add(kind, min(age, rule.times[kind].life), rule.times[kind].life)

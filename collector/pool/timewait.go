@@ -2,9 +2,10 @@ package pool
 
 import "time"
 
-// defaultReuseDelay is the delay of kernels before 6.14. Later kernels have the sysctl
-// tcp_tw_reuse_delay.
-const defaultReuseDelay = time.Second
+// lateReuseDelay is the age at which every port in TIME_WAIT is reusable before Linux 4.19: two whole
+// seconds of the wall clock have passed by then, which get_seconds() - tw_ts_recent_stamp > 1 asks for.
+// Some are reusable a second earlier.
+const lateReuseDelay = 2 * time.Second
 
 // A timeWaitRule tells how long closed connections keep the ports of one destination.
 type timeWaitRule struct {
@@ -12,6 +13,13 @@ type timeWaitRule struct {
 	reuse    bool          // tcp_tw_reuse lets connect() take over a port in TIME_WAIT
 	reusable bool          // and so does tcp_timestamps
 	delay    time.Duration // age in TIME_WAIT after which connect() may do so
+
+	// wholeSeconds is set without tcp_tw_reuse_delay, from Linux 4.19 to 6.13. Then connect() may take over a
+	// port as soon as the second of CLOCK_MONOTONIC is another than that of the last timestamp: all
+	// ports closed in one second are reusable from the next on, after 1 s at most, which is delay.
+	wholeSeconds bool
+
+	finWait2 Fact // connect() takes over mini-sockets in FIN_WAIT2 too
 }
 
 // closeTimes are the times of closed connections of one kind.
@@ -27,9 +35,12 @@ type closeTimes struct {
 // checks whether the old connection used timestamps. A dump does not contain that, so the rule
 // uses the sysctl instead where it is not known.
 func (s Settings) timeWaitRule(loopback bool) timeWaitRule {
-	delay := s.TWReuseDelay
-	if delay == 0 {
-		delay = defaultReuseDelay
+	delay, wholeSeconds := s.TWReuseDelay, false
+	switch {
+	case delay == 0 && s.TWReuseLate:
+		delay = lateReuseDelay
+	case delay == 0:
+		delay, wholeSeconds = time.Second, true
 	}
 	reuse := (s.TWReuse == 1 || s.TWReuse == 2 && loopback) && delay < s.TimeWaitLength
 	timer := func(d time.Duration) closeTimes { return closeTimes{d, d + timerLateness(d, s.Tick)} }
@@ -39,9 +50,11 @@ func (s Settings) timeWaitRule(loopback bool) timeWaitRule {
 			expired:    timer(s.TimeWaitLength),
 			unanswered: timer(s.finWait2Length()),
 		},
-		reuse:    reuse,
-		reusable: reuse && s.Timestamps != 0,
-		delay:    delay,
+		reuse:        reuse,
+		reusable:     reuse && s.Timestamps != 0,
+		delay:        delay,
+		wholeSeconds: wholeSeconds,
+		finWait2:     s.ReuseFinWait2,
 	}
 }
 
@@ -78,17 +91,32 @@ func (r *timeWaitRule) kind(timestamps Fact) closeKind {
 }
 
 // hold returns how long a closed connection holds its port before connect() can choose it
-// again. timestamps says whether the peer uses them.
+// again, at most. timestamps says whether the peer uses them.
 func (r *timeWaitRule) hold(timestamps Fact) time.Duration { return r.times[r.kind(timestamps)].hold }
 
-// age returns how long ago a socket entered TIME_WAIT.
-func (r *timeWaitRule) age(expires time.Duration) time.Duration {
-	return max(r.times[expired].life-expires, 0)
+// age returns how long ago a mini-socket entered its state.
+func (r *timeWaitRule) age(s *Socket) time.Duration {
+	life := r.times[expired].life
+	if s.State == FinWait2 {
+		life = r.times[unanswered].life
+	}
+	return max(life-s.Expires, 0)
 }
 
-// finWait2Age likewise returns how long ago a mini-socket entered FIN_WAIT2.
-func (r *timeWaitRule) finWait2Age(expires time.Duration) time.Duration {
-	return max(r.times[unanswered].life-expires, 0)
+// oldEnough reports whether connect() may take over the port of a mini-socket of that age, as far as that
+// depends on time.
+//
+// Where the reader does not know the second of the last timestamp, it is that in which the socket entered
+// its state: the segment that made it do so has the last timestamp in general, and never a later one.
+func (r *timeWaitRule) oldEnough(s *Socket, age time.Duration) bool {
+	if !r.wholeSeconds {
+		return age > r.delay
+	}
+	last := s.LastTimestamp
+	if last == 0 {
+		last = uint32(max(s.Seen-age, 0) / time.Second)
+	}
+	return int32(uint32(s.Seen/time.Second)-last) > 0 // time_after32 of linux/jiffies.h
 }
 
 // utilization returns used / capacity, from 0 to 1. It is 1 without capacity: the next
@@ -121,4 +149,25 @@ func (w *timeWaitSeconds) report() TimeWaitSeen {
 		steady = steady && w.seen[second/64]&(1<<(second%64)) != 0
 	}
 	return TimeWaitSeen{Longest: w.longest, Steady: steady}
+}
+
+// A phase is the mean of how much of the second of CLOCK_MONOTONIC had passed when mini-sockets were
+// reported.
+type phase struct {
+	sum     time.Duration
+	sockets int
+}
+
+// add adds a mini-socket.
+func (p *phase) add(seen time.Duration) {
+	p.sum += seen % time.Second
+	p.sockets++
+}
+
+// seconds returns the phase, from 0 to 1.
+func (p *phase) seconds() float64 {
+	if p.sockets == 0 {
+		return 0
+	}
+	return p.sum.Seconds() / float64(p.sockets)
 }

@@ -24,7 +24,7 @@ func TestTimeWaitRule(t *testing.T) {
 		{2, 1, 1 * s, 60 * s, false, false, 60*s + slot},
 		{2, 1, 1 * s, 60 * s, true, true, 1 * s},
 		{2, 0, 1 * s, 60 * s, true, false, 60*s + slot},
-		{1, 1, 0, 60 * s, false, true, 1 * s}, // before 6.14
+		{1, 1, 0, 60 * s, false, true, 1 * s}, // before 6.14, at most
 		{1, 1, 100 * ms, 60 * s, false, true, 100 * ms},
 		{1, 1, 30 * s, 60 * s, false, true, 30 * s},
 		{1, 1, 60 * s, 60 * s, false, false, 60*s + slot}, // TIME_WAIT ends first
@@ -100,6 +100,89 @@ func TestTimeWaitReusable(t *testing.T) {
 	}
 }
 
+// TestTimeWaitWholeSeconds checks when a port is reusable without tcp_tw_reuse_delay: once the second has
+// changed, whatever the age.
+func TestTimeWaitWholeSeconds(t *testing.T) {
+	const ms = time.Millisecond
+	tests := []struct {
+		name      string
+		late      bool
+		seen, age time.Duration
+		last      uint32
+		want      int
+	}{
+		{"just closed", false, 69060 * ms, 0, 0, 0},
+		{"closed in this second", false, 69960 * ms, 950 * ms, 0, 0},
+		{"closed at the start of this second", false, 69960 * ms, 960 * ms, 0, 0},
+		{"closed in the last second", false, 69060 * ms, 70 * ms, 0, 1},
+		{"closed two seconds ago", false, 69060 * ms, 2000 * ms, 0, 1},
+		{"last timestamp before it was closed", false, 69960 * ms, 950 * ms, 68, 1},
+		{"last timestamp in this second", false, 69960 * ms, 1200 * ms, 69, 0},
+		{"the clock has wrapped", false, (1<<32)*time.Second + 500*ms, 600 * ms, 1<<32 - 1, 1},
+		{"closed before the host started, says a wrong length", false, 500 * ms, 900 * ms, 0, 0},
+		{"before 4.19, in the last second", true, 69060 * ms, 1950 * ms, 0, 0},
+		{"before 4.19, two seconds ago", true, 69060 * ms, 2001 * ms, 0, 1},
+	}
+	for _, tt := range tests {
+		s := reusing(tenPorts, 0)
+		s.TWReuseLate = tt.late
+		old := socket(TimeWait, "10.0.0.1:40000", "10.0.0.2:80")
+		old.Expires, old.Seen, old.LastTimestamp = time.Minute-tt.age, tt.seen, tt.last
+		if got := tableOf(s, nil, old).Report(everything).Destinations[0].Reusable; got != tt.want {
+			t.Errorf("%s: got %d reusable ports, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestTimeWaitFinWait2 has mini-sockets in FIN_WAIT2, and kernels of which it is known whether connect()
+// takes them over, and others.
+func TestTimeWaitFinWait2(t *testing.T) {
+	type counts struct {
+		reusable, unknown int
+		utilization       float64
+	}
+	for _, tt := range []struct {
+		name         string
+		kernel       Fact
+		reuse        int
+		old, bound   bool
+		noTimestamps bool
+		want         counts
+	}{
+		{"6.12", No, 1, true, false, false, counts{0, 0, 0.1}},
+		{"without the fix, new", Yes, 1, false, false, false, counts{0, 0, 0.1}},
+		{"without the fix", Yes, 1, true, false, false, counts{1, 0, 0}},
+		{"without the fix, bound", Yes, 1, true, true, false, counts{0, 0, 0.1}},
+		{"without the fix, no timestamps", Yes, 1, true, false, true, counts{0, 0, 0.1}},
+		{"without the fix, no reuse", Yes, 0, true, false, false, counts{0, 0, 0.1}},
+		{"not known, new", Unknown, 1, false, false, false, counts{0, 0, 0.1}},
+		{"not known", Unknown, 1, true, false, false, counts{0, 1, 0.1}},
+		{"not known, bound", Unknown, 1, true, true, false, counts{0, 0, 0.1}},
+		{"not known, no reuse", Unknown, 0, true, false, false, counts{0, 0, 0.1}},
+	} {
+		s := reusing(tenPorts, 0)
+		s.TWReuse, s.ReuseFinWait2, s.FinTimeout = tt.reuse, tt.kernel, time.Minute
+		mini := socket(FinWait2, "10.0.0.1:40000", "10.0.0.2:80")
+		mini.Mini, mini.Seen, mini.Expires = true, 69500*time.Millisecond, 59600*time.Millisecond
+		if tt.old {
+			mini.Expires = 59400 * time.Millisecond
+		}
+		if tt.bound {
+			mini.Bound = Yes
+		}
+		if tt.noTimestamps {
+			mini.Timestamps = No
+		}
+		d := tableOf(s, nil, mini).Report(everything).Destinations[0]
+		if got := (counts{d.Reusable, d.ReusableUnknown, d.Utilization}); got != tt.want {
+			t.Errorf("%s: got %+v, want %+v", tt.name, got, tt.want)
+		}
+		if d.Held != 1 || tt.want.reusable == 1 && d.Open != 0 {
+			t.Errorf("%s: held %d, open %d, want 1 and 0", tt.name, d.Held, d.Open)
+		}
+	}
+}
+
 // TestTimeWaitTimestamps checks that the old connection decides whether its port is reusable, and
 // the sysctl only where that connection is not known.
 func TestTimeWaitTimestamps(t *testing.T) {
@@ -118,7 +201,7 @@ func TestTimeWaitTimestamps(t *testing.T) {
 		{1, 1, Yes, 1},
 	}
 	for _, tt := range tests {
-		s := tenPorts
+		s := reusing(tenPorts, time.Second)
 		s.TWReuse, s.Timestamps = tt.reuse, tt.timestamps
 		old := socket(TimeWait, "10.0.0.1:40000", "10.0.0.2:80")
 		old.Timestamps = tt.old
