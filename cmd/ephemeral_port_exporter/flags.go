@@ -113,6 +113,7 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 		TimeWaitLength: *f.timeWaitLength,
 		Timeout:        *f.collectTimeout,
 		Logger:         logger,
+		Trials:         true,
 
 		Scope:          scan.Scope(*f.namespaces),
 		NamespaceDirs:  *f.namespaceDirs,

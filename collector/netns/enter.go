@@ -50,6 +50,27 @@ func visit(proc string, fn func(*Visitor) error) error {
 	return err
 }
 
+// Unshare calls fn on a thread of its own in a new network namespace, which has only the interface lo and
+// ends when fn returns. It needs CAP_SYS_ADMIN. Goroutines that fn starts are not in the namespace.
+func Unshare(fn func() error) error {
+	result := make(chan error)
+	go func() { result <- unshare(fn) }()
+	return <-result
+}
+
+// unshare runs in a goroutine of its own. Its thread stays locked: the runtime ends it with the goroutine.
+func unshare(fn func() error) error {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		defer runtime.UnlockOSThread() // as in visit
+		return Unshare(fn)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("netns: make a namespace: %w", os.NewSyscallError("unshare", err))
+	}
+	return fn()
+}
+
 // A Visitor moves its thread from one network namespace to the next.
 type Visitor struct{}
 

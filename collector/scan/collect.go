@@ -84,11 +84,16 @@ func readPorts(ns *procfs.Namespace) (pool.Settings, error) {
 // readTCPSettings returns all Settings of a namespace, given those of readPorts.
 func (s *Scanner) readTCPSettings(ns *procfs.Namespace, settings pool.Settings) (_ pool.Settings, err error) {
 	settings.TimeWaitLength, settings.Tick = s.cfg.TimeWaitLength, s.tick
+	settings.TWReuseLate, settings.ReuseFinWait2 = s.twReuseLate, s.finWait2
 	if settings.TWReuse, err = ns.TCPTWReuse(); err != nil {
 		return pool.Settings{}, err
 	}
-	if settings.TWReuseDelay, _, err = ns.TCPTWReuseDelay(); err != nil {
+	var hasDelay bool
+	if settings.TWReuseDelay, hasDelay, err = ns.TCPTWReuseDelay(); err != nil {
 		return pool.Settings{}, err
+	}
+	if hasDelay {
+		settings.ReuseFinWait2 = pool.No // that change is older
 	}
 	if settings.Timestamps, err = ns.TCPTimestamps(); err != nil {
 		return pool.Settings{}, err
@@ -103,7 +108,8 @@ func (s *Scanner) readTCPSettings(ns *procfs.Namespace, settings pool.Settings) 
 }
 
 // fillTable returns a Table of the calling thread's namespace. It adds to known which peers use
-// timestamps. If that contradicts what the Table assumed, it reads all sockets once more.
+// timestamps. If that contradicts what the Table assumed, it reads all sockets once more; likewise if the Table
+// needs to know what connect() does with FIN_WAIT2, and a trial has told.
 func (s *Scanner) fillTable(settings pool.Settings, known *pool.Knowledge, deadline time.Time) (*pool.Table, error) {
 	for again := false; ; again = true {
 		table := pool.NewTable(settings)
@@ -115,10 +121,33 @@ func (s *Scanner) fillTable(settings pool.Settings, known *pool.Knowledge, deadl
 			return table, nil
 		}
 		changed, err := s.askTimestamps(table.Questions(s.cfg.Limits), known, deadline)
-		if err != nil || !changed {
-			return table, err
+		if err != nil {
+			return nil, err
+		}
+		if table.AsksFinWait2() && s.askFinWait2(deadline) {
+			settings.ReuseFinWait2 = s.finWait2
+			changed = true
+		}
+		if !changed {
+			return table, nil
 		}
 	}
+}
+
+// askFinWait2 asks the trial once. It reports whether the answer is known now.
+func (s *Scanner) askFinWait2(deadline time.Time) (known bool) {
+	if s.trial == nil {
+		return false
+	}
+	fact, err := s.trial.result(deadline)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	if err != nil {
+		s.cfg.Logger.Info("It is not known whether connect() takes over ports in FIN_WAIT2, so they count as used: a trial in a network namespace of its own failed", "err", err)
+	}
+	s.trial, s.finWait2 = nil, fact
+	return fact != pool.Unknown
 }
 
 // askTimestamps adds the answers to known. It reports whether one was not as assumed.

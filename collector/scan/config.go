@@ -37,6 +37,10 @@ type Config struct {
 	// connections used timestamps.
 	Exact bool
 
+	// Trials finds out in a network namespace of its own what neither version nor sysctl tells of the
+	// kernel, if the process has CAP_SYS_ADMIN when New is called.
+	Trials bool
+
 	ConnectFailures bool // count connects that fail because no port is free
 
 	SNAT      bool           // count the ports of source NAT

@@ -554,11 +554,17 @@ func TestOracleWithoutIPv6(t *testing.T) {
 	checkConnect(t, c, 0)
 }
 
-// setReuseDelay sets tcp_tw_reuse_delay and returns the delay of the kernel: 1 s before Linux 6.14,
-// which does not have the sysctl.
+// hasReuseDelay reports whether the kernel has tcp_tw_reuse_delay: since Linux 6.14.
+func hasReuseDelay() bool {
+	_, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay")
+	return err == nil
+}
+
+// setReuseDelay sets tcp_tw_reuse_delay and returns after which age a port is reusable for sure: 1 s on
+// kernels that do not have the sysctl.
 func setReuseDelay(t *testing.T, delay time.Duration) time.Duration {
 	t.Helper()
-	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay"); err != nil {
+	if !hasReuseDelay() {
 		return time.Second
 	}
 	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse_delay", strconv.FormatInt(delay.Milliseconds(), 10))
@@ -585,6 +591,9 @@ func TestOracleReuse(t *testing.T) {
 	for _, reuse := range []int{0, 1, 2} {
 		for _, timestamps := range []int{0, 1} {
 			for _, older := range []bool{false, true} {
+				if !older && !hasReuseDelay() {
+					continue // any moment can be the end of a second: TestOracleReuseMoment
+				}
 				for _, cli := range clients {
 					name := fmt.Sprintf("tcp_tw_reuse %d/tcp_timestamps %d/older %v/%s", reuse, timestamps, older, cli.name)
 					t.Run(name, func(t *testing.T) {

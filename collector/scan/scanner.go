@@ -27,6 +27,8 @@ type Scanner struct {
 	cfg             Config
 	proc            *procfs.FS
 	tick            time.Duration // of the kernel's timers
+	clockOffset     time.Duration // see procfs.FS.MonotonicOffset
+	twReuseLate     bool          // see pool.Settings
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	dialNAT         func(buffer []byte) (*conntrack.Conn, error)
 	natTakesOver    bool               // see pool.NATSettings
@@ -37,12 +39,14 @@ type Scanner struct {
 	// fill adds the sockets of the calling thread's namespace to a table: dump or iterate.
 	fill func(table *pool.Table, ports pool.PortRange, deadline time.Time) error
 
-	mu      sync.Mutex                 // guards the fields below; no two scans walk the kernel's table at once
-	buffer  []byte                     // for the answers of the kernel
-	logged  map[string]bool            // failures of the last scan, see logFailures
-	known   map[uint64]*knownNamespace // other namespaces, by cookie
-	learned pool.Knowledge             // about our own namespace
-	scans   uint64
+	mu       sync.Mutex                 // guards the fields below; no two scans walk the kernel's table at once
+	buffer   []byte                     // for the answers of the kernel
+	logged   map[string]bool            // failures of the last scan, see logFailures
+	known    map[uint64]*knownNamespace // other namespaces, by cookie
+	learned  pool.Knowledge             // about our own namespace
+	finWait2 pool.Fact                  // see pool.Settings.ReuseFinWait2
+	trial    *finWait2Trial             // about that, until it is asked; nil if there is none
+	scans    uint64
 
 	timeWait timeWaitCheck
 	noUDP    bool // it was logged that the kernel cannot list UDP sockets
@@ -61,6 +65,9 @@ func New(cfg Config) (*Scanner, error) {
 	}
 	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), tick: tick, dial: sockdiag.Dial, dialNAT: conntrack.Dial, buffer: make([]byte, sockdiag.BufferSize)}
 	s.fill = s.dump
+	if err := s.readKernel(); err != nil {
+		return nil, err
+	}
 	if cfg.Exact {
 		if s.iterator, err = sockiter.Attach(tick); err != nil {
 			return nil, fmt.Errorf("--exact cannot list the sockets: %w", err)
@@ -88,6 +95,25 @@ func New(cfg Config) (*Scanner, error) {
 		s.connectFailures = newConnectFailures(probe, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) }, s.cgroups)
 	}
 	return s, nil
+}
+
+// readKernel reads what is the same in all namespaces.
+func (s *Scanner) readKernel() (err error) {
+	v, err := kernelVersion()
+	if err != nil {
+		return err
+	}
+	s.twReuseLate = v.before(4, 19)
+	if !v.before(6, 12) {
+		s.finWait2 = pool.No
+	} else if s.cfg.Trials {
+		s.trial = startFinWait2Trial(s.cfg.Proc)
+	}
+	s.clockOffset, err = s.proc.MonotonicOffset()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // not a proc file system: the first scan explains that
+	}
+	return err
 }
 
 // timerTick returns the period of the kernel's timer interrupt, 1 s / CONFIG_HZ: it is the resolution

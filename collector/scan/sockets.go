@@ -30,7 +30,7 @@ func (s *Scanner) dump(table *pool.Table, ports pool.PortRange, deadline time.Ti
 	}
 	var row pool.Socket
 	return conn.Sockets(states, ports.Low, ports.High, func(socket *sockdiag.Socket) {
-		setRow(&row, socket)
+		s.setRow(&row, socket)
 		table.Add(&row)
 	})
 }
@@ -56,8 +56,12 @@ func (s *Scanner) iterate(table *pool.Table, ports pool.PortRange, deadline time
 			table.Block(pool.Listener{Local: socket.Local, V6Only: socket.V6Only})
 			return
 		}
-		setRow(&row, &socket.Socket)
-		row.Bound, row.Timestamps = factOf(socket.Bound), factOf(socket.Timestamps)
+		s.setRow(&row, &socket.Socket)
+		row.Bound = factOf(socket.Bound)
+		row.Timestamps, row.LastTimestamp = pool.Unknown, 0
+		if socket.Mini {
+			row.Timestamps, row.LastTimestamp = factOf(socket.Stamp != 0), socket.Stamp
+		}
 		table.Add(&row)
 	})
 	if err != nil {
@@ -76,11 +80,12 @@ func (s *Scanner) iterate(table *pool.Table, ports pool.PortRange, deadline time
 }
 
 // setRow sets what both readers know of a socket.
-func setRow(row *pool.Socket, s *sockdiag.Socket) {
-	row.State = pool.State(s.State)
-	row.Local, row.Remote = s.Local, s.Remote
-	row.Interface, row.Mini, row.Expires = s.Interface, s.Mini, s.Expires
-	row.Cgroup = s.Cgroup
+func (s *Scanner) setRow(row *pool.Socket, socket *sockdiag.Socket) {
+	row.State = pool.State(socket.State)
+	row.Local, row.Remote = socket.Local, socket.Remote
+	row.Interface, row.Mini, row.Expires = socket.Interface, socket.Mini, socket.Expires
+	row.Seen = socket.Seen - s.clockOffset
+	row.Cgroup = socket.Cgroup
 }
 
 // factOf returns the Fact that is known.

@@ -1,0 +1,150 @@
+//go:build linux
+
+package scan
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netns"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/sockdiag"
+)
+
+// A finWait2Trial finds out whether connect() takes over a mini-socket in FIN_WAIT2 where tcp_tw_reuse
+// applies. Linux 6.12 has stopped that, stable branches did at different times, and no version tells.
+// So the trial has such a socket on the only port of a network namespace of its own, and connects
+// in the next second.
+type finWait2Trial struct {
+	done chan struct{}
+	fact pool.Fact
+	err  error // if fact is Unknown
+}
+
+// startFinWait2Trial starts a trial and returns when it needs no privilege any more. It ends about a second
+// later. proc is the mount point of procfs.
+func startFinWait2Trial(proc string) *finWait2Trial {
+	t := &finWait2Trial{done: make(chan struct{})}
+	prepared := make(chan struct{})
+	go func() {
+		defer close(t.done)
+		started := false
+		t.err = netns.Unshare(func() (err error) {
+			t.fact, err = tryFinWait2(proc, func() { started = true; close(prepared) })
+			return err
+		})
+		if !started {
+			close(prepared)
+		}
+	}()
+	<-prepared
+	return t
+}
+
+// result waits for the end of the trial, but not beyond the deadline. The error says why it is not known.
+func (t *finWait2Trial) result(deadline time.Time) (pool.Fact, error) {
+	select {
+	case <-t.done:
+		return t.fact, t.err
+	case <-time.After(time.Until(deadline)):
+		return pool.Unknown, os.ErrDeadlineExceeded
+	}
+}
+
+// tryFinWait2 makes the trial in the calling thread's namespace, which is new. It calls prepared when it needs
+// no privilege any more.
+func tryFinWait2(proc string, prepared func()) (pool.Fact, error) {
+	const port = 40000
+	for file, value := range map[string]string{
+		"ip_local_port_range": fmt.Sprintf("%d %d", port, port), "tcp_tw_reuse": "1", "tcp_timestamps": "1",
+	} {
+		if err := os.WriteFile(filepath.Join(proc, "sys/net/ipv4", file), []byte(value), 0); err != nil {
+			return pool.Unknown, err
+		}
+	}
+	if err := setUp("lo"); err != nil {
+		return pool.Unknown, err
+	}
+	prepared()
+
+	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return pool.Unknown, os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(listener)
+	server := &unix.SockaddrInet4{Port: port + 1, Addr: [4]byte{127, 0, 0, 1}}
+	if err := errors.Join(unix.Bind(listener, server), unix.Listen(listener, 2)); err != nil {
+		return pool.Unknown, os.NewSyscallError("listen", err)
+	}
+	if err := connectOnce(server); err != nil {
+		return pool.Unknown, err
+	}
+	if err := awaitFinWait2(port); err != nil {
+		return pool.Unknown, err
+	}
+	now, err := sockdiag.Now()
+	if err != nil {
+		return pool.Unknown, err
+	}
+	// The kernel's clock has ticks of up to 10 ms.
+	time.Sleep(now.Truncate(time.Second) + time.Second + 20*time.Millisecond - now)
+	switch err := connectOnce(server); {
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return pool.No, nil
+	case err != nil:
+		return pool.Unknown, err
+	default:
+		return pool.Yes, nil
+	}
+}
+
+// setUp sets a network interface up.
+func setUp(name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP)
+	return os.NewSyscallError("ioctl SIOCSIFFLAGS", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request))
+}
+
+// connectOnce opens a connection and closes it. Its peer does not.
+func connectOnce(to unix.Sockaddr) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	return os.NewSyscallError("connect", unix.Connect(fd, to))
+}
+
+// awaitFinWait2 waits until the connection from a port is a mini-socket in FIN_WAIT2: until its peer has
+// acknowledged its FIN, after up to 200 ms (TCP_DELACK_MAX).
+func awaitFinWait2(port uint16) error {
+	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		conn, err := sockdiag.Dial(make([]byte, sockdiag.BufferSize))
+		if err != nil {
+			return err
+		}
+		there := false
+		err = conn.Sockets([]sockdiag.State{sockdiag.FinWait2}, port, port, func(s *sockdiag.Socket) {
+			there = there || s.Mini && s.Remote.Addr() == netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		})
+		conn.Close()
+		if err != nil || there {
+			return err
+		}
+	}
+	return errors.New("a closed connection does not come to FIN_WAIT2")
+}

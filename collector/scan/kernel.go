@@ -1,0 +1,34 @@
+//go:build linux
+
+package scan
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// A version is that of the kernel, without its patches: distributions take changes from later ones.
+type version struct{ major, minor int }
+
+// kernelVersion returns the version that uname(2) says.
+func kernelVersion() (version, error) {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return version{}, fmt.Errorf("read the version of the kernel with uname: %w", err)
+	}
+	return parseVersion(unix.ByteSliceToString(uts.Release[:]))
+}
+
+// parseVersion parses a release, as 6.1.0-49-cloud-amd64.
+func parseVersion(release string) (v version, err error) {
+	if _, err := fmt.Sscanf(release, "%d.%d", &v.major, &v.minor); err != nil {
+		return version{}, fmt.Errorf("the release %q of the kernel has no version: %w", release, err)
+	}
+	return v, nil
+}
+
+// before reports whether v is earlier than a version.
+func (v version) before(major, minor int) bool {
+	return v.major < major || v.major == major && v.minor < minor
+}
