@@ -18,6 +18,7 @@ type descs struct {
 	timeWaitLength, timeWaitSockets, timeWaitLimitSockets, timeWaitOverflows *prometheus.Desc
 
 	destinationPorts, destinationReusablePorts, destinationUtilization                  *prometheus.Desc
+	destinationReusableUnknownPorts                                                     *prometheus.Desc
 	destinationCeiling, destinationCloses, destinationExhaustion, destinationTimestamps *prometheus.Desc
 	destinationOwnerPorts                                                               *prometheus.Desc
 
@@ -77,7 +78,7 @@ func newDescs() descs {
 			"Sysctl net.ipv4.tcp_timestamps. If it is 0, connect() takes over no port in TIME_WAIT, and tcp_tw_reuse has no effect.",
 			namespace, nil),
 		tcpTWReuseDelay: prometheus.NewDesc("ephemeral_port_tcp_tw_reuse_delay_seconds",
-			"Sysctl net.ipv4.tcp_tw_reuse_delay: time in TIME_WAIT after which connect() may take over a port. Absent on kernels before 6.14, where it is always 1 second.",
+			"Sysctl net.ipv4.tcp_tw_reuse_delay: time in TIME_WAIT after which connect() may take over a port. Absent on kernels before 6.14: there connect() may take over a port once the second of the kernel's clock is another than that of the last packet with a timestamp.",
 			namespace, nil),
 		tcpFinTimeout: prometheus.NewDesc("ephemeral_port_tcp_fin_timeout_seconds",
 			"Sysctl net.ipv4.tcp_fin_timeout: time after which an orphaned socket leaves FIN_WAIT2. It does not shorten TIME_WAIT.",
@@ -99,7 +100,10 @@ func newDescs() descs {
 			"Ports that outgoing connections to the destination hold, by TCP state.",
 			destinationState, nil),
 		destinationReusablePorts: prometheus.NewDesc("ephemeral_port_destination_reusable_ports",
-			"Ports in TIME_WAIT to the destination that connect() may take over now, see tcp_tw_reuse.",
+			"Ports of closed connections to the destination that connect() may take over now, see tcp_tw_reuse: in TIME_WAIT, and on kernels that do so in FIN_WAIT2.",
+			destination, nil),
+		destinationReusableUnknownPorts: prometheus.NewDesc("ephemeral_port_destination_reusable_unknown_ports",
+			"Ports in FIN_WAIT2 to the destination of which it is not known whether connect() takes them over: kernels before 6.12 do, unless they have the change of that release. They count as used, so utilization can be too high by these. Absent where it is known or there are none.",
 			destination, nil),
 		destinationUtilization: prometheus.NewDesc("ephemeral_port_destination_utilization_ratio",
 			"Ports that are held and not reusable, and others that are bound (see bound_ports), divided by the capacity. 1 means that the next connect() to the destination fails with EADDRNOTAVAIL. Above 0.5, each connect() takes much longer.",
@@ -199,7 +203,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.rangeLow, d.rangeHigh, d.reservedPorts, d.blockedPorts, d.capacityPorts, d.boundPorts, d.boundUnknownPorts, d.maxUtilization,
 		d.tcpTWReuse, d.tcpTimestamps, d.tcpTWReuseDelay, d.tcpFinTimeout,
 		d.timeWaitLength, d.timeWaitSockets, d.timeWaitLimitSockets, d.timeWaitOverflows,
-		d.destinationPorts, d.destinationReusablePorts, d.destinationUtilization,
+		d.destinationPorts, d.destinationReusablePorts, d.destinationReusableUnknownPorts, d.destinationUtilization,
 		d.destinationCeiling, d.destinationCloses, d.destinationExhaustion, d.destinationTimestamps, d.destinationOwnerPorts,
 		d.sourcePorts, d.sourceBoundPorts, d.sourceBindParityPorts, d.sourceUtilization,
 		d.unreportedDestinations, d.unreportedPorts, d.unreportedSources, d.maxSourceUtilization,
@@ -298,6 +302,9 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 			gauge(d.destinationPorts, float64(dst.Ports[i]), sourceIP, ip, port, state.String())
 		}
 		gauge(d.destinationReusablePorts, float64(dst.Reusable), sourceIP, ip, port)
+		if dst.ReusableUnknown > 0 {
+			gauge(d.destinationReusableUnknownPorts, float64(dst.ReusableUnknown), sourceIP, ip, port)
+		}
 		gauge(d.destinationUtilization, dst.Utilization, sourceIP, ip, port)
 		gauge(d.destinationCeiling, dst.Ceiling, sourceIP, ip, port)
 		gauge(d.destinationCloses, dst.CloseRate, sourceIP, ip, port)

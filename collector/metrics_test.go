@@ -64,7 +64,7 @@ func TestMetrics(t *testing.T) {
 			{
 				Source: netip.MustParseAddr("fe80::1%2"), Address: netip.MustParseAddrPort("[fe80::2%2]:80"),
 				Owners: []pool.Owner{{Cgroup: 7, Ports: 15}, {Cgroup: 9, Ports: 3}, {Cgroup: 8, Ports: 2}},
-				Ports:  [9]int{20}, Held: 20, Utilization: 0.25, Ceiling: 28205, CloseRate: 30000, Exhaustion: 0.75, Timestamps: pool.No,
+				Ports:  [9]int{4: 20}, Held: 20, ReusableUnknown: 13, Utilization: 0.25, Ceiling: 28205, CloseRate: 30000, Exhaustion: 0.75, Timestamps: pool.No,
 			},
 		},
 		Sources: []pool.Source{

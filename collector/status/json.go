@@ -41,6 +41,7 @@ type documentDestination struct {
 	Utilization float64        `json:"utilization_ratio"`
 	Ports       map[string]int `json:"ports"`
 	Reusable    int            `json:"reusable_ports"`
+	Unsure      int            `json:"reusable_unknown_ports,omitempty"`
 	Bound       int            `json:"bound_by_others_ports"`
 	Closes      float64        `json:"closes_per_second"`
 	Ceiling     float64        `json:"ceiling_requests_per_second"`
@@ -195,7 +196,7 @@ func newDocumentDestination(row *destination, counts bool) documentDestination {
 	d := row.pool
 	doc := documentDestination{
 		Netns: row.namespace.Name, Source: d.Source.String(), Destination: d.Address.Addr().String(), Port: d.Address.Port(),
-		Level: row.Level.String(), Utilization: d.Utilization, Ports: map[string]int{}, Reusable: d.Reusable, Bound: d.BoundByOthers,
+		Level: row.Level.String(), Utilization: d.Utilization, Ports: map[string]int{}, Reusable: d.Reusable, Unsure: d.ReusableUnknown, Bound: d.BoundByOthers,
 		Closes: d.CloseRate, Ceiling: d.Ceiling, Owners: row.Owners,
 	}
 	for i, state := range pool.States {

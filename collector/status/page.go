@@ -410,6 +410,8 @@ func settingsOf(n *scan.Namespace) []setting {
 	add("tcp_tw_reuse", strconv.Itoa(s.TWReuse), reuse)
 	if s.TWReuseDelay > 0 {
 		add("tcp_tw_reuse_delay", strconv.FormatInt(s.TWReuseDelay.Milliseconds(), 10), "ms before that")
+	} else if s.TWReuse != 0 {
+		add("tcp_tw_reuse_delay", "-", "this kernel has none: ports are reused from the next second on")
 	}
 	timestamps := "on"
 	if s.Timestamps == 0 {
@@ -423,13 +425,16 @@ func settingsOf(n *scan.Namespace) []setting {
 
 // addLeftOut adds what limits left out, and what the numbers do not contain.
 func (p *page) addLeftOut(s *scan.Snapshot, c cleaner) {
-	destinations, ports, sources, skipped, natPools, natPorts := 0, 0, 0, 0, 0, 0
+	destinations, ports, sources, skipped, natPools, natPorts, unsure := 0, 0, 0, 0, 0, 0, 0
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		r := &n.Report
 		destinations += r.UnreportedDestinations
 		ports += r.UnreportedPorts
 		sources += r.UnreportedSources
+		for i := range r.Destinations {
+			unsure += r.Destinations[i].ReusableUnknown
+		}
 		if n.NAT != nil {
 			natPools += n.NAT.Report.UnreportedPools
 			natPorts += n.NAT.Report.UnreportedPorts
@@ -458,6 +463,10 @@ func (p *page) addLeftOut(s *scan.Snapshot, c cleaner) {
 	}
 	if skipped > 0 {
 		p.LeftOut = append(p.LeftOut, fmt.Sprintf("%s, whose turn comes in a later collection: --namespaces.limit.", plural(skipped, "network namespace", "network namespaces")))
+	}
+	if unsure > 0 {
+		p.Notes = append(p.Notes, fmt.Sprintf("%s in FIN_WAIT2 may be free, but count as used: whether connect() takes these over is not known of this kernel, which is older than 6.12.",
+			plural(unsure, "port", "ports")))
 	}
 	if note := natNote(&s.Namespaces[0]); note != "" {
 		p.Notes = append(p.Notes, note)

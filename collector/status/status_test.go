@@ -328,3 +328,28 @@ func BenchmarkWrite(b *testing.B) {
 		})
 	}
 }
+
+// TestOlderKernel checks what all formats say of a kernel without tcp_tw_reuse_delay, of which it is not known
+// whether connect() takes over ports in FIN_WAIT2.
+func TestOlderKernel(t *testing.T) {
+	s := quiet()
+	r := &s.Namespaces[0].Report
+	r.Settings.TWReuseDelay, r.Settings.TWReuse = 0, 2
+	r.Destinations[0].ReusableUnknown = 30
+	const note = "30 ports in FIN_WAIT2 may be free, but count as used"
+	for format, want := range map[Format][]string{
+		Text: {note, "ports are reused from the next second on"},
+		HTML: {note, "ports are reused from the next second on"},
+		JSON: {`"reusable_unknown_ports": 30`},
+	} {
+		got := draw(t, s, View{Format: format})
+		for _, want := range want {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: no %q in\n%s", format, want, got)
+			}
+		}
+		if strings.Contains(got, "tcp_tw_reuse_delay_seconds") {
+			t.Errorf("%s: a delay that the kernel does not have", format)
+		}
+	}
+}
