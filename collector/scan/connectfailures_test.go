@@ -313,10 +313,10 @@ func TestOracleConnectFailures(t *testing.T) {
 				netnstest.Listen(t, tt.listen, false)
 			}
 			if tt.timeWait != "" {
-				setReuseDelay(t, time.Minute)
+				begin := setReuse(t, 2)
 				netnstest.TimeWait(t, tt.c.Client, netnstest.Listen(t, tt.c.Destination.String(), false), 7)
 				if tt.timeWait == "reusable" {
-					time.Sleep(setReuseDelay(t, time.Millisecond) + 30*time.Millisecond)
+					begin()
 				}
 			}
 

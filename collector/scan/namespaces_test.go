@@ -66,7 +66,7 @@ func TestNamespacesOracle(t *testing.T) {
 			low := 20000 + 500*i
 			netnstest.Sysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("%d %d", low, low+59+2*i))
 			netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", fmt.Sprintf("%d-%d", low+5, low+5+i%7))
-			netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", strconv.Itoa(i%3))
+			netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "0")
 			setReuseDelay(t, time.Minute)
 			ns.client.Hold(t, smallSockets+i%5) // more than 1% of the widest range
 			if i%2 == 0 && ns.client.Bind != netnstest.BindFirst {
@@ -76,10 +76,11 @@ func TestNamespacesOracle(t *testing.T) {
 					setReuseDelay(t, time.Millisecond)
 				}
 			}
+			netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", strconv.Itoa(i%3))
 		})
 		namespaces = append(namespaces, ns)
 	}
-	time.Sleep(50 * time.Millisecond)
+	time.Sleep(setReuseDelay(t, 50*time.Millisecond)) // without tcp_tw_reuse_delay, ports become reusable for so long
 
 	found := byName(namedScanner(t, dir))
 	if len(found) != n+1 {

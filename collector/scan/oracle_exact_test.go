@@ -187,11 +187,10 @@ func TestOracleBound(t *testing.T) {
 					netnstest.New(t)
 					netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40031")
 					netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "40030")
-					netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", strconv.Itoa(reuse))
-					setReuseDelay(t, time.Minute)
+					begin := setReuse(t, reuse)
 					netnstest.Listen(t, "127.0.9.9:40002", false) // bind(ip, 0) tries odd ports first
 					tt.make(t, netnstest.Listen(t, "[::]:80", false))
-					time.Sleep(setReuseDelay(t, time.Millisecond) + 30*time.Millisecond) // the kernel's clock has ticks of up to 10 ms
+					begin()
 					r := collectExact(t)
 					if !r.BoundKnown || r.BoundPorts != tt.bound || r.CapacityPorts != 30 {
 						t.Errorf("bound %d, known %v, capacity %d, want %d, true, 30", r.BoundPorts, r.BoundKnown, r.CapacityPorts, tt.bound)
@@ -256,8 +255,7 @@ func TestOracleTimestamps(t *testing.T) {
 						t.Parallel()
 						netnstest.New(t)
 						netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40029")
-						netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
-						setReuseDelay(t, time.Minute)
+						begin := setReuse(t, 1)
 						c := cli.c
 						want := 20 * peer
 						if bound {
@@ -266,7 +264,7 @@ func TestOracleTimestamps(t *testing.T) {
 						}
 						netnstest.TimeWait(t, c.Client, peerNamespace(t, peer), 20)
 						waitTimeWait(t, 20)
-						time.Sleep(setReuseDelay(t, time.Millisecond) + 30*time.Millisecond)
+						begin()
 						netnstest.Sysctl(t, "ipv4/tcp_timestamps", strconv.Itoa(after))
 
 						r := collectExact(t)
@@ -290,15 +288,14 @@ func TestOracleTimestampsMixed(t *testing.T) {
 	netnstest.HostRoot(t)
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40029")
-	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
-	setReuseDelay(t, time.Minute)
+	begin := setReuse(t, 1)
 	c := clientTo("198.51.100.1", "198.51.100.7:80")
 	listener := netnstest.Listen(t, "198.51.100.7:80", false)
 	netnstest.TimeWait(t, c.Client, listener, 7)
 	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "0")
 	netnstest.TimeWait(t, c.Client, listener, 5)
 	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
-	time.Sleep(setReuseDelay(t, time.Millisecond) + 30*time.Millisecond)
+	begin()
 	if d := collectExact(t).Destinations[0]; d.Held != 12 || d.Reusable != 7 {
 		t.Errorf("held %d, reusable %d, want 12 and 7", d.Held, d.Reusable)
 	}

@@ -482,9 +482,12 @@ func TestOracleStates(t *testing.T) {
 			t.Parallel()
 			netnstest.New(t)
 			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40029")
-			// A reuse of FIN_WAIT2 mini-sockets would show here.
-			netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
-			setReuseDelay(t, time.Minute)
+			// A reuse of FIN_WAIT2 mini-sockets would show here. Without a delay, the next second would end what
+			// the test compares: TestOracleFinWait2 is about these kernels.
+			if netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "0"); hasReuseDelay() {
+				netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
+				setReuseDelay(t, time.Minute)
+			}
 			listener := netnstest.Listen(t, "[::]:80", false)
 			for range n {
 				tt.make(t, tt.c.Client, listener)
@@ -571,6 +574,18 @@ func setReuseDelay(t *testing.T, delay time.Duration) time.Duration {
 	return delay
 }
 
+// setReuse sets tcp_tw_reuse once begin is called, with a short delay. begin returns when all ports in TIME_WAIT by
+// then are old enough. Before, no connection takes over the port of another.
+func setReuse(t *testing.T, reuse int) (begin func()) {
+	t.Helper()
+	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "0")
+	return func() {
+		t.Helper()
+		netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", strconv.Itoa(reuse))
+		time.Sleep(setReuseDelay(t, time.Millisecond) + 30*time.Millisecond) // the kernel's clock has ticks of up to 10 ms
+	}
+}
+
 // TestOracleReuse checks which ports in TIME_WAIT connect() takes over.
 func TestOracleReuse(t *testing.T) {
 	clients := []struct {
@@ -600,14 +615,15 @@ func TestOracleReuse(t *testing.T) {
 						t.Parallel()
 						netnstest.New(t)
 						netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40029")
-						netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", strconv.Itoa(reuse))
 						netnstest.Sysctl(t, "ipv4/tcp_timestamps", strconv.Itoa(timestamps))
-						setReuseDelay(t, time.Minute)
+						begin := setReuse(t, reuse)
 						listener := netnstest.Listen(t, cli.listen, false)
 						netnstest.TimeWait(t, cli.c.Client, listener, 20)
 						if older {
-							// The kernel's clock has ticks of up to 10 ms.
-							time.Sleep(setReuseDelay(t, time.Millisecond) + 30*time.Millisecond)
+							begin()
+						} else {
+							netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", strconv.Itoa(reuse))
+							setReuseDelay(t, time.Minute)
 						}
 
 						want := 0

@@ -4,7 +4,6 @@ package scan
 
 import (
 	"testing"
-	"time"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
@@ -15,8 +14,7 @@ import (
 func TestTimestamps(t *testing.T) {
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40019")
-	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
-	setReuseDelay(t, time.Minute) // none of the connections takes over the port of another
+	begin := setReuse(t, 1)
 	with, without := clientTo("198.51.100.1", "198.51.100.7:80"), clientTo("198.51.100.1", "198.51.100.8:80")
 	loopback := clientTo("127.0.0.1", "127.0.0.1:80")
 	cfg := testConfig()
@@ -34,8 +32,7 @@ func TestTimestamps(t *testing.T) {
 	open(with, "1", 12)
 	open(without, "0", 12)
 	open(loopback, "1", 12)
-	setReuseDelay(t, time.Millisecond)
-	time.Sleep(50 * time.Millisecond)
+	begin()
 
 	r := selfReport(t, s)
 	for _, tt := range []struct {
@@ -79,20 +76,18 @@ func TestTimestampsRemembered(t *testing.T) {
 	} {
 		t.Run(tt.sysctl, func(t *testing.T) {
 			netnstest.New(t)
-			netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
-			setReuseDelay(t, time.Minute) // none of the connections takes over the port of another
+			begin := setReuse(t, 1)
 			netnstest.Sysctl(t, "ipv4/tcp_timestamps", tt.sysctl)
 			c := clientTo("198.51.100.1", "198.51.100.8:80")
 			listener := netnstest.Listen(t, c.Destination.String(), false)
 			client, server := netnstest.Pair(t, c.Client, listener)
 			netnstest.TimeWait(t, c.Client, listener, 40)
-			setReuseDelay(t, time.Millisecond)
+			begin()
 			netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
 
 			s := newScanner(t, testConfig())
 			want := func(timestamps pool.Fact, reusable int) {
 				t.Helper()
-				time.Sleep(20 * time.Millisecond)
 				for _, d := range selfReport(t, s).Destinations {
 					if d.Address != c.Destination || d.Timestamps != timestamps || d.Reusable != reusable {
 						t.Errorf("got %+v, want timestamps %v, %d reusable ports", d, timestamps, reusable)
@@ -102,6 +97,7 @@ func TestTimestampsRemembered(t *testing.T) {
 			want(tt.timestamps, tt.reusable[0])
 			netnstest.Hangup(client)
 			netnstest.Hangup(server)
+			begin()
 			want(tt.timestamps, tt.reusable[1])
 
 			s = newScanner(t, testConfig()) // knows nothing: then the sysctl decides
