@@ -3,6 +3,8 @@
 package scan
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,14 +14,13 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// finWait2Sockets makes mini-sockets in FIN_WAIT2 to a destination, on all of these ports, and waits until
-// the second of the clock has changed.
+// finWait2Sockets makes n mini-sockets in FIN_WAIT2 to a destination, in a range of ports, and waits until
+// they are old enough for tcp_tw_reuse, which is on then.
 func finWait2Sockets(t *testing.T, ports string, n int) oracleClient {
 	t.Helper()
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", ports)
-	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
-	setReuseDelay(t, time.Millisecond)
+	begin := setReuse(t, 1)
 	c := clientTo("198.51.100.1", "198.51.100.7:80")
 	listener := netnstest.Listen(t, "198.51.100.7:80", false)
 	for range n {
@@ -29,14 +30,14 @@ func finWait2Sockets(t *testing.T, ports string, n int) oracleClient {
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		d, ok := destinationOf(collect(t), c.source, c.Destination)
-		if ok && d.Ports[4] == n && d.Open <= n { // FIN_WAIT2
+		if ok && d.Ports[slices.Index(pool.States[:], pool.FinWait2)] == n {
 			break
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("no %d mini-sockets in FIN_WAIT2: %+v", n, d)
 		}
 	}
-	time.Sleep(1100 * time.Millisecond)
+	begin()
 	return c
 }
 
@@ -69,7 +70,7 @@ func TestOracleFinWait2(t *testing.T) {
 		if granted != free && granted != free+d.ReusableUnknown {
 			t.Errorf("%s: %d ports are free and %d more may be; connect() granted %d", name, free, d.ReusableUnknown, granted)
 		}
-		if !known && len(name) >= 5 && name[:5] == "tried" {
+		if !known && strings.HasPrefix(name, "tried") {
 			t.Errorf("%s: the trial did not tell", name)
 		}
 	}

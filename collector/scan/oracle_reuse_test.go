@@ -39,8 +39,13 @@ func TestOracleReuseMoment(t *testing.T) {
 			for _, read := range readers() {
 				closing := time.Duration(random.Int64N(int64(time.Second)))
 				age := time.Duration(random.Int64N(int64(1800 * time.Millisecond)))
+				if !hasReuseDelay() && round%2 == 0 { // all within one second, which a slow machine seldom does by chance
+					closing, age = 0, age/10
+				}
 				t.Run(fmt.Sprintf("%d/%s", round, read.name), func(t *testing.T) {
-					t.Parallel()
+					if hasReuseDelay() {
+						t.Parallel()
+					}
 					granted, ok := compareAt(t, read.collect, closing, age)
 					mu.Lock()
 					defer mu.Unlock()
@@ -62,11 +67,11 @@ func TestOracleReuseMoment(t *testing.T) {
 	}
 }
 
-// compareAt waits, closes connections on all ports, waits, and compares a report with what connect() grants. ok is
-// false if ports became reusable meanwhile.
+// compareAt closes connections on all ports at a time of a second, waits, and compares a report with what connect()
+// grants. ok is false if ports became reusable meanwhile.
 func compareAt(t *testing.T, collect func(*testing.T) pool.Report, closing, age time.Duration) (granted int, ok bool) {
 	t.Helper()
-	const ports = 60
+	const ports = 20
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("40000 %d", 40000+ports-1))
 	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "1")
@@ -74,7 +79,8 @@ func compareAt(t *testing.T, collect func(*testing.T) pool.Report, closing, age 
 	c := clientTo("198.51.100.1", "198.51.100.7:80")
 	listener := netnstest.Listen(t, "198.51.100.7:80", false)
 
-	time.Sleep(closing)
+	now := kernelTime(t)
+	time.Sleep(now.Truncate(time.Second) + time.Second + tick + closing - now)
 	first := kernelTime(t)
 	netnstest.TimeWait(t, c.Client, listener, ports)
 	last := kernelTime(t)
