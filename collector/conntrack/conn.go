@@ -3,7 +3,6 @@
 package conntrack
 
 import (
-	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -55,16 +54,15 @@ func (c *Conn) SetDeadline(t time.Time) { c.conn.SetDeadline(t) }
 // The kernel loads nf_conntrack and nf_conntrack_netlink for this request if it has them as
 // modules. Whoever must not load them looks for /proc/sys/net/netfilter/nf_conntrack_count first.
 func (c *Conn) Check() error {
-	if err := c.roundTrip(typeGetStats, netlink.Request, request(0), reply{typ: typeGetStats}); err != nil {
+	if err := c.roundTrip(typeGetStats, netlink.Request, reply{typ: typeGetStats}); err != nil {
 		return fmt.Errorf("conntrack: count flows: %w", err)
 	}
 	return nil
 }
 
-// Flows calls each for every TCP and UDP flow that has all bits of status: SrcNAT for those whose
-// source was changed, 0 for all. The Flow is valid until the call returns. The namespace's own flows
-// from a translated address, and those whose source NAT left as it was, are without SrcNAT, but
-// have ports of the same pools.
+// Flows calls each for every TCP and UDP flow. The Flow is valid until the call returns. The
+// namespace's own flows from a translated address, and those whose source NAT left as it was, are
+// without SrcNAT, but have ports of the same pools.
 //
 // Before an error, each may have been called for some flows: these are incomplete and must not be
 // used. A dump is not atomic: a flow that begins, ends or changes meanwhile can be missing or
@@ -76,33 +74,18 @@ func (c *Conn) Check() error {
 //
 // All namespaces share the table, so a dump takes time also where there are no flows. The kernel
 // walks it without softirqs until a datagram is full. That delays packets on this CPU, the longer the
-// fewer flows have the status.
-func (c *Conn) Flows(status Status, each func(*Flow)) error {
-	err := c.roundTrip(typeGet, netlink.Request|netlink.Dump, request(status), reply{typ: typeNew, status: status, each: each})
+// fewer flows the namespace has.
+func (c *Conn) Flows(each func(*Flow)) error {
+	err := c.roundTrip(typeGet, netlink.Request|netlink.Dump, reply{typ: typeNew, each: each})
 	if err != nil {
 		return fmt.Errorf("conntrack: dump flows: %w", err)
 	}
 	return nil
 }
 
-// request returns the body of a request about all address families, for the flows with all bits of
-// status. Kernels before 5.15 ignore the status and send all flows.
-func request(status Status) []byte {
-	b := make([]byte, sizeofGenMsg)
-	if status == 0 { // such a filter is an error
-		return b
-	}
-	for _, typ := range []uint16{attrStatus, attrStatusMask} {
-		b = binary.NativeEndian.AppendUint16(b, unix.SizeofNlAttr+4)
-		b = binary.NativeEndian.AppendUint16(b, typ)
-		b = binary.BigEndian.AppendUint32(b, uint32(status))
-	}
-	return b
-}
-
-// roundTrip sends one request and decodes the answer with r.
-func (c *Conn) roundTrip(typ netlink.HeaderType, flags netlink.HeaderFlags, body []byte, r reply) (err error) {
-	if r.seq, err = c.conn.Send(typ, flags, body); err != nil {
+// roundTrip sends one request about all address families and decodes the answer with r.
+func (c *Conn) roundTrip(typ netlink.HeaderType, flags netlink.HeaderFlags, r reply) (err error) {
+	if r.seq, err = c.conn.Send(typ, flags, make([]byte, sizeofGenMsg)); err != nil {
 		return err
 	}
 	for {

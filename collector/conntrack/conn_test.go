@@ -13,7 +13,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/internal/conntracktest"
 	"ephemeral_port_exporter/collector/internal/sockdiagtest"
 )
 
@@ -41,9 +40,9 @@ func dial(tb testing.TB) *Conn {
 }
 
 // collectFlows returns the flows of a dump.
-func collectFlows(c *Conn, status Status) ([]Flow, error) {
+func collectFlows(c *Conn) ([]Flow, error) {
 	var flows []Flow
-	err := c.Flows(status, func(f *Flow) { flows = append(flows, *f) })
+	err := c.Flows(func(f *Flow) { flows = append(flows, *f) })
 	return flows, err
 }
 
@@ -62,46 +61,18 @@ func rowTCP4(r sockdiagtest.Request) []byte { return row(r, tcp4) }
 func rowUDP6(r sockdiagtest.Request) []byte { return row(r, udp6) }
 func end(r sockdiagtest.Request) []byte     { return r.Done(0) }
 
-// TestConnRequests checks what is sent to the kernel.
-func TestConnRequests(t *testing.T) {
-	tests := []struct {
-		name   string
-		status Status
-		want   []byte
-	}{
-		{"all", 0, []byte{0, 0, 0, 0}},
-		// Lengths and types are in native order, the values in network order.
-		{"source NAT", SrcNAT, slices.Concat([]byte{0, 0, 0, 0}, attr(8, 3, 0, 0, 0, 0x10), attr(8, 26, 0, 0, 0, 0x10))},
+// TestConnRequest checks what is sent to the kernel.
+func TestConnRequest(t *testing.T) {
+	asked := make(chan sockdiagtest.Request, 1)
+	c := fakeConn(t, func(r sockdiagtest.Request) [][]byte {
+		asked <- r
+		return [][]byte{end(r)}
+	})
+	if err := c.Flows(func(*Flow) {}); err != nil {
+		t.Fatal(err)
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			asked := make(chan sockdiagtest.Request, 1)
-			c := fakeConn(t, func(r sockdiagtest.Request) [][]byte {
-				asked <- r
-				return [][]byte{end(r)}
-			})
-			if err := c.Flows(tt.status, func(*Flow) {}); err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(sockdiagtest.Request{Type: 0x101, Sequence: 1, Body: tt.want}, <-asked); diff != "" {
-				t.Errorf("request (-want +got):\n%s", diff)
-			}
-		})
-	}
-}
-
-// TestConnFilters checks that flows without the status are left out even if the kernel sends them,
-// as it does before Linux 5.15.
-func TestConnFilters(t *testing.T) {
-	plain := with(tcp4, func(f *conntracktest.Flow) { f.Status &^= uint32(SrcNAT) })
-	c := fakeConn(t, answers(rowTCP4, func(r sockdiagtest.Request) []byte { return row(r, plain) }, rowUDP6, end))
-	for _, tt := range []struct {
-		status Status
-		want   int
-	}{{SrcNAT, 2}, {SrcNAT | DstNAT, 1}, {0, 3}} {
-		if flows, err := collectFlows(c, tt.status); err != nil || len(flows) != tt.want {
-			t.Errorf("status %#x: %d flows, %v, want %d", tt.status, len(flows), err, tt.want)
-		}
+	if diff := cmp.Diff(sockdiagtest.Request{Type: 0x101, Sequence: 1, Body: []byte{0, 0, 0, 0}}, <-asked); diff != "" {
+		t.Errorf("request (-want +got):\n%s", diff)
 	}
 }
 
@@ -136,7 +107,7 @@ func TestConnErrors(t *testing.T) {
 				timeout = 100 * time.Millisecond
 			}
 			c.SetDeadline(time.Now().Add(timeout))
-			_, err := collectFlows(c, SrcNAT)
+			_, err := collectFlows(c)
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("got %v, want %v that says %q", err, tt.want, tt.text)
 			} else if !strings.HasPrefix(err.Error(), "conntrack: dump flows: ") {
@@ -220,7 +191,7 @@ func TestConnAllocations(t *testing.T) {
 			c := NewConn(fd, make([]byte, BufferSize))
 			defer c.Close()
 			flows := 0
-			if err := c.Flows(SrcNAT, func(*Flow) { flows++ }); err != nil || flows != 10*datagrams {
+			if err := c.Flows(func(*Flow) { flows++ }); err != nil || flows != 10*datagrams {
 				t.Fatalf("%d flows, %v", flows, err)
 			}
 		})

@@ -30,7 +30,6 @@ const (
 	attrTimeout    = 7  // CTA_TIMEOUT
 	attrMark       = 8  // CTA_MARK
 	attrZone       = 18 // CTA_ZONE
-	attrStatusMask = 26 // CTA_STATUS_MASK
 
 	attrTupleIP    = 1 // CTA_TUPLE_IP
 	attrTupleProto = 2 // CTA_TUPLE_PROTO
@@ -51,10 +50,9 @@ const (
 
 // A reply decodes the datagrams that answer one request.
 type reply struct {
-	typ    netlink.HeaderType // of every row
-	seq    uint32             // of the request
-	status Status             // that a flow must have
-	each   func(*Flow)        // nil: a row of any kind ends the answer
+	typ  netlink.HeaderType // of every row
+	seq  uint32             // of the request
+	each func(*Flow)        // nil: a row of any kind ends the answer
 
 	flow Flow // the argument of each
 }
@@ -75,7 +73,7 @@ func (r *reply) datagram(b []byte) (done bool, err error) {
 			if err != nil {
 				return false, err
 			}
-			if ok && r.flow.Status&r.status == r.status {
+			if ok {
 				r.each(&r.flow)
 			}
 		case netlink.Done:

@@ -193,50 +193,47 @@ func TestReply(t *testing.T) {
 	tests := []struct {
 		name     string
 		datagram []byte
-		status   Status
 		done     bool
 		want     []Flow
 	}{
-		{"nothing", nil, 0, false, nil},
-		{"end", r.Done(0), 0, true, nil},
-		{"noop", r.Message(unix.NLMSG_NOOP, 0, nil), 0, false, nil},
-		{"unknown family", patch(whole, 16, unix.AF_BRIDGE), 0, false, nil},
-		{"TCP", whole, 0, false, []Flow{wantTCP4}},
-		{"UDP over IPv6", row(r, udp6), 0, false, []Flow{wantUDP6}},
-		{"ICMP", r.Message(uint16(typeNew), 0, append([]byte{unix.AF_INET, 0, 0, 0}, icmp...)), 0, false, nil},
-		{"SCTP", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Protocol = unix.IPPROTO_SCTP })), 0, false, nil},
-		{"UDP-Lite", row(r, with(udp6, func(f *conntracktest.Flow) { f.Protocol = unix.IPPROTO_UDPLITE })), 0, false, nil},
-		{"filtered", patch(whole, 6, 0x22), 0, false, []Flow{wantTCP4}}, // NLM_F_DUMP_FILTERED
-		{"unknown attribute", and(attr(9, 99, 1, 2, 3, 4, 5, 0, 0, 0)), 0, false, []Flow{wantTCP4}},
-		{"no padding at the end", r.Message(uint16(typeNew), 0, append(tcp4.Body(), attr(5, 99, 1)...)), 0, false, []Flow{wantTCP4}},
-		{"unknown state", and(nest(4, nest(1, attr(5, 1, 200, 0, 0, 0)))), 0, false, changed(func(f *Flow) { f.State = 200 })},
-		{"no TCP state", and(nest(4, nest(1))), 0, false, changed(func(f *Flow) { f.State = None })},
-		{"longer status", and(attr(12, 3, 0, 0, 0, 0x10, 1, 2, 3, 4)), 0, false, changed(func(f *Flow) { f.Status = SrcNAT })},
-		{"longest timeout", and(attr(8, 7, 255, 255, 255, 255)), 0, false, changed(func(f *Flow) { f.Expires = (1<<32 - 1) * time.Second })},
+		{"nothing", nil, false, nil},
+		{"end", r.Done(0), true, nil},
+		{"noop", r.Message(unix.NLMSG_NOOP, 0, nil), false, nil},
+		{"unknown family", patch(whole, 16, unix.AF_BRIDGE), false, nil},
+		{"TCP", whole, false, []Flow{wantTCP4}},
+		{"UDP over IPv6", row(r, udp6), false, []Flow{wantUDP6}},
+		{"ICMP", r.Message(uint16(typeNew), 0, append([]byte{unix.AF_INET, 0, 0, 0}, icmp...)), false, nil},
+		{"SCTP", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Protocol = unix.IPPROTO_SCTP })), false, nil},
+		{"UDP-Lite", row(r, with(udp6, func(f *conntracktest.Flow) { f.Protocol = unix.IPPROTO_UDPLITE })), false, nil},
+		{"another flag", patch(whole, 6, 0x22), false, []Flow{wantTCP4}}, // NLM_F_DUMP_FILTERED
+		{"unknown attribute", and(attr(9, 99, 1, 2, 3, 4, 5, 0, 0, 0)), false, []Flow{wantTCP4}},
+		{"no padding at the end", r.Message(uint16(typeNew), 0, append(tcp4.Body(), attr(5, 99, 1)...)), false, []Flow{wantTCP4}},
+		{"unknown state", and(nest(4, nest(1, attr(5, 1, 200, 0, 0, 0)))), false, changed(func(f *Flow) { f.State = 200 })},
+		{"no TCP state", and(nest(4, nest(1))), false, changed(func(f *Flow) { f.State = None })},
+		{"longer status", and(attr(12, 3, 0, 0, 0, 0x10, 1, 2, 3, 4)), false, changed(func(f *Flow) { f.Status = SrcNAT })},
+		{"longest timeout", and(attr(8, 7, 255, 255, 255, 255)), false, changed(func(f *Flow) { f.Expires = (1<<32 - 1) * time.Second })},
 		{
-			"zone", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Zone = 0x1234 })), 0, false,
+			"zone", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Zone = 0x1234 })), false,
 			changed(func(f *Flow) { f.OriginalZone, f.ReplyZone = 0x1234, 0x1234 }),
 		},
 		{
-			"zone of one direction", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Original.Zone = 5 })), 0, false,
+			"zone of one direction", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Original.Zone = 5 })), false,
 			changed(func(f *Flow) { f.OriginalZone = 5 }),
 		},
 		{
-			"zone of the other direction", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Reply.Zone = 6 })), 0, false,
+			"zone of the other direction", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Reply.Zone = 6 })), false,
 			changed(func(f *Flow) { f.ReplyZone = 6 }),
 		},
-		{"two and the end", slices.Concat(row(r, udp6), whole, r.Done(0)), 0, true, []Flow{wantUDP6, wantTCP4}},
+		{"two and the end", slices.Concat(row(r, udp6), whole, r.Done(0)), true, []Flow{wantUDP6, wantTCP4}},
 		{
-			"nothing of one flow in the next", slices.Concat(row(r, with(tcp4, func(f *conntracktest.Flow) { f.Zone = 9 })), row(r, udp6)), 0, false,
+			"nothing of one flow in the next", slices.Concat(row(r, with(tcp4, func(f *conntracktest.Flow) { f.Zone = 9 })), row(r, udp6)), false,
 			append(changed(func(f *Flow) { f.OriginalZone, f.ReplyZone = 9, 9 }), wantUDP6),
 		},
-		{"status", whole, SrcNAT | DstNAT, false, []Flow{wantTCP4}},
-		{"only a part of the status", row(r, udp6), SrcNAT | DstNAT, false, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []Flow
-			reply := reply{typ: typeNew, seq: 7, status: tt.status, each: func(f *Flow) { got = append(got, *f) }}
+			reply := reply{typ: typeNew, seq: 7, each: func(f *Flow) { got = append(got, *f) }}
 			done, err := reply.datagram(tt.datagram)
 			if done != tt.done || err != nil {
 				t.Errorf("got %v, %v, want %v", done, err, tt.done)
@@ -272,14 +269,14 @@ func FuzzFlow(f *testing.F) {
 	f.Add(r.Error(unix.EINVAL))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		flows := 0
-		reply := reply{typ: typeNew, seq: 7, status: SrcNAT, each: func(f *Flow) {
+		reply := reply{typ: typeNew, seq: 7, each: func(f *Flow) {
 			flows++
 			for _, end := range []netip.AddrPort{f.Original.Source, f.Original.Destination, f.Reply.Source, f.Reply.Destination} {
 				if !end.IsValid() || end.Addr().Zone() != "" {
 					t.Errorf("impossible flow %+v", f)
 				}
 			}
-			if f.Protocol != TCP && f.Protocol != UDP || f.Status&SrcNAT == 0 || f.Expires < 0 {
+			if f.Protocol != TCP && f.Protocol != UDP || f.Expires < 0 {
 				t.Errorf("impossible flow %+v", f)
 			}
 		}}

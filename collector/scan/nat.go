@@ -150,7 +150,7 @@ func (s *Scanner) fillNATTable(deadline time.Time) (*pool.NATTable, error) {
 	defer conn.Close()
 	table := pool.NewNATTable(settings)
 	var row pool.NATFlow
-	err = conn.Flows(0, func(f *conntrack.Flow) {
+	err = conn.Flows(func(f *conntrack.Flow) {
 		// Other flows that are not translated keep an address that is not ours: they take no port of a pool.
 		if f.Status&conntrack.SrcNAT != 0 || own[f.Original.Source.Addr()] {
 			setNATRow(&row, f)
