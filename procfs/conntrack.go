@@ -92,17 +92,18 @@ func (fs *FS) openNetfilter() (directory, error) {
 	return fs.open(filepath.Join(fs.mount, "sys/net/netfilter"))
 }
 
-// A ConntrackStats counts what connection tracking did with packets. The kernel has a counter of 32
-// bits for each CPU, so that a sum can also become smaller.
+// ConntrackStats count what connection tracking did with packets. The kernel has a counter of 32 bits for
+// each CPU, which begins anew behind 4294967295. So there is a value for each CPU that the host can have,
+// online or not, always in the same order.
 type ConntrackStats struct {
-	InsertFailed uint64 // first packets dropped because another flow has the same ends: NAT had no free port, or a race
-	Dropped      uint64 // packets dropped because of that, or because the table was full
-	EarlyDropped uint64 // flows dropped for new ones because the table was full
+	InsertFailed []uint32 // first packets dropped because another flow has the same ends: NAT had no free port, or a race
+	Dropped      []uint32 // packets dropped because of that, or because the table was full
+	EarlyDropped []uint32 // flows dropped for new ones because the table was full
 }
 
-// ConntrackStats returns the counters of the calling thread's network namespace, summed over the
-// CPUs: /proc/thread-self/net/stat/nf_conntrack. The error is fs.ErrNotExist as for Conntrack, and
-// with CONFIG_NF_CONNTRACK_PROCFS=n.
+// ConntrackStats returns the counters of the calling thread's network namespace:
+// /proc/thread-self/net/stat/nf_conntrack. The error is fs.ErrNotExist as for Conntrack, and with
+// CONFIG_NF_CONNTRACK_PROCFS=n.
 func (fs *FS) ConntrackStats() (ConntrackStats, error) {
 	const file = "stat/nf_conntrack"
 	net, err := fs.openNet()
@@ -155,13 +156,13 @@ func parseConntrackEntries(content string) (int, bool) {
 	return int(n), err == nil && strings.HasPrefix(header, "entries ")
 }
 
-// parseConntrackStats sums hexadecimal columns. The first line has their names. Which columns there
+// parseConntrackStats returns hexadecimal columns. The first line has their names. Which columns there
 // are depends on the kernel's version.
 func parseConntrackStats(content string) (ConntrackStats, bool) {
 	header, lines, _ := strings.Cut(content, "\n")
 	names := strings.Fields(header)
 	var s ConntrackStats
-	for name, sum := range map[string]*uint64{"insert_failed": &s.InsertFailed, "drop": &s.Dropped, "early_drop": &s.EarlyDropped} {
+	for name, counter := range map[string]*[]uint32{"insert_failed": &s.InsertFailed, "drop": &s.Dropped, "early_drop": &s.EarlyDropped} {
 		column := slices.Index(names, name)
 		if column < 0 || lines == "" {
 			return ConntrackStats{}, false
@@ -175,7 +176,7 @@ func parseConntrackStats(content string) (ConntrackStats, bool) {
 			if err != nil {
 				return ConntrackStats{}, false
 			}
-			*sum += n
+			*counter = append(*counter, uint32(n))
 		}
 	}
 	return s, true

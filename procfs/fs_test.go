@@ -212,8 +212,8 @@ func TestRead(t *testing.T) {
 		{"sys/net/netfilter/nf_conntrack_buckets", "65536\n", Conntrack{Entries: 1000, Limit: 1001, Buckets: 65536}},
 		{"sys/net/netfilter/nf_conntrack_tcp_timeout_established", "432000\n", ConntrackTimeouts{120 * time.Hour, 1001 * time.Second, 1002 * time.Second, 1003 * time.Second}},
 		{"sys/net/netfilter/nf_conntrack_udp_timeout", "30\n", ConntrackTimeouts{1000 * time.Second, 1001 * time.Second, 30 * time.Second, 1003 * time.Second}},
-		{"thread-self/net/stat/nf_conntrack", conntrack, ConntrackStats{InsertFailed: 15 + 1<<32 - 1, Dropped: 16 + 1<<32 - 1, EarlyDropped: 3}},
-		{"thread-self/net/stat/nf_conntrack", "drop early_drop future insert_failed\n1 2 x 3\n", ConntrackStats{InsertFailed: 3, Dropped: 1, EarlyDropped: 2}},
+		{"thread-self/net/stat/nf_conntrack", conntrack, ConntrackStats{[]uint32{15, 1<<32 - 1}, []uint32{16, 1<<32 - 1}, []uint32{1, 2}}},
+		{"thread-self/net/stat/nf_conntrack", "drop early_drop future insert_failed\n1 2 x 3\n", ConntrackStats{[]uint32{3}, []uint32{1}, []uint32{2}}},
 		{"sys/net/ipv4/ip_local_port_range", "32768\t60999\n", PortRange{32768, 60999}},
 		{"sys/net/ipv4/ip_local_port_range", "1024 1024", PortRange{1024, 1024}},
 		{"sys/net/ipv4/ip_local_reserved_ports", "\n", []PortRange(nil)},
@@ -264,6 +264,7 @@ func TestKernel(t *testing.T) {
 	setSysctl(t, "netfilter/nf_conntrack_tcp_timeout_time_wait", "12")
 	setSysctl(t, "netfilter/nf_conntrack_udp_timeout", "13")
 	setSysctl(t, "netfilter/nf_conntrack_udp_timeout_stream", "14")
+	unused := make([]uint32, possibleCPUs(t))
 	want := map[string]any{
 		"sys/net/ipv4/ip_local_port_range": PortRange{41000, 41999},
 		"sys/net/ipv4/tcp_tw_reuse":        1,
@@ -274,7 +275,7 @@ func TestKernel(t *testing.T) {
 		"thread-self/net/netstat":          uint64(0),
 
 		"sys/net/netfilter/nf_conntrack_udp_timeout": ConntrackTimeouts{11 * time.Second, 12 * time.Second, 13 * time.Second, 14 * time.Second},
-		"thread-self/net/stat/nf_conntrack":          ConntrackStats{},
+		"thread-self/net/stat/nf_conntrack":          ConntrackStats{unused, unused, unused},
 	}
 	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay"); err == nil {
 		setSysctl(t, "ipv4/tcp_tw_reuse_delay", "250")
@@ -365,7 +366,7 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		parseSockstat(content, "TCP:", "tw")
-		if s, ok := parseConntrackStats(content); !ok && s != (ConntrackStats{}) {
+		if s, ok := parseConntrackStats(content); len(s.InsertFailed) != len(s.Dropped) || len(s.Dropped) != len(s.EarlyDropped) || ok != (len(s.Dropped) > 0) {
 			t.Errorf("conntrack %+v", s)
 		}
 		if n, ok := parseConntrackEntries(content); ok && n < 0 {

@@ -11,7 +11,8 @@ import (
 )
 
 // A knownNamespace is what a Scanner remembers of another network namespace as long as that
-// exists. It decides how the next scan proceeds, and is never exported as a number.
+// exists. It decides how the next scan proceeds. Of it, only how often the kernel's counters began anew
+// is part of exported numbers.
 type knownNamespace struct {
 	inode     uint64
 	label     string
@@ -24,7 +25,8 @@ type knownNamespace struct {
 	natBusy      bool   // in the last scan that entered it: it tracked many flows
 	natCollected uint64 // number of the last scan that began to read its flows
 
-	learned pool.Knowledge // about its clients and peers
+	learned  pool.Knowledge // about its clients and peers
+	counters conntrackCounters
 
 	owner    Owner
 	ownerPID int   // the process of owner.Owner

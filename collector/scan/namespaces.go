@@ -233,6 +233,6 @@ func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time
 		return netns.ErrGone // another namespace has its inode now
 	}
 	c.Outcome, c.known.collected = Collected, s.scans
-	s.addConntrack(&c.Namespace)
+	s.addConntrack(&c.Namespace, &c.known.counters)
 	return s.collect(&c.Namespace, &c.known.learned, deadline)
 }

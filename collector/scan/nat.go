@@ -17,7 +17,6 @@ import (
 	"ephemeral_port_exporter/collector/internal/capability"
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
-	"ephemeral_port_exporter/procfs"
 )
 
 const (
@@ -78,33 +77,6 @@ func takesOver(release string) bool {
 		return false
 	}
 	return major > 6 || major == 6 && minor >= 5
-}
-
-// readConntrack returns the size and the counters of the calling thread's namespace, or nil if it has
-// no connection tracking.
-func readConntrack(proc *procfs.FS) (*Conntrack, error) {
-	size, err := proc.Conntrack()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	} else if err != nil {
-		return nil, err
-	}
-	c := &Conntrack{Entries: size.Entries, Limit: size.Limit}
-	stats, err := proc.ConntrackStats()
-	if errors.Is(err, fs.ErrNotExist) {
-		return c, nil
-	} else if err != nil {
-		return nil, err
-	}
-	c.Counted = true
-	c.InsertFailed, c.Dropped, c.EarlyDropped = stats.InsertFailed, stats.Dropped, stats.EarlyDropped
-	return c, nil
-}
-
-// addConntrack reads what the calling thread's namespace tells of connection tracking without a
-// privilege.
-func (s *Scanner) addConntrack(n *Namespace) {
-	n.Conntrack, n.ConntrackErr = readConntrack(s.proc)
 }
 
 // addNAT counts the ports of source NAT in the calling thread's namespace. Nothing is known of one
@@ -272,7 +244,7 @@ func (s *Scanner) collectNATFrom(v *netns.Visitor, c *candidate, deadline time.T
 		return netns.ErrGone
 	}
 	c.known.natCollected = s.scans
-	s.addConntrack(&c.Namespace)
+	s.addConntrack(&c.Namespace, &c.known.counters)
 	s.addNAT(&c.Namespace, deadline)
 	return nil
 }

@@ -49,7 +49,8 @@ type Scanner struct {
 	scans    uint64
 
 	timeWait timeWaitCheck
-	noUDP    bool // it was logged that the kernel cannot list UDP sockets
+	counters conntrackCounters // of our own namespace
+	noUDP    bool              // it was logged that the kernel cannot list UDP sockets
 }
 
 // New returns a Scanner. The error names the capabilities that cfg needs and the process does not
@@ -219,7 +220,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 		selfDeadline = now.Add(natDeadline.Sub(now) / 2) // the other half is for source NAT
 	}
 	self := s.collectSelf(selfDeadline)
-	s.addConntrack(&self)
+	s.addConntrack(&self, &s.counters)
 	if s.cfg.SNAT {
 		s.addNAT(&self, natDeadline)
 	}

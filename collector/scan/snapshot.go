@@ -74,7 +74,8 @@ type Conntrack struct {
 	Entries int // flows
 	Limit   int // of flows; 0 if there is none, or if it is hidden
 
-	// The counters are not known without CONFIG_NF_CONNTRACK_PROCFS. Each is a sum of counters of 32 bits.
+	// The counters are not known without CONFIG_NF_CONNTRACK_PROCFS. They begin at the kernel's sum of counters
+	// of 32 bits, one for each CPU, and lose nothing when one of these begins anew.
 	Counted      bool
 	InsertFailed uint64 // first packets of flows that were dropped because NAT had no free port, or lost a race for it
 	Dropped      uint64 // packets that were dropped because of that, or because the table was full
