@@ -58,14 +58,17 @@ func newNetwork(t *testing.T, rules string) network {
 	}
 	netnstest.Sysctl(t, "ipv4/ip_forward", "1")
 	netnstest.Sysctl(t, "ipv6/conf/all/forwarding", "1")
-	// Nothing expires on a slow machine.
-	netnstest.Sysctl(t, "netfilter/nf_conntrack_tcp_timeout_close", "600")
-	netnstest.Sysctl(t, "netfilter/nf_conntrack_udp_timeout", "600")
 	nft := exec.Command("nft", "-f", "-")
 	nft.Stdin = strings.NewReader(rules)
 	if out, err := nft.CombinedOutput(); err != nil {
 		t.Fatalf("nft: %v: %s", err, out)
 	}
+	if err := dial(t).Check(); err != nil { // the kernel loads connection tracking
+		t.Fatal(err)
+	}
+	// Nothing expires on a slow machine.
+	netnstest.Sysctl(t, "netfilter/nf_conntrack_tcp_timeout_close", "600")
+	netnstest.Sysctl(t, "netfilter/nf_conntrack_udp_timeout", "600")
 	return n
 }
 
