@@ -58,13 +58,17 @@ func (g *Groups) Complete() (bool, error) {
 
 // Find returns the control groups with these numbers. If some are not known yet, it searches for
 // them, once and not after the deadline. The error says why the search is not complete; then the
-// next one may find more. Without Groups, they have no paths.
+// next one may find more. Without Groups, only the root has a path: where cgroup2 is not mounted, all
+// processes and sockets belong to it.
 func (g *Groups) Find(ids []uint64, deadline time.Time) (map[uint64]Group, error) {
 	found := make(map[uint64]Group, len(ids))
 	for _, id := range ids {
 		found[id] = unnamed(id)
 	}
 	if g == nil {
+		if _, ok := found[rootInode]; ok {
+			found[rootInode] = newGroup("/")
+		}
 		return found, nil
 	}
 	unknown := map[uint64]bool{}

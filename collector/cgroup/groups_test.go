@@ -238,6 +238,17 @@ func TestOpenVersion1(t *testing.T) {
 	}
 }
 
+// TestFindVersion1 checks that the root has the same path without a mount as in one.
+func TestFindVersion1(t *testing.T) {
+	var g *Groups
+	if diff := cmp.Diff([]string{"/", "cgroup-2"}, find(t, g, rootInode, 2)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if found, err := g.Find(nil, time.Time{}); err != nil || len(found) != 0 {
+		t.Errorf("got %v, %v for none", found, err)
+	}
+}
+
 // FuzzNewGroup makes control groups with any paths: tenants choose the names of their own.
 func FuzzNewGroup(f *testing.F) {
 	f.Add("/kubepods.slice/cri-containerd-" + testContainer + ".scope")

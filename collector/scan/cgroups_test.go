@@ -18,6 +18,7 @@ import (
 
 	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
 )
 
 // A cgroupTree is a control group of a test, in a cgroup2 mount of its own.
@@ -123,6 +124,37 @@ func TestOwnersKernel(t *testing.T) {
 	}
 	want["192.0.2.3:443"] = fmt.Sprintf("cgroup-%d 3", id)
 	check(want)
+}
+
+// TestOwnersRoot has a process in no control group but the root: the kernel gives its sockets the number of the
+// root, also on a host that has control groups of version 1 only, and the path is "/" with a mount and without.
+func TestOwnersRoot(t *testing.T) {
+	netnstest.New(t)
+	mount := netnstest.Cgroups(t)
+	var st unix.Stat_t
+	if err := unix.Stat(mount, &st); err != nil {
+		t.Fatal(err)
+	}
+	client := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:443")}
+	netnstest.HoldInCgroup(t, mount, netnstest.Holding{Client: client, Count: 3})
+	cfg := testConfig()
+	cfg.Cgroup = mount
+	s := newScanner(t, cfg)
+	snapshot := s.Scan(t.Context())
+	owners := snapshot.Namespaces[0].Report.Destinations[0].Owners
+	if len(owners) != 1 || owners[0] != (pool.Owner{Cgroup: st.Ino, Ports: 3}) {
+		t.Fatalf("owners %+v, want the root, %d", owners, st.Ino)
+	}
+	if got := snapshot.Resolve(owners); got[0].Path != "/" {
+		t.Errorf("path %q", got[0].Path)
+	}
+	if whole, err := s.cgroups.Complete(); !whole || err != nil {
+		return // in a cgroup namespace, the mount has another root
+	}
+	var unmounted *cgroup.Groups
+	if found, err := unmounted.Find([]uint64{owners[0].Cgroup}, time.Time{}); err != nil || found[owners[0].Cgroup].Path != "/" {
+		t.Errorf("without a mount: %v, %v", found, err)
+	}
 }
 
 // TestOwnersNamespaces checks the owners of connections in another network namespace.
