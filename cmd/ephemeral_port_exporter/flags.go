@@ -41,6 +41,7 @@ type flags struct {
 	connectFailures *bool
 	snat            *bool
 	snatPorts       *pool.PortRange
+	snatTakeover    *bool
 
 	procfs         *string
 	cgroup         *string
@@ -81,6 +82,8 @@ func addFlags(app *kingpin.Application) *flags {
 			"Count the ports that source NAT (masquerading) uses, by translated address and destination. Needs CAP_NET_ADMIN.").Bool(),
 		snatPorts: portRangeFlag(app, "snat.port-range",
 			"Ports that source NAT chooses from: those of the rule, or the default if it names none. Clients with a port below 1024 have pools of their own, which are not counted.", defaultSNATPorts),
+		snatTakeover: app.Flag("snat.takeover",
+			"New TCP connections take over the ports of closed ones, as since Linux 6.5: for an older kernel that has this as a backport. Wrongly set, it makes ports look free that are not.").Bool(),
 
 		procfs: app.Flag("path.procfs",
 			"Mount point of procfs.").Default("/proc").String(),
@@ -122,8 +125,9 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 		Exact:           *f.exact,
 		ConnectFailures: *f.connectFailures,
 
-		SNAT:      *f.snat,
-		SNATPorts: *f.snatPorts,
+		SNAT:         *f.snat,
+		SNATPorts:    *f.snatPorts,
+		SNATTakeover: *f.snatTakeover,
 	}
 }
 
@@ -257,6 +261,9 @@ func (f *flags) validate() error {
 	}
 	if ports := (portRange{value: f.snatPorts}).String(); ports != defaultSNATPorts && !*f.snat {
 		return fmt.Errorf("--snat.port-range=%s: has no effect without --snat", ports)
+	}
+	if *f.snatTakeover && !*f.snat {
+		return errors.New("--snat.takeover: has no effect without --snat")
 	}
 	if *f.status && *f.connectFailures {
 		return errors.New("--connect-failures: has no effect with --status, as it counts from its start on")

@@ -171,6 +171,7 @@ func TestBadFlags(t *testing.T) {
 		{"--snat.port-range=40100-40000", "--snat.port-range=40100-40000: must be two ports from 1 to 65535"},
 		{"--snat.port-range=1024-65536", "--snat.port-range=1024-65536: must be two ports from 1 to 65535"},
 		{"--snat.port-range=40000-40099", "--snat.port-range=40000-40099: has no effect without --snat"},
+		{"--snat.takeover", "--snat.takeover: has no effect without --snat"},
 		{"--no-such-flag", "unknown long flag '--no-such-flag'"},
 		{"--log.level=loud", "--log.level=loud: unrecognized log level"},
 		{"--log.format=xml", "--log.format=xml: unrecognized log format"},

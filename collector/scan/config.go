@@ -45,6 +45,10 @@ type Config struct {
 
 	SNAT      bool           // count the ports of source NAT
 	SNATPorts pool.PortRange // that its rules choose from
+
+	// SNATTakeover says that the kernel takes over the ports of closed flows although its release is
+	// older than that, see pool.NATSettings.
+	SNATTakeover bool
 }
 
 // othersInScope reports whether the scope has namespaces besides the process's own.

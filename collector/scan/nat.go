@@ -43,7 +43,11 @@ func (s *Scanner) openNAT() error {
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("read the version of the kernel with uname: %w", err)
 	}
-	s.natTakesOver = takesOver(unix.ByteSliceToString(uts.Release[:]))
+	release := unix.ByteSliceToString(uts.Release[:])
+	s.natTakesOver = s.cfg.SNATTakeover || takesOver(release)
+	if !s.natTakesOver {
+		s.cfg.Logger.Info("Ports of closed TCP connections count as held by source NAT: Linux takes them over since 6.5, see --snat.takeover for older kernels that do", "release", release)
+	}
 
 	if _, err := s.proc.Conntrack(); errors.Is(err, fs.ErrNotExist) {
 		s.cfg.Logger.Warn("The kernel tracks no flows, so there is no source NAT to watch; scans look again", "err", err)
@@ -69,8 +73,11 @@ func (s *Scanner) natError(err error) error {
 	return nil
 }
 
-// takesOver reports whether a kernel has nf_nat_used_tuple_harder, which takes over the ports of
-// closed flows.
+// takesOver reports whether each kernel of a release takes over the ports of closed flows: mainline
+// commit 458972550287 of Linux 6.5 (nf_nat_used_tuple_harder). A distribution can have it in an older
+// kernel. That does not show: the compiler inlines the function, so it is in no list of symbols, and ctnetlink
+// does not get as far, as its new flows are not in SYN_SENT. Only packets through a rule tell, in a network
+// namespace that CAP_NET_ADMIN alone may not make. So closed flows then count as held, which is the worse case.
 func takesOver(release string) bool {
 	var major, minor int
 	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n < 2 {

@@ -21,6 +21,7 @@ import (
 
 	"ephemeral_port_exporter/collector/conntrack"
 	"ephemeral_port_exporter/collector/internal/conntracktest"
+	"ephemeral_port_exporter/collector/internal/nattest"
 	"ephemeral_port_exporter/collector/internal/sockdiagtest"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
@@ -148,7 +149,7 @@ func newFakeHost(t *testing.T, proc string) *fakeHost {
 	t.Helper()
 	h := &fakeHost{}
 	cfg := testConfig()
-	cfg.Proc, cfg.SNAT, cfg.SNATPorts = proc, true, range64
+	cfg.Proc, cfg.SNAT, cfg.SNATPorts, cfg.SNATTakeover = proc, true, range64, true
 	cfg.Logger = slog.New(slog.NewTextHandler(&h.log, nil))
 	h.Scanner = newScanner(t, cfg)
 	h.dial = func(buffer []byte) (*sockdiag.Conn, error) {
@@ -460,6 +461,24 @@ func TestNATRow(t *testing.T) {
 		row := pool.NATFlow{Zone: 99, SNAT: true, State: pool.NATLastAck} // of the flow before
 		if setNATRow(&row, &f); row != want {
 			t.Errorf("%+v: got %+v, want %+v", f, row, want)
+		}
+	}
+}
+
+// TestTakesOverKernel compares what a Scanner assumes with what this kernel does to packets. What it assumes to
+// be held, it logs.
+func TestTakesOverKernel(t *testing.T) {
+	want := nattest.TakesOver(t)
+	for _, backport := range []bool{false, true} {
+		var log bytes.Buffer
+		cfg := testConfig()
+		cfg.SNAT, cfg.SNATPorts, cfg.SNATTakeover = true, range64, backport
+		cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		if got := newScanner(t, cfg).natTakesOver; got != (want || backport) {
+			t.Errorf("SNATTakeover %v: assumes %v, the kernel does %v", backport, got, want)
+		}
+		if logged := strings.Contains(log.String(), "see --snat.takeover"); logged != !(want || backport) {
+			t.Errorf("SNATTakeover %v, the kernel does %v: log %q", backport, want, &log)
 		}
 	}
 }

@@ -5,9 +5,29 @@ package nattest
 import (
 	"net/netip"
 	"slices"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
+
+// TakesOver reports whether a new connection gets the port of a closed one on this kernel: it makes a
+// gateway that has only one port, and sends packets through it.
+func TakesOver(t *testing.T) (granted bool) {
+	t.Helper()
+	t.Run("does the kernel take over", func(t *testing.T) {
+		g := New(t, Postrouting("masquerade to :40000"))
+		to := netip.AddrPortFrom(Host(Servers4, 0), 80)
+		open := func(state State, client int, seq uint32) bool {
+			_, granted := g.Open(state, netip.AddrPortFrom(Host(Clients4, client), 20000), to, seq)
+			return granted
+		}
+		if !open(TimeWait, 0, 1) || open(SynSent, 1, 0) {
+			t.Fatal("a closed flow does not hold the only port against a connection with an earlier sequence number")
+		}
+		granted = open(SynSent, 2, 1<<30)
+	})
+	return granted
+}
 
 // A State is a state of a TCP flow (enum tcp_conntrack of uapi/linux/netfilter/nf_conntrack_tcp.h),
 // by its name in /proc/net/nf_conntrack.

@@ -17,6 +17,7 @@ import (
 // find none, for arrangements of ports that the kernel made.
 func TestSearchFailure(t *testing.T) {
 	const low = 40000
+	takesOver := nattest.TakesOver(t)
 	for _, tt := range []struct{ ports, free, timeWait int }{
 		{ports: 128, timeWait: 1},
 		{ports: 200, free: 5},
@@ -51,7 +52,7 @@ func TestSearchFailure(t *testing.T) {
 				tt.timeWait--
 			}
 
-			table := pool.NewNATTable(pool.NATSettings{PortRange: portRange, TakesOver: true})
+			table := pool.NewNATTable(pool.NATSettings{PortRange: portRange, TakesOver: takesOver})
 			for port, state := range flows {
 				table.Add(&pool.NATFlow{
 					Protocol: pool.TCP, State: state, SNAT: true,
