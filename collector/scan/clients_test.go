@@ -76,6 +76,64 @@ func selfReport(t *testing.T, s *Scanner) pool.Report {
 	return n.Report
 }
 
+// TestOwnRange has clients with a range of their own (IP_LOCAL_PORT_RANGE). Linux 6.8 and later give them ports in
+// no order (207184853dbd), so they are taken for clients that bind. Earlier kernels take the ports with the parity
+// of the low end of that range first. Before 6.3, they do not have the option.
+func TestOwnRange(t *testing.T) {
+	for _, low := range []uint16{40100, 40101} {
+		t.Run(fmt.Sprint(low), func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40999")
+			client := clientTo("198.51.100.1", "198.51.100.9:443")
+			client.Low, client.High = low, 40899
+			fd, err := client.Connect()
+			if errors.Is(err, unix.ENOPROTOOPT) {
+				return
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			netnstest.CloseRepaired(fd)
+
+			s := newScanner(t, testConfig())
+			l := newLoad(t)
+			for range 10 {
+				selfReport(t, s)
+				l.connect(client.Client, 20)
+			}
+			bound, held, parity := selfReport(t, s).BoundPorts, len(l.open), 0
+			for _, fd := range l.open {
+				sa, err := unix.Getsockname(fd)
+				if err != nil {
+					t.Fatal(err)
+				}
+				port := sa.(*unix.SockaddrInet4).Port
+				if port < int(low) || port > 40899 {
+					t.Errorf("port %d", port)
+				}
+				if port%2 == int(low)%2 {
+					parity++
+				}
+			}
+			t.Logf("%d of %d ports have the parity of %d, %d are taken for bound", parity, held, low, bound)
+			switch {
+			case held != 200:
+				t.Errorf("%d connections", held)
+			case parity == held: // before Linux 6.8
+				if bound != held*int(low%2) {
+					t.Errorf("%d ports are taken for bound", bound)
+				}
+			case parity < held/4 || parity > held*3/4:
+				t.Error("neither in the order of the range nor in none")
+			case bound != held:
+				t.Errorf("%d ports are taken for bound", bound)
+			}
+			if bound := selfReport(t, newExactScanner(t, testConfig())).BoundPorts; bound != 0 {
+				t.Errorf("with the exact reader, %d ports are bound", bound)
+			}
+		})
+	}
+}
+
 // TestBindFirstBeside has a client that uses plain connect() beside another that binds first. The
 // scan before the first connect() that fails has a utilization of 0.95 at least, and none has more
 // than is true.

@@ -30,6 +30,9 @@ type Client struct {
 	Destination netip.AddrPort
 	Mapped      bool   // IPv4 over an AF_INET6 socket
 	Device      string // SO_BINDTODEVICE, if not empty
+
+	// Low and High are IP_LOCAL_PORT_RANGE, unless 0. The error is ENOPROTOOPT before Linux 6.3.
+	Low, High uint16
 }
 
 // Connect opens a connection that is ESTABLISHED and has no peer: in TCP_REPAIR mode,
@@ -68,6 +71,9 @@ func (c Client) connect(repair bool) (fd int, err error) {
 	return fd, nil
 }
 
+// ipLocalPortRange is IP_LOCAL_PORT_RANGE of linux/in.h.
+const ipLocalPortRange = 51
+
 // tcpoptTimestamp is TCPOPT_TIMESTAMP of include/net/tcp.h.
 const tcpoptTimestamp = 8
 
@@ -83,6 +89,12 @@ func (c Client) bound() (fd int, err error) {
 	}
 	if c.Device != "" {
 		if err := unix.BindToDevice(fd, c.Device); err != nil {
+			unix.Close(fd)
+			return -1, err
+		}
+	}
+	if c.Low != 0 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_IP, ipLocalPortRange, int(c.High)<<16|int(c.Low)); err != nil {
 			unix.Close(fd)
 			return -1, err
 		}
