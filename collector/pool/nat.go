@@ -16,7 +16,8 @@ type NATSettings struct {
 	PortRange PortRange
 
 	// TakesOver says that a new TCP connection may get the port of a flow in TIME_WAIT, CLOSE or
-	// SYN_SENT2: since Linux 6.5, nf_nat_used_tuple_harder.
+	// SYN_SENT2: since Linux 6.5, nf_nat_used_tuple_harder. Where that is not known, it is false: ports
+	// then seem to be held that are not.
 	TakesOver bool
 
 	// After these times without a packet, a port is free again: that of a closed TCP connection, and

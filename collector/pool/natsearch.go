@@ -8,7 +8,9 @@ import (
 // The kernel searches for a port in rounds: up to maxTries neighbours from a random one on, then half as
 // many from another, down to minTries or less. At the last harderTries of each round it takes over
 // reusable ports too (NF_NAT_MAX_ATTEMPTS, NF_NAT_HARDER_THRESH and nf_nat_l4proto_unique_tuple of
-// net/netfilter/nf_nat_core.c; since Linux 5.0, and 6.5 for the latter).
+// net/netfilter/nf_nat_core.c). The rounds came with Linux 5.0 (commit a504b703bb1d), and to its branches 4.9, 4.14
+// and 4.19 in February 2022. A kernel without them tries all ports, so that fewer searches fail. The takeover
+// came with Linux 6.5 (commit 458972550287).
 const (
 	maxTries    = 128
 	minTries    = 16
