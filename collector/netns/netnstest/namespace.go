@@ -48,13 +48,15 @@ func Main(m *testing.M, programs ...Program) int {
 		return m.Run()
 	}
 
-	dir, err := build(programs)
-	defer os.RemoveAll(dir)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "netnstest:", err)
-		return 1
+	if os.Getenv(envPrograms) == "" {
+		dir, err := build(programs)
+		defer os.RemoveAll(dir)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "netnstest:", err)
+			return 1
+		}
+		os.Setenv(envPrograms, dir)
 	}
-	os.Setenv(envPrograms, dir)
 
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), envInside+"=new")
@@ -67,7 +69,7 @@ func Main(m *testing.M, programs ...Program) int {
 	}
 	// Pdeathsig is sent when the parent's thread ends, not when its process ends.
 	runtime.LockOSThread()
-	err = cmd.Run()
+	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:

@@ -10,7 +10,8 @@ import (
 	"slices"
 )
 
-// envPrograms names the directory of the programs that Main built.
+// envPrograms names the directory of the programs that Main built. It is set from the start where somebody
+// else built them, for a machine without go(1).
 const envPrograms = "NETNSTEST_PROGRAMS"
 
 // A Program is built for the tests of a package.
