@@ -11,8 +11,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"ephemeral_port_exporter/collector/conntrack"
 	"ephemeral_port_exporter/collector/internal/capability"
 	"ephemeral_port_exporter/collector/netns"
@@ -39,14 +37,13 @@ func (s *Scanner) openNAT() error {
 	if len(missing) > 0 {
 		return fmt.Errorf("--snat cannot list the flows of connection tracking without %s: grant this to the process, or run without --snat", capability.Join(missing))
 	}
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return fmt.Errorf("read the version of the kernel with uname: %w", err)
-	}
-	release := unix.ByteSliceToString(uts.Release[:])
-	s.natTakesOver = s.cfg.SNATTakeover || takesOver(release)
+	// Mainline commit 458972550287 of Linux 6.5 (nf_nat_used_tuple_harder). A distribution can have it in an older
+	// kernel. That does not show: the compiler inlines the function, so it is in no list of symbols, and ctnetlink
+	// does not get as far, as its new flows are not in SYN_SENT. Only packets through a rule tell, in a network
+	// namespace that CAP_NET_ADMIN alone may not make. So closed flows then count as held, which is the worse case.
+	s.natTakesOver = s.cfg.SNATTakeover || !s.kernel.before(6, 5)
 	if !s.natTakesOver {
-		s.cfg.Logger.Info("Ports of closed TCP connections count as held by source NAT: Linux takes them over since 6.5, see --snat.takeover for older kernels that do", "release", release)
+		s.cfg.Logger.Info("Ports of closed TCP connections count as held by source NAT: Linux takes them over since 6.5, see --snat.takeover for older kernels that do", "kernel", s.kernel)
 	}
 
 	if _, err := s.proc.Conntrack(); errors.Is(err, fs.ErrNotExist) {
@@ -71,19 +68,6 @@ func (s *Scanner) natError(err error) error {
 		s.cfg.Logger.Warn("The flows of source NAT cannot be listed; scans try again", "err", err)
 	}
 	return nil
-}
-
-// takesOver reports whether each kernel of a release takes over the ports of closed flows: mainline
-// commit 458972550287 of Linux 6.5 (nf_nat_used_tuple_harder). A distribution can have it in an older
-// kernel. That does not show: the compiler inlines the function, so it is in no list of symbols, and ctnetlink
-// does not get as far, as its new flows are not in SYN_SENT. Only packets through a rule tell, in a network
-// namespace that CAP_NET_ADMIN alone may not make. So closed flows then count as held, which is the worse case.
-func takesOver(release string) bool {
-	var major, minor int
-	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n < 2 {
-		return false
-	}
-	return major > 6 || major == 6 && minor >= 5
 }
 
 // addNAT counts the ports of source NAT in the calling thread's namespace. Nothing is known of one

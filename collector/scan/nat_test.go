@@ -482,13 +482,3 @@ func TestTakesOverKernel(t *testing.T) {
 		}
 	}
 }
-
-func TestTakesOver(t *testing.T) {
-	for release, want := range map[string]bool{
-		"6.18.44-lqx": true, "6.5.0": true, "6.5-rc1": true, "7.0.0": true, "6.4.16": false, "6.1.0-18-amd64": false, "5.15.0": false, "4.19": false, "": false, "7": false, "linux": false,
-	} {
-		if got := takesOver(release); got != want {
-			t.Errorf("%q: got %v, want %v", release, got, want)
-		}
-	}
-}

@@ -27,8 +27,8 @@ type Scanner struct {
 	cfg             Config
 	proc            *procfs.FS
 	tick            time.Duration // of the kernel's timers
+	kernel          version
 	clockOffset     time.Duration // see procfs.FS.MonotonicOffset
-	twReuseLate     bool          // see pool.Settings
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	dialNAT         func(buffer []byte) (*conntrack.Conn, error)
 	natTakesOver    bool               // see pool.NATSettings
@@ -100,12 +100,10 @@ func New(cfg Config) (*Scanner, error) {
 
 // readKernel reads what is the same in all namespaces.
 func (s *Scanner) readKernel() (err error) {
-	v, err := kernelVersion()
-	if err != nil {
+	if s.kernel, err = kernelVersion(); err != nil {
 		return err
 	}
-	s.twReuseLate = v.before(4, 19)
-	if !v.before(6, 12) {
+	if !s.kernel.before(6, 12) {
 		s.finWait2 = pool.No
 	} else if s.cfg.Trials {
 		s.trial = startFinWait2Trial(s.cfg.Proc)
