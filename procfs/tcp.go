@@ -16,7 +16,7 @@ func (ns *Namespace) TCPTWReuse() (int, error) { return ns.readInt("tcp_tw_reuse
 
 // TCPTWReuseDelay returns how long a port must be in TIME_WAIT before connect() may take it over:
 // sysctl net.ipv4.tcp_tw_reuse_delay. ok is false if the kernel does not have this sysctl. Kernels
-// before 6.14 do not have it and wait 1 second.
+// before 6.14 do not have it: there a port must have been closed in an earlier second of the kernel's clock.
 func (ns *Namespace) TCPTWReuseDelay() (delay time.Duration, ok bool, err error) {
 	ms, err := ns.readInt("tcp_tw_reuse_delay")
 	if isNotExist(err) {
