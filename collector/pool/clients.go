@@ -9,7 +9,7 @@ import "net/netip"
 // calls of the namespace have lost that port. See __inet_hash_connect of net/ipv4/inet_hashtables.c
 // and inet_csk_find_open_port of net/ipv4/inet_connection_sock.c.
 //
-// With a range of the socket's own (IP_LOCAL_PORT_RANGE, Linux 6.3), connect() has no order since Linux 6.8
+// With a range of the socket's own (IP_LOCAL_PORT_RANGE, Linux 6.3 and releases of 6.1), connect() has no order since Linux 6.8
 // (commit 207184853dbd), and before that the order of the low end of that range. A dump does not show the option,
 // so such a client can look as if it binds.
 //

@@ -78,7 +78,7 @@ func selfReport(t *testing.T, s *Scanner) pool.Report {
 
 // TestOwnRange has clients with a range of their own (IP_LOCAL_PORT_RANGE). Linux 6.8 and later give them ports in
 // no order (207184853dbd), so they are taken for clients that bind. Earlier kernels take the ports with the parity
-// of the low end of that range first. Before 6.3, they do not have the option.
+// of the low end of that range first, or do not have the option.
 func TestOwnRange(t *testing.T) {
 	for _, low := range []uint16{40100, 40101} {
 		t.Run(fmt.Sprint(low), func(t *testing.T) {

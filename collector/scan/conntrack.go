@@ -13,7 +13,8 @@ import (
 type conntrackCounters struct{ insertFailed, dropped, earlyDropped wrappingCounter }
 
 // A wrappingCounter makes one counter of 64 bits of the kernel's counters of 32 bits, one for each CPU.
-// What it remembers may be lost: it then begins at the kernel's sum, as at the start.
+// What it remembers may be lost, and is of other namespaces before Linux 5.14, which have no cookie: it then begins
+// at the kernel's sum, as at the start.
 type wrappingCounter struct {
 	last  []uint32 // by CPU
 	wraps uint64   // since the first scan

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ephemeral_port_exporter/collector/netns"
 )
 
 // TestWrappingCounter gives the counters of two CPUs to a wrappingCounter, scan by scan.
@@ -71,9 +73,15 @@ func TestConntrackWraps(t *testing.T) {
 	}
 }
 
-// TestConntrackWrapsNamespaces checks that the counters of each namespace are remembered for themselves, and no
-// longer than it exists.
+// TestConntrackWrapsNamespaces checks that the counters of each namespace are remembered for themselves. Where
+// namespaces have no cookies, nothing is remembered of any.
 func TestConntrackWrapsNamespaces(t *testing.T) {
+	want := "a 0, b 1"
+	if cookie, err := netns.Cookie(); err != nil {
+		t.Fatal(err)
+	} else if cookie == 0 { // before Linux 5.14
+		want = "a 0, b 0"
+	}
 	dir := t.TempDir()
 	for _, name := range []string{"a", "b"} {
 		mountNAT(t, filepath.Join(dir, name), range64, 60)
@@ -98,8 +106,8 @@ func TestConntrackWrapsNamespaces(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if got := scan(); got != "a 0, b 1" {
-			t.Errorf("then: %s", got)
+		if got := scan(); got != want {
+			t.Errorf("then: %s, want %s", got, want)
 		}
 	}
 }

@@ -31,7 +31,8 @@ type Client struct {
 	Mapped      bool   // IPv4 over an AF_INET6 socket
 	Device      string // SO_BINDTODEVICE, if not empty
 
-	// Low and High are IP_LOCAL_PORT_RANGE, unless 0. The error is ENOPROTOOPT before Linux 6.3.
+	// Low and High are IP_LOCAL_PORT_RANGE, unless 0. The error is ENOPROTOOPT where the kernel
+	// has no such option.
 	Low, High uint16
 }
 
