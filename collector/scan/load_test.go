@@ -251,6 +251,7 @@ func TestLoad(t *testing.T) {
 		// Not parallel subtests: of these, only as many run as there are CPUs.
 		wg.Go(func() { t.Run(name, test) })
 	}
+	run("lateness", testLateness)
 	for _, reuse := range []bool{false, true} {
 		for _, keepAlive := range []int{0, 200} {
 			for _, answer := range []time.Duration{0, 2 * time.Second, 20 * time.Second} {
@@ -330,11 +331,13 @@ func testBelowCeiling(t *testing.T, reuse bool) {
 		t.Errorf("a connection failed at 0.97 × the ceiling of %v, after %d of which %v per second were in the last 10 s",
 			ceiling, len(tr.closes), tr.closedSince(10*time.Second))
 	}
-	for deadline := time.Now().Add(10 * time.Minute); !tr.run(1.05*ceiling, 10*time.Second); {
+	below, lost, begin := len(tr.closes), tr.lost, time.Now()
+	for deadline := begin.Add(10 * time.Minute); !tr.run(1.05*ceiling, 10*time.Second); {
 		if time.Now().After(deadline) {
 			t.Fatalf("no connection failed at 1.05 × the ceiling of %v", ceiling)
 		}
 	}
+	t.Logf("ceiling %.2f: %d connections in %v at 0.97 × that, lost %v; then at 1.05 × the first failed after %v", ceiling, below, *belowCeiling, lost, time.Since(begin).Round(time.Second))
 }
 
 // testForecast compares each forecast with the time at which the first connection failed. It starts
