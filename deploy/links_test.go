@@ -10,11 +10,11 @@ import (
 	"testing"
 )
 
-// TestLinks checks that the links of the README and the runbook lead to existing files and chapters.
+// TestLinks checks that the links of the documents lead to existing files and chapters.
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)]+)\)`)
 	heading := regexp.MustCompile(`(?m)^#+ (.+)$`)
-	for _, path := range []string{"../README.md", "runbook.md"} {
+	for _, path := range []string{"../README.md", "runbook.md", "docs/kernel-facts.md"} {
 		links := link.FindAllStringSubmatch(readFile(t, path), -1)
 		if len(links) == 0 {
 			t.Errorf("%s has no links", path)
