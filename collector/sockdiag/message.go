@@ -124,7 +124,7 @@ func (s *Socket) parse(b []byte) (ok bool, err error) {
 }
 
 // parseCgroup returns the value of INET_DIAG_CGROUP_ID from the attributes in b. The kernel adds it
-// to each socket since Linux 5.9, without a request for it. Without it, the value is 0.
+// to each socket since Linux 5.8, without a request for it. Without it, the value is 0.
 func parseCgroup(b []byte) (uint64, error) {
 	value, err := nlconn.Attr(b, attrCgroup)
 	if err != nil || value == nil {

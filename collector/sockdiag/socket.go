@@ -72,7 +72,7 @@ type Socket struct {
 	// Cgroup is the number of the control group whose process made the socket: the inode of its
 	// directory in the cgroup2 file system, see cgroups(7). It stays the same when the process moves
 	// to another control group, and when that one is removed. It is 0 for mini-sockets, in SynRecv and
-	// in Listen, and before Linux 5.9.
+	// in Listen, and before Linux 5.8.
 	Cgroup uint64
 
 	// V6Only is true for an AF_INET6 listener, or UDP socket without a peer, that does not
