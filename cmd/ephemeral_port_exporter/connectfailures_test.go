@@ -379,7 +379,7 @@ func TestConnectFailuresStartFails(t *testing.T) {
 			"make a BPF map: not supported by this kernel: CONFIG_BPF_SYSCALL", "function not implemented",
 		}},
 		{"bpf forbidden", []func(testing.TB){lockDown("none [integrity] confidentiality\n"), deny(unix.SYS_BPF, uint32(unix.EPERM))}, []string{
-			"make a BPF map: forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=", "(in systemd LimitMEMLOCK=): operation not permitted\"",
+			"make a BPF map: forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=", "before Linux 5.11 by a limit of locked memory below 2 MB (in systemd LimitMEMLOCK=8M,", "operation not permitted\"",
 		}},
 		{"perf forbidden", []func(testing.TB){deny(unix.SYS_PERF_EVENT_OPEN, uint32(unix.EACCES))}, []string{
 			"attach to tracepoint sock:inet_sock_set_state: forbidden in spite of the capabilities", "permission denied",

@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/internal/memlock"
 )
 
 // TableSize is the number of pools that a Probe counts separately.
@@ -67,6 +69,7 @@ func attach(tableSize uint32) (*Probe, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connectfail: %w", err)
 	}
+	memlock.Raise()
 	p, err := newProbe(tableSize)
 	if err != nil {
 		return nil, err

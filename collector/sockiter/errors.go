@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/internal/capability"
+	"ephemeral_port_exporter/collector/internal/memlock"
 )
 
 // Errors for errors.Is. Besides these, an expired deadline is os.ErrDeadlineExceeded and a
@@ -44,7 +45,7 @@ func explain(tried string, err error) error {
 		return fmt.Errorf("sockiter: %s: %w: %w", tried, ErrUnsupported, err)
 	case errors.As(err, &errno) && errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("sockiter: %s: forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=, in containers their profile), "+
-			"a user namespace or the LSM policy: %w", tried, errno)
+			"a user namespace, the LSM policy, or before Linux 5.11 a limit of locked memory that other programs of this user have reached (%s): %w", tried, memlock.Cure, errno)
 	default:
 		return fmt.Errorf("sockiter: %s: %w", tried, err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/memlock"
 	"ephemeral_port_exporter/collector/sockdiag"
 )
 
@@ -51,6 +52,7 @@ func Attach(tick time.Duration) (*Iterator, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sockiter: %w", err)
 	}
+	memlock.Raise()
 	it := &Iterator{buffer: make([]byte, bufferSize), tick: tick}
 	if err := it.attach(l); err != nil {
 		it.Close()
