@@ -114,8 +114,8 @@ func TestExactStartFails(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = unix.Unmount("/sys/kernel/btf", 0) })
 		}, []string{"sockiter: no description of the kernel's types (BTF), it needs CONFIG_DEBUG_INFO_BTF=y", "/sys/kernel/btf/vmlinux: no such file"}},
-		{"no bpf", denyBPF(unix.ENOSYS), []string{"sockiter: make a BPF map: not supported by this kernel, it needs Linux 5.9"}},
-		{"bpf forbidden", denyBPF(unix.EPERM), []string{"sockiter: make a BPF map: forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=", "operation not permitted"}},
+		{"no bpf", denyBPF(unix.ENOSYS), []string{"sockiter: load the BPF program: not supported by this kernel, it needs Linux 5.9"}},
+		{"bpf forbidden", denyBPF(unix.EPERM), []string{"sockiter: load the BPF program: forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=", "operation not permitted"}},
 		{"user namespace", func(_ *testing.T, attr *syscall.SysProcAttr) {
 			attr.Cloneflags = unix.CLONE_NEWUSER
 			attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}

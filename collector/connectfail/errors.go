@@ -13,8 +13,8 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/bpf"
 	"ephemeral_port_exporter/collector/internal/capability"
-	"ephemeral_port_exporter/collector/internal/memlock"
 )
 
 // ErrUnsupported means that this kernel lacks a feature that a Probe needs.
@@ -77,7 +77,7 @@ func likelyCauses() string {
 		return "forbidden, the kernel is in lockdown mode confidentiality, see kernel_lockdown(7)"
 	}
 	return "forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=, in containers their profile), " +
-		"a user namespace, the LSM policy, or before Linux 5.11 by a limit of locked memory below 2 MB (" + memlock.Cure + ")"
+		"a user namespace, the LSM policy, or before Linux 5.11 by a limit of locked memory below 2 MB (" + bpf.MemlockCure + ")"
 }
 
 // lockedDown reports whether the kernel is in lockdown mode confidentiality. If the kernel was

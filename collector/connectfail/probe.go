@@ -13,7 +13,7 @@ import (
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/internal/memlock"
+	"ephemeral_port_exporter/collector/internal/bpf"
 )
 
 // TableSize is the number of pools that a Probe counts separately.
@@ -69,7 +69,7 @@ func attach(tableSize uint32) (*Probe, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connectfail: %w", err)
 	}
-	memlock.Raise()
+	bpf.RaiseMemlock()
 	p, err := newProbe(tableSize)
 	if err != nil {
 		return nil, err

@@ -10,8 +10,8 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/bpf"
 	"ephemeral_port_exporter/collector/internal/capability"
-	"ephemeral_port_exporter/collector/internal/memlock"
 )
 
 // Errors for errors.Is. Besides these, an expired deadline is os.ErrDeadlineExceeded and a
@@ -40,12 +40,15 @@ func missingCapabilities() error {
 // capabilities. tried is what the process tried to do.
 func explain(tried string, err error) error {
 	var errno unix.Errno
+	var refused *ebpf.VerifierError
 	switch {
+	case errors.As(err, &refused) && len(refused.Log) > 0: // it says what it misses
+		return fmt.Errorf("sockiter: %s: %w: %w", tried, ErrUnsupported, err)
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("sockiter: %s: %w: %w", tried, ErrUnsupported, err)
 	case errors.As(err, &errno) && errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("sockiter: %s: forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=, in containers their profile), "+
-			"a user namespace, the LSM policy, or before Linux 5.11 a limit of locked memory that other programs of this user have reached (%s): %w", tried, memlock.Cure, errno)
+			"a user namespace, the LSM policy, or before Linux 5.11 a limit of locked memory that other programs of this user have reached (%s): %w", tried, bpf.MemlockCure, errno)
 	default:
 		return fmt.Errorf("sockiter: %s: %w", tried, err)
 	}

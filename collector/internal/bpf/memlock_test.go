@@ -1,6 +1,6 @@
 //go:build linux
 
-package memlock
+package bpf
 
 import (
 	"runtime"
@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRaise raises a limit with and without the capability to raise the hard limit.
-func TestRaise(t *testing.T) {
+// TestRaiseMemlock raises a limit with and without the capability to raise the hard limit.
+func TestRaiseMemlock(t *testing.T) {
 	const soft, hard = 64 << 10, 1 << 20
 	limitOf := func() (l unix.Rlimit) {
 		t.Helper()
@@ -31,7 +31,7 @@ func TestRaise(t *testing.T) {
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 		var none [2]unix.CapUserData
 		err := unix.Capset(&header, &none[0])
-		Raise()
+		RaiseMemlock()
 		without <- err
 	}()
 	if err := <-without; err != nil {
@@ -47,7 +47,7 @@ func TestRaise(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: soft, Max: hard}); err != nil {
 		t.Fatal(err)
 	}
-	Raise()
+	RaiseMemlock()
 	if got, want := limitOf(), (unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}); got != want {
 		t.Errorf("with all capabilities: got %+v, want %+v", got, want)
 	}

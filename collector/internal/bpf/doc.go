@@ -1,0 +1,2 @@
+// Package bpf prepares a process for loading eBPF programs.
+package bpf
