@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
@@ -36,6 +37,10 @@ type Probe struct {
 	// NoNamespaces says why the Namespace of each Count is 0, and each ancestor is a tenant.
 	// It is nil if the program knows the network namespaces.
 	NoNamespaces error
+
+	// NoAncestors says why the Ancestor of each Count is its Cgroup. It is nil if the program knows
+	// the ancestors of control groups.
+	NoAncestors error
 }
 
 // maps are the maps of the program.
@@ -80,6 +85,7 @@ func attach(tableSize uint32) (*Probe, error) {
 	} else {
 		p.NoNamespaces = fmt.Errorf("%w on 64 bits", errNoNamespaces)
 	}
+	p.NoAncestors = checkAncestors()
 	p.program, err = ebpf.NewProgram(p.spec(l, s))
 	if err != nil {
 		p.Close()
@@ -155,7 +161,18 @@ func newProbe(tableSize uint32) (*Probe, error) {
 
 // spec returns the specification of the program.
 func (p *Probe) spec(l layout, s *structs) *ebpf.ProgramSpec {
-	return &ebpf.ProgramSpec{Name: bpfName, Type: ebpf.TracePoint, License: license, Instructions: instructions(l, p.maps, s)}
+	return &ebpf.ProgramSpec{Name: bpfName, Type: ebpf.TracePoint, License: license, Instructions: instructions(l, p.maps, s, p.NoAncestors == nil)}
+}
+
+// errNoAncestors means that the program cannot tell the ancestor of a control group.
+var errNoAncestors = errors.New("the kernel does not tell eBPF programs the ancestor of a control group: it needs Linux 5.14, or one with bpf_get_current_ancestor_cgroup_id for tracing programs")
+
+// checkAncestors returns errNoAncestors if the program cannot tell the ancestor of a control group.
+func checkAncestors() error {
+	if err := features.HaveProgramHelper(ebpf.TracePoint, asm.FnGetCurrentAncestorCgroupId); err != nil {
+		return fmt.Errorf("%w: %w", errNoAncestors, err)
+	}
+	return nil
 }
 
 // Counts returns the failures since the last call, or since Attach: those of each pool that had

@@ -97,11 +97,12 @@ const (
 
 // instructions returns the program. It adds one to the slot of the pool of a failed connect(). The
 // first failure in a pool takes a free slot, if the tenant and the ancestor of the control group have
-// not used up their shares. Otherwise the last slot counts it. If s is nil, network namespaces are not known.
+// not used up their shares. Otherwise the last slot counts it. If s is nil, network namespaces are not known,
+// and without ancestors, a control group is its own one.
 //
 // The kernel runs the program at each change of state of each socket. So the checks that end it for
 // most of these come first.
-func instructions(l layout, m maps, s *structs) asm.Instructions {
+func instructions(l layout, m maps, s *structs, ancestors bool) asm.Instructions {
 	lastSlot := int32(m.slots.MaxEntries() - 1)
 	return slices.Concat(
 		asm.Instructions{asm.Mov.Reg(regRecord, asm.R1)},
@@ -121,7 +122,7 @@ func instructions(l layout, m maps, s *structs) asm.Instructions {
 		asm.Instructions{asm.JNE.Imm(asm.R0, 0, known)},
 
 		// This is the first failure of its pool.
-		storeAncestor(),
+		storeAncestor(ancestors),
 		storeTenant(s),
 		storeShares(),
 		asm.Instructions{
@@ -213,7 +214,13 @@ func storeCgroup() asm.Instructions {
 // below the root, or of the control group itself if it is not deeper: a service of systemd, or the
 // slice of a user. A user can make any number of control groups below that. The number is 0 for the
 // root.
-func storeAncestor() asm.Instructions {
+func storeAncestor(ancestors bool) asm.Instructions {
+	if !ancestors {
+		return asm.Instructions{
+			asm.LoadMem(asm.R2, asm.RFP, frameSlot+slotCgroup, asm.DWord),
+			asm.StoreMem(asm.RFP, frameSlot+slotAncestor, asm.R2, asm.DWord),
+		}
+	}
 	return asm.Instructions{
 		asm.Mov.Imm(asm.R1, ancestorLevel),
 		asm.FnGetCurrentAncestorCgroupId.Call(),

@@ -163,16 +163,18 @@ func TestProgram(t *testing.T) {
 		layout  layout
 		structs *structs
 		records []record
+		alone   error // NoAncestors
 	}{
 		// Its two bytes begin, or end, with that of TCP.
-		{"Linux 5.6", layout56, nil, append(records, record{2, 7, 0, 7, 262, a, a}, record{2, 7, 0, 8, 6 << 8, a, a})},
-		{"Linux 4.16", layout416, nil, records},
+		{"Linux 5.6", layout56, nil, append(records, record{2, 7, 0, 7, 262, a, a}, record{2, 7, 0, 8, 6 << 8, a, a}), checkAncestors()},
+		{"Linux 4.16", layout416, nil, records, checkAncestors()},
+		{"no ancestors", layout56, nil, records, errNoAncestors},
 		// Nothing is at the address in the record, 0xffffffffffffffff.
-		{"namespaces", layout56, known, records},
+		{"namespaces", layout56, known, records, checkAncestors()},
 		{"other alignment", layout{
 			socket: field{8, 8}, oldState: field{16, 4}, newState: field{20, 4}, sourcePort: field{24, 2}, destPort: field{26, 2},
 			protocol: field{30, 2}, source: field{36, 16}, dest: field{54, 16},
-		}, nil, records},
+		}, nil, records, checkAncestors()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p, err := newProbe(3)
@@ -181,6 +183,7 @@ func TestProgram(t *testing.T) {
 			}
 			defer p.Close()
 			unlimited(t, p)
+			p.NoAncestors = tt.alone
 			spec := p.spec(tt.layout, tt.structs)
 			if program, err := ebpf.NewProgram(spec); err != nil {
 				t.Errorf("as it is: %v", err)
@@ -217,6 +220,9 @@ func TestProgram(t *testing.T) {
 				// That of the test itself. Without namespaces, its ancestor is the tenant.
 				if tt.structs == nil && c.Tenant != c.Ancestor || tt.structs != nil && c.Tenant != 0 || c.Cgroup == 0 {
 					t.Errorf("tenant %d, control group %d of %d", c.Tenant, c.Cgroup, c.Ancestor)
+				}
+				if tt.alone != nil && c.Ancestor != c.Cgroup {
+					t.Errorf("ancestor %d, want the control group %d", c.Ancestor, c.Cgroup)
 				}
 				got[i].Tenant, got[i].Cgroup, got[i].Ancestor = 0, 0, 0
 			}

@@ -42,7 +42,8 @@ type Count struct {
 	Cgroup uint64
 
 	// Ancestor is the control group two levels below the root that Cgroup is in, or Cgroup itself
-	// if it is not deeper; 0 for the root. All pools of one ancestor have a share of the table.
+	// if it is not deeper; 0 for the root. It is Cgroup if ancestors are not known. All pools of one
+	// ancestor have a share of the table.
 	Ancestor uint64
 
 	// Tenant is a number for who made the network namespace: for a namespace that root made,

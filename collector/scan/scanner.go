@@ -89,6 +89,9 @@ func New(cfg Config) (*Scanner, error) {
 		if probe.NoNamespaces != nil {
 			cfg.Logger.Warn("Failed connects are counted without their network namespace", "err", probe.NoNamespaces)
 		}
+		if probe.NoAncestors != nil {
+			cfg.Logger.Warn("Each control group has a share of its own of the failed connects, also one inside of another", "err", probe.NoAncestors)
+		}
 		self, err := netns.Cookie()
 		if err != nil {
 			return nil, fmt.Errorf("--connect-failures cannot count: %w", err)
