@@ -375,11 +375,14 @@ func TestConnectFailuresStartFails(t *testing.T) {
 		{"locked down less", []func(testing.TB){cover(event), lockDown("none [integrity] confidentiality\n")}, []string{
 			"not supported by this kernel: no tracepoint",
 		}},
+		{"no BTF", []func(testing.TB){cover("/sys/kernel/btf")}, []string{
+			"connectfail: no description of the kernel's types (BTF), it needs CONFIG_DEBUG_INFO_BTF=y", "/sys/kernel/btf/vmlinux: no such file",
+		}},
 		{"no bpf", []func(testing.TB){deny(unix.SYS_BPF, uint32(unix.ENOSYS))}, []string{
-			"make a BPF map: not supported by this kernel: CONFIG_BPF_SYSCALL", "function not implemented",
+			"load the BPF programs: not supported by this kernel: CONFIG_BPF_SYSCALL", "function not implemented",
 		}},
 		{"bpf forbidden", []func(testing.TB){lockDown("none [integrity] confidentiality\n"), deny(unix.SYS_BPF, uint32(unix.EPERM))}, []string{
-			"make a BPF map: forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=", "before Linux 5.11 by a limit of locked memory below 2 MB (in systemd LimitMEMLOCK=8M,", "operation not permitted\"",
+			"load the BPF programs: forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=", "before Linux 5.11 by a limit of locked memory below 2 MB (in systemd LimitMEMLOCK=8M,", "operation not permitted\"",
 		}},
 		{"perf forbidden", []func(testing.TB){deny(unix.SYS_PERF_EVENT_OPEN, uint32(unix.EACCES))}, []string{
 			"attach to tracepoint sock:inet_sock_set_state: forbidden in spite of the capabilities", "permission denied",

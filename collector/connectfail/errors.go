@@ -41,7 +41,10 @@ func missingCapabilities(unreadable error) error {
 // capabilities. tried is what the process tried to do.
 func explain(tried string, err error) error {
 	var errno unix.Errno
+	var refused *ebpf.VerifierError
 	switch {
+	case errors.As(err, &refused) && len(refused.Log) > 0: // it says what it misses
+		return fmt.Errorf("connectfail: %s: %w: %w", tried, ErrUnsupported, err)
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("connectfail: %s: %w: CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_PERF_EVENTS are needed: %w", tried, ErrUnsupported, err)
 	case errors.As(err, &errno) && errors.Is(err, fs.ErrPermission):

@@ -4,7 +4,6 @@ package connectfail
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -57,7 +56,7 @@ type Count struct {
 // A table is what user space knows of the slots, and does with them.
 type table struct {
 	slots, shares   *ebpf.Memory
-	unlink, release *ebpf.Program
+	unlink, release *ebpf.Program // never attached to anything
 	state           []slotState
 	rest            uint64 // failures without a slot, as of the last read
 }
@@ -83,35 +82,16 @@ const (
 )
 
 // newTable returns a table in which all slots are free.
-func newTable(m maps) (*table, error) {
-	t := &table{state: make([]slotState, m.slots.MaxEntries()-1)}
+func newTable(objects *bpfObjects) (*table, error) {
+	t := &table{state: make([]slotState, objects.Slots.MaxEntries()-1), unlink: objects.Unlink, release: objects.Release}
 	var err error
-	if t.slots, err = m.slots.Memory(); err == nil {
-		t.shares, err = m.shares.Memory()
+	if t.slots, err = objects.Slots.Memory(); err == nil {
+		t.shares, err = objects.Shares.Memory()
 	}
 	if err != nil {
 		return nil, explain("share a BPF map", err)
 	}
-	// These are never attached to anything.
-	t.unlink, err = ebpf.NewProgram(&ebpf.ProgramSpec{Name: bpfName, Type: ebpf.RawTracepoint, Instructions: unlinkInstructions(m)})
-	if err == nil {
-		t.release, err = ebpf.NewProgram(&ebpf.ProgramSpec{Name: bpfName, Type: ebpf.RawTracepoint, Instructions: releaseInstructions(m)})
-	}
-	if err == nil {
-		err = t.setLimits(0)
-	}
-	if err != nil {
-		t.close()
-		return nil, explain("load a BPF program", err)
-	}
-	return t, nil
-}
-
-func (t *table) close() error {
-	if t == nil {
-		return nil
-	}
-	return errors.Join(t.unlink.Close(), t.release.Close())
+	return t, t.setLimits(0)
 }
 
 // read is Probe.Counts.

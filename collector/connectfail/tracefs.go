@@ -24,35 +24,25 @@ const (
 // and the one where debugfs mounts it automatically.
 var tracefsMounts = [...]string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"}
 
-// readTracepoint returns the number of the tracepoint and the description of its record.
-func readTracepoint() (id uint64, format string, err error) {
+// readTracepoint returns the number of the tracepoint.
+func readTracepoint() (id uint64, err error) {
 	mount, err := findTracefs()
 	if err != nil {
-		return 0, "", err
+		return 0, err
 	}
-	number, err := readEvent(mount, "id")
-	if err != nil {
-		return 0, "", err
-	}
-	if id, err = strconv.ParseUint(strings.TrimSpace(number), 10, 64); err != nil {
-		return 0, "", fmt.Errorf("read tracefs: id: %w", err)
-	}
-	format, err = readEvent(mount, "format")
-	return id, format, err
-}
-
-// readEvent returns the content of a file of the tracepoint.
-func readEvent(mount, name string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(mount, "events", eventGroup, eventName, name))
+	b, err := os.ReadFile(filepath.Join(mount, "events", eventGroup, eventName, "id"))
 	switch {
 	case err == nil:
-		return string(b), nil
+		if id, err = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64); err != nil {
+			return 0, fmt.Errorf("read tracefs: id: %w", err)
+		}
+		return id, nil
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist) && lockedDown():
-		return "", fmt.Errorf("read tracefs: %s: %w", likelyCauses(), err)
+		return 0, fmt.Errorf("read tracefs: %s: %w", likelyCauses(), err)
 	case errors.Is(err, fs.ErrNotExist):
-		return "", fmt.Errorf("%w: no tracepoint %s:%s (Linux 4.16, CONFIG_EVENT_TRACING): %w", ErrUnsupported, eventGroup, eventName, err)
+		return 0, fmt.Errorf("%w: no tracepoint %s:%s (Linux 4.16, CONFIG_EVENT_TRACING): %w", ErrUnsupported, eventGroup, eventName, err)
 	default:
-		return "", fmt.Errorf("read tracefs: %w", err)
+		return 0, fmt.Errorf("read tracefs: %w", err)
 	}
 }
 

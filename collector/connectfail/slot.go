@@ -1,0 +1,51 @@
+//go:build linux
+
+package connectfail
+
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -tags linux -no-global-types -output-stem connectfail bpf connectfail.bpf.c -- -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
+
+// What connectfail.bpf.c and user space share: its struct slot, struct share, and numbers of tenants.
+
+// A slot consists of a pool, the ancestor of its control group, its tenant, the numbers of two
+// shares, and the failures. The pool is the two addresses, IPv6 or IPv4-mapped, the destination port,
+// the cookie of the network namespace, and the number of the control group. All but the addresses
+// are in the byte order of the host.
+const (
+	addressSize = 16
+
+	slotSource        = 0
+	slotDest          = slotSource + addressSize
+	slotPort          = slotDest + addressSize
+	slotNamespace     = slotPort + 8
+	slotCgroup        = slotNamespace + 8
+	slotAncestor      = slotCgroup + 8
+	slotTenant        = slotAncestor + 8
+	slotTenantShare   = slotTenant + 8      // 4 bytes
+	slotAncestorShare = slotTenantShare + 4 // 4 bytes
+	slotFailures      = slotAncestorShare + 4
+	slotSize          = slotFailures + 8
+)
+
+// A share counts the slots of a tenant, or of an ancestor of a tenant: of all control groups below
+// it. Both numbers have 4 bytes and only rise. Only the program writes the first, and only user space the second.
+//
+// The number of a share is a hash. So two tenants can have the same one, and get one quota.
+//
+// The last share has the limits of slots instead: of a tenant, and of an ancestor of a tenant.
+const (
+	shareTaken    = 0
+	shareReturned = shareTaken + 4
+	shareSize     = shareReturned + 4
+
+	limitTenant   = shareTaken
+	limitAncestor = shareReturned
+
+	shares   = 1 << 16
+	limitsAt = shares
+)
+
+// Tenants are numbered as follows. Without namespaces, the number is that of the ancestor.
+const (
+	tenantOfUser   = 1 << 62 // and the user
+	tenantOfUserNS = 1 << 61 // and the inode of the user namespace
+)
