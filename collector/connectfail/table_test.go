@@ -269,6 +269,33 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// TestShareReturned checks that a share that was used up is free again once its slots are.
+func TestShareReturned(t *testing.T) {
+	const port, later = 7047, 10
+	p := attachProbe(t)
+	netnstest.New(t)
+	noPorts(t)
+	_, ofAncestor := p.table.limits(0)
+	failTo(t, 9, port, 0, ofAncestor)
+	if n := len(failuresOf(t, p, port)); n == 0 {
+		t.Fatal("no pool")
+	}
+	idle := time.Now().Add(2 * IdleTime)
+	reclaim(t, p, idle)
+	reclaim(t, p, idle.Add(2*graceTime))
+	failTo(t, 9, port+1, 0, later)
+	if n := len(failuresOf(t, p, port+1)); n != later {
+		t.Errorf("%d pools, want %d", n, later)
+	}
+}
+
+// failuresOf returns the last counts of pools with a destination port.
+func failuresOf(t *testing.T, p *counter, port uint16) []Count {
+	t.Helper()
+	failures(t, p)
+	return slices.DeleteFunc(p.last, func(c Count) bool { return c.Destination.Port() != port })
+}
+
 // TestFullOfTenants fills the table with pools of many tenants. Then another tenant is counted within
 // two readings, while these go on.
 func TestFullOfTenants(t *testing.T) {
