@@ -63,9 +63,7 @@ volatile const __u32 rest;      // the number of the last slot, which counts all
 volatile const bool namespaces; // whether the kernel has net_cookie (Linux 5.12)
 volatile const bool ancestors;  // whether it has bpf_get_current_ancestor_cgroup_id for this program (Linux 5.14)
 
-// tenant_of returns who made a network namespace: that itself, if it belongs to the initial user namespace, so that root
-// made it; else the user who made the outermost of the user namespaces that it is in; else, if that is root, this user
-// namespace. So a user, or a container with a user namespace, that makes thousands of network namespaces is one tenant.
+// tenant_of returns who made a network namespace, see tenants in slot.go.
 static __always_inline __u64 tenant_of(struct net *net, __u64 cookie)
 {
 	struct user_namespace *user = BPF_CORE_READ(net, user_ns);
@@ -77,16 +75,14 @@ static __always_inline __u64 tenant_of(struct net *net, __u64 cookie)
 	return owner ? TENANT_USER | owner : TENANT_USER_NS | BPF_CORE_READ(user, ns.inum);
 }
 
-// available returns a share unless it is used up. Two CPUs can pass this at once: a tenant gets up to one slot
-// more for each further CPU.
+// available returns a share unless it is used up. Two CPUs can pass this at once, for one slot too many each.
 static __always_inline struct share *available(__u32 number, __u32 limit)
 {
 	struct share *s = bpf_map_lookup_elem(&shares, &number);
 	return s && s->taken - s->returned < limit ? s : NULL;
 }
 
-// take returns the number of a slot for a new pool. It is a free one, if the tenant and the ancestor of the control
-// group have not used up their shares.
+// take returns the number of a slot for a new pool: a free one, if tenant and ancestor have not used up their shares.
 static __always_inline __u32 take(struct slot *new, struct net *net)
 {
 	// A service of systemd, or the slice of a user, who can make any number of control groups below that.

@@ -44,6 +44,11 @@ const (
 	limitsAt = shares
 )
 
+// The tenant of a network namespace is who made it: that itself, if it belongs to the initial user namespace,
+// so that root made it; else the user who made the outermost of the user namespaces that it is in; else, if
+// that is root, this user namespace. So a user, or a container with a user namespace, that makes thousands of
+// network namespaces is one tenant.
+//
 // Tenants are numbered as follows. Without namespaces, the number is that of the ancestor.
 const (
 	tenantOfUser   = 1 << 62 // and the user
