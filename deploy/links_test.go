@@ -14,7 +14,7 @@ import (
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)]+)\)`)
 	heading := regexp.MustCompile(`(?m)^#+ (.+)$`)
-	for _, path := range []string{"../README.md", "runbook.md", "docs/kernel-facts.md"} {
+	for _, path := range []string{"../README.md", "runbook.md", "docs/kernel-facts.md", "docs/kernels.md"} {
 		links := link.FindAllStringSubmatch(readFile(t, path), -1)
 		if len(links) == 0 {
 			t.Errorf("%s has no links", path)

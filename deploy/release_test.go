@@ -150,7 +150,7 @@ func testReleaseArchives(t *testing.T, folder, version string) {
 			}
 		}
 		want := []string{"README.md", "deploy/CHANGELOG.md", "deploy/runbook.md"}
-		for _, pattern := range []string{"alertmanager/*", "grafana/*.json", "prometheus/prometheus.yml", "prometheus/rules.yml", "seccomp/*", "systemd/*"} {
+		for _, pattern := range []string{"alertmanager/*", "docs/*", "grafana/*.json", "prometheus/prometheus.yml", "prometheus/rules.yml", "seccomp/*", "systemd/*"} {
 			paths, err := filepath.Glob(pattern)
 			if err != nil || len(paths) == 0 {
 				t.Errorf("%s: %q, %v", pattern, paths, err)

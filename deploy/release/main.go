@@ -37,6 +37,8 @@ var architectures = []string{"amd64", "arm64"}
 var documents = []string{
 	"CHANGELOG.md",
 	"alertmanager/alertmanager.yml",
+	"docs/kernel-facts.md",
+	"docs/kernels.md",
 	"grafana/dashboard.json",
 	"prometheus/prometheus.yml",
 	"prometheus/rules.yml",
