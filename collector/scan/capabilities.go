@@ -47,6 +47,13 @@ func (s *Scanner) DropCapabilities(listening bool) error {
 		// Before Linux 5.19, bpf(2) asks for it also to open an iterator or run a program that is
 		// loaded, which frees slots. Alone, it gives no access to the memory of the kernel.
 		kept = append(kept, capability.BPF)
+		own, err := capability.Has(capability.BPF)
+		if err != nil {
+			return err
+		}
+		if !own && s.kernel.before(5, 19) {
+			kept = append(kept, capability.SysAdmin) // which includes it
+		}
 	}
 	if !listening {
 		kept = append(kept, capability.NetBindService)

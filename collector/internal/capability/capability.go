@@ -52,7 +52,7 @@ func Missing(needed ...Capability) ([]Capability, error) {
 	if err != nil {
 		return nil, err
 	}
-	has := func(c Capability) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
+	has := func(c Capability) bool { return isEffective(data, c) }
 	var missing []Capability
 	for _, c := range needed {
 		// CAP_SYS_ADMIN includes both: bpf_capable() and perfmon_capable() of the kernel.
@@ -62,6 +62,17 @@ func Missing(needed ...Capability) ([]Capability, error) {
 		}
 	}
 	return missing, nil
+}
+
+// Has reports whether a capability is in the effective set of the calling thread, by itself.
+func Has(c Capability) (bool, error) {
+	data, err := get()
+	return err == nil && isEffective(data, c), err
+}
+
+// isEffective reports whether a capability is in the effective set.
+func isEffective(data [2]unix.CapUserData, c Capability) bool {
+	return data[c/32].Effective&(1<<(c%32)) != 0
 }
 
 // get returns the capabilities of the calling thread.
