@@ -117,23 +117,11 @@ func mounted(t *testing.T, dir string) Namespace {
 	return namespaces[0]
 }
 
-// hasCookies reports whether network namespaces have cookies, as they do since Linux 5.14.
-func hasCookies(t *testing.T) bool {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	_, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	return err == nil
-}
-
 // TestEnter checks that the thread is in the namespace during the call only, and that each
 // namespace has a cookie of its own. Where there are none, all are 0.
 func TestEnter(t *testing.T) {
 	cookies, count := map[uint64]bool{}, 2
-	if !hasCookies(t) {
+	if !netnstest.HasCookies(t) {
 		count = 1
 	}
 	for _, dir := range []string{t.TempDir(), t.TempDir()} {
@@ -143,7 +131,7 @@ func TestEnter(t *testing.T) {
 		for range 2 {
 			var first uint64
 			err := enter(ns, func(cookie uint64) error {
-				if here(t) != ns.Inode || (cookie != 0) != hasCookies(t) || first != 0 && cookie != first {
+				if here(t) != ns.Inode || (cookie != 0) != netnstest.HasCookies(t) || first != 0 && cookie != first {
 					t.Errorf("in %d with cookie %d, want %d", here(t), cookie, ns.Inode)
 				}
 				first = cookie
@@ -183,7 +171,7 @@ func TestEnterGone(t *testing.T) {
 		}},
 		{"another namespace", func(t *testing.T, path string) {
 			// This one gets the inode.
-			if !hasCookies(t) {
+			if !netnstest.HasCookies(t) {
 				t.Skip("the kernel lacks cookies of network namespaces: one with the inode of another passes for it")
 			}
 			netnstest.Mount(t, path+"x", nil)

@@ -50,7 +50,8 @@ func TestExactNamespaces(t *testing.T) {
 	}
 	cfg := testConfig()
 	cfg.Scope, cfg.NamespaceDirs = ScopeNamed, []string{dir}
-	dump, exact := byName(newScanner(t, cfg)), byName(newExactScanner(t, cfg))
+	scanner := newExactScanner(t, cfg)
+	dump, exact := byName(newScanner(t, cfg)), byName(scanner)
 	for i := range n {
 		name := fmt.Sprint("ns", i)
 		want, got := dump[name].Report, exact[name].Report
@@ -65,6 +66,13 @@ func TestExactNamespaces(t *testing.T) {
 			}
 		}
 		want.BoundUnknown = 0
+		if scanner.kernel.before(5, 15) { // the iterator does not see owners
+			for _, r := range []*pool.Report{&want, &got} {
+				for j := range r.Destinations {
+					r.Destinations[j].Owners = nil
+				}
+			}
+		}
 		without := cmp.Options{
 			cmpopts.IgnoreFields(pool.Destination{}, "Ceiling", "Timestamps"), // bound ports lower the ceiling
 			cmpopts.IgnoreFields(pool.Source{}, "Bound"),

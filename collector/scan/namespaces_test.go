@@ -613,6 +613,7 @@ func TestCheckReach(t *testing.T) {
 // TestNamespacesProcesses finds the namespace of a process and its owner. Another namespace that
 // gets the same inode must get another label.
 func TestNamespacesProcesses(t *testing.T) {
+	netnstest.Cookies(t)
 	cfg := testConfig()
 	cfg.Scope, cfg.NamespaceDirs = ScopeAll, []string{t.TempDir()}
 	s := newScanner(t, cfg)
@@ -658,6 +659,7 @@ func TestNamespacesProcesses(t *testing.T) {
 // TestNamespacesNames checks that a namespace keeps its label. Of two with the same mount name, the
 // second does not get the name as its label when the first is removed.
 func TestNamespacesNames(t *testing.T) {
+	netnstest.Cookies(t)
 	first, second := t.TempDir(), t.TempDir()
 	path := filepath.Join(first, "blue")
 	netnstest.Mount(t, path, nil)
@@ -703,6 +705,7 @@ func TestNamespacesNames(t *testing.T) {
 // TestNamespacesReplaced replaces a namespace, after the survey, by another one with the same
 // inode. It must not be read.
 func TestNamespacesReplaced(t *testing.T) {
+	netnstest.Cookies(t)
 	dir := t.TempDir()
 	netnstest.Mount(t, filepath.Join(dir, "ns"), nil)
 	s := namedScanner(t, dir)

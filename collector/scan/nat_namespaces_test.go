@@ -114,6 +114,7 @@ func TestNATNamespaces(t *testing.T) {
 // TestNATNamespacesSmall reads some of many namespaces with few flows in each scan, all of them in
 // turn, and beside them always one that has many. That others wait is no failure to log.
 func TestNATNamespacesSmall(t *testing.T) {
+	netnstest.Cookies(t)
 	const small = 4*maxSmall + 3
 	dir := t.TempDir()
 	for i := range small {
@@ -159,6 +160,7 @@ func TestNATNamespacesSmall(t *testing.T) {
 
 // TestNATNamespacesLimit enters a gateway in each scan, however many other namespaces there are.
 func TestNATNamespacesLimit(t *testing.T) {
+	netnstest.Cookies(t)
 	dir := t.TempDir()
 	for i := range 10 {
 		netnstest.Mount(t, filepath.Join(dir, fmt.Sprint(i)), nil)
@@ -252,6 +254,7 @@ func inNamespace(t *testing.T, dir string) string {
 // TestNATNamespacesFailure checks that a failure in one namespace is logged once and does not affect the
 // others, and that none can take all of the time.
 func TestNATNamespacesFailure(t *testing.T) {
+	netnstest.Cookies(t)
 	dir := t.TempDir()
 	for name, flows := range map[string]int{"broken": 30, "well": 20, "zslow": 60} { // the one with most flows is first
 		mountNAT(t, filepath.Join(dir, name), range100, flows)
