@@ -297,7 +297,7 @@ func TestKernel(t *testing.T) {
 // TestKernelMonotonicOffset reads the offset of a time namespace.
 func TestKernelMonotonicOffset(t *testing.T) {
 	if _, err := os.Stat("/proc/self/timens_offsets"); err != nil {
-		t.Skip("no time namespaces before Linux 5.6")
+		t.Skip("the kernel lacks time namespaces, it needs Linux 5.6")
 	}
 	const env = "PROCFS_TEST_TIME_NAMESPACE"
 	if os.Getenv(env) != "" {

@@ -170,7 +170,7 @@ func TestCounts(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			netnstest.New(t)
 			if _, err := os.Stat("/proc/sys/net/mptcp"); err != nil && tt.name == "multipath" {
-				t.Skip("the kernel has no MPTCP")
+				t.Skip("the kernel lacks MPTCP")
 			}
 			smallRange(t)
 			exhaust(t, tt.client)

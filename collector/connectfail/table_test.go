@@ -225,7 +225,7 @@ func TestShares(t *testing.T) {
 	const port = 7022
 	p := attachProbe(t)
 	if p.NoNamespaces != nil {
-		t.Skip(p.NoNamespaces)
+		t.Skipf("the kernel lacks what tells namespaces: %v", p.NoNamespaces)
 	}
 	t.Run("flood", func(t *testing.T) {
 		netnstest.New(t)
@@ -302,7 +302,7 @@ func TestFullOfTenants(t *testing.T) {
 	const port, tenants = 7045, 100
 	p := attachProbe(t)
 	if p.NoNamespaces != nil {
-		t.Skip(p.NoNamespaces)
+		t.Skipf("the kernel lacks what tells namespaces: %v", p.NoNamespaces)
 	}
 	sockets := make([]int, tenants+1) // a socket keeps its namespace
 	for i := range sockets {
@@ -398,7 +398,7 @@ func TestTenants(t *testing.T) {
 	const port = 7025
 	p := attachProbe(t)
 	if p.NoNamespaces != nil {
-		t.Skip(p.NoNamespaces)
+		t.Skipf("the kernel lacks what tells namespaces: %v", p.NoNamespaces)
 	}
 	nobody := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	// tenantsOf returns the tenants and namespaces of all failures to a port since the last call.
@@ -540,7 +540,7 @@ func TestCgroupShares(t *testing.T) {
 	const port, children, each = 7031, 100, 2
 	p := attachProbe(t)
 	if p.NoAncestors != nil {
-		t.Skip(p.NoAncestors)
+		t.Skipf("the kernel lacks a helper: %v", p.NoAncestors)
 	}
 	mount := netnstest.Cgroups(t)
 	slice := fmt.Sprint(mount, "/connectfail-", os.Getpid())
@@ -619,7 +619,7 @@ func TestMissedRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !ok {
-		t.Skip("the kernel does not count them, it needs Linux 6.7")
+		t.Skip("the kernel lacks a count of them, it needs Linux 6.7")
 	}
 	netnstest.New(t) // the thread is locked
 	smallRange(t)
