@@ -88,10 +88,12 @@ func newLoad(rule *timeWaitRule, counts *poolCounts, second float64) load {
 // secondRate returns how many connections per second come to TIME_WAIT where connect() takes over their
 // ports at the end of each second. now counts those of this second, of which so much has passed, and before those
 // of the part of the last one that makes up a whole second. Some of the latter are missing: their ports have been taken
-// over. So they count only while this second alone tells too little.
+// over. So they count only while this second alone tells too little. Ports that were taken over are no more than
+// those of this second, so the rate is no higher than with as many: else a burst in the first moments
+// of a second would be taken for the rate of all of it.
 func secondRate(now, before int, second float64) float64 {
 	if second >= 0.5 || second > 0 && now >= minRecent {
-		return float64(now) / second
+		return min(float64(now)/second, float64(2*now+before))
 	}
 	return float64(now + before)
 }

@@ -195,6 +195,21 @@ func TestCloseRateWholeSeconds(t *testing.T) {
 	}
 }
 
+// TestCloseRateBursts has a burst of 150 closes at the start of each second, a load of 0.15. Scrapes soon after
+// it do not take it for the rate of the whole second.
+func TestCloseRateBursts(t *testing.T) {
+	for second := 0.02; second < 1; second += 0.02 {
+		s := simulation{settings: reusing(thousandPorts, 0)}
+		for start := range 3 {
+			s.close(float64(start), float64(start)+0.02, 150/0.02, 0)
+		}
+		d := s.report(t, 2+second)
+		if load := d.CloseRate / d.Ceiling; load < 0.14 || load > 0.46 || !math.IsInf(d.Exhaustion, 1) {
+			t.Errorf("%.2f s after a burst: load %.3f, exhausted in %v s", second, load, d.Exhaustion)
+		}
+	}
+}
+
 // TestExhaustionWholeSeconds checks that the forecast knows when the second ends.
 func TestExhaustionWholeSeconds(t *testing.T) {
 	never := math.Inf(1)
