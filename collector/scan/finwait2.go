@@ -19,13 +19,16 @@ import (
 
 // A finWait2Trial finds out whether connect() takes over a mini-socket in FIN_WAIT2 where tcp_tw_reuse
 // applies. Linux 6.12 has stopped that, stable branches did at different times, and no version tells.
-// So the trial has such a socket on the only port of a network namespace of its own, and connects
-// in the next second.
+// So the trial has such a socket on the port that connect() tries first, in a network namespace of its own, and
+// connects in the next second. There is a second port, so that no connect() fails: others may count that.
 type finWait2Trial struct {
 	done chan struct{}
 	fact pool.Fact
 	err  error // if fact is Unknown
 }
+
+// trialServer is what a trial connects to, outside of its range of ports.
+var trialServer = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 40002)
 
 // startFinWait2Trial starts a trial and returns when it needs no privilege any more. It ends about a second
 // later. proc is the mount point of procfs.
@@ -60,9 +63,9 @@ func (t *finWait2Trial) result(deadline time.Time) (pool.Fact, error) {
 // tryFinWait2 makes the trial in the calling thread's namespace, which is new. It calls prepared when it needs
 // no privilege any more.
 func tryFinWait2(proc string, prepared func()) (pool.Fact, error) {
-	const port = 40000
+	const port = 40000 // connect() tries ports with the parity of the lowest one first
 	for file, value := range map[string]string{
-		"ip_local_port_range": fmt.Sprintf("%d %d", port, port), "tcp_tw_reuse": "1", "tcp_timestamps": "1",
+		"ip_local_port_range": fmt.Sprintf("%d %d", port, port+1), "tcp_tw_reuse": "1", "tcp_timestamps": "1",
 	} {
 		if err := os.WriteFile(filepath.Join(proc, "sys/net/ipv4", file), []byte(value), 0); err != nil {
 			return pool.Unknown, err
@@ -78,12 +81,15 @@ func tryFinWait2(proc string, prepared func()) (pool.Fact, error) {
 		return pool.Unknown, os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(listener)
-	server := &unix.SockaddrInet4{Port: port + 1, Addr: [4]byte{127, 0, 0, 1}}
+	server := &unix.SockaddrInet4{Port: int(trialServer.Port()), Addr: trialServer.Addr().As4()}
 	if err := errors.Join(unix.Bind(listener, server), unix.Listen(listener, 2)); err != nil {
 		return pool.Unknown, os.NewSyscallError("listen", err)
 	}
-	if err := connectOnce(server); err != nil {
+	switch got, err := connectOnce(server); {
+	case err != nil:
 		return pool.Unknown, err
+	case got != port:
+		return pool.Unknown, fmt.Errorf("connect() chose port %d before %d", got, port)
 	}
 	if err := awaitFinWait2(port); err != nil {
 		return pool.Unknown, err
@@ -94,14 +100,11 @@ func tryFinWait2(proc string, prepared func()) (pool.Fact, error) {
 	}
 	// The kernel's clock has ticks of up to 10 ms.
 	time.Sleep(now.Truncate(time.Second) + time.Second + 20*time.Millisecond - now)
-	switch err := connectOnce(server); {
-	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return pool.No, nil
-	case err != nil:
+	got, err := connectOnce(server)
+	if err != nil {
 		return pool.Unknown, err
-	default:
-		return pool.Yes, nil
 	}
+	return factOf(got == port), nil
 }
 
 // setUp sets a network interface up.
@@ -119,14 +122,21 @@ func setUp(name string) error {
 	return os.NewSyscallError("ioctl SIOCSIFFLAGS", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request))
 }
 
-// connectOnce opens a connection and closes it. Its peer does not.
-func connectOnce(to unix.Sockaddr) error {
+// connectOnce opens a connection and closes it. Its peer does not. It returns its local port.
+func connectOnce(to unix.Sockaddr) (port int, err error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return os.NewSyscallError("socket", err)
+		return 0, os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
-	return os.NewSyscallError("connect", unix.Connect(fd, to))
+	if err := unix.Connect(fd, to); err != nil {
+		return 0, os.NewSyscallError("connect", err)
+	}
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, os.NewSyscallError("getsockname", err)
+	}
+	return local.(*unix.SockaddrInet4).Port, nil
 }
 
 // awaitFinWait2 waits until the connection from a port is a mini-socket in FIN_WAIT2: until its peer has
@@ -139,7 +149,7 @@ func awaitFinWait2(port uint16) error {
 		}
 		there := false
 		err = conn.Sockets([]sockdiag.State{sockdiag.FinWait2}, port, port, func(s *sockdiag.Socket) {
-			there = there || s.Mini && s.Remote.Addr() == netip.AddrFrom4([4]byte{127, 0, 0, 1})
+			there = there || s.Mini && s.Remote == trialServer
 		})
 		conn.Close()
 		if err != nil || there {

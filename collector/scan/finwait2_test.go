@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/connectfail"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -88,6 +89,28 @@ func TestFinWait2Trial(t *testing.T) {
 	granted, _ := c.Fill(t, 2)
 	if want := []pool.Fact{pool.No, pool.Yes}[granted]; fact != want {
 		t.Errorf("the trial says %v, but connect() granted %d of one port in FIN_WAIT2", fact, granted)
+	}
+}
+
+// TestFinWait2TrialFailures checks that no connect() of a trial fails: an exporter on the host would count it.
+func TestFinWait2TrialFailures(t *testing.T) {
+	netnstest.Tracefs(t)
+	probe, err := connectfail.Attach()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { probe.Close() })
+	if _, err := startFinWait2Trial("/proc").result(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	counts, _, err := probe.Counts(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range counts {
+		if c.Destination == trialServer {
+			t.Errorf("counted %+v", c)
+		}
 	}
 }
 
