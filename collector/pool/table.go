@@ -47,9 +47,9 @@ func (k poolKey) destinationAddr() netip.AddrPort {
 type poolCounts struct {
 	states   [Closing + 1]uint32 // by state
 	reusable uint32              // mini-sockets whose ports connect() may take over
-	recent   uint16              // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
-	finWait2 uint16              // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
-	unsure   uint16              // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that
+	recent   uint32              // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
+	finWait2 uint32              // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
+	unsure   uint32              // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that
 	bound    uint32              // on ports of Table.bound
 	loopback bool
 	source   *portSet

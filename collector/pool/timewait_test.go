@@ -183,6 +183,23 @@ func TestTimeWaitFinWait2(t *testing.T) {
 	}
 }
 
+// TestTimeWaitFinWait2Many has more mini-sockets than there are ports: with SO_BINDTODEVICE, sockets on two
+// interfaces have the same addresses and ports.
+func TestTimeWaitFinWait2Many(t *testing.T) {
+	const n = 1<<16 + 1
+	s := reusing(tenPorts, 0)
+	s.FinTimeout = time.Minute
+	mini := socket(FinWait2, "10.0.0.1:40000", "10.0.0.2:80")
+	mini.Mini, mini.Seen, mini.Expires = true, 69500*time.Millisecond, 59400*time.Millisecond
+	table := NewTable(s)
+	for range n {
+		table.Add(&mini)
+	}
+	if got := table.Report(everything).Destinations[0].ReusableUnknown; got != n {
+		t.Errorf("got %d ports of which it is not known, want %d", got, n)
+	}
+}
+
 // TestTimeWaitTimestamps checks that the old connection decides whether its port is reusable, and
 // the sysctl only where that connection is not known.
 func TestTimeWaitTimestamps(t *testing.T) {
