@@ -35,6 +35,7 @@ END {
 		print "the machine did not end its tests"
 		failed++
 	}
+	if (machine && !passed) failed++ # it ran none
 	for (r in why) {
 		printf "skipped %d: %s\n", why[r], r
 		if (!machine || r ~ /^the kernel lacks /) continue
