@@ -34,7 +34,6 @@ const (
 const (
 	flagBound = 1 << iota
 	flagMini
-	flagTimestamps
 	flagV6Only
 )
 
@@ -56,7 +55,6 @@ func (it *Iterator) parse(b []byte, seen time.Duration, each func(*Socket)) (res
 			s.Cgroup = binary.NativeEndian.Uint64(b[recordCgroup:])
 		}
 		s.Bound = flags&flagBound != 0
-		s.Timestamps = s.State == sockdiag.TimeWait && flags&flagTimestamps != 0
 		s.Stamp = binary.NativeEndian.Uint32(b[recordStamp:])
 		each(&s)
 	}

@@ -14,11 +14,6 @@ type Socket struct {
 	// negative fastreuse and fastreuseport was made by connect(); then it is false.
 	Bound bool
 
-	// Timestamps is true if the connection used TCP timestamps (RFC 7323), for a socket in
-	// TimeWait: tw_ts_recent_stamp of struct tcp_timewait_sock is not 0. It is false for all
-	// other sockets.
-	Timestamps bool
-
 	// Stamp is when a mini-socket, or its connection before, received the last timestamp:
 	// tw_ts_recent_stamp, in seconds of CLOCK_MONOTONIC, rounded down. It is 0 if the connection did
 	// not use timestamps, and for all other sockets.

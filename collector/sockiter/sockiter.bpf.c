@@ -10,7 +10,7 @@
 
 #define AF_INET6 10
 
-enum { BOUND = 1, MINI = 2, TIMESTAMPS = 4, V6ONLY = 8 };
+enum { BOUND = 1, MINI = 2, V6ONLY = 4 };
 
 // A record describes one socket, see record.go.
 struct record {
@@ -53,7 +53,7 @@ int tcp_sockets(struct bpf_iter__tcp *ctx)
 			return 0;
 		r.state = tw->tw_sk.tw_substate;
 		r.stamp = tw->tw_ts_recent_stamp;
-		r.flags = MINI | bound(bucket) | (r.stamp ? TIMESTAMPS : 0);
+		r.flags = MINI | bound(bucket);
 		__s64 left = tw->tw_sk.tw_timer.expires - bpf_jiffies64();
 		r.expires = left < 0 ? 0 : left;
 	} else if (r.state == BPF_TCP_NEW_SYN_RECV) { // not yet accepted: it has no bucket, that of its listener is bound
