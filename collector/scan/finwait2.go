@@ -63,6 +63,9 @@ func (t *finWait2Trial) result(deadline time.Time) (pool.Fact, error) {
 // tryFinWait2 makes the trial in the calling thread's namespace, which is new. It calls prepared when it needs
 // no privilege any more.
 func tryFinWait2(proc string, prepared func()) (pool.Fact, error) {
+	if !isProcfs(proc) {
+		return pool.Unknown, fmt.Errorf("%s is not a proc file system", proc)
+	}
 	const port = 40000 // connect() tries ports with the parity of the lowest one first
 	for file, value := range map[string]string{
 		"ip_local_port_range": fmt.Sprintf("%d %d", port, port+1), "tcp_tw_reuse": "1", "tcp_timestamps": "1",
@@ -104,6 +107,9 @@ func tryFinWait2(proc string, prepared func()) (pool.Fact, error) {
 	if err != nil {
 		return pool.Unknown, err
 	}
+	if end, err := sockdiag.Now(); err != nil || end-now > 30*time.Second {
+		return pool.Unknown, errors.Join(err, errors.New("the process stood still: FIN_WAIT2 may have ended by itself"))
+	}
 	return factOf(got == port), nil
 }
 
@@ -129,6 +135,11 @@ func connectOnce(to unix.Sockaddr) (port int, err error) {
 		return 0, os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
+	// A rule of the host can drop the packets.
+	timeout := unix.NsecToTimeval((5 * time.Second).Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout); err != nil {
+		return 0, os.NewSyscallError("setsockopt", err)
+	}
 	if err := unix.Connect(fd, to); err != nil {
 		return 0, os.NewSyscallError("connect", err)
 	}

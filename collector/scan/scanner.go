@@ -112,10 +112,10 @@ func (s *Scanner) readKernel() (err error) {
 		s.trial = startFinWait2Trial(s.cfg.Proc)
 	}
 	s.clockOffset, err = s.proc.MonotonicOffset()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // not a proc file system: the first scan explains that
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // if it is not a proc file system, the first scan explains that
+		s.cfg.Logger.Warn("The offset of the time namespace is not known, and taken for none", "err", err)
 	}
-	return err
+	return nil
 }
 
 // timerTick returns the period of the kernel's timer interrupt, 1 s / CONFIG_HZ: it is the resolution
