@@ -2,12 +2,13 @@ package pool
 
 import "net/netip"
 
-// connect() and bind(ip, 0) look for a free port in opposite orders. connect() first takes those
-// with the parity of the low end of the range, here called early, and the others, the late ones,
-// when no early one is free for its destination. bind(ip, 0) takes the late ones first. So a client
-// that has a new late port, while early ones are free, got it by bind(), and all plain connect()
-// calls of the namespace have lost that port. See __inet_hash_connect of net/ipv4/inet_hashtables.c
-// and inet_csk_find_open_port of net/ipv4/inet_connection_sock.c.
+// connect() and bind(ip, 0) look for a free port in opposite orders. connect() first takes the ports
+// with the parity of the low end of the range, here called those of connect parity. It takes the
+// others, those of bind parity, when no port of connect parity is free for its destination.
+// bind(ip, 0) takes the ports of bind parity first. So a client that has a new port of bind parity,
+// while ports of connect parity are free, got it by bind(), and all plain connect() calls of the
+// namespace have lost that port. See __inet_hash_connect of net/ipv4/inet_hashtables.c and
+// inet_csk_find_open_port of net/ipv4/inet_connection_sock.c.
 //
 // With a range of the socket's own (IP_LOCAL_PORT_RANGE, Linux 6.3 and releases of 6.1), connect() has no order since Linux 6.8
 // (commit 207184853dbd), and before that the order of the low end of that range. A dump does not show the option,
@@ -23,62 +24,62 @@ const (
 	choice = 4
 
 	// certain is the score at which clients count as binding first. Each scan adds 1 at most,
-	// unless the evidence is clear: clearPorts new late ports, and clearRatio times as many late
-	// as early ones. What is left of a plain pool that was full is not like that.
+	// unless the evidence is clear: clearPorts new ports of bind parity, and clearRatio times as
+	// many as new ones of connect parity. What is left of a plain pool that was full is not like that.
 	certain    = 3
 	clearPorts = 5
 	clearRatio = 4
 
-	// contraryPorts is the number of new early ports, and no late ones, after which the score is 0
-	// again. Clients that take any port of a list have some in a row too.
+	// contraryPorts is the number of new ports of connect parity, and none of bind parity, after which
+	// the score is 0 again. Clients that take any port of a list have some in a row too.
 	contraryPorts = 20
 
-	// mixedRatio is how many times as many early as late ports clients hold at most that take
-	// any port of a list. If there are more, others of the same pool use plain connect().
+	// mixedRatio is how many times as many ports of connect parity as of bind parity clients hold at
+	// most that take any port of a list. If there are more, others of the same pool use plain connect().
 	mixedRatio = 2
 )
 
-// The order in which connect() tries ports; bind(ip, 0) does the opposite.
+// The parities of ports in the order in which connect() tries them; bind(ip, 0) does the opposite.
 const (
-	early = iota
-	late
+	connectParity = iota
+	bindParity
 )
 
 // Knowledge is what a Table has learned about its namespace for the next one: whether clients bind
 // before they connect, and whether peers use timestamps. Nothing of it is a number to report. The
 // zero value is to know nothing.
 type Knowledge struct {
-	portRange  PortRange // what follows is about the order of its ports
-	sources    map[sourceKey]*knownSource
-	earlyFree  bool                    // connect() had a choice to a destination for which few ports were held
-	timestamps map[netip.AddrPort]Fact // by destination, see Question
+	portRange     PortRange // what follows is about the order of its ports
+	sources       map[sourceKey]*knownSource
+	connectChoice bool                    // connect() had a choice to a destination for which few ports were held
+	timestamps    map[netip.AddrPort]Fact // by destination, see Question
 }
 
 // A knownSource is what is known of the clients with one source address.
 type knownSource struct {
-	ports    *portSet // that were held
-	lateFree [2]bool  // bind() had a choice, in each half of the range
-	pools    map[poolKey]clients
-	complete bool    // no pool was forgotten
-	plain    bool    // nobody binds: there was no late port, and nobody did before
-	binds    bool    // some of the clients may bind first
-	others   clients // of all pools together that are not in pools: most hold few ports
+	ports      *portSet // that were held
+	bindChoice [2]bool  // bind() had a choice, in each half of the range
+	pools      map[poolKey]clients
+	complete   bool    // no pool was forgotten
+	plain      bool    // nobody binds: there was no port of bind parity, and nobody did before
+	binds      bool    // some of the clients may bind first
+	others     clients // of all pools together that are not in pools: most hold few ports
 }
 
 // clients is what is known of the clients of a pool, or of several together.
 type clients struct {
-	score     int  // evidence that they bind first, from 0 to certain
-	contrary  int  // early ports that came since the last evidence, where late ones were free
-	binds     bool // they bind first: from certain until the score is 0
-	mixed     bool // if so, only their late ports count as bound
-	connects  bool // plain connect() was seen
-	earlyFree bool // connect() had a choice
+	score         int  // evidence that they bind first, from 0 to certain
+	contrary      int  // ports of connect parity that came since the last evidence, where others were free
+	binds         bool // they bind first: from certain until the score is 0
+	mixed         bool // if so, only their ports of bind parity count as bound
+	connects      bool // plain connect() was seen
+	connectChoice bool // connect() had a choice
 }
 
 // plain reports whether the clients are known not to bind.
 func (c clients) plain() bool { return c.connects && !c.binds }
 
-// binds reports of the early and of the late ports of a pool whether its clients bind them.
+// binds reports of the ports of a pool, by parity, whether its clients bind them.
 func (k Knowledge) binds(pool poolKey) (ports [2]bool) {
 	source := k.sources[pool.sourceKey()]
 	if source == nil {
@@ -88,7 +89,7 @@ func (k Knowledge) binds(pool poolKey) (ports [2]bool) {
 	if !ok {
 		known = source.others
 	}
-	return [2]bool{early: known.binds && !known.mixed, late: known.binds}
+	return [2]bool{connectParity: known.binds && !known.mixed, bindParity: known.binds}
 }
 
 // Keep forgets the sources and pools that a report does not contain, so that what is remembered is
@@ -132,14 +133,14 @@ type unit struct {
 	clients
 	pools []int32 // index into Table.counts
 
-	others   clients  // if it was one of the others of its source until now
-	old      *portSet // held on the source at the last scan; nil if there is nothing to compare with
-	lateFree [2]bool  // bind() had a choice at both scans, in each half of the range
+	others     clients  // if it was one of the others of its source until now
+	old        *portSet // held on the source at the last scan; nil if there is nothing to compare with
+	bindChoice [2]bool  // bind() had a choice at both scans, in each half of the range
 
-	held     [2]int // ports, early and late
-	taken    int    // early ports that connect() could not choose, of the pool with most
-	newLate  int    // ports that nobody on the source held at the last scan
-	newEarly int    // likewise, where late ones were free
+	held             [2]int // ports, by parity
+	taken            int    // ports of connect parity that connect() could not choose, of the pool with most
+	newBindParity    int    // ports of bind parity that nobody on the source held at the last scan
+	newConnectParity int    // likewise of connect parity, where those of bind parity were free
 }
 
 // A unitKey identifies a unit.
@@ -165,14 +166,14 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 
 	// Ports that may be bound leave connect() no choice either.
 	var doubtful portSet
-	sum := 0 // of the early ones, if they are not listed
+	sum := 0 // of those of connect parity, if they are not listed
 	for _, u := range units {
 		t.countPorts(u)
-		if u.others.binds && u.held[early] <= mixedRatio*u.held[late] {
+		if u.others.binds && u.held[connectParity] <= mixedRatio*u.held[bindParity] {
 			u.score, u.binds = u.others.score, true
 		}
-		if u.held[late] == 0 && u.held[early] >= clearPorts {
-			u.connects = true // bind() leaves no late port
+		if u.held[bindParity] == 0 && u.held[connectParity] >= clearPorts {
+			u.connects = true // bind() leaves no port of bind parity
 		}
 		if u.binds {
 			t.bindPorts(u)
@@ -183,10 +184,10 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 		}
 	}
 	free := usable - doubtful.parityOf(low)
-	if !t.listEarly {
+	if !t.listConnectParity {
 		free = usable - sum
 	}
-	earlyFree := hasChoice(free, usable)
+	connectChoice := hasChoice(free, usable)
 	for key, u := range units {
 		taken := 0
 		if u.plain() {
@@ -198,7 +199,7 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 			t.bindPorts(u)
 		}
 		if !u.binds && !u.connects {
-			t.unknown += u.held[late]
+			t.unknown += u.held[bindParity]
 		}
 		source := sources[key.source]
 		source.binds = source.binds || !u.plain() || u.score > 0
@@ -221,25 +222,25 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 			known.pools[pool] = u.clients
 		} else if known.plain {
 			taken := held - int(c.reusable)
-			known.pools[pool] = clients{connects: true, earlyFree: hasChoice(free-taken, usable)}
+			known.pools[pool] = clients{connects: true, connectChoice: hasChoice(free-taken, usable)}
 		}
 	}
 	t.countBound()
 	t.inferred = t.before.sources != nil
-	k.portRange, k.sources, k.earlyFree = t.settings.PortRange, sources, earlyFree
+	k.portRange, k.sources, k.connectChoice = t.settings.PortRange, sources, connectChoice
 }
 
 // units returns the units of all pools of clients that may bind, with what is known of them, and
 // what is known of sources now, without clients.
 func (t *Table) units(minPorts int) (map[sourceKey]*knownSource, map[unitKey]*unit) {
 	sources := make(map[sourceKey]*knownSource, len(t.sources))
-	usable := t.countLate(&t.usable)
+	usable := t.countBindParity(&t.usable)
 	doubt, doubts := make(map[*portSet]bool, len(t.sources)), false
 	for key, s := range t.sources {
 		known := &knownSource{ports: s, complete: true, others: clients{connects: true}}
-		held := t.countLate(s)
-		for half := range known.lateFree {
-			known.lateFree[half] = hasChoice(usable[half]-held[half], usable[half])
+		held := t.countBindParity(s)
+		for half := range known.bindChoice {
+			known.bindChoice[half] = hasChoice(usable[half]-held[half], usable[half])
 		}
 		before := t.before.sources[key]
 		known.plain = held == [2]int{} && (before == nil || !before.binds)
@@ -291,13 +292,13 @@ func newUnit(key unitKey, before Knowledge, now *knownSource) *unit {
 		u.clients = known
 	} else if key.pool == (poolKey{}) {
 		u.clients = source.others
-		u.earlyFree = before.earlyFree
+		u.connectChoice = before.connectChoice
 	} else {
 		u.others = source.others
-		u.earlyFree = before.earlyFree
+		u.connectChoice = before.connectChoice
 	}
-	for half := range u.lateFree {
-		u.lateFree[half] = source.lateFree[half] && now.lateFree[half]
+	for half := range u.bindChoice {
+		u.bindChoice[half] = source.bindChoice[half] && now.bindChoice[half]
 	}
 	return u
 }
@@ -305,56 +306,56 @@ func newUnit(key unitKey, before Knowledge, now *knownSource) *unit {
 // countPorts counts the ports of a unit.
 func (t *Table) countPorts(u *unit) {
 	t.eachPort(u, func(port uint16) {
-		order := t.orderOf(port)
+		parity := t.parityOf(port)
 		switch {
 		case u.old == nil || u.old.has(port):
-		case order == late:
-			u.newLate++
-		case u.lateFree[t.halfOf(port)]:
-			u.newEarly++
+		case parity == bindParity:
+			u.newBindParity++
+		case u.bindChoice[t.halfOf(port)]:
+			u.newConnectParity++
 		}
-		if order == late {
-			u.held[late]++
+		if parity == bindParity {
+			u.held[bindParity]++
 		}
 	})
 	for _, i := range u.pools {
 		c := &t.counts[i]
 		taken := c.held() - int(c.reusable)
 		for port := range t.lists.all(c.fixed) {
-			taken -= t.orderOf(port) // late is 1
+			taken -= t.parityOf(port) // bindParity is 1
 		}
 		u.taken = max(u.taken, taken)
-		u.held[early] += c.held()
+		u.held[connectParity] += c.held()
 	}
-	u.held[early] -= u.held[late]
-	if !t.listEarly && u.newLate > 0 {
-		u.newEarly = u.held[early] // at most
+	u.held[connectParity] -= u.held[bindParity]
+	if !t.listConnectParity && u.newBindParity > 0 {
+		u.newConnectParity = u.held[connectParity] // at most
 	}
 }
 
-// judge draws the conclusion from the ports of a unit. earlyFree says whether connect() has a choice
+// judge draws the conclusion from the ports of a unit. connectChoice says whether connect() has a choice
 // now.
-func (u *unit) judge(earlyFree bool) {
-	switch hadChoice := u.old != nil && u.earlyFree && earlyFree; {
-	case hadChoice && u.newLate >= clearPorts && u.newLate >= clearRatio*u.newEarly:
+func (u *unit) judge(connectChoice bool) {
+	switch hadChoice := u.old != nil && u.connectChoice && connectChoice; {
+	case hadChoice && u.newBindParity >= clearPorts && u.newBindParity >= clearRatio*u.newConnectParity:
 		u.score, u.contrary = certain, 0
-	case hadChoice && u.newLate > 0:
+	case hadChoice && u.newBindParity > 0:
 		u.score, u.contrary = min(u.score+1, certain), 0
-	case u.newLate == 0 && u.newEarly > 0:
+	case u.newBindParity == 0 && u.newConnectParity > 0:
 		u.connects = true
-		if u.contrary += u.newEarly; u.contrary >= contraryPorts {
+		if u.contrary += u.newConnectParity; u.contrary >= contraryPorts {
 			u.score = 0
 		}
 	}
 	u.binds = u.score == certain || u.binds && u.score > 0
-	u.earlyFree = earlyFree
+	u.connectChoice = connectChoice
 }
 
 // bindPorts marks the ports of a unit whose clients bind first.
 func (t *Table) bindPorts(u *unit) {
-	u.mixed = u.connects && u.held[early] > mixedRatio*u.held[late]
+	u.mixed = u.connects && u.held[connectParity] > mixedRatio*u.held[bindParity]
 	t.eachPort(u, func(port uint16) {
-		if !u.mixed || t.orderOf(port) == late {
+		if !u.mixed || t.parityOf(port) == bindParity {
 			t.bound.add(port)
 		}
 	})
@@ -396,8 +397,8 @@ func (t *Table) eachPort(u *unit, f func(port uint16)) {
 // hasChoice reports whether enough of the usable ports are free to tell what a client chose.
 func hasChoice(free, usable int) bool { return free > 0 && free*choice >= usable }
 
-// orderOf returns early or late.
-func (t *Table) orderOf(port uint16) int { return int(port-t.settings.PortRange.Low) % 2 }
+// parityOf returns connectParity or bindParity.
+func (t *Table) parityOf(port uint16) int { return int(port-t.settings.PortRange.Low) % 2 }
 
 // halfOf returns the half of the range that a port is in, 0 or 1. With SO_REUSEADDR, bind(ip, 0)
 // takes all ports of the lower half before any other.
@@ -414,8 +415,8 @@ func (t *Table) upperHalf() int {
 	return low + (high-low)>>2<<1
 }
 
-// countLate counts the late ports in each half of the range.
-func (t *Table) countLate(ports interface {
+// countBindParity counts the ports of bind parity in each half of the range.
+func (t *Table) countBindParity(ports interface {
 	count(parity uint16, from, to int) int
 }) [2]int {
 	parity := t.settings.PortRange.Low + 1

@@ -216,7 +216,7 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	closed := int(counts.states[TimeWait]) + int(counts.finWait2) + int(math.Round(l.unansweredPorts))
 	d.Open = max(d.Held-closed, 0)
 	hold := rule.hold(counts.timestamps)
-	if counts.binds[early] {
+	if counts.binds[connectParity] {
 		hold = rule.times[expired].hold
 	}
 	d.Hold, d.Unanswered = l.hold(hold)

@@ -59,7 +59,7 @@ type poolCounts struct {
 	openInterface uint32 // its Socket.Interface
 	timestamps    Fact   // the peer uses TCP timestamps
 
-	// binds tells, by orderOf, of which ports earlier Tables learned that clients bind them:
+	// binds tells, by parityOf, of which ports earlier Tables learned that clients bind them:
 	// connect() never takes these over.
 	binds [2]bool
 
@@ -93,12 +93,12 @@ type Table struct {
 	seen      timeWaitSeconds
 	phase     phase
 
-	before     Knowledge // see Recall
-	listEarly  bool      // lists have early ports too: a client may bind first
-	boundKnown bool      // see KnowBound
-	inferred   bool      // Infer had something to compare with
-	unknown    int       // late ports of clients of whom it is not known whether they bind first
-	lists      portLists
+	before            Knowledge // see Recall
+	listConnectParity bool      // lists have ports of connect parity too: a client may bind first
+	boundKnown        bool      // see KnowBound
+	inferred          bool      // Infer had something to compare with
+	unknown           int       // ports of bind parity of clients of whom it is not known whether they bind first
+	lists             portLists
 
 	reserved int // ports of the range that are in ip_local_reserved_ports
 	capacity int // ports in usable
@@ -141,7 +141,7 @@ func (t *Table) Recall(k Knowledge) {
 	}
 	t.before = k
 	for _, source := range k.sources {
-		t.listEarly = t.listEarly || source.binds
+		t.listConnectParity = t.listConnectParity || source.binds
 	}
 }
 
@@ -174,13 +174,13 @@ func (t *Table) Add(s *Socket) {
 	list := &c.fixed
 	switch {
 	case s.State == TimeWait || s.Mini:
-		if t.addMini(c, s, s.Bound == Yes || c.binds[t.orderOf(port)]) {
+		if t.addMini(c, s, s.Bound == Yes || c.binds[t.parityOf(port)]) {
 			list = &c.reuse
 		}
 	case s.State != SynSent && s.State != SynRecv:
 		c.open, c.openInterface = port, s.Interface
 	}
-	if !t.boundKnown && (t.listEarly || t.orderOf(port) == late) {
+	if !t.boundKnown && (t.listConnectParity || t.parityOf(port) == bindParity) {
 		t.lists.add(list, port)
 	}
 }
@@ -245,7 +245,7 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 		if !c.loopback && len(t.before.timestamps) > 0 {
 			c.timestamps = t.before.timestamps[key.destinationAddr()]
 		}
-		if t.listEarly {
+		if t.listConnectParity {
 			c.binds = t.before.binds(key)
 		}
 		t.counts = append(t.counts, c)

@@ -372,7 +372,7 @@ func TestBindFirstLimit(t *testing.T) {
 }
 
 // TestBindFirstBursts has a client of plain connect() that fills its pool and drains it between two
-// scans: what is left has new late ports, while early ones are free.
+// scans: what is left has new ports of bind parity, while others are free.
 func TestBindFirstBursts(t *testing.T) {
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40499")
@@ -394,7 +394,7 @@ func TestBindFirstBursts(t *testing.T) {
 		check()
 	}
 	check()
-	for range 6 { // few early ports are free
+	for range 6 { // few ports of connect parity are free
 		burst(490, 430)
 		l.close(410)
 		check()
@@ -441,7 +441,7 @@ func TestBindFirstMixed(t *testing.T) {
 	first.Source = netip.MustParseAddrPort("198.51.100.1:0")
 	s := newScanner(t, testConfig())
 	a, b := newLoad(t), newLoad(t)
-	a.connect(plain.Client, 150) // more than half of the early ports
+	a.connect(plain.Client, 150) // more than half of the ports of connect parity
 	selfReport(t, s)
 	b.connect(first.Client, 20)
 	selfReport(t, s)
@@ -466,7 +466,7 @@ func TestBindFirstMixed(t *testing.T) {
 	}
 }
 
-// TestBindFirstStatic has a pool of plain connect() with most early ports, and nothing new, before
+// TestBindFirstStatic has a pool of plain connect() with most ports of connect parity, and nothing new, before
 // another client on its source begins to bind first.
 func TestBindFirstStatic(t *testing.T) {
 	netnstest.New(t)
