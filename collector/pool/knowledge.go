@@ -1,0 +1,73 @@
+package pool
+
+import "net/netip"
+
+// Knowledge is what a Table has learned about its namespace for the next one: whether clients bind
+// before they connect, and whether peers use timestamps. Nothing of it is a number to report. The
+// zero value is to know nothing.
+type Knowledge struct {
+	portRange     PortRange // what follows is about the order of its ports
+	sources       map[sourceKey]*knownSource
+	connectChoice bool                    // connect() had a choice to a destination for which few ports were held
+	timestamps    map[netip.AddrPort]Fact // by destination, see Question
+}
+
+// A knownSource is what is known of the clients with one source address.
+type knownSource struct {
+	ports      *portSet // that were held
+	bindChoice [2]bool  // bind() had a choice, in each half of the range
+	pools      map[poolKey]clients
+	complete   bool    // no pool was forgotten
+	plain      bool    // nobody binds: there was no port of bind parity, and nobody did before
+	binds      bool    // some of the clients may bind first
+	others     clients // of all pools together that are not in pools: most hold few ports
+}
+
+// binds reports of the ports of a pool, by parity, whether its clients bind them.
+func (k Knowledge) binds(pool poolKey) (ports [2]bool) {
+	source := k.sources[pool.sourceKey()]
+	if source == nil {
+		return ports
+	}
+	known, ok := source.pools[pool]
+	if !ok {
+		known = source.others
+	}
+	return [2]bool{connectParity: known.binds && !known.mixed, bindParity: known.binds}
+}
+
+// Keep forgets the sources and pools that a report does not contain, so that what is remembered is
+// bounded like what is reported.
+func (k Knowledge) Keep(r *Report) {
+	type pool struct {
+		source      netip.Addr
+		destination netip.AddrPort
+	}
+	sources := map[netip.Addr]bool{}
+	for _, s := range r.Sources {
+		sources[s.Address] = true
+	}
+	pools := map[pool]bool{}
+	destinations := map[netip.AddrPort]bool{}
+	for _, d := range r.Destinations {
+		pools[pool{d.Source, d.Address}] = true
+		destinations[d.Address] = true
+	}
+	for destination := range k.timestamps {
+		if !destinations[destination] {
+			delete(k.timestamps, destination)
+		}
+	}
+	for key, known := range k.sources {
+		if !sources[keyAddr(key.address, key.zone)] {
+			delete(k.sources, key)
+			continue
+		}
+		for key := range known.pools {
+			if !pools[pool{key.sourceAddr(), key.destinationAddr()}] {
+				delete(known.pools, key)
+				known.complete = false
+			}
+		}
+	}
+}
