@@ -56,20 +56,54 @@ type clients struct {
 // plain reports whether the clients are known not to bind.
 func (c clients) plain() bool { return c.connects && !c.binds }
 
-// judge draws the conclusion from the ports of a unit. connectChoice says whether connect() has a choice
-// now.
-func (u *unit) judge(connectChoice bool) {
-	switch hadChoice := u.old != nil && u.connectChoice && connectChoice; {
-	case hadChoice && u.newBindParity >= clearPorts && u.newBindParity >= clearRatio*u.newConnectParity:
-		u.score, u.contrary = certain, 0
-	case hadChoice && u.newBindParity > 0:
-		u.score, u.contrary = min(u.score+1, certain), 0
-	case u.newBindParity == 0 && u.newConnectParity > 0:
-		u.connects = true
-		if u.contrary += u.newConnectParity; u.contrary >= contraryPorts {
-			u.score = 0
+// evidence is what the ports of clients show.
+type evidence struct {
+	held             [2]int // ports, by parity
+	taken            int    // ports of connect parity that connect() could not choose, of the pool with most
+	newBindParity    int    // ports of bind parity that nobody on the source held at the last scan
+	newConnectParity int    // likewise of connect parity, where those of bind parity were free
+}
+
+// presume returns what is known of clients before their new ports are judged. others are those of
+// which they were a part until now, if any.
+func (c clients) presume(others clients, e evidence) clients {
+	if others.binds && e.held[connectParity] <= mixedRatio*e.held[bindParity] {
+		c.score, c.binds = others.score, true
+	}
+	if e.held[bindParity] == 0 && e.held[connectParity] >= clearPorts {
+		c.connects = true // bind() leaves no port of bind parity
+	}
+	if c.binds {
+		c.mixed = c.mix(e)
+	}
+	return c
+}
+
+// judge returns what is known of clients after their new ports. connectChoice says whether connect()
+// has a choice now.
+func (c clients) judge(e evidence, connectChoice bool) clients {
+	switch hadChoice := c.connectChoice && connectChoice; {
+	case hadChoice && e.newBindParity >= clearPorts && e.newBindParity >= clearRatio*e.newConnectParity:
+		c.score, c.contrary = certain, 0
+	case hadChoice && e.newBindParity > 0:
+		c.score, c.contrary = min(c.score+1, certain), 0
+	case e.newBindParity == 0 && e.newConnectParity > 0:
+		c.connects = true
+		if c.contrary += e.newConnectParity; c.contrary >= contraryPorts {
+			c.score = 0
 		}
 	}
-	u.binds = u.score == certain || u.binds && u.score > 0
-	u.connectChoice = connectChoice
+	c.connectChoice = connectChoice
+	switch {
+	case c.score == 0:
+		c.binds = false
+	case c.score == certain && !c.binds:
+		c.binds, c.mixed = true, c.mix(e)
+	}
+	return c
+}
+
+// mix reports whether others of the same pool use plain connect(), if the clients bind first.
+func (c clients) mix(e evidence) bool {
+	return c.connects && e.held[connectParity] > mixedRatio*e.held[bindParity]
 }

@@ -3,16 +3,12 @@ package pool
 // A unit is a pool, or all others of one source together.
 type unit struct {
 	clients
+	evidence
 	pools []int32 // index into Table.counts
 
 	others     clients  // if it was one of the others of its source until now
 	old        *portSet // held on the source at the last scan; nil if there is nothing to compare with
 	bindChoice [2]bool  // bind() had a choice at both scans, in each half of the range
-
-	held             [2]int // ports, by parity
-	taken            int    // ports of connect parity that connect() could not choose, of the pool with most
-	newBindParity    int    // ports of bind parity that nobody on the source held at the last scan
-	newConnectParity int    // likewise of connect parity, where those of bind parity were free
 }
 
 // A unitKey identifies a unit.
@@ -32,102 +28,59 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 		return
 	}
 	minPorts := max(limits.MinPorts, minOwn)
-	low := t.settings.PortRange.Low
-	usable := t.usable.count(low, 0, maxPorts)
-	sources, units := t.units(minPorts)
-
-	// Ports that may be bound leave connect() no choice either.
-	var doubtful portSet
-	sum := 0 // of those of connect parity, if they are not listed
+	sources := t.surveySources()
+	units := t.units(sources, minPorts)
 	for _, u := range units {
-		t.countPorts(u)
-		if u.others.binds && u.held[connectParity] <= mixedRatio*u.held[bindParity] {
-			u.score, u.binds = u.others.score, true
-		}
-		if u.held[bindParity] == 0 && u.held[connectParity] >= clearPorts {
-			u.connects = true // bind() leaves no port of bind parity
-		}
-		if u.binds {
-			t.bindPorts(u)
-		}
-		if !u.plain() {
-			t.eachPort(u, doubtful.add)
-			sum += u.taken
-		}
+		u.evidence = t.countPorts(u)
+		u.clients = u.presume(u.others, u.evidence)
 	}
-	free := usable - doubtful.parityOf(low)
-	if !t.listConnectParity {
-		free = usable - sum
+	supply := t.connectSupply(units)
+	for _, u := range units {
+		t.conclude(u, supply)
 	}
-	connectChoice := hasChoice(free, usable)
-	for key, u := range units {
-		taken := 0
-		if u.plain() {
-			taken = u.taken
-		}
-		bound := u.binds
-		u.judge(hasChoice(free-taken, usable))
-		if u.binds && !bound {
-			t.bindPorts(u)
-		}
-		if !u.binds && !u.connects {
-			t.unknown += u.held[bindParity]
-		}
-		source := sources[key.source]
-		source.binds = source.binds || !u.plain() || u.score > 0
-		if key.pool == (poolKey{}) {
-			source.others = u.clients
-		}
-	}
-	for pool, i := range t.pools {
-		c := &t.counts[i]
-		held := c.held()
-		if held < minPorts {
-			continue
-		}
-		known := sources[pool.sourceKey()]
-		if known.pools == nil {
-			known.pools = map[poolKey]clients{}
-		}
-		known.pools[pool] = known.others
-		if u := units[unitKey{pool.sourceKey(), pool}]; u != nil {
-			known.pools[pool] = u.clients
-		} else if known.plain {
-			taken := held - int(c.reusable)
-			known.pools[pool] = clients{connects: true, connectChoice: hasChoice(free-taken, usable)}
-		}
-	}
+	t.learn(sources, units, supply, minPorts)
 	t.countBound()
 	t.inferred = t.before.sources != nil
-	k.portRange, k.sources, k.connectChoice = t.settings.PortRange, sources, connectChoice
+	k.portRange, k.sources, k.connectChoice = t.settings.PortRange, sources, supply.choice(0)
 }
 
-// units returns the units of all pools of clients that may bind, with what is known of them, and
-// what is known of sources now, without clients.
-func (t *Table) units(minPorts int) (map[sourceKey]*knownSource, map[unitKey]*unit) {
+// surveySources returns what the ports of each source say, without its clients.
+func (t *Table) surveySources() map[sourceKey]*knownSource {
 	sources := make(map[sourceKey]*knownSource, len(t.sources))
 	usable := t.countBindParity(&t.usable)
-	doubt, doubts := make(map[*portSet]bool, len(t.sources)), false
 	for key, s := range t.sources {
-		known := &knownSource{ports: s, complete: true, others: clients{connects: true}}
 		held := t.countBindParity(s)
+		before := t.before.sources[key]
+		known := &knownSource{
+			ports:    s,
+			complete: true,
+			plain:    held == [2]int{} && (before == nil || !before.binds),
+			others:   clients{connects: true},
+		}
 		for half := range known.bindChoice {
 			known.bindChoice[half] = hasChoice(usable[half]-held[half], usable[half])
 		}
-		before := t.before.sources[key]
-		known.plain = held == [2]int{} && (before == nil || !before.binds)
-		doubt[s] = !known.plain
-		doubts = doubts || !known.plain
 		sources[key] = known
 	}
+	return sources
+}
 
+// units returns the units of all pools of clients that may bind, with what was known of them.
+func (t *Table) units(sources map[sourceKey]*knownSource, minPorts int) map[unitKey]*unit {
+	doubtful := make(map[*portSet]*knownSource)
+	for _, s := range sources {
+		if !s.plain {
+			doubtful[s.ports] = s
+		}
+	}
 	units := map[unitKey]*unit{}
-	if !doubts {
-		return sources, units
+	if len(doubtful) == 0 {
+		return units
 	}
 	for pool, i := range t.pools {
 		c := &t.counts[i]
-		if !doubt[c.source] {
+		source := doubtful[c.source]
+		if source == nil {
 			continue
 		}
 		key := unitKey{source: pool.sourceKey()}
@@ -136,12 +89,12 @@ func (t *Table) units(minPorts int) (map[sourceKey]*knownSource, map[unitKey]*un
 		}
 		u := units[key]
 		if u == nil {
-			u = newUnit(key, t.before, sources[key.source])
+			u = newUnit(key, t.before, source)
 			units[key] = u
 		}
 		u.pools = append(u.pools, i)
 	}
-	return sources, units
+	return units
 }
 
 // canTell reports whether a pool can be told apart: it is known, or it is known to be new.
@@ -175,44 +128,117 @@ func newUnit(key unitKey, before Knowledge, now *knownSource) *unit {
 	return u
 }
 
-// countPorts counts the ports of a unit.
-func (t *Table) countPorts(u *unit) {
+// countPorts returns what the ports of a unit show.
+func (t *Table) countPorts(u *unit) (e evidence) {
 	t.eachPort(u, func(port uint16) {
 		parity := t.parityOf(port)
+		if parity == bindParity {
+			e.held[bindParity]++
+		}
 		switch {
 		case u.old == nil || u.old.has(port):
 		case parity == bindParity:
-			u.newBindParity++
+			e.newBindParity++
 		case u.bindChoice[t.halfOf(port)]:
-			u.newConnectParity++
-		}
-		if parity == bindParity {
-			u.held[bindParity]++
+			e.newConnectParity++
 		}
 	})
 	for _, i := range u.pools {
 		c := &t.counts[i]
+		e.held[connectParity] += c.held() // those that are not listed too
 		taken := c.held() - int(c.reusable)
 		for port := range t.lists.all(c.fixed) {
 			taken -= t.parityOf(port) // bindParity is 1
 		}
-		u.taken = max(u.taken, taken)
-		u.held[connectParity] += c.held()
+		e.taken = max(e.taken, taken)
 	}
-	u.held[connectParity] -= u.held[bindParity]
-	if !t.listConnectParity && u.newBindParity > 0 {
-		u.newConnectParity = u.held[connectParity] // at most
+	e.held[connectParity] -= e.held[bindParity]
+	if !t.listConnectParity && e.newBindParity > 0 {
+		e.newConnectParity = e.held[connectParity] // at most
+	}
+	return e
+}
+
+// A supply is the ports of connect parity.
+type supply struct {
+	usable int
+	free   int // for a destination to which none is held
+}
+
+// choice reports whether connect() has a choice to a destination to which some of the ports are taken.
+func (s supply) choice(taken int) bool { return hasChoice(s.free-taken, s.usable) }
+
+// connectSupply returns the supply. Ports that may be bound leave connect() no choice either.
+func (t *Table) connectSupply(units map[unitKey]*unit) supply {
+	low := t.settings.PortRange.Low
+	usable := t.usable.count(low, 0, maxPorts)
+	var doubtful portSet
+	sum := 0 // if they are not listed
+	for _, u := range units {
+		if !u.plain() {
+			t.eachPort(u, doubtful.add)
+			sum += u.taken
+		}
+	}
+	if !t.listConnectParity {
+		return supply{usable, usable - sum}
+	}
+	return supply{usable, usable - doubtful.parityOf(low)}
+}
+
+// conclude judges a unit, and marks the ports of clients that bind first, or did so until now.
+func (t *Table) conclude(u *unit, s supply) {
+	taken := 0 // that the supply has not lost already
+	if u.plain() {
+		taken = u.taken
+	}
+	presumed := u.clients
+	u.clients = presumed.judge(u.evidence, s.choice(taken))
+	switch {
+	case presumed.binds || u.binds:
+		t.bindPorts(u)
+	case !u.connects:
+		t.unknown += u.held[bindParity]
 	}
 }
 
 // bindPorts marks the ports of a unit whose clients bind first.
 func (t *Table) bindPorts(u *unit) {
-	u.mixed = u.connects && u.held[connectParity] > mixedRatio*u.held[bindParity]
 	t.eachPort(u, func(port uint16) {
 		if !u.mixed || t.parityOf(port) == bindParity {
 			t.bound.add(port)
 		}
 	})
+}
+
+// learn adds to sources what is known of their clients now.
+func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*unit, s supply, minPorts int) {
+	for key, u := range units {
+		source := sources[key.source]
+		source.binds = source.binds || !u.plain() || u.score > 0
+		if key.pool == (poolKey{}) {
+			source.others = u.clients
+		}
+	}
+	for pool, i := range t.pools {
+		c := &t.counts[i]
+		held := c.held()
+		if held < minPorts {
+			continue
+		}
+		source := sources[pool.sourceKey()]
+		if source.pools == nil {
+			source.pools = map[poolKey]clients{}
+		}
+		switch u := units[unitKey{pool.sourceKey(), pool}]; {
+		case u != nil:
+			source.pools[pool] = u.clients
+		case source.plain:
+			source.pools[pool] = clients{connects: true, connectChoice: s.choice(held - int(c.reusable))}
+		default:
+			source.pools[pool] = source.others
+		}
+	}
 }
 
 // countBound counts the marked ports of each pool.
