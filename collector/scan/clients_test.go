@@ -18,14 +18,24 @@ import (
 
 // load is what a client does with its connections: it keeps the open ones, the oldest first.
 type load struct {
-	t    *testing.T
-	open []int
+	t      *testing.T
+	random *rand.Rand
+	open   []int
 }
 
 func newLoad(t *testing.T) *load {
-	l := &load{t: t}
+	t.Helper()
+	l := &load{t: t, random: newRandom(t)}
 	t.Cleanup(func() { l.close(len(l.open)) })
 	return l
+}
+
+// newRandom returns a source of random numbers, and logs its seed.
+func newRandom(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
 }
 
 // connect opens n connections, or fewer if the kernel has no port left. It returns how many.
@@ -54,7 +64,7 @@ func (l *load) close(n int) {
 
 // shuffle puts the connections into a random order.
 func (l *load) shuffle() {
-	rand.Shuffle(len(l.open), func(i, j int) { l.open[i], l.open[j] = l.open[j], l.open[i] })
+	l.random.Shuffle(len(l.open), func(i, j int) { l.open[i], l.open[j] = l.open[j], l.open[i] })
 }
 
 // reverse puts the connections into the opposite order.
@@ -229,7 +239,7 @@ func TestBindFirstPlain(t *testing.T) {
 				}
 			}
 			for round := range 3 {
-				restart := func() bool { return round > 0 && rand.IntN(6) == 0 }
+				restart := func() bool { return round > 0 && l.random.IntN(6) == 0 }
 				for l.connect(a.Client, 40) > 0 {
 					check(restart())
 				}

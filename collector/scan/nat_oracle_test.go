@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
@@ -522,7 +521,7 @@ func TestOracleNATWide(t *testing.T) {
 			for p := int(tt.ports.Low); p <= int(tt.ports.High); p++ {
 				ports = append(ports, uint16(p))
 			}
-			rand.Shuffle(len(ports), func(i, j int) { ports[i], ports[j] = ports[j], ports[i] })
+			newRandom(t).Shuffle(len(ports), func(i, j int) { ports[i], ports[j] = ports[j], ports[i] })
 			fillNAT(t, ports[free:], to)
 			checkNAT(t, g, s, &natClients{protocol: pool.TCP, to: to, from: func(i int) netip.AddrPort {
 				return netip.AddrPortFrom(nattest.Host(nattest.Clients4, 0xff00+i), ports[i])
@@ -533,6 +532,7 @@ func TestOracleNATWide(t *testing.T) {
 
 // TestOracleNATSearches compares the reported share of searches that fail with that of the kernel.
 func TestOracleNATSearches(t *testing.T) {
+	random := newRandom(t)
 	to := netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80)
 	for _, tt := range []struct {
 		name, rule string
@@ -544,7 +544,7 @@ func TestOracleNATSearches(t *testing.T) {
 		{"1000 ports, 2% free, apart", "masquerade to :" + portsOf(range1000) + " fully-random", range1000, func(p int) bool { return p%50 != 0 }},
 		{"1000 ports, 80% taken, in a row", "masquerade to :" + portsOf(range1000) + " fully-random", range1000, func(p int) bool { return p%1000 < 800 }},
 		{"no range, that of Linux clients and 97% of the others", "masquerade fully-random", pool.PortRange{Low: 1024, High: 65535}, func(p int) bool {
-			return p >= 32768 && p <= 60999 || rand.IntN(30) != 0
+			return p >= 32768 && p <= 60999 || random.IntN(30) != 0
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
