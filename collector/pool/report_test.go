@@ -86,6 +86,17 @@ func TestReportStates(t *testing.T) {
 	}
 }
 
+// TestAddState adds a socket in each state that a kernel can name: none panics, and one that is not known
+// holds no port.
+func TestAddState(t *testing.T) {
+	for state := range 256 {
+		r := tableOf(tenPorts, nil, socket(State(state), "10.0.0.1:40000", "10.0.0.2:80")).Report(everything)
+		if held := r.Destinations[0].Held; state > int(Closing) && held != 0 || State(state).String() != "unknown" && held != 1 {
+			t.Errorf("state %d: %d ports held", state, held)
+		}
+	}
+}
+
 // TestReportOutside checks that sockets outside of all pools do not count.
 func TestReportOutside(t *testing.T) {
 	s := tenPorts

@@ -1,0 +1,145 @@
+package pool
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestQuestions checks which connections are asked about.
+func TestQuestions(t *testing.T) {
+	reuse := reusing(hundredPorts, time.Second)
+	off := with(reuse, func(s *Settings) { s.Timestamps = 0 })
+	never := with(reuse, func(s *Settings) { s.TWReuse = 0 })
+	onLoopback := with(reuse, func(s *Settings) { s.TWReuse = 2 })
+	destination := func(i int) string { return fmt.Sprintf("10.0.1.%d:80", i) }
+	pools := func(state State, held ...int) (sockets []Socket) {
+		for i, n := range held {
+			for port := range n {
+				sockets = append(sockets, socket(state, fmt.Sprintf("10.0.0.1:%d", 40000+port), destination(i)))
+			}
+		}
+		return sockets
+	}
+	on := func(s []Socket, source, destination string) []Socket {
+		for i := range s {
+			s[i].Local = netip.AddrPortFrom(netip.MustParseAddr(source), s[i].Local.Port())
+			s[i].Remote = netip.MustParseAddrPort(destination)
+		}
+		return s
+	}
+	bound := func(n int) (sockets []Socket) {
+		for port := range n {
+			s := socket(TimeWait, fmt.Sprintf("10.0.0.2:%d", 40099-port), "10.0.2.1:80")
+			s.Bound = Yes
+			sockets = append(sockets, s)
+		}
+		return sockets
+	}
+	for _, tt := range []struct {
+		name       string
+		settings   Settings
+		limits     Limits
+		knownBound bool
+		sockets    []Socket
+		want       []string
+	}{
+		{"nothing is open", reuse, everything, false, pools(TimeWait, 60), nil},
+		{"not answered yet", reuse, everything, false, append(pools(SynSent, 60), pools(SynRecv, 60)...), nil},
+		{"loopback", reuse, everything, false, on(pools(Established, 60), "127.0.0.1", "127.0.0.1:80"), nil},
+		{"the reader knows", reuse, everything, true, pools(Established, 60), nil},
+		{"most ports first", reuse, everything, false, pools(Established, 1, 3, 2), []string{destination(1), destination(2), destination(0)}},
+		{"as many", reuse, everything, false, pools(Established, 1, 1, 1), []string{destination(0), destination(1), destination(2)}},
+		{"not reported", reuse, Limits{MinPorts: 3, Most: 9}, false, pools(Established, 2, 3), []string{destination(1)}},
+		{"too many", reuse, Limits{Most: 1}, false, pools(Established, 2, 3), []string{destination(1)}},
+		{"none", reuse, Limits{}, false, pools(Established, 2, 3), nil},
+		{"tcp_tw_reuse without tcp_timestamps", off, everything, false, pools(Established, 60), nil},
+		{"advice might be tcp_tw_reuse", never, everything, false, pools(Established, 49, 50), []string{destination(1)}},
+		{"advice might be to extend tcp_tw_reuse", onLoopback, everything, false, pools(Established, 49, 50), []string{destination(1)}},
+		{"advice, with ports that are bound", never, everything, false, append(bound(40), pools(Established, 9, 10)...), []string{destination(1)}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			table := NewTable(tt.settings)
+			if tt.knownBound {
+				table.KnowBound()
+			}
+			for i := range tt.sockets {
+				tt.sockets[i].Interface = 7
+				table.Add(&tt.sockets[i])
+			}
+			var got []string
+			for _, q := range table.Questions(tt.limits) {
+				got = append(got, q.Remote.String())
+				if q.Interface != 7 || q.Local.Addr() != netip.MustParseAddr("10.0.0.1") || !hundredPorts.PortRange.Contains(q.Local.Port()) {
+					t.Errorf("asked about %v on interface %d", q.Local, q.Interface)
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestAnswer checks what an answer changes: what this Table reports, what the next one counts, and whether this
+// one has to count again.
+func TestAnswer(t *testing.T) {
+	for _, tt := range []struct {
+		before     Fact
+		reuse      int
+		timestamps bool
+		changed    bool
+	}{
+		{Unknown, 1, true, false}, // as the sysctl says
+		{Unknown, 1, false, true},
+		{Yes, 1, true, false},
+		{Yes, 1, false, true},
+		{No, 1, true, true},
+		{No, 1, false, false},
+		{Unknown, 0, false, false}, // nothing is reusable
+		{No, 0, true, false},
+	} {
+		t.Run(fmt.Sprint(tt.before, tt.reuse, tt.timestamps), func(t *testing.T) {
+			s := reusing(hundredPorts, time.Second)
+			s.TWReuse = tt.reuse
+			var k Knowledge
+			peer := netip.MustParseAddrPort("10.0.1.1:80")
+			if tt.before != Unknown {
+				k.timestamps = map[netip.AddrPort]Fact{peer: tt.before}
+			}
+			add := func() *Table {
+				table := NewTable(s)
+				table.Recall(k)
+				for port := range 60 {
+					s := socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), peer.String())
+					if port > 0 {
+						s.State, s.Mini, s.Expires = TimeWait, true, 30*time.Second
+					}
+					table.Add(&s)
+				}
+				return table
+			}
+			table := add()
+			questions := table.Questions(everything)
+			if len(questions) != 1 {
+				t.Fatalf("%d questions", len(questions))
+			}
+			if got := k.Answer(questions[0], tt.timestamps); got != tt.changed {
+				t.Errorf("changed %v, want %v", got, tt.changed)
+			}
+			want, reusable := No, 0
+			if tt.timestamps {
+				want, reusable = Yes, 59*tt.reuse
+			}
+			if got := table.Report(everything).Destinations[0].Timestamps; got != want {
+				t.Errorf("timestamps %v, want %v", got, want)
+			}
+			if d := add().Report(everything).Destinations[0]; d.Timestamps != want || d.Reusable != reusable {
+				t.Errorf("next: timestamps %v, %d reusable, want %v, %d", d.Timestamps, d.Reusable, want, reusable)
+			}
+		})
+	}
+}
