@@ -548,7 +548,7 @@ func TestInferTimeWait(t *testing.T) {
 	closed := func() {
 		for i := range h.sockets {
 			if s := &h.sockets[i]; s.Remote.Port() == 443 {
-				s.State, s.Mini, s.Expires = TimeWait, true, 40*time.Second
+				s.State, s.Mini, s.Expires = TimeWait, true, 55*time.Second
 			}
 		}
 	}
@@ -565,6 +565,9 @@ func TestInferTimeWait(t *testing.T) {
 				continue
 			case d.Address.Port() == 80:
 				hold = 1
+			}
+			if want := float64(10*(n+1)) / 10; d.Address.Port() == 443 && !near(d.CloseRate, want, 1e-9) {
+				t.Errorf("scan %d: %v closes per second, want %v", n, d.CloseRate, want)
 			}
 			if d.Hold != hold || d.Reusable != 0 {
 				t.Errorf("scan %d: %v: hold %v, %d reusable, want %v and 0", n, d.Address, d.Hold, d.Reusable, hold)
