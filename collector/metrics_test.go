@@ -185,7 +185,7 @@ ephemeral_port_netns_info{command="",container_id="",inode="7",netns="few",pod_u
 	}
 }
 
-// TestMetricsBound checks the formula in the README for the greatest number of series.
+// TestMetricsBound checks the formula in metrics.md for the greatest number of series.
 func TestMetricsBound(t *testing.T) {
 	const limit, collected, idle = 256, 3, 50
 	address := func(i int) netip.AddrPort {
@@ -220,13 +220,13 @@ func TestMetricsBound(t *testing.T) {
 		s.ConnectFailures.Pools = append(s.ConnectFailures.Pools, scan.FailedPool{Source: address(0).Addr(), Destination: address(i)})
 	}
 
-	b, err := os.ReadFile("../README.md")
+	b, err := os.ReadFile("../deploy/docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := regexp.MustCompile(`series = (\d+) × max\(limit, collected\) \+ limit \+ (\d+) × collected \+ (\d+) × idle \+ (\d+)\n`).FindSubmatch(b)
 	if m == nil {
-		t.Fatal("no formula in the README")
+		t.Fatal("no formula in metrics.md")
 	}
 	var factors [4]int
 	for i := range factors {
@@ -236,7 +236,7 @@ func TestMetricsBound(t *testing.T) {
 	}
 	want := factors[0]*max(limit, collected) + limit + factors[1]*collected + factors[2]*idle + factors[3]
 	if got := strings.Count(samples(t, s), "\n"); got != want {
-		t.Errorf("%d series, the README says %s = %d", got, m[0], want)
+		t.Errorf("%d series, metrics.md says %s = %d", got, m[0], want)
 	}
 }
 

@@ -70,7 +70,7 @@ func TestMetricsNATCeiling(t *testing.T) {
 	}
 }
 
-// TestMetricsNATBound checks the formula in the README for the greatest number of series.
+// TestMetricsNATBound checks the formula in metrics.md for the greatest number of series.
 func TestMetricsNATBound(t *testing.T) {
 	const limit, tracked = 256, 3
 	var s scan.Snapshot
@@ -87,13 +87,13 @@ func TestMetricsNATBound(t *testing.T) {
 			Protocol: pool.TCP, Address: netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(i)), Clients: clients,
 		})
 	}
-	b, err := os.ReadFile("../README.md")
+	b, err := os.ReadFile("../deploy/docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := regexp.MustCompile(`series of --snat = (\d+) × max\(limit, tracked\) \+ (\d+) × tracked\n`).FindSubmatch(b)
 	if m == nil {
-		t.Fatal("no formula in the README")
+		t.Fatal("no formula in metrics.md")
 	}
 	perPool, err1 := strconv.Atoi(string(m[1]))
 	perNamespace, err2 := strconv.Atoi(string(m[2]))
@@ -102,6 +102,6 @@ func TestMetricsNATBound(t *testing.T) {
 	}
 	want := perPool*max(limit, tracked) + perNamespace*tracked
 	if got := strings.Count(samples(t, s), "\n"); got != want {
-		t.Errorf("%d series, the README says %s = %d", got, m[0], want)
+		t.Errorf("%d series, metrics.md says %s = %d", got, m[0], want)
 	}
 }

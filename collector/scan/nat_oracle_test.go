@@ -572,7 +572,7 @@ func TestOracleNATSearches(t *testing.T) {
 			}
 			want, got := p.SearchFailure, float64(failed)/searches
 			t.Logf("%d of %d ports: %.4f of the searches failed, reported %.4f", p.Held, r.CapacityPorts, got, want)
-			// 6 standard deviations, and what the README says of sizes that do not divide 65536.
+			// 6 standard deviations, and what model.md says of sizes that do not divide 65536.
 			if tolerance := 6*math.Sqrt(want*(1-want)/searches) + 0.005; math.Abs(got-want) > tolerance {
 				t.Errorf("%.4f of the searches failed, reported %.4f ± %.4f", got, want, tolerance)
 			}

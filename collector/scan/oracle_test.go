@@ -391,7 +391,7 @@ func TestOracleBindParity(t *testing.T) {
 	}
 }
 
-// TestOracleBindFirstBlocksConnect checks a limitation in the README: connect() cannot choose ports
+// TestOracleBindFirstBlocksConnect checks a limitation in modes.md: connect() cannot choose ports
 // that other clients bound before they connected, and a dump does not show which these are. The
 // bind parity of the source shows that there are such clients.
 func TestOracleBindFirstBlocksConnect(t *testing.T) {
