@@ -13,7 +13,7 @@ import (
 	"ephemeral_port_exporter/collector/scan"
 )
 
-// A document is the JSON form of a page. The README documents its fields, and a test compares. Names
+// A document is the JSON form of a page. reference.md documents its fields, and a test compares. Names
 // are those of the metrics; a field that is not known is absent. Names of the kernel are whole here:
 // other programs compare them.
 type document struct {

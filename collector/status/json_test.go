@@ -13,10 +13,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestJSONFields compares the table in the README with the fields of the document: names, types, and
+// TestJSONFields compares the table in reference.md with the fields of the document: names, types, and
 // which may be absent.
 func TestJSONFields(t *testing.T) {
-	b, err := os.ReadFile("../../README.md")
+	b, err := os.ReadFile("../../deploy/docs/reference.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,11 +28,11 @@ func TestJSONFields(t *testing.T) {
 	slices.Sort(got)
 	slices.Sort(want)
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("fields (-document +README):\n%s", diff)
+		t.Errorf("fields (-document +reference.md):\n%s", diff)
 	}
 }
 
-// fieldsOf returns the fields of a type as the README has them.
+// fieldsOf returns the fields of a type as reference.md has them.
 func fieldsOf(typ reflect.Type, path string) (fields []string) {
 	for f := range typ.Fields() {
 		if f.Anonymous {
