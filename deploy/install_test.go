@@ -128,14 +128,14 @@ func exporterFiles(t *testing.T) []string {
 	return files
 }
 
-// readmeBlock returns the first block of the README after some words.
-func readmeBlock(t *testing.T, after, language string) string {
+// installBlock returns the first block of install.md after some words.
+func installBlock(t *testing.T, after, language string) string {
 	t.Helper()
-	_, rest, _ := strings.Cut(readFile(t, "../README.md"), after)
+	_, rest, _ := strings.Cut(readFile(t, "docs/install.md"), after)
 	_, rest, _ = strings.Cut(rest, "\n```"+language+"\n")
 	block, _, ok := strings.Cut(rest, "\n```\n")
 	if !ok {
-		t.Fatalf("the README has no block of %s after %q", language, after)
+		t.Fatalf("install.md has no block of %s after %q", language, after)
 	}
 	return block
 }
@@ -206,7 +206,7 @@ func scrapeVersion(t *testing.T, url string, client *http.Client) (version strin
 // A packaging is how a kind of package is installed, and what its scripts do.
 type packaging struct {
 	tool, debianPackage string
-	install             string // block of the README
+	install             string // block of install.md
 	upgrade, remove     string // commands, in the folder of the newer release
 	left                []string
 
@@ -224,8 +224,8 @@ func testPackages(t *testing.T, older, version string) {
 	for name, p := range map[string]packaging{
 		"deb": {
 			tool: "apt", debianPackage: "apt",
-			install:      readmeBlock(t, "**Debian, Ubuntu**", "sh"),
-			upgrade:      readmeBlock(t, "**Debian, Ubuntu**", "sh"),
+			install:      installBlock(t, "**Debian, Ubuntu**", "sh"),
+			upgrade:      installBlock(t, "**Debian, Ubuntu**", "sh"),
 			remove:       "apt -y purge ephemeral-port-exporter",
 			installCalls: []string{"daemon-reload", "start NAME.service"},
 			upgradeCalls: []string{"daemon-reload", "try-restart NAME.service"},
@@ -233,7 +233,7 @@ func testPackages(t *testing.T, older, version string) {
 		},
 		"rpm": {
 			tool: "rpm", debianPackage: "rpm",
-			install:      strings.Replace(readmeBlock(t, "**Fedora, RHEL**", "sh"), "dnf install ", rpm+"-U ", 1),
+			install:      strings.Replace(installBlock(t, "**Fedora, RHEL**", "sh"), "dnf install ", rpm+"-U ", 1),
 			upgrade:      rpm + "-U ephemeral-port-exporter-*.$(uname -m).rpm",
 			remove:       rpm + "-e ephemeral-port-exporter",
 			left:         []string{defaultFile + ".rpmsave"}, // it was changed
@@ -330,7 +330,7 @@ func checkInstalled(t *testing.T) {
 	}
 }
 
-// testReadmeInstall runs the blocks of the README that install without a package.
+// testReadmeInstall runs the blocks of install.md that install without a package.
 func testReadmeInstall(t *testing.T, folder, version string) {
 	netnstest.HostRoot(t)
 	checkout, err := filepath.Abs("..")
@@ -346,7 +346,7 @@ func testReadmeInstall(t *testing.T, folder, version string) {
 		t.Run(after, func(t *testing.T) {
 			onMachine(t)
 			pretendSystemd(t)
-			block := strings.ReplaceAll(readmeBlock(t, after, "sh"), "linux-amd64", "linux-"+runtime.GOARCH)
+			block := strings.ReplaceAll(installBlock(t, after, "sh"), "linux-amd64", "linux-"+runtime.GOARCH)
 			for range 2 { // the second is an upgrade
 				shell(t, tt.dir, block)
 			}
@@ -368,8 +368,8 @@ func testReadmeInstall(t *testing.T, folder, version string) {
 	}
 }
 
-// testReadmeTLS runs the blocks of the README for a drop-in and for TLS. A Prometheus with the
-// configuration of the README scrapes the result.
+// testReadmeTLS runs the blocks of install.md for a drop-in and for TLS. A Prometheus with the
+// configuration of install.md scrapes the result.
 func testReadmeTLS(t *testing.T, folder, version string) {
 	prometheus := tool(t, "prometheus", "prometheus")
 	tool(t, "htpasswd", "apache2-utils")
@@ -377,9 +377,9 @@ func testReadmeTLS(t *testing.T, folder, version string) {
 	onMachine(t)
 	pretendSystemd(t)
 	// Some containers leave documents out.
-	shell(t, folder, "rm -f /etc/dpkg/dpkg.cfg.d/*\n"+readmeBlock(t, "**Debian, Ubuntu**", "sh"))
-	shell(t, "/", readmeBlock(t, "**Options that need", "sh"))
-	shell(t, "/", readmeBlock(t, "\n## TLS and authentication\n", "sh"))
+	shell(t, folder, "rm -f /etc/dpkg/dpkg.cfg.d/*\n"+installBlock(t, "**Debian, Ubuntu**", "sh"))
+	shell(t, "/", installBlock(t, "**Options that need", "sh"))
+	shell(t, "/", installBlock(t, "\n## TLS and authentication\n", "sh"))
 
 	// What systemd does for LoadCredential=.
 	const dropIns = "/etc/systemd/system/ephemeral_port_exporter.service.d/"
@@ -421,17 +421,17 @@ func testReadmeTLS(t *testing.T, folder, version string) {
 
 	write(t, "/etc/prometheus", "ephemeral_port.crt", certificate)
 	write(t, "/etc/prometheus", "ephemeral_port.password", password+"\n")
-	config := "global: {scrape_interval: 1s}\n" + readmeBlock(t, "\n## TLS and authentication\n", "yaml")
+	config := "global: {scrape_interval: 1s}\n" + installBlock(t, "\n## TLS and authentication\n", "yaml")
 	dir := t.TempDir()
 	background(t, prometheus, "--config.file="+write(t, dir, "prometheus.yml", config),
 		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:9090")
 	waitFor(t, `up{job="ephemeral_port"} == 1`)
 }
 
-// TestReadmeDocker compares the lines of the README for Docker with its table of capabilities.
+// TestReadmeDocker compares the lines for Docker with the table of capabilities.
 func TestReadmeDocker(t *testing.T) {
 	capabilities := map[string][]string{}
-	for _, m := range regexp.MustCompile(`(?m)^\| CAP_(\w+) \| ([^|]+) \| ([^|]+) \|`).FindAllStringSubmatch(readFile(t, "../README.md"), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\| CAP_(\w+) \| ([^|]+) \| ([^|]+) \|`).FindAllStringSubmatch(readFile(t, "docs/security.md"), -1) {
 		for _, flag := range regexp.MustCompile(`--[a-z-]+(=\w+)?`).FindAllString(m[2], -1) {
 			if !strings.Contains(m[3], "not as root") {
 				capabilities[flag] = append(capabilities[flag], m[1])
@@ -456,9 +456,9 @@ func TestReadmeDocker(t *testing.T) {
 			line += " --cap-add " + c
 		}
 		want = append(want, strings.TrimSpace(line+needs[flag]+" ephemeral_port_exporter "+flag))
-		checkFlags(t, "README", flag)
+		checkFlags(t, "install.md", flag)
 	}
-	if diff := cmp.Diff(strings.Join(want, "\n"), readmeBlock(t, "Then one of these", "sh")); diff != "" {
-		t.Errorf("(-want +README):\n%s", diff)
+	if diff := cmp.Diff(strings.Join(want, "\n"), installBlock(t, "Then one of these", "sh")); diff != "" {
+		t.Errorf("(-want +install.md):\n%s", diff)
 	}
 }

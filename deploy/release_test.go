@@ -55,7 +55,7 @@ func TestRelease(t *testing.T) {
 	t.Run("README TLS", func(t *testing.T) { testReadmeTLS(t, folder, version) })
 }
 
-// testReleaseNames compares the names of the files with SHA256SUMS and with the README.
+// testReleaseNames compares the names of the files with SHA256SUMS and with install.md.
 func testReleaseNames(t *testing.T, folder, version string) {
 	want := []string{
 		"SHA256SUMS",
@@ -82,15 +82,15 @@ func testReleaseNames(t *testing.T, folder, version string) {
 		t.Errorf("%s: %v\n%s", check, err, out)
 	}
 
-	globs := regexp.MustCompile(`ephemeral[-_]port[-_]exporter[-_]\*(?:\$\([^)]*\)|[^ \n])*\.(?:deb|rpm|tar\.gz|oci\.tar)`).FindAllString(readFile(t, "../README.md"), -1)
+	globs := regexp.MustCompile(`ephemeral[-_]port[-_]exporter[-_]\*(?:\$\([^)]*\)|[^ \n])*\.(?:deb|rpm|tar\.gz|oci\.tar)`).FindAllString(readFile(t, "docs/install.md"), -1)
 	for _, glob := range globs {
 		glob = strings.NewReplacer("$(dpkg --print-architecture)", "amd64", "$(uname -m)", "x86_64").Replace(glob)
 		if files, err := filepath.Glob(filepath.Join(folder, glob)); err != nil || len(files) != 1 {
-			t.Errorf("README: %s stands for %q, want one file (%v)", glob, files, err)
+			t.Errorf("install.md: %s stands for %q, want one file (%v)", glob, files, err)
 		}
 	}
 	if len(globs) != 4 {
-		t.Errorf("README: %q, want the deb, the rpm, the archive and the image", globs)
+		t.Errorf("install.md: %q, want the deb, the rpm, the archive and the image", globs)
 	}
 }
 

@@ -84,7 +84,7 @@ func TestSystemdSecurity(t *testing.T) {
 	}
 }
 
-// TestSystemdCapabilities checks that the drop-ins grant exactly the capabilities in the README.
+// TestSystemdCapabilities checks that the drop-ins grant exactly the capabilities in security.md.
 func TestSystemdCapabilities(t *testing.T) {
 	for name, want := range map[string]string{
 		"ephemeral_port_exporter.service": "",

@@ -68,18 +68,18 @@ func TestNoFeatures(t *testing.T) {
 	}
 }
 
-// A need is a row of the README's table of capabilities.
+// A need is a row of the table of capabilities in security.md.
 type need struct {
 	capability core.Capability
 	flags      []string
 	root       bool // root needs it too
 }
 
-// needs returns the README's table of capabilities.
+// needs returns the table of capabilities in security.md.
 func needs(t *testing.T) []need {
 	t.Helper()
 	var rows []need
-	for _, m := range regexp.MustCompile(`(?m)^\| CAP_(\w+) \| ([^|]+) \| ([^|]+) \| (?:yes|no) \|$`).FindAllStringSubmatch(readFile(t, "../../README.md"), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\| CAP_(\w+) \| ([^|]+) \| ([^|]+) \| (?:yes|no) \|$`).FindAllStringSubmatch(readFile(t, "../docs/security.md"), -1) {
 		rows = append(rows, need{
 			capability: core.Capability(m[1]),
 			flags:      strings.Split(strings.Trim(m[2], "`"), "`, `"),
@@ -87,7 +87,7 @@ func needs(t *testing.T) []need {
 		})
 	}
 	if len(rows) < 7 {
-		t.Fatalf("the README has %d capabilities: %v", len(rows), rows)
+		t.Fatalf("security.md has %d capabilities: %v", len(rows), rows)
 	}
 	return rows
 }
@@ -105,7 +105,7 @@ var hostMounts = map[string]struct {
 }
 
 // TestFeatures checks for each combination of features that the pods have the capabilities which the
-// README tells for their flags, the mounts which these flags need, and no other privilege. A feature
+// security.md tells for their flags, the mounts which these flags need, and no other privilege. A feature
 // is a boolean at the top of values.yaml; its flag has the same name.
 func TestFeatures(t *testing.T) {
 	var values map[string]any

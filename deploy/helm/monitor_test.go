@@ -22,11 +22,11 @@ func TestCluster(t *testing.T) {
 }
 
 // TestRules checks that the PrometheusRule has the groups of the rule file, with the links as the
-// README's commands change them.
+// commands of install.md change them.
 func TestRules(t *testing.T) {
-	sed := regexp.MustCompile(`(?m)^sed -i .* rules\.yml$`).FindAllString(readFile(t, "../../README.md"), -1)
+	sed := regexp.MustCompile(`(?m)^sed -i .* rules\.yml$`).FindAllString(readFile(t, "../docs/install.md"), -1)
 	if len(sed) != 2 {
-		t.Fatalf("commands of the README: %q", sed)
+		t.Fatalf("commands of install.md: %q", sed)
 	}
 	https, runbook := sed[0], sed[1]
 	for _, test := range []struct {

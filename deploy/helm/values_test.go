@@ -100,12 +100,12 @@ func TestSchema(t *testing.T) {
 	check("", root, values)
 }
 
-// TestReadme checks that the README's values exist, and that its file of values makes all objects.
+// TestReadme checks that the values in install.md exist, and that its file of values makes all objects.
 func TestReadme(t *testing.T) {
-	_, chapter, _ := strings.Cut(readFile(t, "../../README.md"), "\n## Kubernetes\n")
+	_, chapter, _ := strings.Cut(readFile(t, "../docs/install.md"), "\n## Kubernetes\n")
 	_, example, found := strings.Cut(chapter, "\n```yaml\n")
 	if !found {
-		t.Fatal("the README has no values")
+		t.Fatal("install.md has no values")
 	}
 	example, _, _ = strings.Cut(example, "```\n")
 	m := build(t, example)
@@ -118,7 +118,7 @@ func TestReadme(t *testing.T) {
 	}
 	_, table, found := strings.Cut(chapter, "\n| value of the chart |")
 	if !found {
-		t.Fatal("the README has no table of values")
+		t.Fatal("install.md has no table of values")
 	}
 	table, _, _ = strings.Cut(table, "\n\n")
 	rows := 0
@@ -136,6 +136,6 @@ func TestReadme(t *testing.T) {
 		}
 	}
 	if rows < 10 {
-		t.Errorf("the README has %d values", rows)
+		t.Errorf("install.md has %d values", rows)
 	}
 }
