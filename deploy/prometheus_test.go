@@ -42,12 +42,11 @@ func TestRules(t *testing.T) {
 	runPromtool(t, "test", "rules", "prometheus/rules_test.yml")
 }
 
-// TestAlerts checks that each alert has its annotations, a chapter in the runbook and a test.
+// TestAlerts checks that each alert has its annotations, a chapter and a row in the runbook, and a test.
 func TestAlerts(t *testing.T) {
 	var rules ruleGroups
 	unmarshal(t, "prometheus/rules.yml", &rules)
 	runbook := readFile(t, "runbook.md")
-	readme := readFile(t, "../README.md")
 	tests := readFile(t, "prometheus/rules_test.yml")
 	alerts := 0
 	for _, g := range rules.Groups {
@@ -90,8 +89,8 @@ func TestAlerts(t *testing.T) {
 			if got := r.Annotations["status_url"]; got != statusURL {
 				t.Errorf("%s: status_url %q, want %q", r.Alert, got, statusURL)
 			}
-			if !strings.Contains(readme, "\n| `"+r.Alert+"` | "+r.Labels["severity"]+" | ") {
-				t.Errorf("%s: the README does not have it with its severity", r.Alert)
+			if !strings.Contains(runbook, "\n| ["+r.Alert+"](#"+strings.ToLower(r.Alert)+") | "+r.Labels["severity"]+" | ") {
+				t.Errorf("%s: the contents of runbook.md do not have it with its severity", r.Alert)
 			}
 			if !strings.Contains(runbook, "\n## "+r.Alert+"\n") {
 				t.Errorf("%s: no chapter in runbook.md", r.Alert)
@@ -101,8 +100,8 @@ func TestAlerts(t *testing.T) {
 			}
 		}
 	}
-	if rows := strings.Count(readme, "\n| `Ephemeral"); alerts == 0 || rows != alerts {
-		t.Errorf("%d alerts in rules.yml, %d in the README", alerts, rows)
+	if rows := strings.Count(runbook, "\n| [Ephemeral"); alerts == 0 || rows != alerts {
+		t.Errorf("%d alerts in rules.yml, %d in the contents of runbook.md", alerts, rows)
 	}
 	for line := range strings.Lines(runbook) {
 		name, ok := strings.CutPrefix(strings.TrimSpace(line), "## Ephemeral")
