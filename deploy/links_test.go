@@ -14,7 +14,11 @@ import (
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)]+)\)`)
 	heading := regexp.MustCompile(`(?m)^#+ (.+)$`)
-	for _, path := range []string{"../README.md", "runbook.md", "docs/kernel-facts.md", "docs/kernels.md"} {
+	documents, err := filepath.Glob("docs/*.md")
+	if err != nil || len(documents) == 0 {
+		t.Fatalf("documents: %q, %v", documents, err)
+	}
+	for _, path := range append(documents, "../README.md", "runbook.md") {
 		links := link.FindAllStringSubmatch(readFile(t, path), -1)
 		if len(links) == 0 {
 			t.Errorf("%s has no links", path)

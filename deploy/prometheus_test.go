@@ -3,6 +3,10 @@
 package deploy
 
 import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -40,6 +44,33 @@ func TestPrometheusConfig(t *testing.T) {
 // TestRules checks that each alert fires, does not fire just below its threshold, and resolves.
 func TestRules(t *testing.T) {
 	runPromtool(t, "test", "rules", "prometheus/rules_test.yml")
+}
+
+// TestQueries checks that the queries in the documents are valid.
+func TestQueries(t *testing.T) {
+	documents, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type rule struct {
+		Record string            `json:"record"`
+		Expr   string            `json:"expr"`
+		Labels map[string]string `json:"labels"`
+	}
+	var rules []rule
+	for _, path := range append(documents, "../README.md", "runbook.md") {
+		for i, m := range regexp.MustCompile("(?s)\n```promql\n(.*?)\n```\n").FindAllStringSubmatch(readFile(t, path), -1) {
+			rules = append(rules, rule{fmt.Sprint("query", i), m[1], map[string]string{"document": path}})
+		}
+	}
+	if len(rules) < 20 {
+		t.Errorf("only %d queries in the documents", len(rules))
+	}
+	file, err := json.Marshal(map[string]any{"groups": []any{map[string]any{"name": "queries", "rules": rules}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	runPromtool(t, "check", "rules", write(t, t.TempDir(), "queries.yml", string(file)))
 }
 
 // TestAlerts checks that each alert has its annotations, a chapter and a row in the runbook, and a test.

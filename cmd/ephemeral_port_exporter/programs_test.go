@@ -65,7 +65,7 @@ const (
 	reuses      closing = "keeps it for the next request"
 )
 
-// programs are the rows of the table in the README.
+// programs are the rows of the table in programs.md.
 var programs = []program{
 	{"HAProxy", haproxy("", ""), 0, byConnect, reuses, 4, haproxyNoPort, 8},
 	{"HAProxy, `option http-server-close`", haproxy("option http-server-close", ""), 0, byConnect, resets, 4, haproxyNoPort, 8},
@@ -102,8 +102,8 @@ const (
 	http11        = `proxy_http_version 1.1; proxy_set_header Connection "";`
 )
 
-// readme returns the row of the table in the README.
-func (p *program) readme() string {
+// row returns the row of the table in programs.md.
+func (p *program) row() string {
 	return fmt.Sprintf("| %s | %s | %s | %d | `%s` |", p.name, p.ports, p.closes, p.tries, p.log)
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,15 +17,24 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// readme returns the cells of the tables of the README whose rows begin with a name.
-func readmeRows(t *testing.T, name string) [][]string {
+// documents has the documents about parts of the program.
+const documents = "../../deploy/docs/"
+
+// readDocument returns a document.
+func readDocument(t *testing.T, path string) string {
 	t.Helper()
-	b, err := os.ReadFile("../../README.md")
+	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return string(b)
+}
+
+// documentRows returns the cells of the tables of a document whose rows begin with a name.
+func documentRows(t *testing.T, path, name string) [][]string {
+	t.Helper()
 	var rows [][]string
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(readDocument(t, path)) {
 		if !strings.HasPrefix(line, "| `"+name) {
 			continue
 		}
@@ -37,7 +47,7 @@ func readmeRows(t *testing.T, name string) [][]string {
 	return rows
 }
 
-// TestReadmeMetrics compares the table with the exported metrics: names, types, labels.
+// TestReadmeMetrics compares the tables with the exported metrics: names, types, labels.
 func TestReadmeMetrics(t *testing.T) {
 	golden, err := os.ReadFile("../../collector/testdata/metrics.prom")
 	if err != nil {
@@ -58,7 +68,7 @@ func TestReadmeMetrics(t *testing.T) {
 		slices.Sort(labels)
 		want = append(want, strings.Join(append(m[1:], labels...), " "))
 	}
-	for _, row := range readmeRows(t, "ephemeral_port_") {
+	for _, row := range documentRows(t, documents+"metrics.md", "ephemeral_port_") {
 		labels := strings.Fields(row[2])
 		slices.Sort(labels)
 		got = append(got, strings.Join(append(row[:2:2], labels...), " "))
@@ -69,7 +79,7 @@ func TestReadmeMetrics(t *testing.T) {
 	slices.Sort(want)
 	slices.Sort(got)
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("metrics (-exported +README):\n%s", diff)
+		t.Errorf("metrics (-exported +metrics.md):\n%s", diff)
 	}
 }
 
@@ -88,7 +98,7 @@ func TestReadmeFlags(t *testing.T) {
 		}
 		want = append(want, strings.TrimSpace("--"+f.Name+" "+value))
 	}
-	for _, row := range readmeRows(t, "--") {
+	for _, row := range documentRows(t, documents+"reference.md", "--") {
 		got = append(got, strings.TrimSpace(row[0]+" "+row[1]))
 		if row[2] == "" {
 			t.Errorf("%s has no meaning", row[0])
@@ -97,7 +107,35 @@ func TestReadmeFlags(t *testing.T) {
 	slices.Sort(want)
 	slices.Sort(got)
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("flags (-program +README):\n%s", diff)
+		t.Errorf("flags (-program +reference.md):\n%s", diff)
+	}
+}
+
+// TestReadmeLog checks that the table of log messages has those of the program. The end of a long one is
+// left out.
+func TestReadmeLog(t *testing.T) {
+	var listed []string
+	_, chapter, _ := strings.Cut(readDocument(t, documents+"reference.md"), "\n## Log messages\n")
+	for _, m := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(chapter, -1) {
+		listed = append(listed, strings.TrimSuffix(m[1], "…"))
+	}
+	files, err := filepath.Glob("../../collector/scan/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages := 0
+	for _, file := range append(files, "main.go", "server.go", "status.go") {
+		for _, m := range regexp.MustCompile(`(?i)logger\.(?:Error|Warn|Info)\("([^"]+)"`).FindAllStringSubmatch(readDocument(t, file), -1) {
+			messages++
+			if !slices.ContainsFunc(listed, func(text string) bool {
+				return strings.HasPrefix(m[1], text) || strings.HasSuffix(m[1], " ") && text == m[1]+name
+			}) {
+				t.Errorf("reference.md does not have the message %q", m[1])
+			}
+		}
+	}
+	if messages < 20 {
+		t.Errorf("only %d messages in the program", messages)
 	}
 }
 
@@ -109,16 +147,12 @@ func TestReadmeIncident(t *testing.T) {
 		}
 		t.Fatal(err)
 	}
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(readme), "\n### An incident in one minute\n")
+	_, section, _ := strings.Cut(readDocument(t, "../../README.md"), "\n### An incident in one minute\n")
 	_, section, _ = strings.Cut(section, "\n```sh\n")
 	script, section, _ := strings.Cut(section, "\n```\n")
 	_, section, _ = strings.Cut(section, "\n```\n")
 	want, _, ok := strings.Cut(section, "\n```\n")
-	const build, binary = "CGO_ENABLED=0 go build -o /tmp/ephemeral_port_exporter ./cmd/ephemeral_port_exporter\n", "/tmp/ephemeral_port_exporter"
+	const build, binary = "go build -o /tmp/ephemeral_port_exporter ./cmd/ephemeral_port_exporter\n", "/tmp/ephemeral_port_exporter"
 	if !ok || !strings.HasPrefix(script, build) {
 		t.Fatalf("not the script and its output:\n%s\n%s", script, want)
 	}
@@ -129,7 +163,7 @@ func TestReadmeIncident(t *testing.T) {
 		t.Errorf("%v:\n%s", err, got)
 	}
 	// How fast the machine is, and how late a timer of its kernel can be.
-	times := regexp.MustCompile(`after \d+ ms|(closes_per_second\{.*\}) .*|(ceiling_requests_per_second\{.*\}) 3\.\d+`)
+	times := regexp.MustCompile(`(closes_per_second) .*|(ceiling_requests_per_second) 3\.\d+`)
 	normal := func(text string) string { return strings.TrimSpace(times.ReplaceAllString(text, "$1$2")) }
 	if diff := cmp.Diff(normal(want), normal(string(got))); diff != "" {
 		t.Errorf("(-README +got):\n%s", diff)
@@ -138,22 +172,16 @@ func TestReadmeIncident(t *testing.T) {
 
 // TestReadmePrograms compares the table with what TestPrograms finds.
 func TestReadmePrograms(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var want, got []string
 	for _, p := range programs {
-		want = append(want, p.readme())
+		want = append(want, p.row())
 	}
-	_, section, _ := strings.Cut(string(readme), "\n## Programs\n")
-	section, _, _ = strings.Cut(section, "\n## ")
-	for line := range strings.Lines(section) {
+	for line := range strings.Lines(readDocument(t, documents+"programs.md")) {
 		if strings.HasPrefix(line, "| ") {
 			got = append(got, strings.TrimSpace(line))
 		}
 	}
 	if diff := cmp.Diff(want, got[min(len(got), 1):]); diff != "" {
-		t.Errorf("programs (-tested +README):\n%s", diff)
+		t.Errorf("programs (-tested +programs.md):\n%s", diff)
 	}
 }

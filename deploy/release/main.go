@@ -38,6 +38,7 @@ var documents = []string{
 	"CHANGELOG.md",
 	"alertmanager/alertmanager.yml",
 	"docs/cost.md",
+	"docs/development.md",
 	"docs/install.md",
 	"docs/kernel-facts.md",
 	"docs/kernels.md",
@@ -151,7 +152,7 @@ func (r release) build(arch string) (binary, error) {
 }
 
 // archive writes a tar.gz of the binary, the documents and the units, with the paths of a checkout, so
-// that the links and the commands of the README hold.
+// that the links and the commands of the documents hold.
 func (r release) archive(b binary) error {
 	base := r.base(b)
 	contents := map[string][]byte{}
