@@ -206,7 +206,7 @@ func TestMetricsBound(t *testing.T) {
 	for i := range limit { // the limit is for all namespaces together
 		r := &s.Namespaces[i%collected].Report
 		r.Destinations = append(r.Destinations, pool.Destination{
-			Source: address(0).Addr(), Address: address(i), Timestamps: pool.Yes,
+			Source: address(0).Addr(), Address: address(i), Timestamps: pool.Yes, ReusableUnknown: 1,
 			Owners: []pool.Owner{{Cgroup: 1, Ports: 1}, {Cgroup: 2, Ports: 1}, {Cgroup: 3, Ports: 1}},
 		})
 		r.Sources = append(r.Sources, pool.Source{Address: address(i).Addr()})
