@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// TestLinks checks that the links of the documents lead to existing files and chapters.
+// TestLinks checks that the links of the documents lead to existing files and chapters, and that each block of code
+// ends.
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)]+)\)`)
 	heading := regexp.MustCompile(`(?m)^#+ (.+)$`)
@@ -19,6 +20,9 @@ func TestLinks(t *testing.T) {
 		t.Fatalf("documents: %q, %v", documents, err)
 	}
 	for _, path := range append(documents, "../README.md", "runbook.md") {
+		if fences := regexp.MustCompile("(?m)^ *```").FindAllString(readFile(t, path), -1); len(fences)%2 != 0 {
+			t.Errorf("%s: a block of code does not begin or end", path)
+		}
 		links := link.FindAllStringSubmatch(readFile(t, path), -1)
 		if len(links) == 0 {
 			t.Errorf("%s has no links", path)
