@@ -477,7 +477,7 @@ func TestTakesOverKernel(t *testing.T) {
 		if got := newScanner(t, cfg).natTakesOver; got != (want || backport) {
 			t.Errorf("SNATTakeover %v: assumes %v, the kernel does %v", backport, got, want)
 		}
-		if logged := strings.Contains(log.String(), "see --snat.takeover"); logged != !(want || backport) {
+		if logged := strings.Contains(log.String(), "see --snat.takeover"); logged == (want || backport) {
 			t.Errorf("SNATTakeover %v, the kernel does %v: log %q", backport, want, &log)
 		}
 	}
