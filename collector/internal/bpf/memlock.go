@@ -12,9 +12,10 @@ const MemlockCure = "in systemd LimitMEMLOCK=8M, in a shell ulimit -l 8192, in D
 // processes of a user as locked memory.
 func RaiseMemlock() {
 	limit := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
-	if unix.Setrlimit(unix.RLIMIT_MEMLOCK, &limit) == nil || unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit) != nil {
+	const self = 0 // prlimit64(2) is the only call for limits that the units allow
+	if unix.Prlimit(self, unix.RLIMIT_MEMLOCK, &limit, nil) == nil || unix.Prlimit(self, unix.RLIMIT_MEMLOCK, nil, &limit) != nil {
 		return
 	}
 	limit.Cur = limit.Max
-	_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &limit) // the kernel refuses the maps if that is not enough
+	_ = unix.Prlimit(self, unix.RLIMIT_MEMLOCK, &limit, nil) // the kernel refuses the maps if that is not enough
 }
