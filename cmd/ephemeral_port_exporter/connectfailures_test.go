@@ -525,28 +525,6 @@ func TestConnectFailuresCgroupShare(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresNoBTF runs on a kernel that does not describe its structures.
-func TestConnectFailuresNoBTF(t *testing.T) {
-	netnstest.Tracefs(t)
-	if err := unix.Mount("tmpfs", "/sys/kernel/btf", "tmpfs", 0, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount("/sys/kernel/btf", unix.MNT_DETACH) })
-	const address, destination = "127.0.0.1:10187", "192.0.2.1:7106"
-	e := start(t, command(t, "--connect-failures", "--web.listen-address="+address), "http://"+address)
-	if log := e.log.String(); !strings.Contains(log, "level=WARN") || !strings.Contains(log, "counted without their network namespace") || !strings.Contains(log, "CONFIG_DEBUG_INFO_BTF") {
-		t.Errorf("the log does not say so:\n%s", log)
-	}
-	failToConnect(t, destination, 3)
-	_, metrics := e.get(t, "/metrics")
-	if got := failuresTo(t, metrics, destination); got != 3 {
-		t.Errorf("counted %v failures, want 3", got)
-	}
-	if !strings.Contains(metrics, `",destination_ip="192.0.2.1",destination_port="7106",netns="",pod_uid="`) {
-		t.Errorf("no series without a network namespace:\n%s", metrics)
-	}
-}
-
 // TestConnectFailuresOfflineCPU checks that the program is attached if the first CPU is offline.
 func TestConnectFailuresOfflineCPU(t *testing.T) {
 	netnstest.Tracefs(t)
