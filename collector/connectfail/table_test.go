@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -445,7 +446,17 @@ func TestTenants(t *testing.T) {
 	})
 	t.Run("container", func(t *testing.T) {
 		// Root made the outer user namespace, and in it there are two network namespaces.
-		runPortless(t, nil, port+2, 2, "--user", "--map-root-user", "--net")
+		// The first one stays: new kernels give the inode of one that is gone to the next.
+		stays := strings.NewReplacer("PORT", strconv.Itoa(port+2), "N", "2").Replace(portless) + "echo ready\nexec sleep 60\n"
+		cmd := exec.Command("unshare", "--user", "--map-root-user", "--net", "bash", "-c", stays)
+		stdout, err := cmd.StdoutPipe()
+		if err := errors.Join(err, cmd.Start()); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		if _, err := io.ReadFull(stdout, make([]byte, len("ready"))); err != nil {
+			t.Fatal(err)
+		}
 		first, _ := tenantsOf(t, port+2)
 		both := "--user --map-root-user -- bash -c"
 		script := `unshare --net bash -c "$0"; unshare --user --map-root-user --net bash -c "$0"`
