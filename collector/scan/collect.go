@@ -139,7 +139,8 @@ func (s *Scanner) askFinWait2(deadline time.Time) (known bool) {
 	if s.trial == nil {
 		return false
 	}
-	fact, err := s.trial.result(deadline)
+	// The other half is for reading the sockets once more, and for what comes after them.
+	fact, err := s.trial.result(time.Now().Add(time.Until(deadline) / 2))
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return false
 	}
