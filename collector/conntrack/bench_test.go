@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/internal/conntracktest"
+	"ephemeral_port_exporter/collector/conntrack/conntracktest"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 

@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/internal/sockdiagtest"
+	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 )
 
 // fakeConn returns a Conn to a fake kernel that sends these answers.

@@ -15,8 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/internal/conntracktest"
-	"ephemeral_port_exporter/collector/internal/sockdiagtest"
+	"ephemeral_port_exporter/collector/conntrack/conntracktest"
+	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 )
 
 var (

@@ -22,11 +22,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/internal/sockdiagtest"
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 )
 
 // namedScanner returns a Scanner for the namespaces that are mounted in these directories.

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/internal/nattest"
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat/nattest"
 )
 
 // A natTreatment is a pool of source NAT without a free port, and a cure for it.

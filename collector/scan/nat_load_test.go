@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/conntrack"
-	"ephemeral_port_exporter/collector/internal/conntracktest"
-	"ephemeral_port_exporter/collector/internal/nattest"
+	"ephemeral_port_exporter/collector/conntrack/conntracktest"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat/nattest"
 )
 
 // TestOracleNATCeiling drives connections that are over at once through the ports that others leave: at 90%

@@ -20,12 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/conntrack"
-	"ephemeral_port_exporter/collector/internal/conntracktest"
-	"ephemeral_port_exporter/collector/internal/nattest"
-	"ephemeral_port_exporter/collector/internal/sockdiagtest"
+	"ephemeral_port_exporter/collector/conntrack/conntracktest"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat/nattest"
 	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 	"ephemeral_port_exporter/procfs"
 )
 

@@ -15,9 +15,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/internal/sockdiagtest"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 )
 
 // udpFaults are ways in which a dump of UDP sockets can fail.

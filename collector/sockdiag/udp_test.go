@@ -14,8 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/internal/sockdiagtest"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 )
 
 // collectUDP returns all sockets of a dump of UDP.

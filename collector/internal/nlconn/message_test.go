@@ -12,7 +12,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/internal/sockdiagtest"
+	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 )
 
 var testRequest = sockdiagtest.Request{Type: 20, Sequence: 7}

@@ -8,8 +8,8 @@ import (
 	"os"
 	"testing"
 
-	"ephemeral_port_exporter/collector/internal/nattest"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/snat/nattest"
 
 	"golang.org/x/sys/unix"
 )

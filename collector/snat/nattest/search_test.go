@@ -9,8 +9,8 @@ import (
 	"net/netip"
 	"testing"
 
-	"ephemeral_port_exporter/collector/internal/nattest"
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat/nattest"
 )
 
 // TestSearchFailure compares pool's chance that a search finds no port with how many of the kernel's
