@@ -129,7 +129,7 @@ var (
 			},
 		},
 		{
-			name: "reuse, widest range", settings: with(usual, func(s *Settings) { s.TWReuse, s.PortRange = 1, PortRange{1024, 65535} }),
+			name: "reuse, widest range", settings: with(usual, func(s *Settings) { s.TWReuse, s.PortRange = 1, PortRange{Low: 1024, High: 65535} }),
 			ports: map[State]int{TimeWait: 64000}, reusable: 10000, rate: 54000, timestamps: Yes,
 			diagnosis: "This host closes 54000 connections per second first.",
 			want: []string{
@@ -140,7 +140,7 @@ var (
 			},
 		},
 		{
-			name: "reuse without timestamps here", settings: with(usual, func(s *Settings) { s.TWReuse, s.Timestamps, s.PortRange = 1, 0, PortRange{500, 65535} }),
+			name: "reuse without timestamps here", settings: with(usual, func(s *Settings) { s.TWReuse, s.Timestamps, s.PortRange = 1, 0, PortRange{Low: 500, High: 65535} }),
 			ports: map[State]int{TimeWait: 64000}, rate: 1000, timestamps: No,
 			want: []string{
 				"Keep connections alive, 2, 1048 to 2096 per second",
@@ -268,7 +268,7 @@ var (
 			},
 		},
 		{
-			name: "failing without danger", settings: with(usual, func(s *Settings) { s.PortRange = PortRange{1024, 65535} }), ports: map[State]int{Established: 300}, failing: true,
+			name: "failing without danger", settings: with(usual, func(s *Settings) { s.PortRange = PortRange{Low: 1024, High: 65535} }), ports: map[State]int{Established: 300}, failing: true,
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. These are 300 of the 300 ports in use, of 64512. Connects failed although",
 			want: []string{
 				"More source addresses, 1, 64512 to 129024 ports, 1035 to 2075 per second",
@@ -375,7 +375,7 @@ func TestCureText(t *testing.T) {
 			`sysctl -w net.ipv4.ip_local_reserved_ports=2000-2011,8080,20000-20001,41000 net.ipv4.ip_local_port_range="1024 65535"`, "",
 		},
 		{
-			"low range", func(c *adviceCase) { c.settings.PortRange = PortRange{100, 20000} }, "Widen the range",
+			"low range", func(c *adviceCase) { c.settings.PortRange = PortRange{Low: 100, High: 20000} }, "Widen the range",
 			"65436 of the ports 100-65535", `sysctl -w net.ipv4.ip_local_port_range="100 65535"`, "",
 		},
 		{

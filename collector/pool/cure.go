@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"ephemeral_port_exporter/collector/internal/portset"
 )
 
 // A Cure is a change that lets a destination have more connections. The runbook has a chapter with
@@ -141,19 +143,19 @@ func (p *patient) widen() Cure {
 	wide := PortRange{Low: min(s.PortRange.Low, 1024), High: 65535}
 	before := s.PortRange
 	s.PortRange = wide
-	var usable, reserved portMap
-	usable.addUnreserved(s)
-	reserved.addRanges(s.ReservedPorts)
+	var usable, reserved portset.Map
+	usable.AddUnreserved(s.PortRange, s.ReservedPorts)
+	reserved.AddRanges(s.ReservedPorts)
 	var listeners []string
 	for _, port := range p.report.ListenerPorts {
-		if usable.has(port) && !before.Contains(port) {
+		if usable.Has(port) && !before.Contains(port) {
 			listeners = append(listeners, strconv.Itoa(int(port)))
-			reserved.add(port)
+			reserved.Add(port)
 		}
-		usable.remove(port)
+		usable.Remove(port)
 	}
-	c := p.cure("Widen the range", p.now.Ports+usable.size()-p.report.CapacityPorts)
-	c.Sentence = fmt.Sprintf("Outgoing connections can have %d of the ports %d-%d.", usable.size(), wide.Low, wide.High)
+	c := p.cure("Widen the range", p.now.Ports+usable.Size()-p.report.CapacityPorts)
+	c.Sentence = fmt.Sprintf("Outgoing connections can have %d of the ports %d-%d.", usable.Size(), wide.Low, wide.High)
 	c.Command = fmt.Sprintf("sysctl -w net.ipv4.ip_local_port_range=\"%d %d\"", wide.Low, wide.High)
 	c.Condition = "Reserve all ports in there on which a program may listen later: those of services that are down, and on Kubernetes the node ports."
 	if len(listeners) > 0 {
@@ -169,19 +171,19 @@ func (p *patient) widen() Cure {
 
 // reserveCommand returns a command that reserves these ports only. It returns false if the kernel
 // would not read all: proc_do_large_bitmap of kernel/sysctl.c reads less than a page.
-func reserveCommand(ports *portMap) (command string, ok bool) {
+func reserveCommand(ports *portset.Map) (command string, ok bool) {
 	list := ports.String()
 	return "sysctl -w net.ipv4.ip_local_reserved_ports=" + list, len(list) < 4096
 }
 
 func (p *patient) giveBackReserved() Cure {
 	s := p.report.Settings
-	var kept portMap
-	kept.addRanges(s.ReservedPorts)
+	var kept portset.Map
+	kept.AddRanges(s.ReservedPorts)
 	n := 0
 	for port := int(s.PortRange.Low); port <= int(s.PortRange.High); port++ {
-		if _, listens := slices.BinarySearch(p.report.ListenerPorts, uint16(port)); kept.has(uint16(port)) && !listens {
-			kept.remove(uint16(port))
+		if _, listens := slices.BinarySearch(p.report.ListenerPorts, uint16(port)); kept.Has(uint16(port)) && !listens {
+			kept.Remove(uint16(port))
 			n++
 		}
 	}
@@ -198,11 +200,11 @@ func (p *patient) giveBackReserved() Cure {
 
 func (p *patient) moveListeners() Cure {
 	s := p.report.Settings
-	var reserved portMap
-	reserved.addRanges(s.ReservedPorts)
+	var reserved portset.Map
+	reserved.AddRanges(s.ReservedPorts)
 	var blocked []string
 	for _, port := range p.report.ListenerPorts {
-		if s.PortRange.Contains(port) && !reserved.has(port) {
+		if s.PortRange.Contains(port) && !reserved.Has(port) {
 			blocked = append(blocked, strconv.Itoa(int(port)))
 		}
 	}

@@ -1,14 +1,16 @@
 package pool
 
+import "ephemeral_port_exporter/collector/internal/portset"
+
 // A unit is a pool, or all others of one source together.
 type unit struct {
 	clients
 	evidence
 	pools []int32 // index into Table.counts
 
-	others     clients  // if it was one of the others of its source until now
-	old        *portSet // held on the source at the last scan; nil if there is nothing to compare with
-	bindChoice [2]bool  // bind() had a choice at both scans, in each half of the range
+	others     clients      // if it was one of the others of its source until now
+	old        *portset.Set // held on the source at the last scan; nil if there is nothing to compare with
+	bindChoice [2]bool      // bind() had a choice at both scans, in each half of the range
 }
 
 // A unitKey identifies a unit.
@@ -67,7 +69,7 @@ func (t *Table) surveySources() map[sourceKey]*knownSource {
 
 // units returns the units of all pools of clients that may bind, with what was known of them.
 func (t *Table) units(sources map[sourceKey]*knownSource, minPorts int) map[unitKey]*unit {
-	doubtful := make(map[*portSet]*knownSource)
+	doubtful := make(map[*portset.Set]*knownSource)
 	for _, s := range sources {
 		if !s.plain {
 			doubtful[s.ports] = s
@@ -136,7 +138,7 @@ func (t *Table) countPorts(u *unit) (e evidence) {
 			e.held[bindParity]++
 		}
 		switch {
-		case u.old == nil || u.old.has(port):
+		case u.old == nil || u.old.Has(port):
 		case parity == bindParity:
 			e.newBindParity++
 		case u.bindChoice[t.halfOf(port)]:
@@ -147,7 +149,7 @@ func (t *Table) countPorts(u *unit) (e evidence) {
 		c := &t.counts[i]
 		e.held[connectParity] += c.held() // those that are not listed too
 		taken := c.held() - int(c.reusable)
-		for port := range t.lists.all(c.fixed) {
+		for port := range t.lists.All(c.fixed) {
 			taken -= t.parityOf(port) // bindParity is 1
 		}
 		e.taken = max(e.taken, taken)
@@ -171,19 +173,19 @@ func (s supply) choice(taken int) bool { return hasChoice(s.free-taken, s.usable
 // connectSupply returns the supply. Ports that may be bound leave connect() no choice either.
 func (t *Table) connectSupply(units map[unitKey]*unit) supply {
 	low := t.settings.PortRange.Low
-	usable := t.usable.count(low, 0, maxPorts)
-	var doubtful portSet
+	usable := t.usable.Count(low, 0, portset.MaxPorts)
+	var doubtful portset.Set
 	sum := 0 // if they are not listed
 	for _, u := range units {
 		if !u.plain() {
-			t.eachPort(u, doubtful.add)
+			t.eachPort(u, doubtful.Add)
 			sum += u.taken
 		}
 	}
 	if !t.listConnectParity {
 		return supply{usable, usable - sum}
 	}
-	return supply{usable, usable - doubtful.parityOf(low)}
+	return supply{usable, usable - doubtful.ParityOf(low)}
 }
 
 // conclude judges a unit, and marks the ports of clients that bind first, or did so until now.
@@ -206,7 +208,7 @@ func (t *Table) conclude(u *unit, s supply) {
 func (t *Table) bindPorts(u *unit) {
 	t.eachPort(u, func(port uint16) {
 		if !u.mixed || t.parityOf(port) == bindParity {
-			t.bound.add(port)
+			t.bound.Add(port)
 		}
 	})
 }
@@ -243,18 +245,18 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 
 // countBound counts the marked ports of each pool.
 func (t *Table) countBound() {
-	if t.bound.size() == 0 {
+	if t.bound.Size() == 0 {
 		return
 	}
 	for i := range t.counts {
 		c := &t.counts[i]
-		for port := range t.lists.all(c.fixed) {
-			if t.bound.has(port) {
+		for port := range t.lists.All(c.fixed) {
+			if t.bound.Has(port) {
 				c.bound++
 			}
 		}
-		for port := range t.lists.all(c.reuse) {
-			if t.bound.has(port) {
+		for port := range t.lists.All(c.reuse) {
+			if t.bound.Has(port) {
 				c.bound++
 				c.reusable--
 			}
@@ -265,10 +267,10 @@ func (t *Table) countBound() {
 // eachPort calls f for the port of each socket of a unit.
 func (t *Table) eachPort(u *unit, f func(port uint16)) {
 	for _, i := range u.pools {
-		for port := range t.lists.all(t.counts[i].fixed) {
+		for port := range t.lists.All(t.counts[i].fixed) {
 			f(port)
 		}
-		for port := range t.lists.all(t.counts[i].reuse) {
+		for port := range t.lists.All(t.counts[i].reuse) {
 			f(port)
 		}
 	}
@@ -297,8 +299,8 @@ func (t *Table) upperHalf() int {
 
 // countBindParity counts the ports of bind parity in each half of the range.
 func (t *Table) countBindParity(ports interface {
-	count(parity uint16, from, to int) int
+	Count(parity uint16, from, to int) int
 }) [2]int {
 	parity := t.settings.PortRange.Low + 1
-	return [2]int{ports.count(parity, 0, t.upperHalf()), ports.count(parity, t.upperHalf(), maxPorts)}
+	return [2]int{ports.Count(parity, 0, t.upperHalf()), ports.Count(parity, t.upperHalf(), portset.MaxPorts)}
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/collector/internal/portset"
 )
 
 // hundredPorts has 50 ports of each parity.
@@ -334,10 +336,10 @@ func TestInfer(t *testing.T) {
 }
 
 // portSetOf returns a set of ports.
-func portSetOf(ports ...uint16) *portSet {
-	set := new(portSet)
+func portSetOf(ports ...uint16) *portset.Set {
+	set := new(portset.Set)
 	for _, port := range ports {
-		set.add(port)
+		set.Add(port)
 	}
 	return set
 }
@@ -348,7 +350,7 @@ func TestCountPorts(t *testing.T) {
 	both := [2]bool{true, true}
 	for _, tt := range []struct {
 		name       string
-		old        *portSet
+		old        *portset.Set
 		bindChoice [2]bool
 		listed     bool // ports of connect parity too
 		pools      []pool

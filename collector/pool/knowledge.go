@@ -1,6 +1,10 @@
 package pool
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"ephemeral_port_exporter/collector/internal/portset"
+)
 
 // Knowledge is what a Table has learned about its namespace for the next one: whether clients bind
 // before they connect, and whether peers use timestamps. Nothing of it is a number to report. The
@@ -14,8 +18,8 @@ type Knowledge struct {
 
 // A knownSource is what is known of the clients with one source address.
 type knownSource struct {
-	ports      *portSet // that were held
-	bindChoice [2]bool  // bind() had a choice, in each half of the range
+	ports      *portset.Set // that were held
+	bindChoice [2]bool      // bind() had a choice, in each half of the range
 	pools      map[poolKey]clients
 	complete   bool    // no pool was forgotten
 	plain      bool    // nobody binds: there was no port of bind parity, and nobody did before

@@ -2,14 +2,12 @@ package pool
 
 import (
 	"cmp"
-	"slices"
+
+	"ephemeral_port_exporter/collector/internal/limit"
 )
 
-// Limits bound the size of a Report.
-type Limits struct {
-	MinPorts int // a destination is reported if it holds at least this many ports
-	Most     int // at most this many destinations and this many sources are reported
-}
+// Limits bound the size of a Report: of its destinations, and of its sources.
+type Limits = limit.Limits
 
 // byDanger orders destinations: the greatest utilization first, then most ports, then by
 // address. So what a tenant with many ports holds does not hide a small pool that is nearly full.
@@ -31,38 +29,13 @@ func sourceByDanger(a, b Source) int {
 // as many as reports, even if these are more than most. The reports must be those of Table.Report.
 func ShareLimit(reports []*Report, most int) {
 	destinations := func(r *Report) []Destination { return r.Destinations }
-	for i, n := range sharesOf(reports, most, destinations, byDanger) {
+	for i, n := range limit.Shares(reports, most, destinations, byDanger) {
 		reports[i].keepDestinations(n)
 	}
 	sources := func(r *Report) []Source { return r.Sources }
-	for i, n := range sharesOf(reports, most, sources, sourceByDanger) {
+	for i, n := range limit.Shares(reports, most, sources, sourceByDanger) {
 		reports[i].keepSources(n)
 	}
-}
-
-// sharesOf returns how many items each report keeps of one of its lists, which are ordered.
-func sharesOf[R, T any](reports []*R, most int, list func(*R) []T, order func(a, b T) int) []int {
-	type place struct{ report, index int }
-	shares := make([]int, len(reports))
-	var rest []place // all but the first of each
-	quota := most
-	for i, r := range reports {
-		if n := len(list(r)); n > 0 && most > 0 {
-			shares[i] = 1
-			quota--
-		}
-		for j := shares[i]; j < len(list(r)); j++ {
-			rest = append(rest, place{i, j})
-		}
-	}
-	// Stable, so that what each report keeps is the beginning of its list.
-	slices.SortStableFunc(rest, func(a, b place) int {
-		return order(list(reports[a.report])[a.index], list(reports[b.report])[b.index])
-	})
-	for _, p := range rest[:min(max(quota, 0), len(rest))] {
-		shares[p.report]++
-	}
-	return shares
 }
 
 // keepDestinations leaves out all destinations but the first n.

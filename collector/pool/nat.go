@@ -6,6 +6,9 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"ephemeral_port_exporter/collector/internal/limit"
+	"ephemeral_port_exporter/collector/internal/portset"
 )
 
 // NATSettings are what the ports of source NAT depend on.
@@ -32,9 +35,9 @@ type NATSettings struct {
 type NATTable struct {
 	settings NATSettings
 	pools    map[natKey]int32 // index into counts
-	counts   blocks[natCounts]
-	own      blocks[ownFlow] // not counted yet
-	lists    portLists
+	counts   portset.Blocks[natCounts]
+	own      portset.Blocks[ownFlow] // not counted yet
+	lists    portset.Lists
 	flows    int
 }
 
@@ -49,8 +52,8 @@ type natKey struct {
 // natCounts are the flows of one pool.
 type natCounts struct {
 	states          [natStates]uint32
-	fixed, reusable portList // their ports
-	clients         portCounts[netip.Addr]
+	fixed, reusable portset.List // their ports
+	clients         portset.Counts[netip.Addr]
 }
 
 // An ownFlow is a flow of an own socket. It counts if source NAT has the pool too: own sockets alone get their
@@ -75,37 +78,37 @@ func (t *NATTable) Add(f *NATFlow) {
 	}
 	key := newNATKey(f)
 	if !f.SNAT {
-		t.own.add(ownFlow{key, port, f.State})
+		t.own.Add(ownFlow{key, port, f.State})
 		return
 	}
 	i, ok := t.pools[key]
 	if !ok {
-		i = int32(t.counts.n)
+		i = int32(t.counts.Len())
 		t.pools[key] = i
-		t.counts.add(natCounts{})
+		t.counts.Add(natCounts{})
 	}
-	c := t.counts.at(int(i))
+	c := t.counts.At(int(i))
 	c.states[f.State]++
-	c.clients.add(f.Client)
+	c.clients.Add(f.Client)
 	list := &c.fixed
 	if t.settings.TakesOver && f.State.takenOver() {
 		list = &c.reusable
 	}
-	t.lists.add(list, port)
+	t.lists.Add(list, port)
 }
 
 // addOwn counts the flows of own sockets in the pools of source NAT.
 func (t *NATTable) addOwn() {
-	for i := range t.own.n {
-		f := t.own.at(i)
+	for i := range t.own.Len() {
+		f := t.own.At(i)
 		if pool, ok := t.pools[f.key]; ok {
-			c := t.counts.at(int(pool))
+			c := t.counts.At(int(pool))
 			c.states[f.state]++
-			c.clients.add(f.key.source())
-			t.lists.add(&c.fixed, f.port)
+			c.clients.Add(f.key.source())
+			t.lists.Add(&c.fixed, f.port)
 		}
 	}
-	t.own = blocks[ownFlow]{}
+	t.own = portset.Blocks[ownFlow]{}
 }
 
 // newNATKey returns the key of a flow's pool.
@@ -185,7 +188,7 @@ func (t *NATTable) Report(limits Limits) NATReport {
 	}
 	var candidates []candidate
 	for key, i := range t.pools {
-		c := t.counts.at(int(i))
+		c := t.counts.At(int(i))
 		p := t.pool(key, c)
 		r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
 		if p.Held < limits.MinPorts {
@@ -218,8 +221,8 @@ func (t *NATTable) Report(limits Limits) NATReport {
 		if !c.searched {
 			c.SearchFailure = t.searchFailure(c.counts)
 		}
-		for _, n := range c.counts.clients.largest(netip.Addr.Compare) {
-			c.Clients = append(c.Clients, NATClient{n.key, n.ports})
+		for _, n := range c.counts.clients.Largest(MaxOwners, netip.Addr.Compare) {
+			c.Clients = append(c.Clients, NATClient{n.Key, n.Ports})
 		}
 		r.Pools = append(r.Pools, c.NATPool)
 	}
@@ -233,16 +236,16 @@ const natSearched = 0.25
 
 // searchFailure returns NATPool.SearchFailure.
 func (t *NATTable) searchFailure(c *natCounts) float64 {
-	if int(c.fixed.n+c.reusable.n) < min(maxTries, t.settings.PortRange.Size()) {
+	if c.fixed.Len()+c.reusable.Len() < min(maxTries, t.settings.PortRange.Size()) {
 		return 0 // the first round finds a free one
 	}
-	var taken, reusable portMap
-	for port := range t.lists.all(c.fixed) {
-		taken.add(port)
+	var taken, reusable portset.Map
+	for port := range t.lists.All(c.fixed) {
+		taken.Add(port)
 	}
-	for port := range t.lists.all(c.reusable) {
-		taken.add(port)
-		reusable.add(port)
+	for port := range t.lists.All(c.reusable) {
+		taken.Add(port)
+		reusable.Add(port)
 	}
 	return searchFailure(t.settings.PortRange, &taken, &reusable)
 }
@@ -253,7 +256,7 @@ func (t *NATTable) pool(key natKey, c *natCounts) NATPool {
 		Protocol: TCP,
 		Source:   key.source(),
 		Address:  netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), key.port),
-		Reusable: int(c.reusable.n),
+		Reusable: c.reusable.Len(),
 	}
 	if key.udp == 1 {
 		p.Protocol = UDP
@@ -308,7 +311,7 @@ func natByDanger(a, b NATPool) int {
 // ShareNATLimit bounds several reports together, as ShareLimit does.
 func ShareNATLimit(reports []*NATReport, most int) {
 	pools := func(r *NATReport) []NATPool { return r.Pools }
-	for i, n := range sharesOf(reports, most, pools, natByDanger) {
+	for i, n := range limit.Shares(reports, most, pools, natByDanger) {
 		r := reports[i]
 		for _, p := range r.Pools[n:] {
 			r.UnreportedPools++

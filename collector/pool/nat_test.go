@@ -13,7 +13,7 @@ import (
 )
 
 var natSettings = NATSettings{
-	PortRange: PortRange{40000, 40099}, TakesOver: true,
+	PortRange: PortRange{Low: 40000, High: 40099}, TakesOver: true,
 	TCPTimeWait: 120 * time.Second, UDP: 30 * time.Second,
 }
 
@@ -242,7 +242,7 @@ func TestNATLimits(t *testing.T) {
 // TestNATDanger has a pool whose searches fail, as its ports lie together, before one with more ports.
 func TestNATDanger(t *testing.T) {
 	settings := natSettings
-	settings.PortRange = PortRange{1024, 65535}
+	settings.PortRange = PortRange{Low: 1024, High: 65535}
 	table := NewNATTable(settings)
 	together, apart := tcpFlow(NATEstablished, 1), tcpFlow(NATEstablished, 1)
 	apart.Destination = netip.MustParseAddrPort("198.51.100.2:443")
@@ -297,7 +297,7 @@ func TestNATByDanger(t *testing.T) {
 // TestNATSearched has a pool with few ports, but all in a row: some searches fail, and that is reported.
 func TestNATSearched(t *testing.T) {
 	settings := natSettings
-	settings.PortRange = PortRange{40000, 40999}
+	settings.PortRange = PortRange{Low: 40000, High: 40999}
 	table := NewNATTable(settings)
 	flows(table, 200, tcpFlow(NATEstablished, 40300))
 	want := 1.0

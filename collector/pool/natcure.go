@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"ephemeral_port_exporter/collector/internal/portset"
 )
 
 // From this share of failing searches on, a pool of source NAT is in danger, whatever its utilization.
@@ -168,19 +170,19 @@ func scatteredFailure(r PortRange, held, reusable int) float64 {
 }
 
 // scatter takes so many ports by searches, some of them reusable.
-func scatter(random *rand.Rand, r PortRange, held, reusable int) (taken, closed portMap) {
+func scatter(random *rand.Rand, r PortRange, held, reusable int) (taken, closed portset.Map) {
 	size := r.Size()
 	search := func() bool {
 		for tries := min(maxTries, size); ; tries /= 2 {
 			first := random.IntN(size)
 			for i := range tries {
 				port := r.Low + uint16((first+i)%size)
-				if taken.has(port) {
+				if taken.Has(port) {
 					continue
 				}
-				taken.add(port)
+				taken.Add(port)
 				if random.IntN(held) < reusable {
-					closed.add(port)
+					closed.Add(port)
 				}
 				return true
 			}

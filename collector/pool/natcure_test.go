@@ -52,8 +52,8 @@ func TestNATAdvice(t *testing.T) {
 	}
 	old := with(func(s *NATSettings) { s.TakesOver = false })
 	hidden := with(func(s *NATSettings) { s.TakesOver, s.TCPTimeWait, s.UDP = false, 0, 0 })
-	thousand := with(func(s *NATSettings) { s.PortRange = PortRange{40000, 40999} })
-	all := with(func(s *NATSettings) { s.PortRange = PortRange{1024, 65535} })
+	thousand := with(func(s *NATSettings) { s.PortRange = PortRange{Low: 40000, High: 40999} })
+	all := with(func(s *NATSettings) { s.PortRange = PortRange{Low: 1024, High: 65535} })
 	udp := func(state NATState) NATFlow {
 		f := tcpFlow(state, 40000)
 		f.Protocol = UDP
@@ -251,7 +251,7 @@ func TestNATRunbook(t *testing.T) {
 		t.Fatal("no chapter of cures")
 	}
 	s := natSettings
-	s.PortRange = PortRange{40000, 40999}
+	s.PortRange = PortRange{Low: 40000, High: 40999}
 	shown := map[string]bool{}
 	for _, old := range []bool{false, true} {
 		for _, state := range []NATState{NATEstablished, NATTimeWait} {

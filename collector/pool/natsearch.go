@@ -3,6 +3,8 @@ package pool
 import (
 	"math"
 	"slices"
+
+	"ephemeral_port_exporter/collector/internal/portset"
 )
 
 // The kernel searches for a port in rounds: up to maxTries neighbours from a random one on, then half as
@@ -18,7 +20,7 @@ const (
 )
 
 // searchFailure returns the share of searches that find no port. taken contains reusable.
-func searchFailure(r PortRange, taken, reusable *portMap) float64 {
+func searchFailure(r PortRange, taken, reusable *portset.Map) float64 {
 	runs := runsOf(r, taken, reusable)
 	failure := 1.0
 	for tries := min(maxTries, r.Size()); ; tries /= 2 {
@@ -62,14 +64,14 @@ func (r takenRun) failures(tries, size int) float64 {
 }
 
 // runsOf returns the runs of a range.
-func runsOf(r PortRange, taken, reusable *portMap) []takenRun {
+func runsOf(r PortRange, taken, reusable *portset.Map) []takenRun {
 	var runs []takenRun
-	first, flags := 0, make(takenRun, 0, taken.size()) // flags has the runs one after the other
-	for port := range taken.all() {
-		if n := len(flags); n > first && !taken.has(port-1) {
+	first, flags := 0, make(takenRun, 0, taken.Size()) // flags has the runs one after the other
+	for port := range taken.All() {
+		if n := len(flags); n > first && !taken.Has(port-1) {
 			runs, first = append(runs, flags[first:n]), n
 		}
-		flags = append(flags, reusable.has(port))
+		flags = append(flags, reusable.Has(port))
 	}
 	if len(flags) == 0 {
 		return nil
@@ -78,7 +80,7 @@ func runsOf(r PortRange, taken, reusable *portMap) []takenRun {
 	switch last := len(runs) - 1; {
 	case len(flags) == r.Size(): // none is free: the run goes on behind its end
 		runs[0] = slices.Concat(flags, flags[:min(maxTries, r.Size())-1])
-	case last > 0 && taken.has(r.Low) && taken.has(r.High):
+	case last > 0 && taken.Has(r.Low) && taken.Has(r.High):
 		runs[0] = slices.Concat(runs[last], runs[0])
 		runs = runs[:last]
 	}

@@ -4,6 +4,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"ephemeral_port_exporter/collector/internal/portset"
 )
 
 // TestSearchFailure compares the share of failures with searches by the kernel's steps.
@@ -14,32 +16,32 @@ func TestSearchFailure(t *testing.T) {
 		taken    func(r *rand.Rand, port uint16) bool
 		reusable func(r *rand.Rand, port uint16) bool
 	}{
-		{"nothing taken", PortRange{40000, 40099}, never, never},
-		{"all taken, up to 128 ports", PortRange{40000, 40127}, always, never},
-		{"all taken", PortRange{40000, 40999}, always, never},
-		{"one port, reusable", PortRange{40000, 40000}, always, always},
-		{"one of 100 free", PortRange{40000, 40099}, but(40042), never},
-		{"one of 128 free", PortRange{40000, 40127}, but(40127), never},
-		{"one of 129 free", PortRange{40000, 40128}, but(40001), never},
-		{"one of 200 free", PortRange{40000, 40199}, but(40000), never},
-		{"95% at random", PortRange{40000, 40999}, share(0.95), never},
-		{"a block over the ends of the range", PortRange{40000, 40999}, func(_ *rand.Rand, p uint16) bool { return p < 40300 || p >= 40600 }, never},
-		{"the range of Linux clients", PortRange{1024, 65535}, func(_ *rand.Rand, p uint16) bool { return p >= 32768 && p <= 60999 }, never},
-		{"one of 32 reusable", PortRange{40000, 40031}, always, only(40007)},
-		{"one of 100 reusable", PortRange{40000, 40099}, always, only(40007)},
-		{"a tenth of 100 reusable", PortRange{40000, 40099}, always, share(0.1)},
-		{"1% of 1000 reusable", PortRange{40000, 40999}, always, share(0.01)},
-		{"some free, some reusable", PortRange{40000, 40299}, share(0.98), share(0.02)},
+		{"nothing taken", PortRange{Low: 40000, High: 40099}, never, never},
+		{"all taken, up to 128 ports", PortRange{Low: 40000, High: 40127}, always, never},
+		{"all taken", PortRange{Low: 40000, High: 40999}, always, never},
+		{"one port, reusable", PortRange{Low: 40000, High: 40000}, always, always},
+		{"one of 100 free", PortRange{Low: 40000, High: 40099}, but(40042), never},
+		{"one of 128 free", PortRange{Low: 40000, High: 40127}, but(40127), never},
+		{"one of 129 free", PortRange{Low: 40000, High: 40128}, but(40001), never},
+		{"one of 200 free", PortRange{Low: 40000, High: 40199}, but(40000), never},
+		{"95% at random", PortRange{Low: 40000, High: 40999}, share(0.95), never},
+		{"a block over the ends of the range", PortRange{Low: 40000, High: 40999}, func(_ *rand.Rand, p uint16) bool { return p < 40300 || p >= 40600 }, never},
+		{"the range of Linux clients", PortRange{Low: 1024, High: 65535}, func(_ *rand.Rand, p uint16) bool { return p >= 32768 && p <= 60999 }, never},
+		{"one of 32 reusable", PortRange{Low: 40000, High: 40031}, always, only(40007)},
+		{"one of 100 reusable", PortRange{Low: 40000, High: 40099}, always, only(40007)},
+		{"a tenth of 100 reusable", PortRange{Low: 40000, High: 40099}, always, share(0.1)},
+		{"1% of 1000 reusable", PortRange{Low: 40000, High: 40999}, always, share(0.01)},
+		{"some free, some reusable", PortRange{Low: 40000, High: 40299}, share(0.98), share(0.02)},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, 2))
-			var taken, reusable portMap
+			var taken, reusable portset.Map
 			for p := int(tt.ports.Low); p <= int(tt.ports.High); p++ {
 				if port := uint16(p); tt.taken(r, port) {
-					taken.add(port)
+					taken.Add(port)
 					if tt.reusable(r, port) {
-						reusable.add(port)
+						reusable.Add(port)
 					}
 				}
 			}
@@ -60,14 +62,14 @@ func TestSearchFailure(t *testing.T) {
 }
 
 // search is nf_nat_l4proto_unique_tuple, without the overflow of its offset.
-func search(r *rand.Rand, ports PortRange, taken, reusable *portMap) bool {
+func search(r *rand.Rand, ports PortRange, taken, reusable *portset.Map) bool {
 	size := ports.Size()
 	attempts := min(size, 128)
 	for {
 		off := r.IntN(size)
 		for i := range attempts {
 			port := ports.Low + uint16((off+i)%size)
-			if !taken.has(port) || attempts-i <= 32 && reusable.has(port) && r.IntN(2) == 0 {
+			if !taken.Has(port) || attempts-i <= 32 && reusable.Has(port) && r.IntN(2) == 0 {
 				return true
 			}
 		}

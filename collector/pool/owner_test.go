@@ -57,8 +57,8 @@ func TestOwnersBlocked(t *testing.T) {
 	}
 }
 
-// TestOwnersMany checks that thousands of small control groups take little memory, and that they
-// do not keep the large ones out: these are counted exactly.
+// TestOwnersMany checks that thousands of small control groups do not keep the large ones out: these are
+// counted exactly.
 func TestOwnersMany(t *testing.T) {
 	var cgroups []uint64
 	for i := range uint64(20000) {
@@ -71,9 +71,6 @@ func TestOwnersMany(t *testing.T) {
 	random.Shuffle(len(cgroups), func(i, j int) { cgroups[i], cgroups[j] = cgroups[j], cgroups[i] })
 	table := NewTable(Settings{PortRange: PortRange{Low: 32768, High: 60999}, TimeWaitLength: tenPorts.TimeWaitLength})
 	addOwned(table, "192.0.2.1:443", cgroups...)
-	if n := len(table.counts[0].owners.others); n != maxOthers {
-		t.Errorf("%d control groups are counted, want %d", n, maxOthers)
-	}
 	owners := table.Report(Limits{Most: 10}).Destinations[0].Owners
 	if diff := cmp.Diff([]Owner{{7, 4000}, {8, 2000}}, owners[:2]); diff != "" || len(owners) != MaxOwners {
 		t.Errorf("%d owners (-want +got):\n%s", len(owners), diff)

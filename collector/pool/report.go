@@ -126,14 +126,14 @@ func (t *Table) Report(limits Limits) Report {
 		ReservedPorts: t.reserved,
 		BlockedPorts:  len(t.blocked.ports),
 		CapacityPorts: t.capacity,
-		BoundPorts:    t.bound.size(),
+		BoundPorts:    t.bound.Size(),
 		BoundKnown:    t.boundKnown || t.inferred,
 		BoundUnknown:  t.unknown,
-		ListenerPorts: t.listening.all(),
+		ListenerPorts: t.listening.All(),
 		Sockets:       t.sockets,
 		TimeWait:      t.seen.report(),
 
-		MaxUtilization: utilization(t.bound.size(), t.capacity),
+		MaxUtilization: utilization(t.bound.Size(), t.capacity),
 	}
 
 	var candidates []candidate
@@ -166,9 +166,9 @@ func (t *Table) Report(limits Limits) Report {
 	for key, ports := range t.sources {
 		src := Source{
 			Address:    keyAddr(key.address, key.zone),
-			Ports:      ports.size(),
-			Bound:      ports.common(&t.bound),
-			BindParity: ports.parityOf(t.settings.PortRange.Low + 1),
+			Ports:      ports.Size(),
+			Bound:      ports.Common(&t.bound),
+			BindParity: ports.ParityOf(t.settings.PortRange.Low + 1),
 			Capacity:   unreserved - denied(netip.AddrFrom16(key.address).Unmap()),
 		}
 		src.Utilization = utilization(src.Ports, src.Capacity)
@@ -227,7 +227,7 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 // boundByOthers returns how many ports are bound and not held by the pool. A dump can contain a
 // socket of the pool twice.
 func (t *Table) boundByOthers(counts *poolCounts) int {
-	return max(t.bound.size()-int(counts.bound), 0)
+	return max(t.bound.Size()-int(counts.bound), 0)
 }
 
 // keyAddr returns the address that a key holds. A link-local address gets the index of its

@@ -1,17 +1,13 @@
 package pool
 
-import "time"
+import (
+	"time"
+
+	"ephemeral_port_exporter/collector/internal/portset"
+)
 
 // A PortRange is the ports from Low to High, both included.
-type PortRange struct {
-	Low, High uint16
-}
-
-// Size returns the number of ports, at least 1.
-func (r PortRange) Size() int { return int(r.High) - int(r.Low) + 1 }
-
-// Contains reports whether port is in the range.
-func (r PortRange) Contains(port uint16) bool { return r.Low <= port && port <= r.High }
+type PortRange = portset.Range
 
 // Settings are what the ephemeral ports of one network namespace depend on: its sysctls, see
 // Documentation/networking/ip-sysctl.rst, and two constants of the kernel. They apply to IPv4 and IPv6.
@@ -32,7 +28,7 @@ type Settings struct {
 
 // Capacity returns how many ports a pool has in a namespace without listeners.
 func Capacity(s Settings) int {
-	var usable portMap
-	usable.addUnreserved(s)
-	return usable.size()
+	var usable portset.Map
+	usable.AddUnreserved(s.PortRange, s.ReservedPorts)
+	return usable.Size()
 }

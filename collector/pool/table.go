@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"ephemeral_port_exporter/collector/internal/portset"
 )
 
 // loopbackInterface is the index of the interface lo in every network namespace,
@@ -52,7 +54,7 @@ type poolCounts struct {
 	unsure   uint32              // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that
 	bound    uint32              // on ports of Table.bound
 	loopback bool
-	source   *portSet
+	source   *portset.Set
 	closed   closedPorts // those of mini-sockets without reusable ones
 
 	open          uint16 // the port of an open connection; 0 if there is none
@@ -65,7 +67,7 @@ type poolCounts struct {
 
 	owners ownerCounts
 
-	fixed, reuse portList // the ports of sockets that are not reusable, and of those that are
+	fixed, reuse portset.List // the ports of sockets that are not reusable, and of those that are
 }
 
 // held returns the number of ports that the pool's sockets hold.
@@ -82,13 +84,13 @@ func (c *poolCounts) held() int {
 type Table struct {
 	settings  Settings
 	rules     [2]timeWaitRule   // for other destinations and for loopback
-	usable    portMap           // ports that connect() may choose
-	listening portSet           // ports of listeners, also outside the range
+	usable    portset.Map       // ports that connect() may choose
+	listening portset.Set       // ports of listeners, also outside the range
 	blocked   blockedPorts      // ports that listeners block
-	bound     portSet           // ports in usable that connect() may not choose after all, because some socket is bound to them
+	bound     portset.Set       // ports in usable that connect() may not choose after all, because some socket is bound to them
 	pools     map[poolKey]int32 // index into counts
 	counts    []poolCounts
-	sources   map[sourceKey]*portSet
+	sources   map[sourceKey]*portset.Set
 	sockets   int
 	seen      timeWaitSeconds
 	phase     phase
@@ -98,7 +100,7 @@ type Table struct {
 	boundKnown        bool      // see KnowBound
 	inferred          bool      // Infer had something to compare with
 	unknown           int       // ports of bind parity of clients of whom it is not known whether they bind first
-	lists             portLists
+	lists             portset.Lists
 
 	reserved int // ports of the range that are in ip_local_reserved_ports
 	capacity int // ports in usable
@@ -112,10 +114,10 @@ func NewTable(s Settings) *Table {
 		rules:    [2]timeWaitRule{s.timeWaitRule(false), s.timeWaitRule(true)},
 		blocked:  newBlockedPorts(),
 		pools:    make(map[poolKey]int32),
-		sources:  make(map[sourceKey]*portSet),
+		sources:  make(map[sourceKey]*portset.Set),
 	}
-	t.usable.addUnreserved(s)
-	t.capacity = t.usable.size()
+	t.usable.AddUnreserved(s.PortRange, s.ReservedPorts)
+	t.capacity = t.usable.Size()
 	t.reserved = s.PortRange.Size() - t.capacity
 	return t
 }
@@ -123,9 +125,9 @@ func NewTable(s Settings) *Table {
 // Block counts a listener.
 func (t *Table) Block(l Listener) {
 	port := l.Local.Port()
-	t.listening.add(port)
-	if t.usable.has(port) {
-		t.usable.remove(port)
+	t.listening.Add(port)
+	if t.usable.Has(port) {
+		t.usable.Remove(port)
 		t.capacity--
 	} else if !t.blocked.has(port) {
 		return // reserved, or outside the range
@@ -153,7 +155,7 @@ func (t *Table) KnowBound() { t.boundKnown = true }
 func (t *Table) Add(s *Socket) {
 	t.sockets++
 	port := s.Local.Port()
-	if !t.usable.has(port) {
+	if !t.usable.Has(port) {
 		t.addBlocked(s)
 		return
 	}
@@ -162,12 +164,12 @@ func (t *Table) Add(s *Socket) {
 		return // a state that no kernel has today
 	}
 	c.states[s.State]++
-	c.source.add(port)
+	c.source.Add(port)
 	if s.Cgroup != 0 {
-		c.owners.add(s.Cgroup)
+		c.owners.Add(s.Cgroup)
 	}
 	if s.Bound == Yes {
-		t.bound.add(port)
+		t.bound.Add(port)
 		c.bound++
 	}
 
@@ -181,7 +183,7 @@ func (t *Table) Add(s *Socket) {
 		c.open, c.openInterface = port, s.Interface
 	}
 	if !t.boundKnown && (t.listConnectParity || t.parityOf(port) == bindParity) {
-		t.lists.add(list, port)
+		t.lists.Add(list, port)
 	}
 }
 
@@ -260,12 +262,12 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 func (t *Table) addBlocked(s *Socket) {
 	port := s.Local.Port()
 	if t.blocked.has(port) && !t.blocked.deny(s.Local.Addr(), port) {
-		t.sourceOf(s).add(port)
+		t.sourceOf(s).Add(port)
 	}
 }
 
 // sourceOf returns the ports of a socket's source address.
-func (t *Table) sourceOf(s *Socket) *portSet {
+func (t *Table) sourceOf(s *Socket) *portset.Set {
 	local := s.Local.Addr()
 	key := sourceKey{address: local.As16()}
 	if isLinkLocal(local) {
@@ -273,7 +275,7 @@ func (t *Table) sourceOf(s *Socket) *portSet {
 	}
 	set, ok := t.sources[key]
 	if !ok {
-		set = new(portSet)
+		set = new(portset.Set)
 		t.sources[key] = set
 	}
 	return set

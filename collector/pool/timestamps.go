@@ -34,7 +34,7 @@ func (t *Table) Questions(limits Limits) []Question {
 		if c.open == 0 || c.loopback || t.boundKnown || held < limits.MinPorts {
 			continue
 		}
-		if !rule.reusable && (rule.reuse || utilization(held+t.bound.size(), t.capacity) < dangerUtilization) {
+		if !rule.reusable && (rule.reuse || utilization(held+t.bound.Size(), t.capacity) < dangerUtilization) {
 			continue
 		}
 		local := netip.AddrPortFrom(netip.AddrFrom16(key.source).Unmap(), c.open)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+
+	"ephemeral_port_exporter/collector/internal/portset"
 )
 
 // A UDPFamily says which sockets share a pool of UDP ports: there is one for each kind of socket that
@@ -49,16 +51,16 @@ func (s *UDPSocket) conflictsWith(f UDPFamily) bool {
 // A UDPTable counts the UDP sockets of one network namespace.
 type UDPTable struct {
 	settings Settings
-	usable   portMap // ports that the kernel may choose
+	usable   portset.Map // ports that the kernel may choose
 	capacity int
-	servers  portMap // ports of sockets without a peer
+	servers  portset.Map // ports of sockets without a peer
 	pools    [len(UDPFamilies)]udpCounts
 	sockets  int
 }
 
 // udpCounts are the sockets of one pool.
 type udpCounts struct {
-	held   portMap // also outside of the range
+	held   portset.Map // also outside of the range
 	owners ownerCounts
 }
 
@@ -66,8 +68,8 @@ type udpCounts struct {
 // range and the reserved ports.
 func NewUDPTable(s Settings) *UDPTable {
 	t := &UDPTable{settings: s}
-	t.usable.addUnreserved(s)
-	t.capacity = t.usable.size()
+	t.usable.AddUnreserved(s.PortRange, s.ReservedPorts)
+	t.capacity = t.usable.Size()
 	return t
 }
 
@@ -77,16 +79,16 @@ func (t *UDPTable) Add(s *UDPSocket) {
 	t.sockets++
 	port := s.Local.Port()
 	if !s.Connected {
-		t.servers.add(port)
+		t.servers.Add(port)
 	}
 	for i, family := range UDPFamilies {
 		c := &t.pools[i]
-		if !s.conflictsWith(family) || c.held.has(port) {
+		if !s.conflictsWith(family) || c.held.Has(port) {
 			continue
 		}
-		c.held.add(port)
-		if s.Cgroup != 0 && t.usable.has(port) {
-			c.owners.add(s.Cgroup)
+		c.held.Add(port)
+		if s.Cgroup != 0 && t.usable.Has(port) {
+			c.owners.Add(s.Cgroup)
 		}
 	}
 }
@@ -119,7 +121,7 @@ func (t *UDPTable) Report() UDPReport {
 	r := UDPReport{Settings: t.settings, CapacityPorts: t.capacity, Sockets: t.sockets}
 	for i, family := range UDPFamilies {
 		c := &t.pools[i]
-		p := UDPPool{Family: family, Ports: t.usable.common(&c.held), Owners: c.owners.largest()}
+		p := UDPPool{Family: family, Ports: t.usable.Common(&c.held), Owners: c.owners.largest()}
 		p.Utilization = utilization(p.Ports, t.capacity)
 		if p.InDanger() {
 			p.Advice = t.advise(&p, c)
@@ -170,21 +172,21 @@ func (t *UDPTable) closeUDP(p *UDPPool) Cure {
 func (t *UDPTable) widenUDP(c *udpCounts) Cure {
 	before, s := t.settings.PortRange, t.settings
 	s.PortRange = PortRange{Low: min(before.Low, 1024), High: 65535}
-	var usable, reserved portMap
-	usable.addUnreserved(s)
-	reserved.addRanges(s.ReservedPorts)
+	var usable, reserved portset.Map
+	usable.AddUnreserved(s.PortRange, s.ReservedPorts)
+	reserved.AddRanges(s.ReservedPorts)
 	var servers []string
 	for port := int(s.PortRange.Low); port <= int(s.PortRange.High); port++ {
-		if p := uint16(port); t.servers.has(p) && usable.has(p) && !before.Contains(p) {
+		if p := uint16(port); t.servers.Has(p) && usable.Has(p) && !before.Contains(p) {
 			servers = append(servers, strconv.Itoa(port))
-			reserved.add(p)
-			usable.remove(p) // also for the family that does not conflict with the server
+			reserved.Add(p)
+			usable.Remove(p) // also for the family that does not conflict with the server
 		}
 	}
 	cure := Cure{
 		Title:     "Widen the range",
 		Sentence:  fmt.Sprintf("Sockets without a port can then get those of %d-%d.", s.PortRange.Low, s.PortRange.High),
-		Then:      Outlook{Ports: usable.size() - usable.common(&c.held)},
+		Then:      Outlook{Ports: usable.Size() - usable.Common(&c.held)},
 		Command:   fmt.Sprintf("sysctl -w net.ipv4.ip_local_port_range=\"%d %d\"", s.PortRange.Low, s.PortRange.High),
 		Condition: "Reserve all ports in there on which a program listens or may listen later, over TCP or UDP.",
 	}
@@ -201,12 +203,12 @@ func (t *UDPTable) widenUDP(c *udpCounts) Cure {
 
 // giveBackUDP gives back the reserved ports that no socket holds.
 func (t *UDPTable) giveBackUDP(now int, c *udpCounts) Cure {
-	var kept portMap
-	kept.addRanges(t.settings.ReservedPorts)
+	var kept portset.Map
+	kept.AddRanges(t.settings.ReservedPorts)
 	n := 0
 	for port := int(t.settings.PortRange.Low); port <= int(t.settings.PortRange.High); port++ {
-		if p := uint16(port); kept.has(p) && !c.held.has(p) && !t.servers.has(p) {
-			kept.remove(p)
+		if p := uint16(port); kept.Has(p) && !c.held.Has(p) && !t.servers.Has(p) {
+			kept.Remove(p)
 			n++
 		}
 	}

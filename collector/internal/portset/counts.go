@@ -1,0 +1,70 @@
+package portset
+
+import (
+	"cmp"
+	"slices"
+)
+
+// maxOthers is how many keys of a pool are counted besides the first. A port of a further one counts
+// as nobody's. The kernel lists sockets and flows in a random order, so one that has a considerable
+// part of the pool comes among the first, however many small ones there are.
+const maxOthers = 128
+
+// Counts counts the ports of a pool by a key whose zero value stands for nobody. Most pools have
+// one.
+type Counts[K comparable] struct {
+	first  K // zero if there is none
+	ports  uint32
+	others map[K]*uint32 // pointers, so that a port costs one look into the map
+}
+
+// A Count is how many ports a key has.
+type Count[K comparable] struct {
+	Key   K
+	Ports int
+}
+
+// Add counts a port.
+func (c *Counts[K]) Add(key K) {
+	var nobody K
+	switch {
+	case key == c.first:
+		c.ports++
+	case c.first == nobody:
+		c.first, c.ports = key, 1
+	default:
+		c.addOther(key)
+	}
+}
+
+// addOther counts a port of a key that is not the first.
+func (c *Counts[K]) addOther(key K) {
+	if n, ok := c.others[key]; ok {
+		*n++
+		return
+	}
+	if len(c.others) >= maxOthers {
+		return
+	}
+	if c.others == nil {
+		c.others = map[K]*uint32{}
+	}
+	n := uint32(1)
+	c.others[key] = &n
+}
+
+// Largest returns those with most ports, at most that many, in descending order, and then by key.
+func (c *Counts[K]) Largest(most int, compare func(a, b K) int) []Count[K] {
+	var nobody K
+	if c.first == nobody {
+		return nil
+	}
+	counts := []Count[K]{{c.first, int(c.ports)}}
+	for key, n := range c.others {
+		counts = append(counts, Count[K]{key, int(*n)})
+	}
+	slices.SortFunc(counts, func(a, b Count[K]) int {
+		return cmp.Or(cmp.Compare(b.Ports, a.Ports), compare(a.Key, b.Key))
+	})
+	return slices.Clip(counts[:min(len(counts), most)])
+}

@@ -1,0 +1,31 @@
+package portset
+
+import (
+	"cmp"
+	"slices"
+	"testing"
+)
+
+// TestCountsMany checks that thousands of keys take little memory, and that those beyond count as nobody's.
+func TestCountsMany(t *testing.T) {
+	var c Counts[int]
+	for range 2 {
+		c.Add(0) // nobody
+		for key := 20000; key > 0; key-- {
+			c.Add(key)
+		}
+	}
+	c.Add(19999)
+	if len(c.others) != maxOthers {
+		t.Errorf("%d keys are counted besides the first, want %d", len(c.others), maxOthers)
+	}
+	want := []Count[int]{{19999, 3}, {20000 - maxOthers, 2}}
+	if got := c.Largest(2, cmp.Compare[int]); !slices.Equal(got, want) {
+		t.Errorf("largest: got %v, want %v", got, want)
+	}
+	var none Counts[int]
+	none.Add(0)
+	if got := none.Largest(2, cmp.Compare[int]); got != nil {
+		t.Errorf("nobody: got %v", got)
+	}
+}
