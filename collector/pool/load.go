@@ -120,9 +120,9 @@ func (l *load) hold(without time.Duration) (seconds, unansweredShare float64) {
 	return held / rate, l.flows[unanswered].rate / rate
 }
 
-// ceiling returns the close rate that a number of ports sustains while some of them stay open, and
+// Ceiling returns the close rate that a number of ports sustains while some of them stay open, and
 // closed connections hold theirs for some seconds.
-func ceiling(ports, open int, hold float64) float64 { return max(float64(ports-open), 0) / hold }
+func Ceiling(ports, open int, hold float64) float64 { return max(float64(ports-open), 0) / hold }
 
 // exhaustion returns after how many seconds a number of ports are in use, of which used are so now,
 // if connections close at the recent rate and the number of open ones stays. It is infinite if that never

@@ -115,7 +115,7 @@ func TestCeilingFigures(t *testing.T) {
 		table := tableOf(tt.settings, tt.listeners)
 		l := newLoad(table.rule(false), new(poolCounts), 0)
 		hold, _ := l.hold(table.rule(false).hold(Unknown))
-		if got := ceiling(table.capacity, tt.open, hold); math.Abs(got-tt.want) > 0.01 {
+		if got := Ceiling(table.capacity, tt.open, hold); math.Abs(got-tt.want) > 0.01 {
 			t.Errorf("%+v, %d open: got %v, want %v", tt.settings, tt.open, got, tt.want)
 		}
 	}

@@ -91,7 +91,7 @@ func (t *NATTable) Add(f *NATFlow) {
 	c.states[f.State]++
 	c.clients.Add(f.Client)
 	list := &c.fixed
-	if t.settings.TakesOver && f.State.takenOver() {
+	if t.settings.TakesOver && f.State.TakenOver() {
 		list = &c.reusable
 	}
 	t.lists.Add(list, port)
@@ -265,7 +265,7 @@ func (t *NATTable) pool(key natKey, c *natCounts) NATPool {
 	for state, n := range c.states {
 		p.Ports[state] = int(n)
 		p.Held += int(n)
-		if NATState(state).open() {
+		if NATState(state).Open() {
 			open += int(n)
 		}
 	}
@@ -275,12 +275,12 @@ func (t *NATTable) pool(key natKey, c *natCounts) NATPool {
 	if p.Protocol == TCP && t.settings.TakesOver { // but those of own sockets are not taken over
 		left = capacity - (p.Held - p.Reusable)
 	}
-	p.Ceiling = t.settings.ceiling(p.Protocol, left)
+	p.Ceiling = t.settings.Ceiling(p.Protocol, left)
 	return p
 }
 
-// ceiling returns how many flows per second get one of some ports that are not in use for longer.
-func (s NATSettings) ceiling(p Protocol, ports int) float64 {
+// Ceiling returns how many flows per second get one of some ports that are not in use for longer.
+func (s NATSettings) Ceiling(p Protocol, ports int) float64 {
 	hold := s.TCPTimeWait
 	if p == UDP {
 		hold = s.UDP

@@ -8,7 +8,7 @@ import (
 // BenchmarkNATReport makes a report of 256 pools with 1000 ports each, out of the default range.
 func BenchmarkNATReport(b *testing.B) {
 	settings := natSettings
-	settings.PortRange = natPorts
+	settings.PortRange = PortRange{Low: 1024, High: 65535}
 	table := NewNATTable(settings)
 	for i := range 256 {
 		f := tcpFlow(NATEstablished, 20000)

@@ -49,13 +49,13 @@ func (s NATState) String() string {
 	}[s]
 }
 
-// takenOver reports whether a new connection may take over the port of such a flow, see
+// TakenOver reports whether a new connection may take over the port of such a flow, see
 // NATSettings.TakesOver.
-func (s NATState) takenOver() bool { return s == NATTimeWait || s == NATClose || s == NATSynSent2 }
+func (s NATState) TakenOver() bool { return s == NATTimeWait || s == NATClose || s == NATSynSent2 }
 
-// open reports whether a flow holds its port as long as its ends use it. Of the others, only the time
+// Open reports whether a flow holds its port as long as its ends use it. Of the others, only the time
 // until it expires is left.
-func (s NATState) open() bool {
+func (s NATState) Open() bool {
 	return s != NATTimeWait && s != NATClose && s != NATUnreplied && s != NATReplied
 }
 

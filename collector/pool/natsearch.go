@@ -2,6 +2,7 @@ package pool
 
 import (
 	"math"
+	"math/rand/v2"
 	"slices"
 
 	"ephemeral_port_exporter/collector/internal/portset"
@@ -85,4 +86,50 @@ func runsOf(r PortRange, taken, reusable *portset.Map) []takenRun {
 		runs = runs[:last]
 	}
 	return runs
+}
+
+// ScatteredFailure returns the share of searches that fail in a range whose ports were taken by searches that
+// begin at random. It is 1 if nearly all ports are taken. That of small ranges varies much: it is a mean.
+func ScatteredFailure(r PortRange, held, reusable int) float64 {
+	if 100*held >= 99*r.Size() {
+		return 1
+	}
+	random := rand.New(rand.NewPCG(1, 2)) // the same for each call
+	n := 1 + 16384/r.Size()
+	sum := 0.0
+	for range n {
+		taken, closed := scatter(random, r, held, reusable)
+		sum += searchFailure(r, &taken, &closed)
+	}
+	return sum / float64(n)
+}
+
+// scatter takes so many ports by searches, some of them reusable.
+func scatter(random *rand.Rand, r PortRange, held, reusable int) (taken, closed portset.Map) {
+	size := r.Size()
+	search := func() bool {
+		for tries := min(maxTries, size); ; tries /= 2 {
+			first := random.IntN(size)
+			for i := range tries {
+				port := r.Low + uint16((first+i)%size)
+				if taken.Has(port) {
+					continue
+				}
+				taken.Add(port)
+				if random.IntN(held) < reusable {
+					closed.Add(port)
+				}
+				return true
+			}
+			if tries >= size || tries < minTries {
+				return false
+			}
+		}
+	}
+	for n := 0; n < held; {
+		if search() {
+			n++
+		}
+	}
+	return taken, closed
 }

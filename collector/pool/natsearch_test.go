@@ -94,3 +94,29 @@ func only(port uint16) func(*rand.Rand, uint16) bool {
 func share(of float64) func(*rand.Rand, uint16) bool {
 	return func(r *rand.Rand, _ uint16) bool { return r.Float64() < of }
 }
+
+// TestScatteredFailure compares with shares of packets that a kernel dropped with fully-random, of
+// 64512 and 1000 ports: see nattest.
+func TestScatteredFailure(t *testing.T) {
+	for _, tt := range []struct {
+		ports     int
+		used      float64
+		low, high float64
+	}{
+		{64512, 0.80, 0, 0.0005},
+		{64512, 0.90, 0.002, 0.008},
+		{64512, 0.95, 0.04, 0.08},
+		{1000, 0.90, 0, 0.01},
+		{1000, 0.97, 0.07, 0.25},
+		{1000, 0.99, 1, 1},
+	} {
+		r := PortRange{Low: 1024, High: uint16(1023 + tt.ports)}
+		if got := ScatteredFailure(r, int(tt.used*float64(tt.ports)), 0); got < tt.low || got > tt.high {
+			t.Errorf("%d ports, %v used: %.4f, want %v to %v", tt.ports, tt.used, got, tt.low, tt.high)
+		}
+	}
+	r := PortRange{Low: 1024, High: 2023}
+	if all, some := ScatteredFailure(r, 970, 0), ScatteredFailure(r, 970, 400); some >= all/2 {
+		t.Errorf("%.4f of the searches fail with reusable ports, %.4f without", some, all)
+	}
+}

@@ -220,7 +220,7 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 		hold = rule.times[expired].hold
 	}
 	d.Hold, d.Unanswered = l.hold(hold)
-	d.Ceiling = ceiling(ports, d.Open, d.Hold)
+	d.Ceiling = Ceiling(ports, d.Open, d.Hold)
 	d.Exhaustion = l.exhaustion(d.Held-d.Reusable, ports)
 }
 

@@ -18,6 +18,9 @@ type Question struct {
 	counted     bool  // the answer may change what the Table counted
 }
 
+// adviceFrom is the utilization from which on advice may be to have connect() take over ports.
+const adviceFrom = 0.5
+
 // Questions returns those whose answers would change a report with these limits, or its advice, one
 // for each pool. There are none on loopback, where the reader knows, and where TIME_WAIT is not
 // reusable anyway, unless advice might be to change that.
@@ -34,7 +37,7 @@ func (t *Table) Questions(limits Limits) []Question {
 		if c.open == 0 || c.loopback || t.boundKnown || held < limits.MinPorts {
 			continue
 		}
-		if !rule.reusable && (rule.reuse || utilization(held+t.bound.Size(), t.capacity) < dangerUtilization) {
+		if !rule.reusable && (rule.reuse || utilization(held+t.bound.Size(), t.capacity) < adviceFrom) {
 			continue
 		}
 		local := netip.AddrPortFrom(netip.AddrFrom16(key.source).Unmap(), c.open)

@@ -12,9 +12,8 @@ import (
 // TestQuestions checks which connections are asked about.
 func TestQuestions(t *testing.T) {
 	reuse := reusing(hundredPorts, time.Second)
-	off := with(reuse, func(s *Settings) { s.Timestamps = 0 })
-	never := with(reuse, func(s *Settings) { s.TWReuse = 0 })
-	onLoopback := with(reuse, func(s *Settings) { s.TWReuse = 2 })
+	off, never, onLoopback := reuse, reuse, reuse
+	off.Timestamps, never.TWReuse, onLoopback.TWReuse = 0, 0, 2
 	destination := func(i int) string { return fmt.Sprintf("10.0.1.%d:80", i) }
 	pools := func(state State, held ...int) (sockets []Socket) {
 		for i, n := range held {

@@ -58,6 +58,22 @@ func (s Settings) timeWaitRule(loopback bool) timeWaitRule {
 	}
 }
 
+// Reusable reports whether connect() may take over ports in TIME_WAIT, of loopback connections or of others.
+func (s Settings) Reusable(loopback bool) bool { return s.timeWaitRule(loopback).reusable }
+
+// ReusableEachSecond says how connect() does that: it takes over the ports of a whole second at its end, and not
+// each one when it is old enough.
+func (s Settings) ReusableEachSecond() bool { return s.timeWaitRule(false).wholeSeconds }
+
+// Hold returns for how many seconds a closed connection holds its port at most, of loopback connections or of
+// others. timestamps says whether the peer uses TCP timestamps, and unansweredShare is that of connections that it
+// does not close.
+func (s Settings) Hold(loopback bool, timestamps Fact, unansweredShare float64) float64 {
+	rule := s.timeWaitRule(loopback)
+	answered := rule.hold(timestamps).Seconds()
+	return answered + unansweredShare*(rule.times[unanswered].hold.Seconds()-answered)
+}
+
 // finWait2Length returns how long a mini-socket stays in FIN_WAIT2. The kernel keeps a whole socket
 // for the time by which tcp_fin_timeout exceeds TIME_WAIT, and a mini-socket for that time once more
 // (tcp_rcv_state_process in net/ipv4/tcp_input.c, tcp_keepalive_timer in net/ipv4/tcp_timer.c).

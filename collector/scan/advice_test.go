@@ -15,15 +15,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/netns/netnstest"
-	"ephemeral_port_exporter/collector/pool"
 )
 
 // A treatment is a pool of 100 ports that has failed, and the cure of it.
 type treatment struct {
 	*traffic
 	scanner *Scanner
-	cure    pool.Cure
+	cure    advice.Cure
 
 	perConnection int         // requests
 	fail          func() bool // has connects fail
@@ -45,14 +45,14 @@ func TestAdvice(t *testing.T) {
 		reuse bool
 		setUp func(tr *treatment) // before the traffic
 		apply func(tr *treatment)
-		want  pool.Outlook
+		want  advice.Outlook
 	}{
 		{
 			"Keep connections alive", true, nil,
 			func(tr *treatment) { tr.perConnection = tr.cure.N },
-			pool.Outlook{Ports: 100, Ceiling: 300},
+			advice.Outlook{Ports: 100, Ceiling: 300},
 		},
-		{"Reuse ports in TIME_WAIT", false, nil, shell, pool.Outlook{Ports: 100, Ceiling: 100}},
+		{"Reuse ports in TIME_WAIT", false, nil, shell, advice.Outlook{Ports: 100, Ceiling: 100}},
 		{
 			"Widen the range", true,
 			func(tr *treatment) {
@@ -66,7 +66,7 @@ func TestAdvice(t *testing.T) {
 					tr.t.Errorf("reserved ports: got %q, want %q", got, want)
 				}
 			},
-			pool.Outlook{Ports: 198, Ceiling: 198},
+			advice.Outlook{Ports: 198, Ceiling: 198},
 		},
 		{
 			"Give back reserved ports", true,
@@ -75,10 +75,10 @@ func TestAdvice(t *testing.T) {
 				netnstest.Listen(tr.t, "127.0.0.9:40085", false)
 			},
 			shell,
-			pool.Outlook{Ports: 99, Ceiling: 99},
+			advice.Outlook{Ports: 99, Ceiling: 99},
 		},
-		{"Move listeners out of the range", true, setUpListeners, undo, pool.Outlook{Ports: 100, Ceiling: 100}},
-		{"Connect without binding a port", true, setUpBound, undo, pool.Outlook{Ports: 100, Ceiling: 100}},
+		{"Move listeners out of the range", true, setUpListeners, undo, advice.Outlook{Ports: 100, Ceiling: 100}},
+		{"Connect without binding a port", true, setUpBound, undo, advice.Outlook{Ports: 100, Ceiling: 100}},
 		{
 			"More source addresses", true, nil,
 			func(tr *treatment) {
@@ -87,7 +87,7 @@ func TestAdvice(t *testing.T) {
 					tr.others = append(tr.others, clientTo(fmt.Sprintf("198.51.100.%d", 100+i), tr.client.Destination.String()).bind(netnstest.BindNoPort))
 				}
 			},
-			pool.Outlook{Ports: 300, Ceiling: 300},
+			advice.Outlook{Ports: 300, Ceiling: 300},
 		},
 		{
 			"More destination addresses or ports", true, nil,
@@ -96,15 +96,15 @@ func TestAdvice(t *testing.T) {
 					tr.others = append(tr.others, clientTo(tr.client.source.String(), fmt.Sprintf("198.51.100.%d:81", 100+i)))
 				}
 			},
-			pool.Outlook{Ports: 300, Ceiling: 300},
+			advice.Outlook{Ports: 300, Ceiling: 300},
 		},
 		{
 			"Let the other side close first", true, nil,
 			func(tr *treatment) { tr.serverFirst = true },
-			pool.Outlook{Ports: 100, Ceiling: math.Inf(1)},
+			advice.Outlook{Ports: 100, Ceiling: math.Inf(1)},
 		},
-		{"Close what the destination has closed", true, setUpCloseWait, undo, pool.Outlook{Ports: 100, Ceiling: 100}},
-		{"Give up earlier without an answer", true, setUpSynSent, undo, pool.Outlook{Ports: 100, Ceiling: 100}},
+		{"Close what the destination has closed", true, setUpCloseWait, undo, advice.Outlook{Ports: 100, Ceiling: 100}},
+		{"Give up earlier without an answer", true, setUpSynSent, undo, advice.Outlook{Ports: 100, Ceiling: 100}},
 	}
 	var wg sync.WaitGroup
 	for _, tt := range tests {
@@ -258,13 +258,13 @@ func (tr *treatment) diagnose(title string) {
 		r := selfReport(tr.t, tr.scanner)
 		for i := range r.Destinations {
 			if d := &r.Destinations[i]; d.Address == tr.client.Destination && d.Utilization > 0.9 {
-				for _, c := range r.Advise(d, true).Cures {
+				for _, c := range advice.TCP(&r, d, true).Cures {
 					if c.Title == title {
 						tr.cure = c
 						return
 					}
 				}
-				tr.t.Fatalf("%q is not in the advice: %+v", title, r.Advise(d, true))
+				tr.t.Fatalf("%q is not in the advice: %+v", title, advice.TCP(&r, d, true))
 			}
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/snat/nattest"
 )
@@ -25,7 +26,7 @@ type natTreatment struct {
 	udp     bool
 	clients int // that have connected
 	port    uint16
-	cure    pool.NATCure
+	cure    advice.Cure
 }
 
 // newNATTreatment returns a gateway with a rule that names these ports.
@@ -64,7 +65,7 @@ func (n *natTreatment) granted(connections int) (granted int) {
 func (n *natTreatment) diagnose(title string) {
 	n.t.Helper()
 	r := n.report(n.ports)
-	a := r.Advise(&r.Pools[0])
+	a := advice.SNAT(&r, &r.Pools[0])
 	if a == nil {
 		n.t.Fatalf("no advice for %+v", r.Pools[0])
 	}
@@ -149,7 +150,7 @@ func TestNATAdvice(t *testing.T) {
 				t.Fatalf("granted %v, source %v", ok, source)
 			}
 		}
-		if !n.cure.NoPort {
+		if !n.cure.Then.NoPort {
 			t.Error("connections were to need a port")
 		}
 	})
@@ -211,8 +212,8 @@ func TestNATAdviceFullyRandom(t *testing.T) {
 	fill()
 	n.diagnose("Choose the ports fully at random")
 	// 6 standard deviations of a share of 500 are 0.134 at most.
-	if got := failing(); math.Abs(got-n.cure.FailureNow) > 0.14 {
-		t.Errorf("%.3f of the searches fail, the advice says %.3f", got, n.cure.FailureNow)
+	if got := failing(); math.Abs(got-n.cure.Now.SearchFailure) > 0.14 {
+		t.Errorf("%.3f of the searches fail, the advice says %.3f", got, n.cure.Now.SearchFailure)
 	}
 	n.rule(fmt.Sprintf("masquerade to :%d-%d fully-random", ports.Low, ports.High))
 	// How the ports lie is random: of one pool, 90% of the shares are from 0.05 to 0.26.
@@ -223,7 +224,7 @@ func TestNATAdviceFullyRandom(t *testing.T) {
 		fill()
 		mean += failing() / pools
 	}
-	if math.Abs(mean-n.cure.FailureThen) > 0.12 {
-		t.Errorf("%.3f of the searches fail, the advice says %.3f, and %.3f before", mean, n.cure.FailureThen, n.cure.FailureNow)
+	if math.Abs(mean-n.cure.Then.SearchFailure) > 0.12 {
+		t.Errorf("%.3f of the searches fail, the advice says %.3f, and %.3f before", mean, n.cure.Then.SearchFailure, n.cure.Now.SearchFailure)
 	}
 }

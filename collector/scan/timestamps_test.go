@@ -5,6 +5,7 @@ package scan
 import (
 	"testing"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -143,8 +144,8 @@ func TestTimestampsForAdvice(t *testing.T) {
 					continue
 				}
 				offered := false
-				if advice := r.Advise(&d, false); advice != nil {
-					for _, c := range advice.Cures {
+				if a := advice.TCP(&r, &d, false); a != nil {
+					for _, c := range a.Cures {
 						offered = offered || c.Title == "Reuse ports in TIME_WAIT"
 					}
 				}

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -210,15 +211,17 @@ func TestOracleUDPCures(t *testing.T) {
 				}()
 
 				s := newScanner(t, testConfig())
-				advice := udpPool(t, collectUDP(t, s), family).Advice
-				if advice == nil {
+				u := collectUDP(t, s)
+				p := udpPool(t, u, family)
+				a := advice.UDP(&u.Report, &p)
+				if a == nil {
 					t.Fatal("no advice")
 				}
-				i := slices.IndexFunc(advice.Cures, func(c pool.Cure) bool { return c.Title == title })
+				i := slices.IndexFunc(a.Cures, func(c advice.Cure) bool { return c.Title == title })
 				if i < 0 {
-					t.Fatalf("no such cure: %+v", advice.Cures)
+					t.Fatalf("no such cure: %+v", a.Cures)
 				}
-				cure := advice.Cures[i]
+				cure := a.Cures[i]
 				if cure.Command == "" {
 					for _, fd := range fds {
 						unix.Close(fd)

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf16"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
@@ -221,7 +222,7 @@ func newDocumentDestination(row *destination, counts bool) documentDestination {
 	return doc
 }
 
-func newDocumentCure(c pool.Cure, command string) documentCure {
+func newDocumentCure(c advice.Cure, command string) documentCure {
 	doc := documentCure{
 		Title: c.Title, Sentence: c.Sentence, Condition: c.Condition, Command: command,
 		Ports: c.Now.Ports, PortsThen: c.Then.Ports, Ceiling: c.Now.Ceiling,

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
@@ -16,7 +17,7 @@ import (
 type natPool struct {
 	pool      *pool.NATPool
 	namespace *scan.Namespace
-	advice    *pool.NATAdvice // nil unless it is in danger
+	advice    *advice.Advice // nil unless it is in danger
 
 	Level                            level
 	Protocol, Address, Source, Netns string
@@ -111,7 +112,7 @@ func newNATPool(n *scan.Namespace, d *pool.NATPool, c cleaner) *natPool {
 	for _, client := range d.Clients {
 		row.Clients = append(row.Clients, fmt.Sprintf("%v (%d)", client.Address, client.Ports))
 	}
-	row.advice = r.Advise(d)
+	row.advice = advice.SNAT(r, d)
 	if row.advice == nil {
 		return row
 	}
@@ -130,13 +131,13 @@ func newNATPool(n *scan.Namespace, d *pool.NATPool, c cleaner) *natPool {
 	return row
 }
 
-func newNATCure(of pool.NATCure, enter string, ok bool) cure {
+func newNATCure(of advice.Cure, enter string, ok bool) cure {
 	row := cure{Title: of.Title, Anchor: of.Anchor(), Sentence: of.Sentence, Condition: of.Condition}
 	switch {
-	case of.NoPort:
+	case of.Then.NoPort:
 		row.Gain = "Then its connections need no port."
-	case of.FailureNow > 0:
-		row.Gain = fmt.Sprintf("Now %s of the searches fail. Then %s.", percent(of.FailureNow), percent(of.FailureThen))
+	case of.Now.SearchFailure > 0:
+		row.Gain = fmt.Sprintf("Now %s of the searches fail. Then %s.", percent(of.Now.SearchFailure), percent(of.Then.SearchFailure))
 	default:
 		row.Gain = fmt.Sprintf("Now %s. Then %s.", natOutlook(of.Now), natOutlook(of.Then))
 	}
@@ -147,7 +148,7 @@ func newNATCure(of pool.NATCure, enter string, ok bool) cure {
 }
 
 // natOutlook writes how many connections a pool can have, like outlook.
-func natOutlook(o pool.Outlook) string {
+func natOutlook(o advice.Outlook) string {
 	if math.IsNaN(o.Ceiling) {
 		return plural(o.Ports, "port", "ports")
 	}
@@ -401,10 +402,10 @@ func newDocumentNAT(n *natPool) documentNAT {
 		of := n.advice.Cures[i]
 		cure := documentNATCure{
 			Title: c.Title, Sentence: c.Sentence, Condition: c.Condition, Command: c.Command, Ports: of.Now.Ports, PortsThen: of.Then.Ports,
-			Ceiling: finite(of.Now.Ceiling), CeilingThen: finite(of.Then.Ceiling), NoPort: of.NoPort,
+			Ceiling: finite(of.Now.Ceiling), CeilingThen: finite(of.Then.Ceiling), NoPort: of.Then.NoPort,
 		}
-		if of.FailureNow > 0 {
-			cure.Failure, cure.FailureThen = &of.FailureNow, &of.FailureThen
+		if of.Now.SearchFailure > 0 {
+			cure.Failure, cure.FailureThen = &of.Now.SearchFailure, &of.Then.SearchFailure
 		}
 		doc.Cures = append(doc.Cures, cure)
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
@@ -46,7 +47,7 @@ type destination struct {
 	pool      *pool.Destination
 	namespace *scan.Namespace
 	failures  uint64
-	advice    *pool.Advice // nil unless it is in danger
+	advice    *advice.Advice // nil unless it is in danger
 
 	Level                        level
 	Address, Source, Netns       string
@@ -97,7 +98,7 @@ type cure struct {
 	Command                            string
 }
 
-func newCure(n *scan.Namespace, of pool.Cure) cure {
+func newCure(n *scan.Namespace, of advice.Cure) cure {
 	row := cure{Title: of.Title, Anchor: of.Anchor(), Sentence: of.Sentence, Condition: of.Condition}
 	if enter, ok := enterCommand(n); ok && of.Command != "" {
 		row.Command = enter + of.Command
@@ -107,7 +108,7 @@ func newCure(n *scan.Namespace, of pool.Cure) cure {
 }
 
 // outlook writes how many connections a destination can have at once, and for each second.
-func outlook(o pool.Outlook) string {
+func outlook(o advice.Outlook) string {
 	if math.IsInf(o.Ceiling, 1) {
 		return plural(o.Ports, "port", "ports") + ", and any number per second"
 	}
@@ -274,10 +275,9 @@ func newDestination(n *scan.Namespace, d *pool.Destination, failures uint64, cou
 	row.Over = loadOf(d) >= 0.8
 	row.Level = destinationLevel(d, row.failures)
 	row.Alerts = alertsOf(d, capacity, row.failures)
-	if advice := n.Report.Advise(d, row.failures > 0); advice != nil {
-		row.advice = advice
-		row.Diagnosis = advice.Diagnosis
-		for _, cure := range advice.Cures {
+	if row.advice = advice.TCP(&n.Report, d, row.failures > 0); row.advice != nil {
+		row.Diagnosis = row.advice.Diagnosis
+		for _, cure := range row.advice.Cures {
 			row.Cures = append(row.Cures, newCure(n, cure))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
@@ -15,6 +16,7 @@ import (
 type udpPool struct {
 	pool      *pool.UDPPool
 	namespace *scan.Namespace
+	advice    *advice.Advice // nil unless it is in danger
 
 	Level                        level
 	Family, Netns                string
@@ -43,7 +45,7 @@ func (p *page) addUDP(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 	r := &n.UDP.Report
 	for i := range r.Pools {
 		u := &r.Pools[i]
-		if n.Name != scan.Self && !u.InDanger() {
+		if n.Name != scan.Self && !advice.UDPInDanger(u) {
 			continue
 		}
 		row := newUDPPool(n, u, c)
@@ -56,20 +58,20 @@ func (p *page) addUDP(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 
 func newUDPPool(n *scan.Namespace, u *pool.UDPPool, c cleaner) *udpPool {
 	row := &udpPool{
-		pool: u, namespace: n, Level: udpLevel(u),
+		pool: u, namespace: n, advice: advice.UDP(&n.UDP.Report, u), Level: udpLevel(u),
 		Family: string(u.Family), Netns: c.name(n.Name), Used: percent(u.Utilization),
 		Ports: strconv.Itoa(u.Ports), Capacity: strconv.Itoa(n.UDP.Report.CapacityPorts),
 	}
-	if u.Advice == nil {
+	if row.advice == nil {
 		return row
 	}
-	row.Diagnosis = u.Advice.Diagnosis
+	row.Diagnosis = row.advice.Diagnosis
 	row.Alert = "EphemeralPortsUDPNearlyExhausted"
 	if row.Level == exhausted {
 		row.Alert = "EphemeralPortsUDPExhausted"
 	}
 	enter, ok := enterCommand(n)
-	for _, of := range u.Advice.Cures {
+	for _, of := range row.advice.Cures {
 		cure := cure{Title: of.Title, Anchor: of.Anchor(), Sentence: of.Sentence, Condition: of.Condition}
 		cure.Gain = fmt.Sprintf("Now %s free. Then %d.", plural(of.Now.Ports, "port is", "ports are"), of.Then.Ports)
 		if ok && of.Command != "" {
@@ -92,7 +94,7 @@ func udpLevel(u *pool.UDPPool) level {
 	switch {
 	case u.Utilization >= 0.98:
 		return exhausted
-	case u.InDanger():
+	case advice.UDPInDanger(u):
 		return critical
 	default:
 		return calm
@@ -211,7 +213,7 @@ func newDocumentUDP(u *udpPool) documentUDP {
 		Ports: u.pool.Ports, Capacity: u.namespace.UDP.Report.CapacityPorts, Owners: u.Owners, Diagnosis: u.Diagnosis,
 	}
 	for i, c := range u.Cures {
-		of := u.pool.Advice.Cures[i]
+		of := u.advice.Cures[i]
 		doc.Cures = append(doc.Cures, documentUDPCure{c.Title, c.Sentence, c.Condition, c.Command, of.Now.Ports, of.Then.Ports})
 	}
 	return doc

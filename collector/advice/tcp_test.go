@@ -1,4 +1,4 @@
-package pool
+package advice
 
 import (
 	"fmt"
@@ -12,16 +12,18 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/collector/pool"
 )
 
 // usual are the defaults of the kernel.
-var usual = Settings{
-	PortRange: PortRange{Low: 32768, High: 60999}, TWReuse: 2, TWReuseDelay: time.Second, Timestamps: 1,
+var usual = pool.Settings{
+	PortRange: pool.PortRange{Low: 32768, High: 60999}, TWReuse: 2, TWReuseDelay: time.Second, Timestamps: 1,
 	FinTimeout: time.Minute, TimeWaitLength: time.Minute, Tick: 4 * time.Millisecond,
 }
 
 // with returns settings that are changed.
-func with(s Settings, change func(s *Settings)) Settings {
+func with(s pool.Settings, change func(s *pool.Settings)) pool.Settings {
 	change(&s)
 	return s
 }
@@ -29,14 +31,14 @@ func with(s Settings, change func(s *Settings)) Settings {
 // An adviceCase is a destination that gets advice.
 type adviceCase struct {
 	name      string
-	settings  Settings
+	settings  pool.Settings
 	listeners []uint16
 
-	ports      map[State]int
+	ports      map[pool.State]int
 	reusable   int
 	rate       float64 // closes per second
 	unanswered float64
-	timestamps Fact
+	timestamps pool.Fact
 	loopback   bool
 	bound      int // by others
 	own        int // bound by clients of the destination
@@ -47,29 +49,31 @@ type adviceCase struct {
 }
 
 // report returns the report of the case and its destination.
-func (c adviceCase) report() (*Report, *Destination) {
-	var listeners []Listener
+func (c adviceCase) report() (*pool.Report, *pool.Destination) {
+	table := pool.NewTable(c.settings)
 	for _, port := range c.listeners {
-		listeners = append(listeners, Listener{Local: netip.AddrPortFrom(netip.IPv4Unspecified(), port)})
+		table.Block(pool.Listener{Local: netip.AddrPortFrom(netip.IPv4Unspecified(), port)})
 	}
-	r := tableOf(c.settings, listeners).Report(everything)
+	r := table.Report(pool.Limits{})
 	r.BoundPorts, r.BoundKnown = c.bound+c.own, true
-	d := &Destination{
+	d := &pool.Destination{
 		Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
 		Reusable: c.reusable, BoundByOthers: c.bound, Timestamps: c.timestamps, Loopback: c.loopback,
 		CloseRate: c.rate, Unanswered: c.unanswered, Exhaustion: math.Inf(1),
 	}
 	for state, n := range c.ports {
-		d.Ports[slices.Index(States[:], state)] = n
+		d.Ports[slices.Index(pool.States[:], state)] = n
 		d.Held += n
-		if state != TimeWait && state != FinWait2 {
+		if state != pool.TimeWait && state != pool.FinWait2 {
 			d.Open += n
 		}
 	}
-	rule := c.settings.timeWaitRule(c.loopback)
-	d.Hold = c.unanswered*rule.times[unanswered].hold.Seconds() + (1-c.unanswered)*rule.hold(c.timestamps).Seconds()
-	d.Ceiling = ceiling(r.CapacityPorts-d.BoundByOthers, d.Open, d.Hold)
-	d.Utilization = utilization(d.Held-d.Reusable+d.BoundByOthers, r.CapacityPorts)
+	d.Hold = c.settings.Hold(c.loopback, c.timestamps, c.unanswered)
+	d.Ceiling = pool.Ceiling(r.CapacityPorts-d.BoundByOthers, d.Open, d.Hold)
+	d.Utilization = 1
+	if r.CapacityPorts > 0 {
+		d.Utilization = float64(d.Held-d.Reusable+d.BoundByOthers) / float64(r.CapacityPorts)
+	}
 	return &r, d
 }
 
@@ -89,10 +93,10 @@ func short(c Cure) string {
 }
 
 var (
-	timeWait20000 = map[State]int{TimeWait: 20000}
+	timeWait20000 = map[pool.State]int{pool.TimeWait: 20000}
 
 	adviceCases = []adviceCase{
-		{name: "calm", settings: usual, ports: map[State]int{TimeWait: 14000}, rate: 300},
+		{name: "calm", settings: usual, ports: map[pool.State]int{pool.TimeWait: 14000}, rate: 300},
 		{
 			name: "TIME_WAIT", settings: usual, ports: timeWait20000, rate: 400,
 			diagnosis: "This host closes 400 connections per second first. The ports suffice for 455.",
@@ -106,7 +110,7 @@ var (
 			},
 		},
 		{
-			name: "a rate far above the ceiling", settings: usual, ports: map[State]int{TimeWait: 3000}, rate: 3000, timestamps: No,
+			name: "a rate far above the ceiling", settings: usual, ports: map[pool.State]int{pool.TimeWait: 3000}, rate: 3000, timestamps: pool.No,
 			diagnosis: "This host closes 3000 connections per second first.",
 			want: []string{
 				"Keep connections alive, 14, 455 to 6370 per second",
@@ -129,8 +133,8 @@ var (
 			},
 		},
 		{
-			name: "reuse, widest range", settings: with(usual, func(s *Settings) { s.TWReuse, s.PortRange = 1, PortRange{Low: 1024, High: 65535} }),
-			ports: map[State]int{TimeWait: 64000}, reusable: 10000, rate: 54000, timestamps: Yes,
+			name: "reuse, widest range", settings: with(usual, func(s *pool.Settings) { s.TWReuse, s.PortRange = 1, pool.PortRange{Low: 1024, High: 65535} }),
+			ports: map[pool.State]int{pool.TimeWait: 64000}, reusable: 10000, rate: 54000, timestamps: pool.Yes,
 			diagnosis: "This host closes 54000 connections per second first.",
 			want: []string{
 				"Keep connections alive, 2, 64512 to 129024 per second",
@@ -140,8 +144,10 @@ var (
 			},
 		},
 		{
-			name: "reuse without timestamps here", settings: with(usual, func(s *Settings) { s.TWReuse, s.Timestamps, s.PortRange = 1, 0, PortRange{Low: 500, High: 65535} }),
-			ports: map[State]int{TimeWait: 64000}, rate: 1000, timestamps: No,
+			name: "reuse without timestamps here", settings: with(usual, func(s *pool.Settings) {
+				s.TWReuse, s.Timestamps, s.PortRange = 1, 0, pool.PortRange{Low: 500, High: 65535}
+			}),
+			ports: map[pool.State]int{pool.TimeWait: 64000}, rate: 1000, timestamps: pool.No,
 			want: []string{
 				"Keep connections alive, 2, 1048 to 2096 per second",
 				"Reuse ports in TIME_WAIT, 1048 to 65036 per second",
@@ -151,7 +157,7 @@ var (
 			},
 		},
 		{
-			name: "peers that do not close", settings: usual, ports: map[State]int{FinWait2: 20000}, rate: 400, unanswered: 1,
+			name: "peers that do not close", settings: usual, ports: map[pool.State]int{pool.FinWait2: 20000}, rate: 400, unanswered: 1,
 			want: []string{
 				"Keep connections alive, 2, 455 to 910 per second",
 				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
@@ -161,7 +167,7 @@ var (
 			},
 		},
 		{
-			name: "half of the peers do not close", settings: usual, ports: map[State]int{FinWait2: 10000, TimeWait: 10000}, rate: 200, unanswered: 0.5,
+			name: "half of the peers do not close", settings: usual, ports: map[pool.State]int{pool.FinWait2: 10000, pool.TimeWait: 10000}, rate: 200, unanswered: 0.5,
 			diagnosis: "Connections that this host closed first hold most ports, in FIN_WAIT2: the destination has not closed them. These are 10000 of the 20000",
 			want: []string{
 				"Keep connections alive, 2, 455 to 910 per second",
@@ -173,7 +179,7 @@ var (
 			},
 		},
 		{
-			name: "open connections", settings: usual, ports: map[State]int{Established: 20000, TimeWait: 4000}, rate: 64,
+			name: "open connections", settings: usual, ports: map[pool.State]int{pool.Established: 20000, pool.TimeWait: 4000}, rate: 64,
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. These are 20000 of the 24000 ports in use, of 28232.",
 			want: []string{
 				"Widen the range, 28232 to 64512 ports, 133 to 717 per second",
@@ -182,7 +188,7 @@ var (
 			},
 		},
 		{
-			name: "open connections on every port", settings: usual, ports: map[State]int{Established: 28232}, timestamps: Yes,
+			name: "open connections on every port", settings: usual, ports: map[pool.State]int{pool.Established: 28232}, timestamps: pool.Yes,
 			want: []string{
 				"Widen the range, 28232 to 64512 ports, 0 to 585 per second",
 				"More source addresses, 2, 28232 to 84696 ports, 0 to 910 per second",
@@ -190,10 +196,10 @@ var (
 			},
 		},
 		{
-			name: "reserved ports and listeners", settings: with(usual, func(s *Settings) {
-				s.ReservedPorts = []PortRange{{Low: 80, High: 80}, {Low: 20000, High: 20099}, {Low: 40000, High: 41000}}
+			name: "reserved ports and listeners", settings: with(usual, func(s *pool.Settings) {
+				s.ReservedPorts = []pool.PortRange{{Low: 80, High: 80}, {Low: 20000, High: 20099}, {Low: 40000, High: 41000}}
 			}),
-			listeners: append(portsOf(50000, 50299), 22, 8080, 20007, 40007), ports: map[State]int{Established: 26000},
+			listeners: append(portsOf(50000, 50299), 22, 8080, 20007, 40007), ports: map[pool.State]int{pool.Established: 26000},
 			want: []string{
 				"Widen the range, 26931 to 63110 ports, 15 to 598 per second",
 				"Give back reserved ports, 1000, 26931 to 27931 ports, 15 to 31 per second",
@@ -203,8 +209,8 @@ var (
 			},
 		},
 		{
-			name: "a few reserved ports and listeners", settings: with(usual, func(s *Settings) { s.ReservedPorts = []PortRange{{Low: 40000, High: 40099}} }),
-			listeners: []uint16{50051}, ports: map[State]int{Established: 15000},
+			name: "a few reserved ports and listeners", settings: with(usual, func(s *pool.Settings) { s.ReservedPorts = []pool.PortRange{{Low: 40000, High: 40099}} }),
+			listeners: []uint16{50051}, ports: map[pool.State]int{pool.Established: 15000},
 			want: []string{
 				"Widen the range, 28131 to 64411 ports, 212 to 796 per second",
 				"More source addresses, 1, 28131 to 56262 ports, 212 to 665 per second",
@@ -212,7 +218,7 @@ var (
 			},
 		},
 		{
-			name: "ports bound by others", settings: usual, ports: map[State]int{Established: 5000}, bound: 15000,
+			name: "ports bound by others", settings: usual, ports: map[pool.State]int{pool.Established: 5000}, bound: 15000,
 			diagnosis: "Other sockets hold most ports: their clients bind before they connect. These are 15000 of the 20000 ports in use, of 28232.",
 			want: []string{
 				"Widen the range, 13232 to 49512 ports, 133 to 717 per second",
@@ -232,12 +238,12 @@ var (
 			},
 		},
 		{
-			name: "CLOSE_WAIT", settings: usual, ports: map[State]int{CloseWait: 15000, Established: 200},
+			name: "CLOSE_WAIT", settings: usual, ports: map[pool.State]int{pool.CloseWait: 15000, pool.Established: 200},
 			diagnosis: "Connections that the destination closed hold most ports, in CLOSE_WAIT: an application on this host has not closed them. These are 15000 of",
 			want:      []string{"Close what the destination has closed, 15000, 210 to 452 per second"},
 		},
 		{
-			name: "a share of CLOSE_WAIT and SYN_SENT", settings: usual, ports: map[State]int{CloseWait: 5000, SynSent: 4000, Established: 11000},
+			name: "a share of CLOSE_WAIT and SYN_SENT", settings: usual, ports: map[pool.State]int{pool.CloseWait: 5000, pool.SynSent: 4000, pool.Established: 11000},
 			want: []string{
 				"Close what the destination has closed, 5000, 133 to 213 per second",
 				"Give up earlier without an answer, 4000, 133 to 197 per second",
@@ -247,12 +253,12 @@ var (
 			},
 		},
 		{
-			name: "SYN_SENT", settings: usual, ports: map[State]int{SynSent: 15000, TimeWait: 300}, rate: 5,
+			name: "SYN_SENT", settings: usual, ports: map[pool.State]int{pool.SynSent: 15000, pool.TimeWait: 300}, rate: 5,
 			diagnosis: "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer.",
 			want:      []string{"Give up earlier without an answer, 15000, 213 to 455 per second"},
 		},
 		{
-			name: "no ports", settings: with(usual, func(s *Settings) { s.ReservedPorts = []PortRange{{Low: 32768, High: 60999}} }),
+			name: "no ports", settings: with(usual, func(s *pool.Settings) { s.ReservedPorts = []pool.PortRange{{Low: 32768, High: 60999}} }),
 			diagnosis: "No port of the range is left: each one is reserved or has a listener.",
 			want: []string{
 				"Widen the range, 0 to 36280 ports, 0 to 585 per second",
@@ -260,7 +266,7 @@ var (
 			},
 		},
 		{
-			name: "more listeners than the kernel reads", settings: usual, ports: map[State]int{Established: 15000}, failing: true,
+			name: "more listeners than the kernel reads", settings: usual, ports: map[pool.State]int{pool.Established: 15000}, failing: true,
 			listeners: everyOther(1025, 5025),
 			want: []string{
 				"More source addresses, 1, 28232 to 56464 ports, 213 to 668 per second",
@@ -268,7 +274,7 @@ var (
 			},
 		},
 		{
-			name: "failing without danger", settings: with(usual, func(s *Settings) { s.PortRange = PortRange{Low: 1024, High: 65535} }), ports: map[State]int{Established: 300}, failing: true,
+			name: "failing without danger", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 1024, High: 65535} }), ports: map[pool.State]int{pool.Established: 300}, failing: true,
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. These are 300 of the 300 ports in use, of 64512. Connects failed although",
 			want: []string{
 				"More source addresses, 1, 64512 to 129024 ports, 1035 to 2075 per second",
@@ -299,7 +305,7 @@ func TestAdvise(t *testing.T) {
 	for _, tt := range adviceCases {
 		t.Run(tt.name, func(t *testing.T) {
 			r, d := tt.report()
-			advice := r.Advise(d, tt.failing)
+			advice := TCP(r, d, tt.failing)
 			if advice == nil {
 				advice = &Advice{}
 			}
@@ -324,7 +330,7 @@ func TestAdvise(t *testing.T) {
 func cureOf(t *testing.T, c adviceCase, title string) Cure {
 	t.Helper()
 	r, d := c.report()
-	for _, cure := range r.Advise(d, true).Cures {
+	for _, cure := range TCP(r, d, true).Cures {
 		if cure.Title == title {
 			return cure
 		}
@@ -347,11 +353,11 @@ func TestCureText(t *testing.T) {
 			"for 1 s instead of 62 s", "sysctl -w net.ipv4.tcp_tw_reuse=1", "it is not known whether it does",
 		},
 		{
-			"timestamps known", func(c *adviceCase) { c.timestamps = Yes }, "Reuse ports in TIME_WAIT",
+			"timestamps known", func(c *adviceCase) { c.timestamps = pool.Yes }, "Reuse ports in TIME_WAIT",
 			"", "sysctl -w net.ipv4.tcp_tw_reuse=1", "timestamps: it does.",
 		},
 		{
-			"no timestamps here", func(c *adviceCase) { c.settings.Timestamps, c.timestamps = 0, No }, "Reuse ports in TIME_WAIT",
+			"no timestamps here", func(c *adviceCase) { c.settings.Timestamps, c.timestamps = 0, pool.No }, "Reuse ports in TIME_WAIT",
 			"for 1 s", "sysctl -w net.ipv4.tcp_timestamps=1 net.ipv4.tcp_tw_reuse=1", "from then on only",
 		},
 		{
@@ -369,22 +375,22 @@ func TestCureText(t *testing.T) {
 		{
 			"listeners", func(c *adviceCase) {
 				c.listeners = append(portsOf(2000, 2011), 22, 8080, 20000, 40000)
-				c.settings.ReservedPorts = []PortRange{{Low: 20000, High: 20001}, {Low: 41000, High: 41000}}
+				c.settings.ReservedPorts = []pool.PortRange{{Low: 20000, High: 20001}, {Low: 41000, High: 41000}}
 			}, "Widen the range",
 			"64495 of the ports 1024-65535. These have listeners, so reserve them first: 2000, 2001, 2002, 2003, 2004, 2005, 2006, 2007, 2008, 2009 and 3 more.",
 			`sysctl -w net.ipv4.ip_local_reserved_ports=2000-2011,8080,20000-20001,41000 net.ipv4.ip_local_port_range="1024 65535"`, "",
 		},
 		{
-			"low range", func(c *adviceCase) { c.settings.PortRange = PortRange{Low: 100, High: 20000} }, "Widen the range",
+			"low range", func(c *adviceCase) { c.settings.PortRange = pool.PortRange{Low: 100, High: 20000} }, "Widen the range",
 			"65436 of the ports 100-65535", `sysctl -w net.ipv4.ip_local_port_range="100 65535"`, "",
 		},
 		{
-			"all reserved", func(c *adviceCase) { c.settings.ReservedPorts = []PortRange{{Low: 40000, High: 40999}} }, "Give back reserved ports",
+			"all reserved", func(c *adviceCase) { c.settings.ReservedPorts = []pool.PortRange{{Low: 40000, High: 40999}} }, "Give back reserved ports",
 			"1000 ports of the range", "sysctl -w net.ipv4.ip_local_reserved_ports=", "No program that is not running",
 		},
 		{
 			"some of them needed", func(c *adviceCase) {
-				c.settings.ReservedPorts = []PortRange{{Low: 80, High: 80}, {Low: 40000, High: 40999}}
+				c.settings.ReservedPorts = []pool.PortRange{{Low: 80, High: 80}, {Low: 40000, High: 40999}}
 				c.listeners = []uint16{40007}
 			}, "Give back reserved ports",
 			"999 ports of the range", "sysctl -w net.ipv4.ip_local_reserved_ports=80,40007", "",
@@ -402,11 +408,11 @@ func TestCureText(t *testing.T) {
 		{"destinations", func(c *adviceCase) { c.rate = 700 }, "More destination addresses or ports", "at least 3 more", "", "all of them alike"},
 		{"other side", func(*adviceCase) {}, "Let the other side close first", "holds no ephemeral port", "", "wait"},
 		{
-			"leak", func(c *adviceCase) { c.ports = map[State]int{CloseWait: 20000} }, "Close what the destination has closed",
+			"leak", func(c *adviceCase) { c.ports = map[pool.State]int{pool.CloseWait: 20000} }, "Close what the destination has closed",
 			"has not closed 20000 connections", "", "",
 		},
 		{
-			"no answer", func(c *adviceCase) { c.ports = map[State]int{SynSent: 20000} }, "Give up earlier without an answer",
+			"no answer", func(c *adviceCase) { c.ports = map[pool.State]int{pool.SynSent: 20000} }, "Give up earlier without an answer",
 			"20000 attempts", "", "",
 		},
 	}
@@ -431,21 +437,23 @@ func TestCureText(t *testing.T) {
 // TestNoReuse checks that tcp_tw_reuse is not shown where it does not help.
 func TestNoReuse(t *testing.T) {
 	for name, change := range map[string]func(c *adviceCase){
-		"it is set":                 func(c *adviceCase) { c.settings.TWReuse = 1 },
-		"it is set, no timestamps":  func(c *adviceCase) { c.settings.TWReuse, c.timestamps = 1, No },
-		"loopback":                  func(c *adviceCase) { c.loopback = true },
-		"peer without timestamps":   func(c *adviceCase) { c.timestamps = No },
-		"clients that bind first":   func(c *adviceCase) { c.own = 20000 },
-		"open connections":          func(c *adviceCase) { c.ports, c.rate = map[State]int{Established: 26000, TimeWait: 500}, 8 },
-		"open on every port":        func(c *adviceCase) { c.ports, c.rate = map[State]int{Established: 28232}, 0 },
-		"peers that do not close":   func(c *adviceCase) { c.ports, c.unanswered = map[State]int{FinWait2: 20000}, 1 },
+		"it is set":                func(c *adviceCase) { c.settings.TWReuse = 1 },
+		"it is set, no timestamps": func(c *adviceCase) { c.settings.TWReuse, c.timestamps = 1, pool.No },
+		"loopback":                 func(c *adviceCase) { c.loopback = true },
+		"peer without timestamps":  func(c *adviceCase) { c.timestamps = pool.No },
+		"clients that bind first":  func(c *adviceCase) { c.own = 20000 },
+		"open connections": func(c *adviceCase) {
+			c.ports, c.rate = map[pool.State]int{pool.Established: 26000, pool.TimeWait: 500}, 8
+		},
+		"open on every port":        func(c *adviceCase) { c.ports, c.rate = map[pool.State]int{pool.Established: 28232}, 0 },
+		"peers that do not close":   func(c *adviceCase) { c.ports, c.unanswered = map[pool.State]int{pool.FinWait2: 20000}, 1 },
 		"a delay of a minute":       func(c *adviceCase) { c.settings.TWReuseDelay = time.Minute },
-		"an answer after TIME_WAIT": func(c *adviceCase) { c.settings.TWReuseDelay, c.timestamps = time.Hour, Yes },
+		"an answer after TIME_WAIT": func(c *adviceCase) { c.settings.TWReuseDelay, c.timestamps = time.Hour, pool.Yes },
 	} {
 		c := adviceCase{settings: usual, ports: timeWait20000, rate: 400}
 		change(&c)
 		r, d := c.report()
-		for _, cure := range r.Advise(d, true).Cures {
+		for _, cure := range TCP(r, d, true).Cures {
 			if strings.Contains(cure.Command, "tcp_tw_reuse") || cure.Title == "Reuse ports in TIME_WAIT" {
 				t.Errorf("%s: got %+v", name, cure)
 			}
@@ -455,11 +463,11 @@ func TestNoReuse(t *testing.T) {
 
 // TestConnectWithoutBinding checks that clients that bind first gain reuse as well.
 func TestConnectWithoutBinding(t *testing.T) {
-	c := adviceCase{settings: with(usual, func(s *Settings) { s.TWReuse = 1 }), ports: timeWait20000, own: 20000}
+	c := adviceCase{settings: with(usual, func(s *pool.Settings) { s.TWReuse = 1 }), ports: timeWait20000, own: 20000}
 	r, d := c.report()
 	d.Hold = 62.048 // none of the ports is reusable
-	d.Ceiling = ceiling(r.CapacityPorts, 0, d.Hold)
-	for _, cure := range r.Advise(d, false).Cures {
+	d.Ceiling = pool.Ceiling(r.CapacityPorts, 0, d.Hold)
+	for _, cure := range TCP(r, d, false).Cures {
 		if cure.Title == "Connect without binding a port" {
 			if got, want := short(cure), "Connect without binding a port, 455 to 28232 per second"; got != want {
 				t.Errorf("got %q, want %q", got, want)
@@ -474,18 +482,18 @@ func TestConnectWithoutBinding(t *testing.T) {
 func TestInDanger(t *testing.T) {
 	never := math.Inf(1)
 	for _, tt := range []struct {
-		d    Destination
+		d    pool.Destination
 		want bool
 	}{
-		{Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: never}, false},
-		{Destination{Utilization: 0.5, CloseRate: 79, Ceiling: 100, Exhaustion: never}, true},
-		{Destination{Utilization: 0.49, CloseRate: 80, Ceiling: 100, Exhaustion: never}, true},
-		{Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: 599}, true},
-		{Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: 600}, false},
-		{Destination{Exhaustion: never}, false},
-		{Destination{CloseRate: 1, Exhaustion: never}, true},
+		{pool.Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: never}, false},
+		{pool.Destination{Utilization: 0.5, CloseRate: 79, Ceiling: 100, Exhaustion: never}, true},
+		{pool.Destination{Utilization: 0.49, CloseRate: 80, Ceiling: 100, Exhaustion: never}, true},
+		{pool.Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: 599}, true},
+		{pool.Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: 600}, false},
+		{pool.Destination{Exhaustion: never}, false},
+		{pool.Destination{CloseRate: 1, Exhaustion: never}, true},
 	} {
-		if got := tt.d.InDanger(); got != tt.want {
+		if got := tcpInDanger(&tt.d); got != tt.want {
 			t.Errorf("%+v: got %v", tt.d, got)
 		}
 	}
@@ -493,10 +501,10 @@ func TestInDanger(t *testing.T) {
 
 // TestHolders orders what makes ports unavailable.
 func TestHolders(t *testing.T) {
-	c := adviceCase{settings: usual, ports: map[State]int{Established: 9000, TimeWait: 12000, FinWait1: 3, CloseWait: 0}, reusable: 4000, bound: 9500}
+	c := adviceCase{settings: usual, ports: map[pool.State]int{pool.Established: 9000, pool.TimeWait: 12000, pool.FinWait1: 3, pool.CloseWait: 0}, reusable: 4000, bound: 9500}
 	r, d := c.report()
 	want := []Holder{{"bound_by_others", 9500}, {"established", 9000}, {"time_wait", 8000}, {"fin_wait1", 3}}
-	if diff := cmp.Diff(want, r.Advise(d, false).Holders); diff != "" {
+	if diff := cmp.Diff(want, TCP(r, d, false).Holders); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -531,10 +539,11 @@ func TestRunbook(t *testing.T) {
 	advices := map[string]*Advice{}
 	for _, tt := range adviceCases {
 		r, d := tt.report()
-		advices[tt.name] = r.Advise(d, tt.failing)
+		advices[tt.name] = TCP(r, d, tt.failing)
 	}
 	for name, tt := range udpAdviceCases() {
-		advices["UDP "+name] = udpReport(tt.settings, tt.sockets...).Pools[0].Advice
+		report := udpReport(tt.settings, tt.sockets...)
+		advices["UDP "+name] = UDP(&report, &report.Pools[0])
 	}
 	for name, advice := range advices {
 		if advice == nil {

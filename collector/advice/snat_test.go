@@ -1,4 +1,4 @@
-package pool
+package advice
 
 import (
 	"fmt"
@@ -7,25 +7,50 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/collector/pool"
 )
 
+var natSettings = pool.NATSettings{
+	PortRange: pool.PortRange{Low: 40000, High: 40099}, TakesOver: true,
+	TCPTimeWait: 120 * time.Second, UDP: 30 * time.Second,
+}
+
+// flows adds n flows like f, on ports from that of f on.
+func flows(table *pool.NATTable, n int, f pool.NATFlow) {
+	for i := range n {
+		g := f
+		g.Translated = netip.AddrPortFrom(f.Translated.Addr(), f.Translated.Port()+uint16(i))
+		table.Add(&g)
+	}
+}
+
+func tcpFlow(state pool.NATState, port uint16) pool.NATFlow {
+	return pool.NATFlow{
+		Protocol: pool.TCP, State: state, Client: netip.MustParseAddr("10.1.0.2"), SNAT: true,
+		Translated:  netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port),
+		Destination: netip.MustParseAddrPort("198.51.100.1:443"),
+	}
+}
+
 // natAdvice returns the advice for the first pool of a table, as lines.
-func natAdvice(t *testing.T, s NATSettings, add func(table *NATTable)) []string {
+func natAdvice(t *testing.T, s pool.NATSettings, add func(table *pool.NATTable)) []string {
 	t.Helper()
-	table := NewNATTable(s)
+	table := pool.NewNATTable(s)
 	add(table)
-	r := table.Report(Limits{Most: 10})
-	a := r.Advise(&r.Pools[0])
+	r := table.Report(pool.Limits{Most: 10})
+	a := SNAT(&r, &r.Pools[0])
 	if a == nil {
 		return nil
 	}
 	lines := []string{a.Diagnosis}
 	for _, c := range a.Cures {
 		line := fmt.Sprintf("%s: %d, %.3g to %d, %.3g", c.Title, c.Now.Ports, c.Now.Ceiling, c.Then.Ports, c.Then.Ceiling)
-		if c.FailureNow > 0 {
-			line += fmt.Sprintf(", failure %.2f to %.2f", c.FailureNow, c.FailureThen)
+		if c.Now.SearchFailure > 0 {
+			line += fmt.Sprintf(", failure %.2f to %.2f", c.Now.SearchFailure, c.Then.SearchFailure)
 		}
 		if c.Command != "" {
 			line += ", " + c.Command
@@ -36,7 +61,7 @@ func natAdvice(t *testing.T, s NATSettings, add func(table *NATTable)) []string 
 }
 
 // manyClients adds flows like f, each of another client.
-func manyClients(table *NATTable, n int, f NATFlow) {
+func manyClients(table *pool.NATTable, n int, f pool.NATFlow) {
 	for i := range n {
 		f.Client = netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})
 		flows(table, 1, f)
@@ -45,22 +70,22 @@ func manyClients(table *NATTable, n int, f NATFlow) {
 }
 
 func TestNATAdvice(t *testing.T) {
-	with := func(change func(s *NATSettings)) NATSettings {
+	with := func(change func(s *pool.NATSettings)) pool.NATSettings {
 		s := natSettings
 		change(&s)
 		return s
 	}
-	old := with(func(s *NATSettings) { s.TakesOver = false })
-	hidden := with(func(s *NATSettings) { s.TakesOver, s.TCPTimeWait, s.UDP = false, 0, 0 })
-	thousand := with(func(s *NATSettings) { s.PortRange = PortRange{Low: 40000, High: 40999} })
-	all := with(func(s *NATSettings) { s.PortRange = PortRange{Low: 1024, High: 65535} })
-	udp := func(state NATState) NATFlow {
+	old := with(func(s *pool.NATSettings) { s.TakesOver = false })
+	hidden := with(func(s *pool.NATSettings) { s.TakesOver, s.TCPTimeWait, s.UDP = false, 0, 0 })
+	thousand := with(func(s *pool.NATSettings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} })
+	all := with(func(s *pool.NATSettings) { s.PortRange = pool.PortRange{Low: 1024, High: 65535} })
+	udp := func(state pool.NATState) pool.NATFlow {
 		f := tcpFlow(state, 40000)
-		f.Protocol = UDP
+		f.Protocol = pool.UDP
 		return f
 	}
-	private := func(address string) NATFlow {
-		f := tcpFlow(NATEstablished, 40000)
+	private := func(address string) pool.NATFlow {
+		f := tcpFlow(pool.NATEstablished, 40000)
 		f.Destination = netip.MustParseAddrPort(address)
 		return f
 	}
@@ -71,39 +96,39 @@ func TestNATAdvice(t *testing.T) {
 	)
 	tests := []struct {
 		name     string
-		settings NATSettings
-		add      func(table *NATTable)
+		settings pool.NATSettings
+		add      func(table *pool.NATTable)
 		want     []string
 	}{
-		{"no danger", natSettings, func(table *NATTable) { manyClients(table, 49, tcpFlow(NATEstablished, 40000)) }, nil},
-		{"one client", natSettings, func(table *NATTable) { flows(table, 80, tcpFlow(NATEstablished, 40000)) }, []string{
+		{"no danger", natSettings, func(table *pool.NATTable) { manyClients(table, 49, tcpFlow(pool.NATEstablished, 40000)) }, nil},
+		{"one client", natSettings, func(table *pool.NATTable) { flows(table, 80, tcpFlow(pool.NATEstablished, 40000)) }, []string{
 			established + "80 of the 80 ports in use, of 100. 80" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"many clients", natSettings, func(table *NATTable) { manyClients(table, 100, tcpFlow(NATEstablished, 40000)) }, []string{
+		{"many clients", natSettings, func(table *pool.NATTable) { manyClients(table, 100, tcpFlow(pool.NATEstablished, 40000)) }, []string{
 			established + "100 of the 100 ports in use, of 100.",
 			"Let NAT use all ports: 100, 0 to 64512, +Inf",
 			"More translated addresses: 100, 0 to 300, +Inf",
 			"More destination addresses or ports: 100, 0 to 300, +Inf",
 		}},
-		{"no answer", natSettings, func(table *NATTable) { flows(table, 50, tcpFlow(NATSynSent, 40000)) }, []string{
+		{"no answer", natSettings, func(table *pool.NATTable) { flows(table, 50, tcpFlow(pool.NATSynSent, 40000)) }, []string{
 			"Flows without an answer hold most ports: the destination does not answer. These are 50 of the 50 ports in use, of 100. 50" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"closed ones that are taken over are none of the ports in use", natSettings, func(table *NATTable) {
-			flows(table, 30, tcpFlow(NATEstablished, 40000))
-			flows(table, 25, tcpFlow(NATSynSent, 40030))
-			flows(table, 45, tcpFlow(NATTimeWait, 40055))
+		{"closed ones that are taken over are none of the ports in use", natSettings, func(table *pool.NATTable) {
+			flows(table, 30, tcpFlow(pool.NATEstablished, 40000))
+			flows(table, 25, tcpFlow(pool.NATSynSent, 40030))
+			flows(table, 45, tcpFlow(pool.NATTimeWait, 40055))
 		}, []string{
 			established + "30 of the 55 ports in use, of 100. 100" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"closed ones of own sockets are not taken over", natSettings, func(table *NATTable) {
-			flows(table, 20, tcpFlow(NATTimeWait, 40000)) // taken over
-			own := tcpFlow(NATTimeWait, 40020)
+		{"closed ones of own sockets are not taken over", natSettings, func(table *pool.NATTable) {
+			flows(table, 20, tcpFlow(pool.NATTimeWait, 40000)) // taken over
+			own := tcpFlow(pool.NATTimeWait, 40020)
 			own.SNAT = false
 			flows(table, 60, own)
 		}, []string{
@@ -111,7 +136,7 @@ func TestNATAdvice(t *testing.T) {
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"TIME_WAIT before 6.5", old, func(table *NATTable) { manyClients(table, 90, tcpFlow(NATTimeWait, 40000)) }, []string{
+		{"TIME_WAIT before 6.5", old, func(table *pool.NATTable) { manyClients(table, 90, tcpFlow(pool.NATTimeWait, 40000)) }, []string{
 			"Closed connections hold most ports. These are 90 of the 90 ports in use, of 100.",
 			"Let NAT use all ports: 100, 0.833 to 64512, 538",
 			"More translated addresses: 100, 0.833 to 200, 1.67",
@@ -120,55 +145,55 @@ func TestNATAdvice(t *testing.T) {
 			"Keep connections alive: 100, 0.833 to 100, 8.33",
 			"More destination addresses or ports: 100, 0.833 to 200, 1.67",
 		}},
-		{"hidden timeouts", hidden, func(table *NATTable) { manyClients(table, 90, tcpFlow(NATTimeWait, 40000)) }, []string{
+		{"hidden timeouts", hidden, func(table *pool.NATTable) { manyClients(table, 90, tcpFlow(pool.NATTimeWait, 40000)) }, []string{
 			"Closed connections hold most ports. These are 90 of the 90 ports in use, of 100.",
 			"Let NAT use all ports: 100, NaN to 64512, NaN",
 			"More translated addresses: 100, NaN to 200, NaN",
 			"More destination addresses or ports: 100, NaN to 200, NaN",
 		}},
-		{"few closed", old, func(table *NATTable) {
-			flows(table, 81, tcpFlow(NATEstablished, 40000))
-			flows(table, 19, tcpFlow(NATTimeWait, 40081))
+		{"few closed", old, func(table *pool.NATTable) {
+			flows(table, 81, tcpFlow(pool.NATEstablished, 40000))
+			flows(table, 19, tcpFlow(pool.NATTimeWait, 40081))
 		}, []string{
 			established + "81 of the 100 ports in use, of 100. 100" + alone,
 			"Let NAT use all ports: 100, 0.158 to 64512, 537",
 			"More destination addresses or ports: 100, 0.158 to 300, 1.82",
 		}},
-		{"UDP", natSettings, func(table *NATTable) { manyClients(table, 90, udp(NATReplied)) }, []string{
+		{"UDP", natSettings, func(table *pool.NATTable) { manyClients(table, 90, udp(pool.NATReplied)) }, []string{
 			exchanges + "90 of the 90 ports in use, of 100.",
 			"Let NAT use all ports: 100, 3.33 to 64512, 2.15e+03",
 			"More translated addresses: 100, 3.33 to 200, 6.67",
 			"Shorter timeouts of connection tracking: 100, 3.33 to 100, 10, sysctl -w net.netfilter.nf_conntrack_udp_timeout=10",
 			"More destination addresses or ports: 100, 3.33 to 200, 6.67",
 		}},
-		{"UDP with a short timeout", with(func(s *NATSettings) { s.UDP = shortUDP }), func(table *NATTable) { flows(table, 90, udp(NATReplied)) }, []string{
+		{"UDP with a short timeout", with(func(s *pool.NATSettings) { s.UDP = shortUDP }), func(table *pool.NATTable) { flows(table, 90, udp(pool.NATReplied)) }, []string{
 			exchanges + "90 of the 90 ports in use, of 100. 90" + alone,
 			"Let NAT use all ports: 100, 10 to 64512, 6.45e+03",
 			"More destination addresses or ports: 100, 10 to 200, 20",
 		}},
-		{"all of 128 ports are tried", natSettings, func(table *NATTable) { flows(table, 99, tcpFlow(NATEstablished, 40000)) }, []string{
+		{"all of 128 ports are tried", natSettings, func(table *pool.NATTable) { flows(table, 99, tcpFlow(pool.NATEstablished, 40000)) }, []string{
 			established + "99 of the 99 ports in use, of 100. 99" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"a block", thousand, func(table *NATTable) { flows(table, 800, tcpFlow(NATEstablished, 40000)) }, []string{
+		{"a block", thousand, func(table *pool.NATTable) { flows(table, 800, tcpFlow(pool.NATEstablished, 40000)) }, []string{
 			established + "800 of the 800 ports in use, of 1000. 23% of the kernel's searches for a port fail although 200 are free, because it does not try all. 800" + alone,
 			"Choose the ports fully at random: 1000, +Inf to 1000, +Inf, failure 0.24 to 0.00",
 			"Let NAT use all ports: 1000, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 1000, +Inf to 2000, +Inf",
 		}},
-		{"nearly all taken, however they lie", thousand, func(table *NATTable) { flows(table, 995, tcpFlow(NATEstablished, 40000)) }, []string{
+		{"nearly all taken, however they lie", thousand, func(table *pool.NATTable) { flows(table, 995, tcpFlow(pool.NATEstablished, 40000)) }, []string{
 			established + "995 of the 995 ports in use, of 1000. 75% of the kernel's searches for a port fail although 5 are free, because it does not try all. 995" + alone,
 			"Let NAT use all ports: 1000, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 1000, +Inf to 2000, +Inf",
 		}},
-		{"all ports already", all, func(table *NATTable) { flows(table, 20000, tcpFlow(NATEstablished, 30000)) }, nil},
-		{"all ports already, in danger", all, func(table *NATTable) { flows(table, 50000, tcpFlow(NATEstablished, 10000)) }, []string{
+		{"all ports already", all, func(table *pool.NATTable) { flows(table, 20000, tcpFlow(pool.NATEstablished, 30000)) }, nil},
+		{"all ports already, in danger", all, func(table *pool.NATTable) { flows(table, 50000, tcpFlow(pool.NATEstablished, 10000)) }, []string{
 			established + "50000 of the 50000 ports in use, of 64512. 27% of the kernel's searches for a port fail although 14512 are free, because it does not try all. 50000" + alone,
 			"Choose the ports fully at random: 64512, +Inf to 64512, +Inf, failure 0.28 to 0.00",
 			"More destination addresses or ports: 64512, +Inf to 129024, +Inf",
 		}},
-		{"private destination", natSettings, func(table *NATTable) { flows(table, 80, private("10.96.0.10:53")) }, []string{
+		{"private destination", natSettings, func(table *pool.NATTable) { flows(table, 80, private("10.96.0.10:53")) }, []string{
 			established + "80 of the 80 ports in use, of 100. 80" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
@@ -184,47 +209,21 @@ func TestNATAdvice(t *testing.T) {
 	}
 }
 
-// TestScatteredFailure compares with shares of packets that a kernel dropped with fully-random, of
-// 64512 and 1000 ports: see nattest.
-func TestScatteredFailure(t *testing.T) {
-	for _, tt := range []struct {
-		ports     int
-		used      float64
-		low, high float64
-	}{
-		{64512, 0.80, 0, 0.0005},
-		{64512, 0.90, 0.002, 0.008},
-		{64512, 0.95, 0.04, 0.08},
-		{1000, 0.90, 0, 0.01},
-		{1000, 0.97, 0.07, 0.25},
-		{1000, 0.99, 1, 1},
-	} {
-		r := PortRange{Low: 1024, High: uint16(1023 + tt.ports)}
-		if got := scatteredFailure(r, int(tt.used*float64(tt.ports)), 0); got < tt.low || got > tt.high {
-			t.Errorf("%d ports, %v used: %.4f, want %v to %v", tt.ports, tt.used, got, tt.low, tt.high)
-		}
-	}
-	r := PortRange{Low: 1024, High: 2023}
-	if all, some := scatteredFailure(r, 970, 0), scatteredFailure(r, 970, 400); some >= all/2 {
-		t.Errorf("%.4f of the searches fail with reusable ports, %.4f without", some, all)
-	}
-}
-
 // TestNATCureText checks what every cure has.
 func TestNATCureText(t *testing.T) {
-	for _, protocol := range []Protocol{TCP, UDP} {
+	for _, protocol := range []pool.Protocol{pool.TCP, pool.UDP} {
 		s := natSettings
 		s.TakesOver = false
 		s.PortRange.High = 40999
-		table := NewNATTable(s)
-		f := tcpFlow(NATTimeWait, 40000)
+		table := pool.NewNATTable(s)
+		f := tcpFlow(pool.NATTimeWait, 40000)
 		f.Destination = netip.MustParseAddrPort("100.64.0.1:53")
-		if protocol == UDP {
-			f.Protocol, f.State = UDP, NATReplied
+		if protocol == pool.UDP {
+			f.Protocol, f.State = pool.UDP, pool.NATReplied
 		}
 		manyClients(table, 900, f)
-		r := table.Report(Limits{Most: 1})
-		cures := r.Advise(&r.Pools[0]).Cures
+		r := table.Report(pool.Limits{Most: 1})
+		cures := SNAT(&r, &r.Pools[0]).Cures
 		if len(cures) < 6 {
 			t.Errorf("%s: %d cures", protocol, len(cures))
 		}
@@ -232,8 +231,8 @@ func TestNATCureText(t *testing.T) {
 			if c.Sentence == "" || !strings.HasSuffix(c.Sentence, ".") || c.Condition != "" && !strings.HasSuffix(c.Condition, ".") {
 				t.Errorf("%s: %q, %q", c.Title, c.Sentence, c.Condition)
 			}
-			if c.NoPort != math.IsInf(c.Then.Ceiling, 1) && c.Title != "A kernel that takes over closed flows" {
-				t.Errorf("%s: no port %v, ceiling %v", c.Title, c.NoPort, c.Then.Ceiling)
+			if c.Then.NoPort != math.IsInf(c.Then.Ceiling, 1) && c.Title != "A kernel that takes over closed flows" {
+				t.Errorf("%s: no port %v, ceiling %v", c.Title, c.Then.NoPort, c.Then.Ceiling)
 			}
 		}
 	}
@@ -251,17 +250,17 @@ func TestNATRunbook(t *testing.T) {
 		t.Fatal("no chapter of cures")
 	}
 	s := natSettings
-	s.PortRange = PortRange{Low: 40000, High: 40999}
+	s.PortRange = pool.PortRange{Low: 40000, High: 40999}
 	shown := map[string]bool{}
 	for _, old := range []bool{false, true} {
-		for _, state := range []NATState{NATEstablished, NATTimeWait} {
+		for _, state := range []pool.NATState{pool.NATEstablished, pool.NATTimeWait} {
 			s.TakesOver = !old
-			table := NewNATTable(s)
+			table := pool.NewNATTable(s)
 			f := tcpFlow(state, 40000)
 			f.Destination = netip.MustParseAddrPort("10.0.0.2:443")
 			manyClients(table, 800, f)
-			r := table.Report(Limits{Most: 1})
-			if a := r.Advise(&r.Pools[0]); a != nil {
+			r := table.Report(pool.Limits{Most: 1})
+			if a := SNAT(&r, &r.Pools[0]); a != nil {
 				for _, c := range a.Cures {
 					shown[c.Title] = true
 					if !strings.Contains(runbook, "\n### "+c.Title+"\n") {

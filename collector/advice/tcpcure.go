@@ -1,4 +1,4 @@
-package pool
+package advice
 
 import (
 	"fmt"
@@ -8,49 +8,17 @@ import (
 	"strings"
 
 	"ephemeral_port_exporter/collector/internal/portset"
+	"ephemeral_port_exporter/collector/pool"
 )
 
-// A Cure is a change that lets a destination have more connections. The runbook has a chapter with
-// the same Title.
-type Cure struct {
-	Title     string
-	Sentence  string  // what to do, or what it does
-	N         int     // the number in the Sentence: how many more requests or addresses; 0 if there is none
-	Now, Then Outlook // Then is a prediction
-	Command   string  // does it, or finds what to change; to be run in the namespace; may be empty
-	Condition string  // of the prediction; may be empty
-}
-
-// Anchor returns the anchor of the chapter in the runbook.
-func (c Cure) Anchor() string { return strings.ToLower(strings.ReplaceAll(c.Title, " ", "-")) }
-
-// helps reports whether the gain is 1% or more. That of no Cure is not.
-func (c Cure) helps() bool {
-	return 100*c.Then.Ports >= 101*c.Now.Ports && c.Then.Ports > 0 || c.Then.Ceiling >= 1.01*c.Now.Ceiling && c.Then.Ceiling > c.Now.Ceiling
-}
-
-// An Outlook is how many connections a destination can have.
-type Outlook struct {
-	Ports   int     // at the same time
-	Ceiling float64 // per second, closed first by this host; infinite if ports are no limit
-}
-
-// outlook returns what a number of ports suffices for, see ceiling.
-func outlook(ports, open int, hold float64) Outlook {
-	return Outlook{ports, ceiling(ports, open, hold)}
-}
-
-// A cure treats what has 1 / mainShare of the demand or more.
-const mainShare = 5
-
-// treats reports whether something has so many ports that a cure is for it.
-func (p *patient) treats(ports int) bool { return ports > 0 && mainShare*ports >= p.demand() }
+// considerable reports whether something has so many ports that a cure is about it.
+func (p *tcpPool) considerable(ports int) bool { return ports > 0 && mainShare*ports >= p.demand() }
 
 // cures returns the cures that help.
-func (p *patient) cures() []Cure {
+func (p *tcpPool) cures() []Cure {
 	all := []Cure{p.closeLeaks(), p.giveUpEarlier()}
 	// Where a leak has most ports, more of them would only last longer.
-	if leaked := p.in(CloseWait) + p.in(SynSent); 2*leaked <= p.demand() {
+	if leaked := p.in(pool.CloseWait) + p.in(pool.SynSent); 2*leaked <= p.demand() {
 		all = append(all, p.keepAlive(), p.reuse(), p.widen(), p.giveBackReserved(), p.moveListeners(),
 			p.connectWithoutBinding(), p.moreSources(), p.moreDestinations(), p.closeSecond())
 	}
@@ -58,23 +26,23 @@ func (p *patient) cures() []Cure {
 }
 
 // cure returns a cure with a gain in ports: they become so many.
-func (p *patient) cure(title string, ports int) Cure {
+func (p *tcpPool) cure(title string, ports int) Cure {
 	return Cure{Title: title, Now: p.now, Then: outlook(ports, p.destination.Open, p.destination.Hold)}
 }
 
-func (p *patient) closeLeaks() Cure {
-	return p.freeOpen("Close what the destination has closed", p.in(CloseWait),
+func (p *tcpPool) closeLeaks() Cure {
+	return p.freeOpen("Close what the destination has closed", p.in(pool.CloseWait),
 		"An application has not closed %d connections that the destination closed. Restart it to free their ports, and find the leak.")
 }
 
-func (p *patient) giveUpEarlier() Cure {
-	return p.freeOpen("Give up earlier without an answer", p.in(SynSent),
+func (p *tcpPool) giveUpEarlier() Cure {
+	return p.freeOpen("Give up earlier without an answer", p.in(pool.SynSent),
 		"%d attempts to connect have no answer. Check that the destination is up and that no firewall drops packets, and let clients time out earlier.")
 }
 
 // freeOpen returns a cure that frees ports of connections that are not closed.
-func (p *patient) freeOpen(title string, ports int, sentence string) Cure {
-	if !p.treats(ports) {
+func (p *tcpPool) freeOpen(title string, ports int, sentence string) Cure {
+	if !p.considerable(ports) {
 		return Cure{}
 	}
 	return Cure{
@@ -84,23 +52,23 @@ func (p *patient) freeOpen(title string, ports int, sentence string) Cure {
 }
 
 // keepAlive has the ceiling count requests, where each connection has one now.
-func (p *patient) keepAlive() Cure {
-	if !p.treats(p.closed) || p.now.Ceiling == 0 {
+func (p *tcpPool) keepAlive() Cure {
+	if !p.considerable(p.closed) || p.now.Ceiling == 0 {
 		return Cure{}
 	}
 	n := max(int(2*p.destination.CloseRate/p.now.Ceiling)+1, 2)
 	return Cure{
 		Title:    "Keep connections alive",
 		Sentence: fmt.Sprintf("Send at least %d times as many requests on each connection: then the load is less than half of the ceiling.", n), N: n,
-		Now: p.now, Then: Outlook{p.now.Ports, p.now.Ceiling * float64(n)},
+		Now: p.now, Then: Outlook{Ports: p.now.Ports, Ceiling: p.now.Ceiling * float64(n)},
 		Condition: "The destination keeps connections open, too.",
 	}
 }
 
-func (p *patient) reuse() Cure {
+func (p *tcpPool) reuse() Cure {
 	d, s := p.destination, p.report.Settings
-	never := d.Timestamps == No && s.Timestamps != 0 && !d.Loopback
-	if !p.treats(p.closed) || p.bindFirst() || never || s.timeWaitRule(d.Loopback).reusable {
+	never := d.Timestamps == pool.No && s.Timestamps != 0 && !d.Loopback
+	if !p.considerable(p.closed) || p.bindFirst() || never || s.Reusable(d.Loopback) {
 		return Cure{}
 	}
 	command, condition, timestamps := "sysctl -w", "", d.Timestamps
@@ -108,9 +76,9 @@ func (p *patient) reuse() Cure {
 	case s.Timestamps == 0:
 		command += " net.ipv4.tcp_timestamps=1"
 		condition = "The destination uses TCP timestamps. So do connections from then on only."
-		timestamps = Unknown
+		timestamps = pool.Unknown
 	case d.Loopback:
-	case timestamps == Yes:
+	case timestamps == pool.Yes:
 		condition = "The destination uses TCP timestamps: it does."
 	default:
 		condition = "The destination uses TCP timestamps: it is not known whether it does."
@@ -120,7 +88,7 @@ func (p *patient) reuse() Cure {
 	}
 	s.TWReuse, s.Timestamps = 1, 1
 	hold, atMost := p.holdOf(s, timestamps), ""
-	if s.timeWaitRule(d.Loopback).wholeSeconds {
+	if s.ReusableEachSecond() {
 		atMost = " at most"
 	}
 	return Cure{
@@ -132,15 +100,13 @@ func (p *patient) reuse() Cure {
 }
 
 // holdOf returns what Destination.Hold would be with other settings.
-func (p *patient) holdOf(s Settings, timestamps Fact) float64 {
-	rule := s.timeWaitRule(p.destination.Loopback)
-	unansweredHold, hold := rule.times[unanswered].hold.Seconds(), rule.hold(timestamps).Seconds()
-	return hold + p.destination.Unanswered*(unansweredHold-hold)
+func (p *tcpPool) holdOf(s pool.Settings, timestamps pool.Fact) float64 {
+	return s.Hold(p.destination.Loopback, timestamps, p.destination.Unanswered)
 }
 
-func (p *patient) widen() Cure {
+func (p *tcpPool) widen() Cure {
 	s := p.report.Settings
-	wide := PortRange{Low: min(s.PortRange.Low, 1024), High: 65535}
+	wide := pool.PortRange{Low: min(s.PortRange.Low, 1024), High: 65535}
 	before := s.PortRange
 	s.PortRange = wide
 	var usable, reserved portset.Map
@@ -169,14 +135,7 @@ func (p *patient) widen() Cure {
 	return c
 }
 
-// reserveCommand returns a command that reserves these ports only. It returns false if the kernel
-// would not read all: proc_do_large_bitmap of kernel/sysctl.c reads less than a page.
-func reserveCommand(ports *portset.Map) (command string, ok bool) {
-	list := ports.String()
-	return "sysctl -w net.ipv4.ip_local_reserved_ports=" + list, len(list) < 4096
-}
-
-func (p *patient) giveBackReserved() Cure {
+func (p *tcpPool) giveBackReserved() Cure {
 	s := p.report.Settings
 	var kept portset.Map
 	kept.AddRanges(s.ReservedPorts)
@@ -198,7 +157,7 @@ func (p *patient) giveBackReserved() Cure {
 	return c
 }
 
-func (p *patient) moveListeners() Cure {
+func (p *tcpPool) moveListeners() Cure {
 	s := p.report.Settings
 	var reserved portset.Map
 	reserved.AddRanges(s.ReservedPorts)
@@ -214,7 +173,7 @@ func (p *patient) moveListeners() Cure {
 	return c
 }
 
-func (p *patient) connectWithoutBinding() Cure {
+func (p *tcpPool) connectWithoutBinding() Cure {
 	c := p.cure("Connect without binding a port", p.report.CapacityPorts)
 	if p.bindFirst() {
 		c.Then = outlook(p.report.CapacityPorts, p.destination.Open, p.holdOf(p.report.Settings, p.destination.Timestamps))
@@ -223,14 +182,14 @@ func (p *patient) connectWithoutBinding() Cure {
 	return c
 }
 
-func (p *patient) moreSources() Cure {
+func (p *tcpPool) moreSources() Cure {
 	c := p.morePools("More source addresses")
 	c.Sentence = fmt.Sprintf("With at least %d more, less than half of the ports are in use.", c.N)
 	c.Condition = "Clients use all addresses alike, and connect without binding a port."
 	return c
 }
 
-func (p *patient) moreDestinations() Cure {
+func (p *tcpPool) moreDestinations() Cure {
 	c := p.morePools("More destination addresses or ports")
 	c.Sentence = fmt.Sprintf("With at least %d more, less than half of the ports are in use.", c.N)
 	c.Condition = "Clients use all of them alike."
@@ -238,7 +197,7 @@ func (p *patient) moreDestinations() Cure {
 }
 
 // morePools returns a cure that adds pools, so many that less than half of all ports are in use.
-func (p *patient) morePools(title string) Cure {
+func (p *tcpPool) morePools(title string) Cure {
 	each := p.report.CapacityPorts - p.report.BoundPorts
 	if each <= 0 {
 		return Cure{}
@@ -250,23 +209,19 @@ func (p *patient) morePools(title string) Cure {
 	return c
 }
 
-func (p *patient) closeSecond() Cure {
-	if !p.treats(p.closed) {
+func (p *tcpPool) closeSecond() Cure {
+	if !p.considerable(p.closed) {
 		return Cure{}
 	}
 	return Cure{
 		Title:    "Let the other side close first",
 		Sentence: "Then the destination has the TIME_WAIT, where it holds no ephemeral port.",
-		Now:      p.now, Then: Outlook{p.now.Ports, math.Inf(1)},
+		Now:      p.now, Then: Outlook{Ports: p.now.Ports, Ceiling: math.Inf(1)},
 		Condition: "Clients wait until the destination has closed.",
 	}
 }
 
-// someOf writes the first words of a list.
-func someOf(words []string) string {
-	const most = 10
-	if len(words) > most {
-		return fmt.Sprintf("%s and %d more", strings.Join(words[:most], ", "), len(words)-most)
-	}
-	return strings.Join(words, ", ")
+// outlook returns what a number of ports suffices for, see pool.Ceiling.
+func outlook(ports, open int, hold float64) Outlook {
+	return Outlook{Ports: ports, Ceiling: pool.Ceiling(ports, open, hold)}
 }

@@ -1,10 +1,12 @@
-package pool
+package advice
 
 import (
 	"cmp"
 	"fmt"
 	"slices"
 	"strings"
+
+	"ephemeral_port_exporter/collector/pool"
 )
 
 // From these on, a destination is in danger. Up to half of the ports, connect() finds a free one at
@@ -15,50 +17,34 @@ const (
 	dangerExhaustion  = 600 // seconds, below which
 )
 
-// InDanger reports whether the ports of a destination run out, or may soon.
-func (d *Destination) InDanger() bool {
+// tcpInDanger reports whether the ports of a destination run out, or may soon.
+func tcpInDanger(d *pool.Destination) bool {
 	return d.Utilization >= dangerUtilization || d.CloseRate > 0 && d.CloseRate >= dangerLoad*d.Ceiling || d.Exhaustion < dangerExhaustion
 }
 
-// Advice says what is wrong with a destination and what to change.
-type Advice struct {
-	Diagnosis string
-	Holders   []Holder // most ports first
-	Cures     []Cure   // best first; only those that help
-}
-
-// A Holder makes ports unavailable to a destination.
-type Holder struct {
-	Name  string // of a State, or BoundByOthers
-	Ports int    // without those that connect() may take over
-}
-
-// BoundByOthers is the name of the Holder of Destination.BoundByOthers.
-const BoundByOthers = "bound_by_others"
-
-// Advise returns advice about a destination of the report. failing says that connects to it fail
+// TCP returns advice about a destination of the report. failing says that connects to it fail
 // because no port is free. It returns nil if the destination is not failing and not in danger.
-func (r *Report) Advise(d *Destination, failing bool) *Advice {
-	if !failing && !d.InDanger() {
+func TCP(r *pool.Report, d *pool.Destination, failing bool) *Advice {
+	if !failing && !tcpInDanger(d) {
 		return nil
 	}
-	c := newPatient(r, d)
-	return &Advice{Diagnosis: c.diagnosis(), Holders: c.holders(), Cures: c.cures()}
+	p := newTCPPool(r, d)
+	return &Advice{Diagnosis: p.diagnosis(), Holders: p.holders(), Cures: p.cures()}
 }
 
-// A patient is a destination that needs advice.
-type patient struct {
-	report      *Report
-	destination *Destination
+// A tcpPool is a destination that needs advice.
+type tcpPool struct {
+	report      *pool.Report
+	destination *pool.Destination
 	now         Outlook
 
 	used   int // ports that are unavailable
 	closed int // ports that closed connections hold, now or soon at this rate
 }
 
-// newPatient returns a patient.
-func newPatient(r *Report, d *Destination) *patient {
-	p := &patient{report: r, destination: d}
+// newTCPPool returns a tcpPool.
+func newTCPPool(r *pool.Report, d *pool.Destination) *tcpPool {
+	p := &tcpPool{report: r, destination: d}
 	p.now = outlook(r.CapacityPorts-d.BoundByOthers, d.Open, d.Hold)
 	p.used = d.Held - d.Reusable + d.BoundByOthers
 	p.closed = max(d.Held-d.Reusable-d.Open, int(d.CloseRate*d.Hold))
@@ -66,28 +52,28 @@ func newPatient(r *Report, d *Destination) *patient {
 }
 
 // demand returns how many ports are unavailable, or will be at this rate.
-func (p *patient) demand() int {
+func (p *tcpPool) demand() int {
 	return max(p.used, p.destination.Open+p.closed+p.destination.BoundByOthers)
 }
 
 // bindFirst reports whether most connections are of clients that bind before they connect.
-func (p *patient) bindFirst() bool {
+func (p *tcpPool) bindFirst() bool {
 	return 2*(p.report.BoundPorts-p.destination.BoundByOthers) > p.destination.Held
 }
 
 // in returns how many ports the sockets in a state make unavailable.
-func (p *patient) in(state State) int {
-	n := p.destination.Ports[slices.Index(States[:], state)]
-	if state == TimeWait {
+func (p *tcpPool) in(state pool.State) int {
+	n := p.destination.Ports[slices.Index(pool.States[:], state)]
+	if state == pool.TimeWait {
 		n -= p.destination.Reusable
 	}
 	return n
 }
 
 // holders returns what makes ports unavailable.
-func (p *patient) holders() []Holder {
+func (p *tcpPool) holders() []Holder {
 	var all []Holder
-	for _, state := range States {
+	for _, state := range pool.States {
 		all = append(all, Holder{state.String(), p.in(state)})
 	}
 	all = append(all, Holder{BoundByOthers, p.destination.BoundByOthers})
@@ -97,7 +83,7 @@ func (p *patient) holders() []Holder {
 }
 
 // diagnosis says what holds most ports, or will.
-func (p *patient) diagnosis() string {
+func (p *tcpPool) diagnosis() string {
 	d := p.destination
 	if p.report.CapacityPorts == 0 {
 		return "No port of the range is left: each one is reserved or has a listener."
@@ -111,7 +97,7 @@ func (p *patient) diagnosis() string {
 	default:
 		text = fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", meaning(holders[0].Name), holders[0].Ports, p.used, p.report.CapacityPorts)
 	}
-	if !d.InDanger() {
+	if !tcpInDanger(d) {
 		text += " Connects failed although ports are free: there were none before, or the clients have a smaller range of their own (IP_LOCAL_PORT_RANGE), or others bind ports."
 	}
 	return text
@@ -120,27 +106,19 @@ func (p *patient) diagnosis() string {
 // meaning says what it means that a Holder has most ports.
 func meaning(holder string) string {
 	switch state := strings.ToUpper(holder); holder {
-	case Established.String():
+	case pool.Established.String():
 		return "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang"
-	case TimeWait.String():
+	case pool.TimeWait.String():
 		return "Connections that this host closed first hold most ports, in TIME_WAIT"
-	case FinWait1.String(), FinWait2.String(), Closing.String():
+	case pool.FinWait1.String(), pool.FinWait2.String(), pool.Closing.String():
 		return "Connections that this host closed first hold most ports, in " + state + ": the destination has not closed them"
-	case CloseWait.String():
+	case pool.CloseWait.String():
 		return "Connections that the destination closed hold most ports, in CLOSE_WAIT: an application on this host has not closed them"
-	case SynSent.String():
+	case pool.SynSent.String():
 		return "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer"
 	case BoundByOthers:
 		return "Other sockets hold most ports: their clients bind before they connect"
 	default:
 		return "Connections in " + state + " hold most ports"
 	}
-}
-
-// perSecond writes a rate.
-func perSecond(rate float64) string {
-	if rate < 10 {
-		return fmt.Sprintf("%.1f", rate)
-	}
-	return fmt.Sprintf("%.0f", rate)
 }

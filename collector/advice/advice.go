@@ -1,0 +1,97 @@
+// Package advice says of the pools of all kinds, from their reports, which are in danger, what holds their
+// ports, and what to change. Each cure has a prediction. It is pure: it does no I/O and keeps nothing.
+package advice
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"ephemeral_port_exporter/collector/internal/portset"
+)
+
+// Advice says what is wrong with a pool and what to change.
+type Advice struct {
+	Diagnosis string
+	Holders   []Holder // most ports first; of TCP only
+	Cures     []Cure   // best first; only those that help
+}
+
+// A Holder makes ports unavailable to a TCP destination.
+type Holder struct {
+	Name  string // of a pool.State, or BoundByOthers
+	Ports int    // without those that connect() may take over
+}
+
+// BoundByOthers is the name of the Holder of pool.Destination.BoundByOthers.
+const BoundByOthers = "bound_by_others"
+
+// A Cure is a change that lets a pool have more connections. The runbook has a chapter with
+// the same Title.
+type Cure struct {
+	Title     string
+	Sentence  string  // what to do, or what it does
+	N         int     // the number in the Sentence: how many more requests or addresses; 0 if there is none
+	Now, Then Outlook // Then is a prediction
+	Command   string  // does it, or finds what to change; to be run in the namespace; may be empty
+	Condition string  // of the prediction; may be empty
+}
+
+// Anchor returns the anchor of the chapter in the runbook.
+func (c Cure) Anchor() string { return strings.ToLower(strings.ReplaceAll(c.Title, " ", "-")) }
+
+// helps reports whether the gain is 1% or more, or fewer searches fail. That of no Cure is not.
+func (c Cure) helps() bool {
+	return c.Then.NoPort || c.Then.SearchFailure < c.Now.SearchFailure ||
+		100*c.Then.Ports >= 101*c.Now.Ports && c.Then.Ports > 0 || c.Then.Ceiling >= 1.01*c.Now.Ceiling && c.Then.Ceiling > c.Now.Ceiling
+}
+
+// An Outlook is how many connections a pool can have.
+type Outlook struct {
+	// Ports is how many it can have at the same time. Of UDP, it is how many more sockets get a port.
+	Ports int
+
+	// Ceiling is how many per second this host can close first; infinite if ports are no limit. Of source
+	// NAT, these are connections that are over within moments, and it is NaN if the timeouts of connection
+	// tracking are not known. UDP has none: a closed socket frees its port at once.
+	Ceiling float64
+
+	// SearchFailure is the share of the searches for a port of source NAT that fail, if the cure is about
+	// these; else 0.
+	SearchFailure float64
+
+	// NoPort is set if connections need no port of source NAT.
+	NoPort bool
+}
+
+// A cure is about what has 1 / mainShare of the demand or more.
+const mainShare = 5
+
+// helpful returns the cures that help.
+func helpful(cures ...Cure) []Cure {
+	return slices.DeleteFunc(cures, func(c Cure) bool { return !c.helps() })
+}
+
+// reserveCommand returns a command that reserves these ports only. It returns false if the kernel
+// would not read all: proc_do_large_bitmap of kernel/sysctl.c reads less than a page.
+func reserveCommand(ports *portset.Map) (command string, ok bool) {
+	list := ports.String()
+	return "sysctl -w net.ipv4.ip_local_reserved_ports=" + list, len(list) < 4096
+}
+
+// perSecond writes a rate.
+func perSecond(rate float64) string {
+	if rate < 10 {
+		return fmt.Sprintf("%.1f", rate)
+	}
+	return fmt.Sprintf("%.0f", rate)
+}
+
+// someOf writes the first words of a list.
+func someOf(words []string) string {
+	const most = 10
+	if len(words) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(words[:most], ", "), len(words)-most)
+	}
+	return strings.Join(words, ", ")
+}

@@ -1,0 +1,243 @@
+package advice
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+
+	"ephemeral_port_exporter/collector/pool"
+)
+
+// From this share of failing searches on, a pool of source NAT is in danger, whatever its utilization.
+const dangerSearchFailure = 0.01
+
+// snatInDanger reports whether the ports of a pool run out, or may soon.
+func snatInDanger(p *pool.NATPool) bool {
+	return p.Utilization >= dangerUtilization || p.SearchFailure >= dangerSearchFailure
+}
+
+// SNAT returns advice about a pool of the report. It returns nil if the pool is not in danger.
+func SNAT(r *pool.NATReport, p *pool.NATPool) *Advice {
+	if !snatInDanger(p) {
+		return nil
+	}
+	n := newSNATPool(r, p)
+	return &Advice{Diagnosis: n.diagnosis(), Cures: n.cures()}
+}
+
+// A snatPool is a pool of source NAT that needs advice.
+type snatPool struct {
+	report *pool.NATReport
+	pool   *pool.NATPool
+	now    Outlook
+
+	used   int // ports that are not free, nor reusable
+	open   int // of those, of flows that are in use
+	closed int // of those, of flows that only expire
+}
+
+func newSNATPool(r *pool.NATReport, p *pool.NATPool) *snatPool {
+	n := &snatPool{report: r, pool: p, now: Outlook{Ports: r.CapacityPorts, Ceiling: p.Ceiling}, used: p.Held - p.Reusable}
+	for state, ports := range p.Ports {
+		if pool.NATState(state).Open() {
+			n.open += ports
+		}
+	}
+	n.closed = max(n.used-n.open, 0)
+	return n
+}
+
+// diagnosis says what holds most ports, and whether free ones are found.
+func (n *snatPool) diagnosis() string {
+	p := n.pool
+	inUse := func(s pool.NATState) int {
+		switch {
+		case !n.report.Settings.TakesOver || !s.TakenOver():
+			return p.Ports[s]
+		case s == pool.NATTimeWait: // stands for all closed ones: which of them are reusable is not known
+			return n.closed
+		default:
+			return 0
+		}
+	}
+	state := slices.MaxFunc(pool.NATStates(p.Protocol), func(a, b pool.NATState) int { return cmp.Compare(inUse(a), inUse(b)) })
+	text := fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", snatMeaning(state), inUse(state), n.used, n.report.CapacityPorts)
+	if free := n.report.CapacityPorts - p.Held; p.SearchFailure >= dangerSearchFailure && free > 0 {
+		text += fmt.Sprintf(" %d%% of the kernel's searches for a port fail although %d are free, because it does not try all.", int(100*p.SearchFailure), free)
+	}
+	if n.oneClient() {
+		text += fmt.Sprintf(" %d are held for %v alone.", p.Clients[0].Ports, p.Clients[0].Address)
+	}
+	return text
+}
+
+// snatMeaning says what it means that flows in a state hold most ports.
+func snatMeaning(s pool.NATState) string {
+	switch s {
+	case pool.NATEstablished:
+		return "Open connections hold most ports, or such whose ends are gone: connection tracking keeps these for days"
+	case pool.NATSynSent, pool.NATUnreplied:
+		return "Flows without an answer hold most ports: the destination does not answer"
+	case pool.NATTimeWait, pool.NATClose, pool.NATSynSent2:
+		return "Closed connections hold most ports"
+	case pool.NATReplied:
+		return "Single exchanges over UDP hold most ports, until they expire"
+	case pool.NATAssured:
+		return "Longer exchanges over UDP hold most ports"
+	default:
+		return "Connections that are being closed hold most ports"
+	}
+}
+
+// oneClient reports whether one address before translation holds more than half of the ports.
+func (n *snatPool) oneClient() bool {
+	return len(n.pool.Clients) > 0 && 2*n.pool.Clients[0].Ports > n.pool.Held
+}
+
+// considerable reports whether something has so many ports that a cure is about it.
+func (n *snatPool) considerable(ports int) bool { return ports > 0 && mainShare*ports >= n.used }
+
+// cures returns the cures that help.
+func (n *snatPool) cures() []Cure {
+	return helpful(n.fullyRandom(), n.useAllPorts(), n.moreAddresses(), n.shorterTimeout(), n.newerKernel(),
+		n.keepAlive(), n.moreDestinations(), n.withoutTranslation())
+}
+
+// outlook returns what a number of ports suffices for, with these settings.
+func (n *snatPool) outlook(ports int, s pool.NATSettings) Outlook {
+	return Outlook{Ports: ports, Ceiling: s.Ceiling(n.pool.Protocol, ports-n.open)}
+}
+
+// fullyRandom scatters the ports, so that taken ones do not lie in blocks.
+func (n *snatPool) fullyRandom() Cure {
+	if n.pool.SearchFailure < dangerSearchFailure {
+		return Cure{}
+	}
+	then := pool.ScatteredFailure(n.report.Settings.PortRange, n.pool.Held, n.pool.Reusable)
+	if then > n.pool.SearchFailure/2 {
+		return Cure{}
+	}
+	c := Cure{
+		Title:     "Choose the ports fully at random",
+		Sentence:  "Taken ports lie in blocks, in which searches find nothing. Write fully-random in the rule of nft, or --random-fully in that of iptables.",
+		Now:       n.now,
+		Then:      n.now,
+		Condition: "The rule does not say so yet. It counts once the present flows have ended.",
+	}
+	c.Now.SearchFailure, c.Then.SearchFailure = n.pool.SearchFailure, then
+	return c
+}
+
+// natPorts are those that NAT chooses from if the rule names none.
+var natPorts = pool.PortRange{Low: 1024, High: 65535}
+
+func (n *snatPool) useAllPorts() Cure {
+	r := n.report.Settings.PortRange
+	return Cure{
+		Title:     "Let NAT use all ports",
+		Sentence:  fmt.Sprintf("--snat.port-range says that the rule names the ports %d-%d. Let it name none, and leave the flag out: then the kernel has %d-%d.", r.Low, r.High, natPorts.Low, natPorts.High),
+		Now:       n.now,
+		Then:      n.outlook(natPorts.Size(), n.report.Settings),
+		Condition: "The rule has no need of its range.",
+	}
+}
+
+func (n *snatPool) moreAddresses() Cure {
+	if n.oneClient() {
+		return Cure{} // it would get the ports of one address still
+	}
+	c := n.morePools("More translated addresses")
+	c.Sentence = fmt.Sprintf("With at least %d more in the rule, less than half of the ports are in use.", c.N)
+	c.Condition = "Many clients have about the same traffic: each gets the ports of one address only."
+	return c
+}
+
+func (n *snatPool) moreDestinations() Cure {
+	c := n.morePools("More destination addresses or ports")
+	c.Sentence = fmt.Sprintf("With at least %d more, less than half of the ports are in use.", c.N)
+	c.Condition = "Clients use all of them alike."
+	return c
+}
+
+// morePools returns a cure that adds pools, so many that less than half of all ports are in use.
+func (n *snatPool) morePools(title string) Cure {
+	more := max(2*n.used/n.report.CapacityPorts, 1)
+	return Cure{Title: title, N: more, Now: n.now, Then: n.outlook((1+more)*n.report.CapacityPorts, n.report.Settings)}
+}
+
+// Timeouts that are short enough to help, and long enough for most: answers over UDP come within 10 s,
+// and Linux itself keeps TIME_WAIT for 60 s.
+const (
+	shortUDP         = 10 * time.Second
+	shortTCPTimeWait = 60 * time.Second
+)
+
+func (n *snatPool) shorterTimeout() Cure {
+	s := n.report.Settings
+	c := Cure{Title: "Shorter timeouts of connection tracking", Now: n.now}
+	switch {
+	case !n.considerable(n.closed):
+		return Cure{}
+	case n.pool.Protocol == pool.UDP:
+		c.Sentence = fmt.Sprintf("A single exchange then holds its port for %.0f s instead of %.0f s.", shortUDP.Seconds(), s.UDP.Seconds())
+		c.Command = fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_udp_timeout=%.0f", shortUDP.Seconds())
+		c.Condition = "Answers come within that time. It counts for flows that have a packet from then on."
+		s.UDP = shortUDP
+	default:
+		c.Sentence = fmt.Sprintf("A closed connection then holds its port for %.0f s instead of %.0f s.", shortTCPTimeWait.Seconds(), s.TCPTimeWait.Seconds())
+		c.Command = fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_tcp_timeout_time_wait=%.0f", shortTCPTimeWait.Seconds())
+		c.Condition = "The ends keep TIME_WAIT no longer, as Linux does. It counts for connections that are closed from then on."
+		s.TCPTimeWait = shortTCPTimeWait
+	}
+	c.Then = n.outlook(n.now.Ports, s)
+	return c
+}
+
+func (n *snatPool) newerKernel() Cure {
+	s := n.report.Settings
+	if n.pool.Protocol != pool.TCP || !n.considerable(n.closed) {
+		return Cure{}
+	}
+	s.TakesOver = true
+	return Cure{
+		Title:    "A kernel that takes over closed flows",
+		Sentence: "Since Linux 6.5, new connections get the ports of closed ones.",
+		Now:      n.now, Then: n.outlook(n.now.Ports, s),
+	}
+}
+
+// keepAlive has the ceiling count requests, where each connection has one now.
+func (n *snatPool) keepAlive() Cure {
+	if n.pool.Protocol != pool.TCP || !n.considerable(n.closed) {
+		return Cure{}
+	}
+	const requests = 10
+	return Cure{
+		Title:    "Keep connections alive",
+		Sentence: fmt.Sprintf("Let clients send %d requests on each connection.", requests), N: requests,
+		Now: n.now, Then: Outlook{Ports: n.now.Ports, Ceiling: n.now.Ceiling * requests},
+		Condition: "The destination keeps connections open, too.",
+	}
+}
+
+func (n *snatPool) withoutTranslation() Cure {
+	if !isPrivate(n.pool.Address.Addr()) {
+		return Cure{}
+	}
+	return Cure{
+		Title:     "Do not translate inside the network",
+		Sentence:  fmt.Sprintf("%v is a private address. Leave it out of the rule.", n.pool.Address.Addr()),
+		Now:       n.now,
+		Then:      Outlook{Ports: n.now.Ports, Ceiling: math.Inf(1), NoPort: true},
+		Condition: "It has a route back to the clients.",
+	}
+}
+
+// isPrivate reports whether an address is of RFC 1918, RFC 4193, or of RFC 6598, which providers and clusters
+// use inside.
+func isPrivate(a netip.Addr) bool {
+	return a.IsPrivate() || netip.MustParsePrefix("100.64.0.0/10").Contains(a)
+}

@@ -1,0 +1,119 @@
+package advice
+
+import (
+	"fmt"
+	"strconv"
+
+	"ephemeral_port_exporter/collector/internal/portset"
+	"ephemeral_port_exporter/collector/pool"
+)
+
+// udpDanger is the utilization from which a pool is in danger. The kernel searches from a random port
+// on, so that up to 90% of a usual range, to find a free one takes microseconds.
+const udpDanger = 0.8
+
+// UDPInDanger reports whether the ports run out, or may soon.
+func UDPInDanger(p *pool.UDPPool) bool { return p.Utilization >= udpDanger }
+
+// UDP returns advice about a pool of the report. It returns nil if the pool is not in danger.
+func UDP(r *pool.UDPReport, p *pool.UDPPool) *Advice {
+	if !UDPInDanger(p) {
+		return nil
+	}
+	u := newUDPPool(r, p)
+	a := &Advice{Diagnosis: fmt.Sprintf("UDP sockets hold %d of %d ports, for all destinations together.", p.Ports, r.CapacityPorts)}
+	a.Cures = helpful(u.closeSockets(), u.widen(), u.giveBackReserved())
+	return a
+}
+
+// A udpPool is a pool of UDP ports that needs advice.
+type udpPool struct {
+	report  *pool.UDPReport
+	pool    *pool.UDPPool
+	now     Outlook
+	held    portset.Map
+	servers portset.Map // ports of sockets without a peer
+}
+
+func newUDPPool(r *pool.UDPReport, p *pool.UDPPool) *udpPool {
+	u := &udpPool{report: r, pool: p, now: Outlook{Ports: r.CapacityPorts - p.Ports}}
+	for _, port := range p.HeldPorts {
+		u.held.Add(port)
+	}
+	for _, port := range r.ServerPorts {
+		u.servers.Add(port)
+	}
+	return u
+}
+
+// closeSockets has the owner of many ports close its sockets.
+func (u *udpPool) closeSockets() Cure {
+	owners := u.pool.Owners
+	if len(owners) == 0 || mainShare*owners[0].Ports < u.pool.Ports {
+		return Cure{}
+	}
+	n := owners[0].Ports
+	return Cure{
+		Title:    "Close UDP sockets",
+		Sentence: fmt.Sprintf("One control group holds %d of the ports. Restart it to free them, and let it use one socket for many destinations.", n), N: n,
+		Now: u.now, Then: Outlook{Ports: u.now.Ports + n},
+		Condition: "Its sockets are leaked, or can be fewer.",
+	}
+}
+
+func (u *udpPool) widen() Cure {
+	before, s := u.report.Settings.PortRange, u.report.Settings
+	s.PortRange = pool.PortRange{Low: min(before.Low, 1024), High: 65535}
+	var usable, reserved portset.Map
+	usable.AddUnreserved(s.PortRange, s.ReservedPorts)
+	reserved.AddRanges(s.ReservedPorts)
+	var servers []string
+	for port := int(s.PortRange.Low); port <= int(s.PortRange.High); port++ {
+		if p := uint16(port); u.servers.Has(p) && usable.Has(p) && !before.Contains(p) {
+			servers = append(servers, strconv.Itoa(port))
+			reserved.Add(p)
+			usable.Remove(p) // also for the family that does not conflict with the server
+		}
+	}
+	cure := Cure{
+		Title:    "Widen the range",
+		Sentence: fmt.Sprintf("Sockets without a port can then get those of %d-%d.", s.PortRange.Low, s.PortRange.High),
+		Now:      u.now, Then: Outlook{Ports: usable.Size() - usable.Common(&u.held)},
+		Command:   fmt.Sprintf("sysctl -w net.ipv4.ip_local_port_range=\"%d %d\"", s.PortRange.Low, s.PortRange.High),
+		Condition: "Reserve all ports in there on which a program listens or may listen later, over TCP or UDP.",
+	}
+	if len(servers) > 0 {
+		command, ok := reserveCommand(&reserved)
+		if !ok {
+			return Cure{}
+		}
+		cure.Sentence += " On these, UDP sockets wait for packets, so reserve them first: " + someOf(servers) + "."
+		cure.Command = command + cure.Command[len("sysctl -w"):]
+	}
+	return cure
+}
+
+// giveBackReserved gives back the reserved ports that no socket holds.
+func (u *udpPool) giveBackReserved() Cure {
+	s := u.report.Settings
+	var kept portset.Map
+	kept.AddRanges(s.ReservedPorts)
+	n := 0
+	for port := int(s.PortRange.Low); port <= int(s.PortRange.High); port++ {
+		if p := uint16(port); kept.Has(p) && !u.held.Has(p) && !u.servers.Has(p) {
+			kept.Remove(p)
+			n++
+		}
+	}
+	command, ok := reserveCommand(&kept)
+	if !ok {
+		return Cure{}
+	}
+	return Cure{
+		Title:    "Give back reserved ports",
+		Sentence: fmt.Sprintf("%d ports of the range are reserved, and no UDP socket holds them.", n), N: n,
+		Now: u.now, Then: Outlook{Ports: u.now.Ports + n},
+		Command:   command,
+		Condition: "No program needs them, also not over TCP.",
+	}
+}
