@@ -22,6 +22,7 @@ import (
 	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 var updateGolden = flag.Bool("update-golden", false, "write testdata/metrics.prom anew")
@@ -74,18 +75,18 @@ func TestMetrics(t *testing.T) {
 		UnreportedDestinations: 3, UnreportedPorts: 9, UnreportedSources: 2,
 		Sockets: 74,
 	}
-	natReport := pool.NATReport{
+	natReport := snat.Report{
 		CapacityPorts: 64512, MaxUtilization: 0.75, UnreportedPools: 4, UnreportedPorts: 11, Flows: 62000,
-		Pools: []pool.NATPool{
+		Pools: []snat.Pool{
 			{
-				Protocol: pool.TCP, Source: netip.MustParseAddr("192.0.2.1"), Address: netip.MustParseAddrPort("198.51.100.1:443"),
+				Protocol: snat.TCP, Source: netip.MustParseAddr("192.0.2.1"), Address: netip.MustParseAddrPort("198.51.100.1:443"),
 				Ports: [12]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, Held: 45, Reusable: 24, Utilization: 0.75, SearchFailure: 0.125, Ceiling: math.Inf(1),
-				Clients: []pool.NATClient{{Address: netip.MustParseAddr("10.1.0.2"), Ports: 30}, {Address: netip.MustParseAddr("10.1.0.3"), Ports: 15}},
+				Clients: []snat.Client{{Address: netip.MustParseAddr("10.1.0.2"), Ports: 30}, {Address: netip.MustParseAddr("10.1.0.3"), Ports: 15}},
 			},
 			{
-				Protocol: pool.UDP, Source: netip.MustParseAddr("2001:db8::1"), Address: netip.MustParseAddrPort("[2001:db8::53]:53"),
+				Protocol: snat.UDP, Source: netip.MustParseAddr("2001:db8::1"), Address: netip.MustParseAddrPort("[2001:db8::53]:53"),
 				Ports: [12]int{9: 10, 10: 20, 11: 30}, Held: 60, Utilization: 0.5, Ceiling: 2000.5,
-				Clients: []pool.NATClient{{Address: netip.MustParseAddr("2001:db8:1::2"), Ports: 60}},
+				Clients: []snat.Client{{Address: netip.MustParseAddr("2001:db8:1::2"), Ports: 60}},
 			},
 		},
 	}

@@ -7,8 +7,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 // natDescs are the descriptions of the metrics of source NAT and connection tracking.
@@ -131,7 +131,7 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 	gauge(d.collectSuccess, 1)
 	gauge(d.collectDuration, n.NAT.Duration.Seconds())
 	gauge(d.collectFlows, float64(r.Flows))
-	for _, protocol := range []pool.Protocol{pool.TCP, pool.UDP} {
+	for _, protocol := range []snat.Protocol{snat.TCP, snat.UDP} {
 		gauge(d.capacity, float64(r.CapacityPorts), string(protocol))
 	}
 	gauge(d.maxUtilization, r.MaxUtilization)
@@ -143,10 +143,10 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 }
 
 // sendPool sends the metrics of one pool.
-func (d *natDescs) sendPool(gauge func(*prometheus.Desc, float64, ...string), p pool.NATPool) {
+func (d *natDescs) sendPool(gauge func(*prometheus.Desc, float64, ...string), p snat.Pool) {
 	labels := []string{string(p.Protocol), p.Source.String(), p.Address.Addr().String(), strconv.Itoa(int(p.Address.Port()))}
 	with := func(label string) []string { return append(slices.Clip(labels), label) }
-	for _, state := range pool.NATStates(p.Protocol) {
+	for _, state := range snat.States(p.Protocol) {
 		gauge(d.ports, float64(p.Ports[state]), with(state.String())...)
 	}
 	gauge(d.reusable, float64(p.Reusable), labels...)

@@ -13,8 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 // TestMetricsNAT checks that what is not known is absent, and that sockets and flows do not depend on
@@ -36,7 +36,7 @@ func TestMetricsNAT(t *testing.T) {
 		{"flows cannot be read", scan.Namespace{Name: "a", Outcome: scan.Idle, Conntrack: size, NAT: &scan.NAT{Err: failed}}, []string{
 			`collect_success{netns="a"} 1`, `conntrack_entries{netns="a"} 7`, `snat_collect_success{netns="a"} 0`,
 		}},
-		{"sockets cannot be read", scan.Namespace{Name: "a", Outcome: scan.Failed, Err: failed, NAT: &scan.NAT{Report: pool.NATReport{
+		{"sockets cannot be read", scan.Namespace{Name: "a", Outcome: scan.Failed, Err: failed, NAT: &scan.NAT{Report: snat.Report{
 			CapacityPorts: 100, MaxUtilization: 0.5, Flows: 50,
 		}}}, []string{
 			`collect_success{netns="a"} 0`,
@@ -63,8 +63,8 @@ func TestMetricsNAT(t *testing.T) {
 
 // TestMetricsNATCeiling checks that a ceiling that is not known is absent.
 func TestMetricsNATCeiling(t *testing.T) {
-	p := pool.NATPool{Protocol: pool.TCP, Ceiling: math.NaN()}
-	got := samples(t, scan.Snapshot{Namespaces: []scan.Namespace{{Name: "a", Outcome: scan.Idle, NAT: &scan.NAT{Report: pool.NATReport{Pools: []pool.NATPool{p}}}}}})
+	p := snat.Pool{Protocol: snat.TCP, Ceiling: math.NaN()}
+	got := samples(t, scan.Snapshot{Namespaces: []scan.Namespace{{Name: "a", Outcome: scan.Idle, NAT: &scan.NAT{Report: snat.Report{Pools: []snat.Pool{p}}}}}})
 	if strings.Contains(got, "snat_ceiling") {
 		t.Errorf("a number that is not known:\n%s", got)
 	}
@@ -80,11 +80,11 @@ func TestMetricsNATBound(t *testing.T) {
 			Conntrack: &scan.Conntrack{Entries: 1, Limit: 1, Counted: true},
 		})
 	}
-	clients := []pool.NATClient{{Address: netip.MustParseAddr("10.0.0.1")}, {Address: netip.MustParseAddr("10.0.0.2")}, {Address: netip.MustParseAddr("10.0.0.3")}}
+	clients := []snat.Client{{Address: netip.MustParseAddr("10.0.0.1")}, {Address: netip.MustParseAddr("10.0.0.2")}, {Address: netip.MustParseAddr("10.0.0.3")}}
 	for i := range limit {
 		r := &s.Namespaces[i%tracked].NAT.Report
-		r.Pools = append(r.Pools, pool.NATPool{
-			Protocol: pool.TCP, Address: netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(i)), Clients: clients,
+		r.Pools = append(r.Pools, snat.Pool{
+			Protocol: snat.TCP, Address: netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(i)), Clients: clients,
 		})
 	}
 	b, err := os.ReadFile("../deploy/docs/metrics.md")

@@ -24,6 +24,7 @@ import (
 	"ephemeral_port_exporter/collector/cgroup"
 	ports "ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 // The fleet that the dashboard must be able to show, with the default of --destination.limit, and
@@ -53,7 +54,7 @@ func busyHost(host int) scan.Snapshot {
 		n.Report.Settings = ports.Settings{Timestamps: 1, TWReuseDelay: time.Second, TimeWaitLength: time.Minute, TimeWaitLimit: 262144}
 		n.Report.CapacityPorts, n.Report.BoundPorts, n.Report.BoundKnown, n.Report.MaxUtilization = capacity, 10, true, 1
 		n.Conntrack = &scan.Conntrack{Entries: 200000, Limit: 262144, Counted: true, InsertFailed: 1, Dropped: 1, EarlyDropped: 1}
-		n.NAT = &scan.NAT{Report: ports.NATReport{CapacityPorts: 64512, MaxUtilization: 1}, Duration: time.Millisecond}
+		n.NAT = &scan.NAT{Report: snat.Report{CapacityPorts: 64512, MaxUtilization: 1}, Duration: time.Millisecond}
 		n.UDP = scan.UDP{Outcome: scan.Collected, Sockets: capacity, Report: ports.UDPReport{CapacityPorts: capacity}}
 		for i, family := range ports.UDPFamilies {
 			n.UDP.Report.Pools[i] = ports.UDPPool{
@@ -87,12 +88,12 @@ func busyHost(host int) scan.Snapshot {
 		}
 		n.Report.Destinations = append(n.Report.Destinations, d)
 		n.Report.Sources = append(n.Report.Sources, ports.Source{Address: address.Addr(), Ports: 100, Bound: 90, BindParity: 90, Capacity: capacity, Utilization: 0.5})
-		nat := ports.NATPool{
-			Protocol: []ports.Protocol{ports.TCP, ports.UDP}[i/2%2], Source: source, Address: address, Reusable: 100,
+		nat := snat.Pool{
+			Protocol: []snat.Protocol{snat.TCP, snat.UDP}[i/2%2], Source: source, Address: address, Reusable: 100,
 			Utilization: 1 - float64(i)/1000, SearchFailure: 1 - float64(i)/1000, Ceiling: math.Inf(1),
 		}
-		for client := range ports.MaxOwners {
-			nat.Clients = append(nat.Clients, ports.NATClient{Address: netip.AddrFrom4([4]byte{10, 2, 0, byte(client)}), Ports: 100 - client})
+		for client := range snat.MaxClients {
+			nat.Clients = append(nat.Clients, snat.Client{Address: netip.AddrFrom4([4]byte{10, 2, 0, byte(client)}), Ports: 100 - client})
 		}
 		for state := range nat.Ports {
 			nat.Ports[state] = 5000

@@ -12,15 +12,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 )
 
-var natSettings = pool.NATSettings{
+var natSettings = snat.Settings{
 	PortRange: pool.PortRange{Low: 40000, High: 40099}, TakesOver: true,
 	TCPTimeWait: 120 * time.Second, UDP: 30 * time.Second,
 }
 
 // flows adds n flows like f, on ports from that of f on.
-func flows(table *pool.NATTable, n int, f pool.NATFlow) {
+func flows(table *snat.Table, n int, f snat.Flow) {
 	for i := range n {
 		g := f
 		g.Translated = netip.AddrPortFrom(f.Translated.Addr(), f.Translated.Port()+uint16(i))
@@ -28,18 +29,18 @@ func flows(table *pool.NATTable, n int, f pool.NATFlow) {
 	}
 }
 
-func tcpFlow(state pool.NATState, port uint16) pool.NATFlow {
-	return pool.NATFlow{
-		Protocol: pool.TCP, State: state, Client: netip.MustParseAddr("10.1.0.2"), SNAT: true,
+func tcpFlow(state snat.State, port uint16) snat.Flow {
+	return snat.Flow{
+		Protocol: snat.TCP, State: state, Client: netip.MustParseAddr("10.1.0.2"), SNAT: true,
 		Translated:  netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port),
 		Destination: netip.MustParseAddrPort("198.51.100.1:443"),
 	}
 }
 
 // natAdvice returns the advice for the first pool of a table, as lines.
-func natAdvice(t *testing.T, s pool.NATSettings, add func(table *pool.NATTable)) []string {
+func natAdvice(t *testing.T, s snat.Settings, add func(table *snat.Table)) []string {
 	t.Helper()
-	table := pool.NewNATTable(s)
+	table := snat.NewTable(s)
 	add(table)
 	r := table.Report(pool.Limits{Most: 10})
 	a := SNAT(&r, &r.Pools[0])
@@ -61,7 +62,7 @@ func natAdvice(t *testing.T, s pool.NATSettings, add func(table *pool.NATTable))
 }
 
 // manyClients adds flows like f, each of another client.
-func manyClients(table *pool.NATTable, n int, f pool.NATFlow) {
+func manyClients(table *snat.Table, n int, f snat.Flow) {
 	for i := range n {
 		f.Client = netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})
 		flows(table, 1, f)
@@ -70,22 +71,22 @@ func manyClients(table *pool.NATTable, n int, f pool.NATFlow) {
 }
 
 func TestNATAdvice(t *testing.T) {
-	with := func(change func(s *pool.NATSettings)) pool.NATSettings {
+	with := func(change func(s *snat.Settings)) snat.Settings {
 		s := natSettings
 		change(&s)
 		return s
 	}
-	old := with(func(s *pool.NATSettings) { s.TakesOver = false })
-	hidden := with(func(s *pool.NATSettings) { s.TakesOver, s.TCPTimeWait, s.UDP = false, 0, 0 })
-	thousand := with(func(s *pool.NATSettings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} })
-	all := with(func(s *pool.NATSettings) { s.PortRange = pool.PortRange{Low: 1024, High: 65535} })
-	udp := func(state pool.NATState) pool.NATFlow {
+	old := with(func(s *snat.Settings) { s.TakesOver = false })
+	hidden := with(func(s *snat.Settings) { s.TakesOver, s.TCPTimeWait, s.UDP = false, 0, 0 })
+	thousand := with(func(s *snat.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} })
+	all := with(func(s *snat.Settings) { s.PortRange = pool.PortRange{Low: 1024, High: 65535} })
+	udp := func(state snat.State) snat.Flow {
 		f := tcpFlow(state, 40000)
-		f.Protocol = pool.UDP
+		f.Protocol = snat.UDP
 		return f
 	}
-	private := func(address string) pool.NATFlow {
-		f := tcpFlow(pool.NATEstablished, 40000)
+	private := func(address string) snat.Flow {
+		f := tcpFlow(snat.Established, 40000)
 		f.Destination = netip.MustParseAddrPort(address)
 		return f
 	}
@@ -96,39 +97,39 @@ func TestNATAdvice(t *testing.T) {
 	)
 	tests := []struct {
 		name     string
-		settings pool.NATSettings
-		add      func(table *pool.NATTable)
+		settings snat.Settings
+		add      func(table *snat.Table)
 		want     []string
 	}{
-		{"no danger", natSettings, func(table *pool.NATTable) { manyClients(table, 49, tcpFlow(pool.NATEstablished, 40000)) }, nil},
-		{"one client", natSettings, func(table *pool.NATTable) { flows(table, 80, tcpFlow(pool.NATEstablished, 40000)) }, []string{
+		{"no danger", natSettings, func(table *snat.Table) { manyClients(table, 49, tcpFlow(snat.Established, 40000)) }, nil},
+		{"one client", natSettings, func(table *snat.Table) { flows(table, 80, tcpFlow(snat.Established, 40000)) }, []string{
 			established + "80 of the 80 ports in use, of 100. 80" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"many clients", natSettings, func(table *pool.NATTable) { manyClients(table, 100, tcpFlow(pool.NATEstablished, 40000)) }, []string{
+		{"many clients", natSettings, func(table *snat.Table) { manyClients(table, 100, tcpFlow(snat.Established, 40000)) }, []string{
 			established + "100 of the 100 ports in use, of 100.",
 			"Let NAT use all ports: 100, 0 to 64512, +Inf",
 			"More translated addresses: 100, 0 to 300, +Inf",
 			"More destination addresses or ports: 100, 0 to 300, +Inf",
 		}},
-		{"no answer", natSettings, func(table *pool.NATTable) { flows(table, 50, tcpFlow(pool.NATSynSent, 40000)) }, []string{
+		{"no answer", natSettings, func(table *snat.Table) { flows(table, 50, tcpFlow(snat.SynSent, 40000)) }, []string{
 			"Flows without an answer hold most ports: the destination does not answer. These are 50 of the 50 ports in use, of 100. 50" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"closed ones that are taken over are none of the ports in use", natSettings, func(table *pool.NATTable) {
-			flows(table, 30, tcpFlow(pool.NATEstablished, 40000))
-			flows(table, 25, tcpFlow(pool.NATSynSent, 40030))
-			flows(table, 45, tcpFlow(pool.NATTimeWait, 40055))
+		{"closed ones that are taken over are none of the ports in use", natSettings, func(table *snat.Table) {
+			flows(table, 30, tcpFlow(snat.Established, 40000))
+			flows(table, 25, tcpFlow(snat.SynSent, 40030))
+			flows(table, 45, tcpFlow(snat.TimeWait, 40055))
 		}, []string{
 			established + "30 of the 55 ports in use, of 100. 100" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"closed ones of own sockets are not taken over", natSettings, func(table *pool.NATTable) {
-			flows(table, 20, tcpFlow(pool.NATTimeWait, 40000)) // taken over
-			own := tcpFlow(pool.NATTimeWait, 40020)
+		{"closed ones of own sockets are not taken over", natSettings, func(table *snat.Table) {
+			flows(table, 20, tcpFlow(snat.TimeWait, 40000)) // taken over
+			own := tcpFlow(snat.TimeWait, 40020)
 			own.SNAT = false
 			flows(table, 60, own)
 		}, []string{
@@ -136,7 +137,7 @@ func TestNATAdvice(t *testing.T) {
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"TIME_WAIT before 6.5", old, func(table *pool.NATTable) { manyClients(table, 90, tcpFlow(pool.NATTimeWait, 40000)) }, []string{
+		{"TIME_WAIT before 6.5", old, func(table *snat.Table) { manyClients(table, 90, tcpFlow(snat.TimeWait, 40000)) }, []string{
 			"Closed connections hold most ports. These are 90 of the 90 ports in use, of 100.",
 			"Let NAT use all ports: 100, 0.833 to 64512, 538",
 			"More translated addresses: 100, 0.833 to 200, 1.67",
@@ -145,55 +146,55 @@ func TestNATAdvice(t *testing.T) {
 			"Keep connections alive: 100, 0.833 to 100, 8.33",
 			"More destination addresses or ports: 100, 0.833 to 200, 1.67",
 		}},
-		{"hidden timeouts", hidden, func(table *pool.NATTable) { manyClients(table, 90, tcpFlow(pool.NATTimeWait, 40000)) }, []string{
+		{"hidden timeouts", hidden, func(table *snat.Table) { manyClients(table, 90, tcpFlow(snat.TimeWait, 40000)) }, []string{
 			"Closed connections hold most ports. These are 90 of the 90 ports in use, of 100.",
 			"Let NAT use all ports: 100, NaN to 64512, NaN",
 			"More translated addresses: 100, NaN to 200, NaN",
 			"More destination addresses or ports: 100, NaN to 200, NaN",
 		}},
-		{"few closed", old, func(table *pool.NATTable) {
-			flows(table, 81, tcpFlow(pool.NATEstablished, 40000))
-			flows(table, 19, tcpFlow(pool.NATTimeWait, 40081))
+		{"few closed", old, func(table *snat.Table) {
+			flows(table, 81, tcpFlow(snat.Established, 40000))
+			flows(table, 19, tcpFlow(snat.TimeWait, 40081))
 		}, []string{
 			established + "81 of the 100 ports in use, of 100. 100" + alone,
 			"Let NAT use all ports: 100, 0.158 to 64512, 537",
 			"More destination addresses or ports: 100, 0.158 to 300, 1.82",
 		}},
-		{"UDP", natSettings, func(table *pool.NATTable) { manyClients(table, 90, udp(pool.NATReplied)) }, []string{
+		{"UDP", natSettings, func(table *snat.Table) { manyClients(table, 90, udp(snat.Replied)) }, []string{
 			exchanges + "90 of the 90 ports in use, of 100.",
 			"Let NAT use all ports: 100, 3.33 to 64512, 2.15e+03",
 			"More translated addresses: 100, 3.33 to 200, 6.67",
 			"Shorter timeouts of connection tracking: 100, 3.33 to 100, 10, sysctl -w net.netfilter.nf_conntrack_udp_timeout=10",
 			"More destination addresses or ports: 100, 3.33 to 200, 6.67",
 		}},
-		{"UDP with a short timeout", with(func(s *pool.NATSettings) { s.UDP = shortUDP }), func(table *pool.NATTable) { flows(table, 90, udp(pool.NATReplied)) }, []string{
+		{"UDP with a short timeout", with(func(s *snat.Settings) { s.UDP = shortUDP }), func(table *snat.Table) { flows(table, 90, udp(snat.Replied)) }, []string{
 			exchanges + "90 of the 90 ports in use, of 100. 90" + alone,
 			"Let NAT use all ports: 100, 10 to 64512, 6.45e+03",
 			"More destination addresses or ports: 100, 10 to 200, 20",
 		}},
-		{"all of 128 ports are tried", natSettings, func(table *pool.NATTable) { flows(table, 99, tcpFlow(pool.NATEstablished, 40000)) }, []string{
+		{"all of 128 ports are tried", natSettings, func(table *snat.Table) { flows(table, 99, tcpFlow(snat.Established, 40000)) }, []string{
 			established + "99 of the 99 ports in use, of 100. 99" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"a block", thousand, func(table *pool.NATTable) { flows(table, 800, tcpFlow(pool.NATEstablished, 40000)) }, []string{
+		{"a block", thousand, func(table *snat.Table) { flows(table, 800, tcpFlow(snat.Established, 40000)) }, []string{
 			established + "800 of the 800 ports in use, of 1000. 23% of the kernel's searches for a port fail although 200 are free, because it does not try all. 800" + alone,
 			"Choose the ports fully at random: 1000, +Inf to 1000, +Inf, failure 0.24 to 0.00",
 			"Let NAT use all ports: 1000, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 1000, +Inf to 2000, +Inf",
 		}},
-		{"nearly all taken, however they lie", thousand, func(table *pool.NATTable) { flows(table, 995, tcpFlow(pool.NATEstablished, 40000)) }, []string{
+		{"nearly all taken, however they lie", thousand, func(table *snat.Table) { flows(table, 995, tcpFlow(snat.Established, 40000)) }, []string{
 			established + "995 of the 995 ports in use, of 1000. 75% of the kernel's searches for a port fail although 5 are free, because it does not try all. 995" + alone,
 			"Let NAT use all ports: 1000, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 1000, +Inf to 2000, +Inf",
 		}},
-		{"all ports already", all, func(table *pool.NATTable) { flows(table, 20000, tcpFlow(pool.NATEstablished, 30000)) }, nil},
-		{"all ports already, in danger", all, func(table *pool.NATTable) { flows(table, 50000, tcpFlow(pool.NATEstablished, 10000)) }, []string{
+		{"all ports already", all, func(table *snat.Table) { flows(table, 20000, tcpFlow(snat.Established, 30000)) }, nil},
+		{"all ports already, in danger", all, func(table *snat.Table) { flows(table, 50000, tcpFlow(snat.Established, 10000)) }, []string{
 			established + "50000 of the 50000 ports in use, of 64512. 27% of the kernel's searches for a port fail although 14512 are free, because it does not try all. 50000" + alone,
 			"Choose the ports fully at random: 64512, +Inf to 64512, +Inf, failure 0.28 to 0.00",
 			"More destination addresses or ports: 64512, +Inf to 129024, +Inf",
 		}},
-		{"private destination", natSettings, func(table *pool.NATTable) { flows(table, 80, private("10.96.0.10:53")) }, []string{
+		{"private destination", natSettings, func(table *snat.Table) { flows(table, 80, private("10.96.0.10:53")) }, []string{
 			established + "80 of the 80 ports in use, of 100. 80" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
@@ -211,15 +212,15 @@ func TestNATAdvice(t *testing.T) {
 
 // TestNATCureText checks what every cure has.
 func TestNATCureText(t *testing.T) {
-	for _, protocol := range []pool.Protocol{pool.TCP, pool.UDP} {
+	for _, protocol := range []snat.Protocol{snat.TCP, snat.UDP} {
 		s := natSettings
 		s.TakesOver = false
 		s.PortRange.High = 40999
-		table := pool.NewNATTable(s)
-		f := tcpFlow(pool.NATTimeWait, 40000)
+		table := snat.NewTable(s)
+		f := tcpFlow(snat.TimeWait, 40000)
 		f.Destination = netip.MustParseAddrPort("100.64.0.1:53")
-		if protocol == pool.UDP {
-			f.Protocol, f.State = pool.UDP, pool.NATReplied
+		if protocol == snat.UDP {
+			f.Protocol, f.State = snat.UDP, snat.Replied
 		}
 		manyClients(table, 900, f)
 		r := table.Report(pool.Limits{Most: 1})
@@ -253,9 +254,9 @@ func TestNATRunbook(t *testing.T) {
 	s.PortRange = pool.PortRange{Low: 40000, High: 40999}
 	shown := map[string]bool{}
 	for _, old := range []bool{false, true} {
-		for _, state := range []pool.NATState{pool.NATEstablished, pool.NATTimeWait} {
+		for _, state := range []snat.State{snat.Established, snat.TimeWait} {
 			s.TakesOver = !old
-			table := pool.NewNATTable(s)
+			table := snat.NewTable(s)
 			f := tcpFlow(state, 40000)
 			f.Destination = netip.MustParseAddrPort("10.0.0.2:443")
 			manyClients(table, 800, f)

@@ -9,18 +9,19 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 // From this share of failing searches on, a pool of source NAT is in danger, whatever its utilization.
 const dangerSearchFailure = 0.01
 
 // snatInDanger reports whether the ports of a pool run out, or may soon.
-func snatInDanger(p *pool.NATPool) bool {
+func snatInDanger(p *snat.Pool) bool {
 	return p.Utilization >= dangerUtilization || p.SearchFailure >= dangerSearchFailure
 }
 
 // SNAT returns advice about a pool of the report. It returns nil if the pool is not in danger.
-func SNAT(r *pool.NATReport, p *pool.NATPool) *Advice {
+func SNAT(r *snat.Report, p *snat.Pool) *Advice {
 	if !snatInDanger(p) {
 		return nil
 	}
@@ -30,8 +31,8 @@ func SNAT(r *pool.NATReport, p *pool.NATPool) *Advice {
 
 // A snatPool is a pool of source NAT that needs advice.
 type snatPool struct {
-	report *pool.NATReport
-	pool   *pool.NATPool
+	report *snat.Report
+	pool   *snat.Pool
 	now    Outlook
 
 	used   int // ports that are not free, nor reusable
@@ -39,10 +40,10 @@ type snatPool struct {
 	closed int // of those, of flows that only expire
 }
 
-func newSNATPool(r *pool.NATReport, p *pool.NATPool) *snatPool {
+func newSNATPool(r *snat.Report, p *snat.Pool) *snatPool {
 	n := &snatPool{report: r, pool: p, now: Outlook{Ports: r.CapacityPorts, Ceiling: p.Ceiling}, used: p.Held - p.Reusable}
 	for state, ports := range p.Ports {
-		if pool.NATState(state).Open() {
+		if snat.State(state).Open() {
 			n.open += ports
 		}
 	}
@@ -53,17 +54,17 @@ func newSNATPool(r *pool.NATReport, p *pool.NATPool) *snatPool {
 // diagnosis says what holds most ports, and whether free ones are found.
 func (n *snatPool) diagnosis() string {
 	p := n.pool
-	inUse := func(s pool.NATState) int {
+	inUse := func(s snat.State) int {
 		switch {
 		case !n.report.Settings.TakesOver || !s.TakenOver():
 			return p.Ports[s]
-		case s == pool.NATTimeWait: // stands for all closed ones: which of them are reusable is not known
+		case s == snat.TimeWait: // stands for all closed ones: which of them are reusable is not known
 			return n.closed
 		default:
 			return 0
 		}
 	}
-	state := slices.MaxFunc(pool.NATStates(p.Protocol), func(a, b pool.NATState) int { return cmp.Compare(inUse(a), inUse(b)) })
+	state := slices.MaxFunc(snat.States(p.Protocol), func(a, b snat.State) int { return cmp.Compare(inUse(a), inUse(b)) })
 	text := fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", snatMeaning(state), inUse(state), n.used, n.report.CapacityPorts)
 	if free := n.report.CapacityPorts - p.Held; p.SearchFailure >= dangerSearchFailure && free > 0 {
 		text += fmt.Sprintf(" %d%% of the kernel's searches for a port fail although %d are free, because it does not try all.", int(100*p.SearchFailure), free)
@@ -75,17 +76,17 @@ func (n *snatPool) diagnosis() string {
 }
 
 // snatMeaning says what it means that flows in a state hold most ports.
-func snatMeaning(s pool.NATState) string {
+func snatMeaning(s snat.State) string {
 	switch s {
-	case pool.NATEstablished:
+	case snat.Established:
 		return "Open connections hold most ports, or such whose ends are gone: connection tracking keeps these for days"
-	case pool.NATSynSent, pool.NATUnreplied:
+	case snat.SynSent, snat.Unreplied:
 		return "Flows without an answer hold most ports: the destination does not answer"
-	case pool.NATTimeWait, pool.NATClose, pool.NATSynSent2:
+	case snat.TimeWait, snat.Close, snat.SynSent2:
 		return "Closed connections hold most ports"
-	case pool.NATReplied:
+	case snat.Replied:
 		return "Single exchanges over UDP hold most ports, until they expire"
-	case pool.NATAssured:
+	case snat.Assured:
 		return "Longer exchanges over UDP hold most ports"
 	default:
 		return "Connections that are being closed hold most ports"
@@ -107,7 +108,7 @@ func (n *snatPool) cures() []Cure {
 }
 
 // outlook returns what a number of ports suffices for, with these settings.
-func (n *snatPool) outlook(ports int, s pool.NATSettings) Outlook {
+func (n *snatPool) outlook(ports int, s snat.Settings) Outlook {
 	return Outlook{Ports: ports, Ceiling: s.Ceiling(n.pool.Protocol, ports-n.open)}
 }
 
@@ -116,7 +117,7 @@ func (n *snatPool) fullyRandom() Cure {
 	if n.pool.SearchFailure < dangerSearchFailure {
 		return Cure{}
 	}
-	then := pool.ScatteredFailure(n.report.Settings.PortRange, n.pool.Held, n.pool.Reusable)
+	then := snat.ScatteredFailure(n.report.Settings.PortRange, n.pool.Held, n.pool.Reusable)
 	if then > n.pool.SearchFailure/2 {
 		return Cure{}
 	}
@@ -181,7 +182,7 @@ func (n *snatPool) shorterTimeout() Cure {
 	switch {
 	case !n.considerable(n.closed):
 		return Cure{}
-	case n.pool.Protocol == pool.UDP:
+	case n.pool.Protocol == snat.UDP:
 		c.Sentence = fmt.Sprintf("A single exchange then holds its port for %.0f s instead of %.0f s.", shortUDP.Seconds(), s.UDP.Seconds())
 		c.Command = fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_udp_timeout=%.0f", shortUDP.Seconds())
 		c.Condition = "Answers come within that time. It counts for flows that have a packet from then on."
@@ -198,7 +199,7 @@ func (n *snatPool) shorterTimeout() Cure {
 
 func (n *snatPool) newerKernel() Cure {
 	s := n.report.Settings
-	if n.pool.Protocol != pool.TCP || !n.considerable(n.closed) {
+	if n.pool.Protocol != snat.TCP || !n.considerable(n.closed) {
 		return Cure{}
 	}
 	s.TakesOver = true
@@ -211,7 +212,7 @@ func (n *snatPool) newerKernel() Cure {
 
 // keepAlive has the ceiling count requests, where each connection has one now.
 func (n *snatPool) keepAlive() Cure {
-	if n.pool.Protocol != pool.TCP || !n.considerable(n.closed) {
+	if n.pool.Protocol != snat.TCP || !n.considerable(n.closed) {
 		return Cure{}
 	}
 	const requests = 10

@@ -47,7 +47,7 @@ type Config struct {
 	SNATPorts pool.PortRange // that its rules choose from
 
 	// SNATTakeover says that the kernel takes over the ports of closed flows although its release is
-	// older than that, see pool.NATSettings.
+	// older than that, see snat.Settings.
 	SNATTakeover bool
 }
 

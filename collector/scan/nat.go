@@ -14,7 +14,7 @@ import (
 	"ephemeral_port_exporter/collector/conntrack"
 	"ephemeral_port_exporter/collector/internal/capability"
 	"ephemeral_port_exporter/collector/netns"
-	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 const (
@@ -90,7 +90,7 @@ func (s *Scanner) addNAT(n *Namespace, deadline time.Time) {
 }
 
 // fillNATTable returns a table of the calling thread's namespace.
-func (s *Scanner) fillNATTable(deadline time.Time) (*pool.NATTable, error) {
+func (s *Scanner) fillNATTable(deadline time.Time) (*snat.Table, error) {
 	if !time.Now().Before(deadline) {
 		return nil, os.ErrDeadlineExceeded
 	}
@@ -111,8 +111,8 @@ func (s *Scanner) fillNATTable(deadline time.Time) (*pool.NATTable, error) {
 		return nil, err
 	}
 	defer conn.Close()
-	table := pool.NewNATTable(settings)
-	var row pool.NATFlow
+	table := snat.NewTable(settings)
+	var row snat.Flow
 	err = conn.Flows(func(f *conntrack.Flow) {
 		// Other flows that are not translated keep an address that is not ours: they take no port of a pool.
 		if f.Status&conntrack.SrcNAT != 0 || own[f.Original.Source.Addr()] {
@@ -134,8 +134,8 @@ func (s *Scanner) fillNATTable(deadline time.Time) (*pool.NATTable, error) {
 }
 
 // natSettings returns the settings of the calling thread's namespace.
-func (s *Scanner) natSettings() (pool.NATSettings, error) {
-	settings := pool.NATSettings{PortRange: s.cfg.SNATPorts, TakesOver: s.natTakesOver}
+func (s *Scanner) natSettings() (snat.Settings, error) {
+	settings := snat.Settings{PortRange: s.cfg.SNATPorts, TakesOver: s.natTakesOver}
 	timeouts, err := s.proc.ConntrackTimeouts()
 	if errors.Is(err, fs.ErrNotExist) {
 		return settings, nil // hidden: ceilings are not known
@@ -172,30 +172,30 @@ func ownAddresses() (map[netip.Addr]bool, error) {
 }
 
 // setNATRow sets row to a flow.
-func setNATRow(row *pool.NATFlow, f *conntrack.Flow) {
-	*row = pool.NATFlow{
-		Protocol: pool.TCP, State: natStateOf(f),
+func setNATRow(row *snat.Flow, f *conntrack.Flow) {
+	*row = snat.Flow{
+		Protocol: snat.TCP, State: natStateOf(f),
 		Client: f.Original.Source.Addr(), Translated: f.Reply.Destination, Destination: f.Reply.Source,
 		Zone: f.ReplyZone, SNAT: f.Status&conntrack.SrcNAT != 0,
 	}
 	if f.Protocol == conntrack.UDP {
-		row.Protocol = pool.UDP
+		row.Protocol = snat.UDP
 	}
 }
 
 // natStateOf returns the state of a flow. One in a flow table has none: it is in use.
-func natStateOf(f *conntrack.Flow) pool.NATState {
+func natStateOf(f *conntrack.Flow) snat.State {
 	switch {
 	case f.Protocol == conntrack.UDP && f.Status&(conntrack.Assured|conntrack.Offload) != 0:
-		return pool.NATAssured
+		return snat.Assured
 	case f.Protocol == conntrack.UDP && f.Status&conntrack.SeenReply != 0:
-		return pool.NATReplied
+		return snat.Replied
 	case f.Protocol == conntrack.UDP:
-		return pool.NATUnreplied
+		return snat.Unreplied
 	case conntrack.SynSent <= f.State && f.State <= conntrack.SynSent2:
-		return pool.NATSynSent + pool.NATState(f.State-conntrack.SynSent)
+		return snat.SynSent + snat.State(f.State-conntrack.SynSent)
 	default:
-		return pool.NATEstablished
+		return snat.Established
 	}
 }
 

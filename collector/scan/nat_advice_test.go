@@ -14,6 +14,7 @@ import (
 
 	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 	"ephemeral_port_exporter/collector/snat/nattest"
 )
 
@@ -79,7 +80,7 @@ func (n *natTreatment) diagnose(title string) {
 }
 
 // report returns what a scan with --snat.port-range finds. It must find pools.
-func (n *natTreatment) report(ports pool.PortRange) pool.NATReport {
+func (n *natTreatment) report(ports pool.PortRange) snat.Report {
 	n.t.Helper()
 	cfg := testConfig()
 	cfg.SNAT, cfg.SNATPorts = true, ports

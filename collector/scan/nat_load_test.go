@@ -14,7 +14,7 @@ import (
 	"ephemeral_port_exporter/collector/conntrack"
 	"ephemeral_port_exporter/collector/conntrack/conntracktest"
 	"ephemeral_port_exporter/collector/netns/netnstest"
-	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 	"ephemeral_port_exporter/collector/snat/nattest"
 )
 
@@ -24,7 +24,7 @@ func TestOracleNATCeiling(t *testing.T) {
 	const timeout = 2 * time.Second // of closed connections and of exchanges over UDP
 	const open, rest = 14, 50
 	to := netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80)
-	for _, protocol := range []pool.Protocol{pool.TCP, pool.UDP} {
+	for _, protocol := range []snat.Protocol{snat.TCP, snat.UDP} {
 		for _, tt := range []struct {
 			name  string
 			share float64
@@ -33,7 +33,7 @@ func TestOracleNATCeiling(t *testing.T) {
 				t.Parallel()
 				g := nattest.New(t, nattest.Postrouting("masquerade to :"+portsOf(range64)))
 				sysctl := "netfilter/nf_conntrack_tcp_timeout_time_wait"
-				if protocol == pool.UDP {
+				if protocol == snat.UDP {
 					sysctl = "netfilter/nf_conntrack_udp_timeout"
 				}
 				netnstest.Sysctl(t, sysctl, "2")
@@ -44,7 +44,7 @@ func TestOracleNATCeiling(t *testing.T) {
 				// exchange opens a connection and closes it.
 				exchange := func() (granted bool) {
 					next++
-					if protocol == pool.UDP {
+					if protocol == snat.UDP {
 						_, granted = g.Send(nattest.Packet{Protocol: unix.IPPROTO_UDP, Source: from(next), Destination: to})
 					} else { // falling sequence numbers: no connection is taken over
 						_, granted = g.Open(nattest.TimeWait, from(next), to, uint32(1<<31-1000*next))
@@ -53,7 +53,7 @@ func TestOracleNATCeiling(t *testing.T) {
 				}
 				err := conntracktest.Open(t).Create(open, func(i int) conntracktest.Flow {
 					f := natFlow(0xff00+i, range64.Low+uint16(i), to)
-					if protocol == pool.UDP {
+					if protocol == snat.UDP {
 						f.Protocol, f.Status = unix.IPPROTO_UDP, uint32(conntrack.SeenReply|conntrack.Assured)
 					}
 					return f
@@ -130,7 +130,7 @@ func TestOracleNATTakeover(t *testing.T) {
 		}
 	}
 	r, _ := scanNAT(t, s)
-	p, _ := natPoolOf(r, pool.TCP, nattest.Gateway4, to)
+	p, _ := natPoolOf(r, snat.TCP, nattest.Gateway4, to)
 	switch {
 	case takesOver && (granted != connections || p.Held != 100 || p.Reusable != 100 || p.Utilization != 0 || !math.IsInf(p.Ceiling, 1) || p.SearchFailure > 1e-6):
 		t.Errorf("%d of %d connections granted, got %+v, want all, 100 ports, all reusable, and no ceiling", granted, connections, p)

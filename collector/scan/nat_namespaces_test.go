@@ -24,6 +24,7 @@ import (
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 	"ephemeral_port_exporter/collector/snat/nattest"
 	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
@@ -472,9 +473,9 @@ func TestNATAttack(t *testing.T) {
 	if len(r.Pools) != 256 || r.UnreportedPools != pools+2-256 || r.UnreportedPorts != pools-254 {
 		t.Errorf("%d pools reported, %d with %d ports not", len(r.Pools), r.UnreportedPools, r.UnreportedPorts)
 	}
-	for i, want := range []pool.NATClient{{Address: host(1000), Ports: 850}, {Address: host(2), Ports: 300}} {
+	for i, want := range []snat.Client{{Address: host(1000), Ports: 850}, {Address: host(2), Ports: 300}} {
 		p := r.Pools[i]
-		if p.Address != serverPort(445-i) || len(p.Clients) != pool.MaxOwners || p.Clients[0] != want {
+		if p.Address != serverPort(445-i) || len(p.Clients) != snat.MaxClients || p.Clients[0] != want {
 			t.Errorf("pool %d: to %v of %v, want %v first", i, p.Address, p.Clients, want)
 		}
 	}
@@ -506,7 +507,7 @@ func TestNATChurn(t *testing.T) {
 	s := natScanner(t, range1000)
 	for range scans {
 		r, _ := scanNAT(t, s)
-		p, _ := natPoolOf(r, pool.TCP, nattest.Gateway4, to)
+		p, _ := natPoolOf(r, snat.TCP, nattest.Gateway4, to)
 		// The kernel may repeat flows, where one ends at the border of two datagrams.
 		if p.Held < stay || p.Held > stay+stay/10 || r.MaxUtilization > 1 {
 			t.Errorf("%d ports held of %d, greatest utilization %v", p.Held, stay, r.MaxUtilization)

@@ -15,6 +15,7 @@ import (
 	"ephemeral_port_exporter/collector/conntrack/conntracktest"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 	"ephemeral_port_exporter/collector/snat/nattest"
 )
 
@@ -40,14 +41,14 @@ func newNATGateway(t *testing.T, ruleset string) *nattest.Gateway {
 }
 
 // scanNAT returns what a Scanner tells of the test's namespace. Without flows, that is an empty report.
-func scanNAT(t *testing.T, s *Scanner) (pool.NATReport, Conntrack) {
+func scanNAT(t *testing.T, s *Scanner) (snat.Report, Conntrack) {
 	t.Helper()
 	n := s.Scan(t.Context()).Namespaces[0]
 	switch {
 	case n.Err != nil || n.ConntrackErr != nil || n.Conntrack == nil || !n.Conntrack.Counted:
 		t.Fatalf("scan: %v, %v, %+v", n.Err, n.ConntrackErr, n.Conntrack)
 	case n.NAT == nil:
-		return pool.NATReport{CapacityPorts: s.cfg.SNATPorts.Size()}, *n.Conntrack
+		return snat.Report{CapacityPorts: s.cfg.SNATPorts.Size()}, *n.Conntrack
 	case n.NAT.Err != nil:
 		t.Fatalf("scan: %v", n.NAT.Err)
 	}
@@ -55,24 +56,24 @@ func scanNAT(t *testing.T, s *Scanner) (pool.NATReport, Conntrack) {
 }
 
 // natPoolOf returns a pool, if the report has it.
-func natPoolOf(r pool.NATReport, protocol pool.Protocol, source netip.Addr, destination netip.AddrPort) (p pool.NATPool, ok bool) {
+func natPoolOf(r snat.Report, protocol snat.Protocol, source netip.Addr, destination netip.AddrPort) (p snat.Pool, ok bool) {
 	for _, p := range r.Pools {
 		if p.Protocol == protocol && p.Source == source && p.Address == destination {
 			return p, true
 		}
 	}
-	return pool.NATPool{}, false
+	return snat.Pool{}, false
 }
 
 // natFree returns how many ports of a pool are free, or can be taken over, by the report.
-func natFree(r pool.NATReport, protocol pool.Protocol, source netip.Addr, destination netip.AddrPort) int {
+func natFree(r snat.Report, protocol snat.Protocol, source netip.Addr, destination netip.AddrPort) int {
 	p, _ := natPoolOf(r, protocol, source, destination)
 	return r.CapacityPorts - p.Held + p.Reusable
 }
 
 // natClients are connections through a gateway.
 type natClients struct {
-	protocol pool.Protocol
+	protocol snat.Protocol
 	from     func(i int) netip.AddrPort // the source of connection i
 	to       netip.AddrPort
 	behind   netip.AddrPort // the destination after DNAT, if that is another
@@ -88,7 +89,7 @@ const seqLater = 1 << 30
 // open sends the first packet of the next connection.
 func (c *natClients) open(g *nattest.Gateway) (translated netip.AddrPort, granted bool) {
 	p := nattest.Packet{Protocol: unix.IPPROTO_TCP, Source: c.from(c.next), Destination: c.to, Flags: nattest.SYN, Seq: seqLater}
-	if c.protocol == pool.UDP {
+	if c.protocol == snat.UDP {
 		p.Protocol = unix.IPPROTO_UDP
 	}
 	c.next++
@@ -224,15 +225,15 @@ func TestOracleNATRules(t *testing.T) {
 				to := netip.AddrPortFrom(nattest.Host(f.servers, 0), 80)
 				other := netip.AddrPortFrom(nattest.Host(f.servers, 1), 80)
 				pairs := []natClients{
-					{protocol: pool.TCP, from: hosts(f.clients, 0x100, 20000), to: to},
-					{protocol: pool.TCP, from: hosts(f.clients, 0x200, 20000), to: to},
-					{protocol: pool.TCP, from: hosts(f.clients, 0x200, 20001), to: other},
-					{protocol: pool.UDP, from: hosts(f.clients, 0x200, 20000), to: to},
+					{protocol: snat.TCP, from: hosts(f.clients, 0x100, 20000), to: to},
+					{protocol: snat.TCP, from: hosts(f.clients, 0x200, 20000), to: to},
+					{protocol: snat.TCP, from: hosts(f.clients, 0x200, 20001), to: other},
+					{protocol: snat.UDP, from: hosts(f.clients, 0x200, 20000), to: to},
 				}
 				for i := range pairs {
 					pairs[i].hold(t, g, 5+i)
 				}
-				for _, protocol := range []pool.Protocol{pool.TCP, pool.UDP} {
+				for _, protocol := range []snat.Protocol{snat.TCP, snat.UDP} {
 					checkNAT(t, g, s, &natClients{protocol: protocol, from: hosts(f.clients, 0x300, 20000), to: to}, r.drops)
 				}
 			})
@@ -245,7 +246,7 @@ func TestOracleNATRules(t *testing.T) {
 func TestOracleNATPools(t *testing.T) {
 	to := netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80)
 	clients := func(first int) *natClients {
-		return &natClients{protocol: pool.TCP, from: hosts(nattest.Clients4, first, 20000), to: to}
+		return &natClients{protocol: snat.TCP, from: hosts(nattest.Clients4, first, 20000), to: to}
 	}
 	via := func(first int, service string) *natClients {
 		c := clients(first)
@@ -285,7 +286,7 @@ func TestOracleNATPools(t *testing.T) {
 			}`,
 			before: func(*testing.T, *nattest.Gateway) {},
 			clients: &natClients{
-				protocol: pool.TCP, from: hosts(nattest.Clients4, 0x100, 20000), hairpin: true,
+				protocol: snat.TCP, from: hosts(nattest.Clients4, 0x100, 20000), hairpin: true,
 				to: netip.MustParseAddrPort("10.1.0.1:8080"), behind: netip.MustParseAddrPort("10.3.0.200:80"),
 			},
 		},
@@ -353,10 +354,10 @@ func TestOracleNATPools(t *testing.T) {
 					}
 				}
 				c := clients(0x100)
-				c.protocol = pool.UDP
+				c.protocol = snat.UDP
 				c.hold(t, g, 10)
 			},
-			clients: &natClients{protocol: pool.UDP, from: hosts(nattest.Clients4, 0x200, 20000), to: to},
+			clients: &natClients{protocol: snat.UDP, from: hosts(nattest.Clients4, 0x200, 20000), to: to},
 			held:    15,
 		},
 	}
@@ -414,16 +415,16 @@ func TestOracleNATStates(t *testing.T) {
 				}
 			}
 			r, _ := scanNAT(t, s)
-			p, _ := natPoolOf(r, pool.TCP, nattest.Gateway4, to)
+			p, _ := natPoolOf(r, snat.TCP, nattest.Gateway4, to)
 			reusable := 0
 			if takesOver && (state == nattest.TimeWait || state == nattest.Close || state == nattest.SynSent2) {
 				reusable = n
 			}
-			if p.Ports[pool.NATState(i)] != n || p.Held != n || p.Reusable != reusable {
-				t.Errorf("%v, %d held, %d reusable, want %d in state %v and %d reusable", p.Ports, p.Held, p.Reusable, n, pool.NATState(i), reusable)
+			if p.Ports[snat.State(i)] != n || p.Held != n || p.Reusable != reusable {
+				t.Errorf("%v, %d held, %d reusable, want %d in state %v and %d reusable", p.Ports, p.Held, p.Reusable, n, snat.State(i), reusable)
 			}
 			// The kernel takes over a port in every second search, if only one is reusable.
-			checkNAT(t, g, s, &natClients{protocol: pool.TCP, from: hosts(nattest.Clients4, 0x200, 20000), to: to}, 1+60*min(reusable, 1))
+			checkNAT(t, g, s, &natClients{protocol: snat.TCP, from: hosts(nattest.Clients4, 0x200, 20000), to: to}, 1+60*min(reusable, 1))
 		})
 	}
 	t.Run("TIME_WAIT of own sockets", func(t *testing.T) {
@@ -439,9 +440,9 @@ func TestOracleNATStates(t *testing.T) {
 			own := netnstest.Client{Bind: netnstest.BindFirst, Source: netip.AddrPortFrom(nattest.Gateway4, uint16(40010+i)), Destination: to}
 			netnstest.TimeWait(t, own, listener, 1)
 		}
-		c := natClients{protocol: pool.TCP, from: hosts(nattest.Clients4, 0x200, 20000), to: to}
+		c := natClients{protocol: snat.TCP, from: hosts(nattest.Clients4, 0x200, 20000), to: to}
 		c.hold(t, g, 1) // without which this would be no pool
-		waitForState(t, s, to, pool.NATTimeWait, n)
+		waitForState(t, s, to, snat.TimeWait, n)
 		checkNAT(t, g, s, &c, 20)
 	})
 	t.Run("reopened", func(t *testing.T) {
@@ -454,16 +455,16 @@ func TestOracleNATStates(t *testing.T) {
 				t.Fatal("not granted")
 			}
 		}
-		checkNAT(t, g, s, &natClients{protocol: pool.TCP, from: hosts(nattest.Clients4, 0x200, 20000), to: to}, 60)
+		checkNAT(t, g, s, &natClients{protocol: snat.TCP, from: hosts(nattest.Clients4, 0x200, 20000), to: to}, 60)
 	})
 }
 
 // waitForState waits until the pool for a destination has so many flows in a state.
-func waitForState(t *testing.T, s *Scanner, to netip.AddrPort, state pool.NATState, want int) {
+func waitForState(t *testing.T, s *Scanner, to netip.AddrPort, state snat.State, want int) {
 	t.Helper()
 	waitUntil(t, fmt.Sprintf("%d flows in %v", want, state), func() bool {
 		r, _ := scanNAT(t, s)
-		p, _ := natPoolOf(r, pool.TCP, nattest.Gateway4, to)
+		p, _ := natPoolOf(r, snat.TCP, nattest.Gateway4, to)
 		return p.Ports[state] == want
 	})
 }
@@ -523,7 +524,7 @@ func TestOracleNATWide(t *testing.T) {
 			}
 			newRandom(t).Shuffle(len(ports), func(i, j int) { ports[i], ports[j] = ports[j], ports[i] })
 			fillNAT(t, ports[free:], to)
-			checkNAT(t, g, s, &natClients{protocol: pool.TCP, to: to, from: func(i int) netip.AddrPort {
+			checkNAT(t, g, s, &natClients{protocol: snat.TCP, to: to, from: func(i int) netip.AddrPort {
 				return netip.AddrPortFrom(nattest.Host(nattest.Clients4, 0xff00+i), ports[i])
 			}}, 20)
 		})
@@ -558,7 +559,7 @@ func TestOracleNATSearches(t *testing.T) {
 			}
 			fillNAT(t, ports, to)
 			r, before := scanNAT(t, natScanner(t, tt.ports))
-			p, _ := natPoolOf(r, pool.TCP, nattest.Gateway4, to)
+			p, _ := natPoolOf(r, snat.TCP, nattest.Gateway4, to)
 
 			const searches = 2000
 			failed := 0
@@ -591,7 +592,7 @@ func TestOracleNATClients(t *testing.T) {
 	want := map[netip.Addr]int{}
 	for client, n := range []int{3, 20, 1, 30, 10} {
 		addr := nattest.Host(nattest.Clients4, 0x100+client)
-		c := natClients{protocol: pool.TCP, to: to, from: func(i int) netip.AddrPort { return netip.AddrPortFrom(addr, uint16(20000+i)) }}
+		c := natClients{protocol: snat.TCP, to: to, from: func(i int) netip.AddrPort { return netip.AddrPortFrom(addr, uint16(20000+i)) }}
 		c.hold(t, g, n)
 		if n >= 10 {
 			want[addr] = n

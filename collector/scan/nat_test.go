@@ -22,7 +22,7 @@ import (
 	"ephemeral_port_exporter/collector/conntrack"
 	"ephemeral_port_exporter/collector/conntrack/conntracktest"
 	"ephemeral_port_exporter/collector/netns/netnstest"
-	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 	"ephemeral_port_exporter/collector/snat/nattest"
 	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
@@ -425,40 +425,40 @@ func TestNATRow(t *testing.T) {
 		Reply:        conntrack.Tuple{Source: netip.MustParseAddrPort("192.0.2.1:443"), Destination: netip.MustParseAddrPort("192.0.2.9:40000")},
 		OriginalZone: 3, ReplyZone: 4,
 	}
-	want := pool.NATFlow{
-		Protocol: pool.TCP, State: pool.NATEstablished, Client: netip.MustParseAddr("10.0.0.1"),
+	want := snat.Flow{
+		Protocol: snat.TCP, State: snat.Established, Client: netip.MustParseAddr("10.0.0.1"),
 		Translated: netip.MustParseAddrPort("192.0.2.9:40000"), Destination: netip.MustParseAddrPort("192.0.2.1:443"), Zone: 4, SNAT: true,
 	}
 	for _, tt := range []struct {
 		protocol conntrack.Protocol
 		state    conntrack.State
 		status   conntrack.Status
-		want     pool.NATState
+		want     snat.State
 	}{
-		{conntrack.TCP, conntrack.SynSent, nat, pool.NATSynSent},
-		{conntrack.TCP, conntrack.SynRecv, nat | conntrack.SeenReply, pool.NATSynRecv},
-		{conntrack.TCP, conntrack.Established, nat | conntrack.Assured, pool.NATEstablished},
-		{conntrack.TCP, conntrack.FinWait, nat, pool.NATFinWait},
-		{conntrack.TCP, conntrack.CloseWait, nat, pool.NATCloseWait},
-		{conntrack.TCP, conntrack.LastAck, nat, pool.NATLastAck},
-		{conntrack.TCP, conntrack.TimeWait, nat, pool.NATTimeWait},
-		{conntrack.TCP, conntrack.Close, nat, pool.NATClose},
-		{conntrack.TCP, conntrack.SynSent2, nat, pool.NATSynSent2},
-		{conntrack.TCP, conntrack.None, nat | conntrack.Offload, pool.NATEstablished},
-		{conntrack.TCP, conntrack.SynSent2 + 1, nat, pool.NATEstablished}, // of a later kernel
-		{conntrack.TCP, conntrack.SynSent, 0, pool.NATSynSent},
-		{conntrack.UDP, conntrack.None, nat, pool.NATUnreplied},
-		{conntrack.UDP, conntrack.None, nat | conntrack.SeenReply, pool.NATReplied},
-		{conntrack.UDP, conntrack.None, nat | conntrack.SeenReply | conntrack.Assured, pool.NATAssured},
-		{conntrack.UDP, conntrack.None, nat | conntrack.Offload, pool.NATAssured},
+		{conntrack.TCP, conntrack.SynSent, nat, snat.SynSent},
+		{conntrack.TCP, conntrack.SynRecv, nat | conntrack.SeenReply, snat.SynRecv},
+		{conntrack.TCP, conntrack.Established, nat | conntrack.Assured, snat.Established},
+		{conntrack.TCP, conntrack.FinWait, nat, snat.FinWait},
+		{conntrack.TCP, conntrack.CloseWait, nat, snat.CloseWait},
+		{conntrack.TCP, conntrack.LastAck, nat, snat.LastAck},
+		{conntrack.TCP, conntrack.TimeWait, nat, snat.TimeWait},
+		{conntrack.TCP, conntrack.Close, nat, snat.Close},
+		{conntrack.TCP, conntrack.SynSent2, nat, snat.SynSent2},
+		{conntrack.TCP, conntrack.None, nat | conntrack.Offload, snat.Established},
+		{conntrack.TCP, conntrack.SynSent2 + 1, nat, snat.Established}, // of a later kernel
+		{conntrack.TCP, conntrack.SynSent, 0, snat.SynSent},
+		{conntrack.UDP, conntrack.None, nat, snat.Unreplied},
+		{conntrack.UDP, conntrack.None, nat | conntrack.SeenReply, snat.Replied},
+		{conntrack.UDP, conntrack.None, nat | conntrack.SeenReply | conntrack.Assured, snat.Assured},
+		{conntrack.UDP, conntrack.None, nat | conntrack.Offload, snat.Assured},
 	} {
 		f, want := base, want
 		f.Protocol, f.State, f.Status = tt.protocol, tt.state, tt.status
 		want.State, want.SNAT = tt.want, tt.status&nat != 0
 		if tt.protocol == conntrack.UDP {
-			want.Protocol = pool.UDP
+			want.Protocol = snat.UDP
 		}
-		row := pool.NATFlow{Zone: 99, SNAT: true, State: pool.NATLastAck} // of the flow before
+		row := snat.Flow{Zone: 99, SNAT: true, State: snat.LastAck} // of the flow before
 		if setNATRow(&row, &f); row != want {
 			t.Errorf("%+v: got %+v, want %+v", f, row, want)
 		}

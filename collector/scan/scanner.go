@@ -17,6 +17,7 @@ import (
 	"ephemeral_port_exporter/collector/conntrack"
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/collector/sockiter"
 	"ephemeral_port_exporter/procfs"
@@ -31,7 +32,7 @@ type Scanner struct {
 	clockOffset     time.Duration // see procfs.FS.MonotonicOffset
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	dialNAT         func(buffer []byte) (*conntrack.Conn, error)
-	natTakesOver    bool               // see pool.NATSettings
+	natTakesOver    bool               // see snat.Settings
 	iterator        *sockiter.Iterator // nil unless cfg.Exact
 	connectFailures *connectFailures   // nil unless counted
 	cgroups         *cgroup.Groups     // nil if the host has no cgroup2 file system
@@ -272,11 +273,11 @@ func shareLimit(namespaces []Namespace, most int) {
 	}
 	pool.ShareLimit(reports, most)
 
-	var nat []*pool.NATReport
+	var nat []*snat.Report
 	for i := range namespaces {
 		if n := &namespaces[i]; n.NAT != nil && n.NAT.Err == nil {
 			nat = append(nat, &n.NAT.Report)
 		}
 	}
-	pool.ShareNATLimit(nat, most)
+	snat.ShareLimit(nat, most)
 }

@@ -7,6 +7,7 @@ import (
 
 	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 // Self is the Name of the exporter's own network namespace.
@@ -85,7 +86,7 @@ type Conntrack struct {
 // A NAT tells how the ports of source NAT are used in a namespace.
 type NAT struct {
 	Err      error // set if the flows could not be read: then the other fields are not known
-	Report   pool.NATReport
+	Report   snat.Report
 	Duration time.Duration // of reading them
 }
 

@@ -11,6 +11,7 @@ import (
 	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 var testInfo = Info{Host: "proxy-1", Version: "(version=1.2.3, branch=main, revision=abc)", MetricsPath: "/metrics"}
@@ -205,7 +206,7 @@ func hostile() scan.Snapshot {
 		r.MaxUtilization = r.Destinations[0].Utilization
 		s.Namespaces = append(s.Namespaces, scan.Namespace{
 			Name: name, Inode: uint64(100 + i), Path: "/run/netns/" + name, Outcome: scan.Collected, Report: r, UDP: udpOf(25000, 0),
-			NAT: natOf(natFlows{pool.NATEstablished, false, fmt.Sprintf("10.4.0.%d:443", i), 1024, 52000}), Conntrack: &scan.Conntrack{Entries: 95, Limit: 100},
+			NAT: natOf(natFlows{snat.Established, false, fmt.Sprintf("10.4.0.%d:443", i), 1024, 52000}), Conntrack: &scan.Conntrack{Entries: 95, Limit: 100},
 			Owner: scan.Owner{Command: name, Owner: cgroup.Owner{PodUID: name}},
 		}, scan.Namespace{Name: "failed " + name, Inode: uint64(200 + i), Outcome: scan.Failed, Err: errors.New("open " + name + ": failed")})
 	}

@@ -9,13 +9,13 @@ import (
 	"strings"
 
 	"ephemeral_port_exporter/collector/advice"
-	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 // A natPool is a row of the table of source NAT.
 type natPool struct {
-	pool      *pool.NATPool
+	pool      *snat.Pool
 	namespace *scan.Namespace
 	advice    *advice.Advice // nil unless it is in danger
 
@@ -58,13 +58,13 @@ var natLegend = []legendEntry{
 }
 
 // natKindOf returns the kind of the ports in a state.
-func natKindOf(s pool.NATState) string {
+func natKindOf(s snat.State) string {
 	switch s {
-	case pool.NATEstablished, pool.NATSynRecv, pool.NATAssured:
+	case snat.Established, snat.SynRecv, snat.Assured:
 		return "open"
-	case pool.NATSynSent, pool.NATUnreplied:
+	case snat.SynSent, snat.Unreplied:
 		return "syn-sent"
-	case pool.NATTimeWait, pool.NATClose, pool.NATSynSent2, pool.NATReplied:
+	case snat.TimeWait, snat.Close, snat.SynSent2, snat.Replied:
 		return "time-wait"
 	default:
 		return "closing"
@@ -90,7 +90,7 @@ func (p *page) addNAT(n *scan.Namespace, c cleaner) {
 	}
 }
 
-func newNATPool(n *scan.Namespace, d *pool.NATPool, c cleaner) *natPool {
+func newNATPool(n *scan.Namespace, d *snat.Pool, c cleaner) *natPool {
 	r := &n.NAT.Report
 	row := &natPool{
 		pool: d, namespace: n, Level: natLevel(d),
@@ -100,7 +100,7 @@ func newNATPool(n *scan.Namespace, d *pool.NATPool, c cleaner) *natPool {
 		Link: View{Format: HTML, Destination: d.Address}.URL(),
 	}
 	ports := map[string]int{"reusable": d.Reusable}
-	for _, s := range pool.NATStates(d.Protocol) {
+	for _, s := range snat.States(d.Protocol) {
 		ports[natKindOf(s)] += d.Ports[s]
 		if d.Ports[s] > 0 {
 			row.States = append(row.States, stateCount{s.String(), d.Ports[s]})
@@ -168,7 +168,7 @@ func natRate(r float64) string {
 }
 
 // natLevel returns the level of a pool.
-func natLevel(d *pool.NATPool) level {
+func natLevel(d *snat.Pool) level {
 	switch {
 	case d.Utilization >= 0.98, d.SearchFailure >= 0.1:
 		return exhausted
@@ -269,7 +269,7 @@ func natNote(n *scan.Namespace) string {
 	switch {
 	case n.NAT == nil: // with --snat, something is known of each network namespace that tracks flows
 		return fmt.Sprintf("Ports of source NAT: connection tracking dropped %s so far, as it does if none is free. --snat shows these ports.", dropped)
-	case n.NAT.Err != nil, slices.ContainsFunc(n.NAT.Report.Pools, func(p pool.NATPool) bool { return p.SearchFailure > 0 }):
+	case n.NAT.Err != nil, slices.ContainsFunc(n.NAT.Report.Pools, func(p snat.Pool) bool { return p.SearchFailure > 0 }):
 		return ""
 	default:
 		return fmt.Sprintf("Why source NAT dropped %s so far: no pool is short of ports now. They were short before, or two flows chose the same port at once, or the rule names fewer ports than --snat.port-range.", dropped)
@@ -395,7 +395,7 @@ func newDocumentNAT(n *natPool) documentNAT {
 		Level: n.Level.String(), Utilization: d.Utilization, SearchFailure: d.SearchFailure, Ports: map[string]int{},
 		Reusable: d.Reusable, Capacity: n.Capacity, Ceiling: finite(d.Ceiling), Owners: n.Clients, Diagnosis: n.Diagnosis,
 	}
-	for _, s := range pool.NATStates(d.Protocol) {
+	for _, s := range snat.States(d.Protocol) {
 		doc.Ports[s.String()] = d.Ports[s]
 	}
 	for i, c := range n.Cures {

@@ -13,11 +13,12 @@ import (
 
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 // natFlows are flows to a destination from one translated address, on ports from one on, for many clients.
 type natFlows struct {
-	state       pool.NATState
+	state       snat.State
 	udp         bool
 	destination string
 	first       uint16
@@ -26,18 +27,18 @@ type natFlows struct {
 
 // natOf returns what a scan learned of flows, on Linux 6.5 or later, with the default range.
 func natOf(flows ...natFlows) *scan.NAT {
-	return natWith(pool.NATSettings{
+	return natWith(snat.Settings{
 		PortRange: pool.PortRange{Low: 1024, High: 65535}, TakesOver: true, TCPTimeWait: 2 * time.Minute, UDP: 30 * time.Second,
 	}, flows...)
 }
 
-func natWith(s pool.NATSettings, flows ...natFlows) *scan.NAT {
-	table := pool.NewNATTable(s)
+func natWith(s snat.Settings, flows ...natFlows) *scan.NAT {
+	table := snat.NewTable(s)
 	for _, f := range flows {
 		to := netip.MustParseAddrPort(f.destination)
-		row := pool.NATFlow{Protocol: pool.TCP, State: f.state, Destination: to, SNAT: true}
+		row := snat.Flow{Protocol: snat.TCP, State: f.state, Destination: to, SNAT: true}
 		if f.udp {
-			row.Protocol = pool.UDP
+			row.Protocol = snat.UDP
 		}
 		translated, client := "10.2.0.1", [16]byte{10: 0xff, 11: 0xff, 12: 10, 13: 1}
 		if to.Addr().Is6() {
@@ -56,13 +57,13 @@ func natWith(s pool.NATSettings, flows ...natFlows) *scan.NAT {
 // troubledNAT is source NAT where nearly everything goes wrong.
 func troubledNAT() (*scan.NAT, *scan.Conntrack) {
 	nat := natOf(
-		natFlows{pool.NATEstablished, false, "198.51.100.7:443", 32768, 28000},
-		natFlows{pool.NATTimeWait, false, "198.51.100.7:443", 60768, 2000},
-		natFlows{pool.NATFinWait, false, "198.51.100.7:443", 1024, 17000},
-		natFlows{pool.NATReplied, true, "10.96.0.10:53", 1024, 64512},
-		natFlows{pool.NATSynSent, false, "[2001:db8:1234:5678:9abc:def0:1234:9999]:65535", 1024, 35000},
-		natFlows{pool.NATEstablished, false, "10.0.0.2:443", 40000, 900},
-		natFlows{pool.NATEstablished, false, "10.0.0.3:443", 40000, 9},
+		natFlows{snat.Established, false, "198.51.100.7:443", 32768, 28000},
+		natFlows{snat.TimeWait, false, "198.51.100.7:443", 60768, 2000},
+		natFlows{snat.FinWait, false, "198.51.100.7:443", 1024, 17000},
+		natFlows{snat.Replied, true, "10.96.0.10:53", 1024, 64512},
+		natFlows{snat.SynSent, false, "[2001:db8:1234:5678:9abc:def0:1234:9999]:65535", 1024, 35000},
+		natFlows{snat.Established, false, "10.0.0.2:443", 40000, 900},
+		natFlows{snat.Established, false, "10.0.0.3:443", 40000, 9},
 	)
 	return nat, &scan.Conntrack{Entries: 240000, Limit: 262144, Counted: true, InsertFailed: 120345, Dropped: 120350, EarlyDropped: 7}
 }
@@ -71,7 +72,7 @@ func troubledNAT() (*scan.NAT, *scan.Conntrack) {
 func TestNATHeadline(t *testing.T) {
 	const calmSentence = "No destination is in danger: the worst, 10.0.0.2:443, has 11% of its ports in use."
 	to := func(ports int) *scan.NAT {
-		return natOf(natFlows{pool.NATEstablished, false, "198.51.100.7:443", 1024, ports})
+		return natOf(natFlows{snat.Established, false, "198.51.100.7:443", 1024, ports})
 	}
 	failed := errors.New("conntrack: list flows: i/o timeout")
 	tests := []struct {
@@ -88,7 +89,7 @@ func TestNATHeadline(t *testing.T) {
 		{"tracked, but not translated", nil, &scan.Conntrack{Entries: 4, Limit: 100, Counted: true}, nil, false, calm, []string{calmSentence}, nil},
 		{"calm", to(20000), nil, nil, false, calm, []string{calmSentence}, []string{"tcp 198.51.100.7:443 10.2.0.1 self 31% <1% -"}},
 		{
-			"half", natWith(pool.NATSettings{PortRange: pool.PortRange{Low: 1024, High: 1123}}, natFlows{pool.NATEstablished, false, "198.51.100.7:443", 1024, 50}), nil, nil, false, warning,
+			"half", natWith(snat.Settings{PortRange: pool.PortRange{Low: 1024, High: 1123}}, natFlows{snat.Established, false, "198.51.100.7:443", 1024, 50}), nil, nil, false, warning,
 			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 50% of its ports in use."},
 			[]string{"tcp 198.51.100.7:443 10.2.0.1 self 50% 0% ?"},
 		},
@@ -179,7 +180,7 @@ func TestNATNote(t *testing.T) {
 		{"drops, but no flows now", nil, &scan.Conntrack{Counted: true, InsertFailed: 7}, ""},
 		{"drops", nil, dropped, "connection tracking dropped 7 packets so far, as it does if none is free. --snat shows"},
 		{"drops without a pool that is short of ports", natOf(), dropped, "source NAT dropped 7 packets so far: no pool is short of ports now."},
-		{"drops and such a pool", natOf(natFlows{pool.NATEstablished, false, "198.51.100.7:443", 1024, 40000}), dropped, ""},
+		{"drops and such a pool", natOf(natFlows{snat.Established, false, "198.51.100.7:443", 1024, 40000}), dropped, ""},
 		{"drops with --snat that failed", &scan.NAT{Err: errors.New("i/o timeout")}, dropped, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -243,7 +244,7 @@ func TestNATView(t *testing.T) {
 			t.Errorf("%s: namespaces", address)
 		}
 	}
-	s.Namespaces[0].NAT = natOf(natFlows{pool.NATEstablished, false, "10.0.0.2:443", 1024, 64512})
+	s.Namespaces[0].NAT = natOf(natFlows{snat.Established, false, "10.0.0.2:443", 1024, 64512})
 	p := newPage(&s, testInfo, View{Format: Text, Destination: netip.MustParseAddrPort("10.0.0.2:443")}, visible)
 	if p.Level != exhausted || len(p.Problems) != 1 || !strings.HasPrefix(p.Problems[0], "Source NAT: tcp to 10.0.0.2:443") {
 		t.Errorf("both: %v, %q", p.Level, p.Problems)
@@ -252,8 +253,8 @@ func TestNATView(t *testing.T) {
 
 // TestNATJSON checks values whose absence has a meaning.
 func TestNATJSON(t *testing.T) {
-	old := pool.NATSettings{PortRange: pool.PortRange{Low: 1024, High: 1123}}
-	hidden := natWith(old, natFlows{pool.NATTimeWait, false, "10.0.0.2:443", 1024, 90})
+	old := snat.Settings{PortRange: pool.PortRange{Low: 1024, High: 1123}}
+	hidden := natWith(old, natFlows{snat.TimeWait, false, "10.0.0.2:443", 1024, 90})
 	old.TCPTimeWait = time.Minute
 	for _, tt := range []struct {
 		name             string
@@ -265,9 +266,9 @@ func TestNATJSON(t *testing.T) {
 		err              any
 	}{
 		{"nothing", nil, nil, 0, nil, nil, nil, nil, nil},
-		{"no limit on closed flows", natOf(natFlows{pool.NATEstablished, false, "10.0.0.2:443", 1024, 64000}), nil, 1, nil, nil, nil, 64000. / 64512, nil},
+		{"no limit on closed flows", natOf(natFlows{snat.Established, false, "10.0.0.2:443", 1024, 64000}), nil, 1, nil, nil, nil, 64000. / 64512, nil},
 		{"hidden timeouts", hidden, nil, 1, nil, nil, nil, 0.9, nil},
-		{"Linux before 6.5", natWith(old, natFlows{pool.NATEstablished, false, "10.0.0.2:443", 1024, 40}), &scan.Conntrack{Entries: 40}, 1, 1., 40., nil, 0.4, nil},
+		{"Linux before 6.5", natWith(old, natFlows{snat.Established, false, "10.0.0.2:443", 1024, 40}), &scan.Conntrack{Entries: 40}, 1, 1., 40., nil, 0.4, nil},
 		{"counters", nil, &scan.Conntrack{Counted: true}, 0, nil, 0., 0., nil, nil},
 		{"failed", &scan.NAT{Err: errors.New("failed")}, nil, 0, nil, nil, nil, nil, "failed"},
 	} {

@@ -12,6 +12,7 @@ import (
 
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 // A Format is a form in which a Snapshot is drawn.
@@ -83,7 +84,7 @@ func acceptedFormat(accept []string) Format {
 func (v View) shows(n *scan.Namespace) bool {
 	return !v.Destination.IsValid() || n.Err != nil ||
 		slices.ContainsFunc(n.Report.Destinations, func(d pool.Destination) bool { return d.Address == v.Destination }) ||
-		n.NAT != nil && slices.ContainsFunc(n.NAT.Report.Pools, func(d pool.NATPool) bool { return d.Address == v.Destination })
+		n.NAT != nil && slices.ContainsFunc(n.NAT.Report.Pools, func(d snat.Pool) bool { return d.Address == v.Destination })
 }
 
 // URL returns the address of the view, without its host.

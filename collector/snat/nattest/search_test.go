@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
 	"ephemeral_port_exporter/collector/snat/nattest"
 )
 
@@ -28,7 +29,7 @@ func TestSearchFailure(t *testing.T) {
 			portRange := pool.PortRange{Low: low, High: low + uint16(tt.ports) - 1}
 			g := nattest.New(t, nattest.Postrouting(fmt.Sprintf("masquerade to :%d-%d", portRange.Low, portRange.High)))
 
-			flows := map[uint16]pool.NATState{} // by translated port
+			flows := map[uint16]snat.State{} // by translated port
 			client := 0
 			// open tries to open a connection until it is granted.
 			open := func(state nattest.State, seq uint32) netip.AddrPort {
@@ -40,7 +41,7 @@ func TestSearchFailure(t *testing.T) {
 				}
 			}
 			for len(flows) < tt.ports-tt.free {
-				flows[open(nattest.SynSent, 0).Port()] = pool.NATSynSent
+				flows[open(nattest.SynSent, 0).Port()] = snat.SynSent
 			}
 			for port := range flows {
 				if tt.timeWait == 0 {
@@ -48,14 +49,14 @@ func TestSearchFailure(t *testing.T) {
 				}
 				// The kernel forgets the flow, and the next one can only get its port.
 				g.Refuse(netip.AddrPortFrom(nattest.Gateway4, port), server, 0)
-				flows[open(nattest.TimeWait, rand.Uint32()).Port()] = pool.NATTimeWait
+				flows[open(nattest.TimeWait, rand.Uint32()).Port()] = snat.TimeWait
 				tt.timeWait--
 			}
 
-			table := pool.NewNATTable(pool.NATSettings{PortRange: portRange, TakesOver: takesOver})
+			table := snat.NewTable(snat.Settings{PortRange: portRange, TakesOver: takesOver})
 			for port, state := range flows {
-				table.Add(&pool.NATFlow{
-					Protocol: pool.TCP, State: state, SNAT: true,
+				table.Add(&snat.Flow{
+					Protocol: snat.TCP, State: state, SNAT: true,
 					Client: clients(0, 0)(0).Addr(), Translated: netip.AddrPortFrom(nattest.Gateway4, port), Destination: server,
 				})
 			}

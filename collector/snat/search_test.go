@@ -1,4 +1,4 @@
-package pool
+package snat
 
 import (
 	"math"
@@ -12,26 +12,26 @@ import (
 func TestSearchFailure(t *testing.T) {
 	tests := []struct {
 		name     string
-		ports    PortRange
+		ports    portset.Range
 		taken    func(r *rand.Rand, port uint16) bool
 		reusable func(r *rand.Rand, port uint16) bool
 	}{
-		{"nothing taken", PortRange{Low: 40000, High: 40099}, never, never},
-		{"all taken, up to 128 ports", PortRange{Low: 40000, High: 40127}, always, never},
-		{"all taken", PortRange{Low: 40000, High: 40999}, always, never},
-		{"one port, reusable", PortRange{Low: 40000, High: 40000}, always, always},
-		{"one of 100 free", PortRange{Low: 40000, High: 40099}, but(40042), never},
-		{"one of 128 free", PortRange{Low: 40000, High: 40127}, but(40127), never},
-		{"one of 129 free", PortRange{Low: 40000, High: 40128}, but(40001), never},
-		{"one of 200 free", PortRange{Low: 40000, High: 40199}, but(40000), never},
-		{"95% at random", PortRange{Low: 40000, High: 40999}, share(0.95), never},
-		{"a block over the ends of the range", PortRange{Low: 40000, High: 40999}, func(_ *rand.Rand, p uint16) bool { return p < 40300 || p >= 40600 }, never},
-		{"the range of Linux clients", PortRange{Low: 1024, High: 65535}, func(_ *rand.Rand, p uint16) bool { return p >= 32768 && p <= 60999 }, never},
-		{"one of 32 reusable", PortRange{Low: 40000, High: 40031}, always, only(40007)},
-		{"one of 100 reusable", PortRange{Low: 40000, High: 40099}, always, only(40007)},
-		{"a tenth of 100 reusable", PortRange{Low: 40000, High: 40099}, always, share(0.1)},
-		{"1% of 1000 reusable", PortRange{Low: 40000, High: 40999}, always, share(0.01)},
-		{"some free, some reusable", PortRange{Low: 40000, High: 40299}, share(0.98), share(0.02)},
+		{"nothing taken", portset.Range{Low: 40000, High: 40099}, never, never},
+		{"all taken, up to 128 ports", portset.Range{Low: 40000, High: 40127}, always, never},
+		{"all taken", portset.Range{Low: 40000, High: 40999}, always, never},
+		{"one port, reusable", portset.Range{Low: 40000, High: 40000}, always, always},
+		{"one of 100 free", portset.Range{Low: 40000, High: 40099}, but(40042), never},
+		{"one of 128 free", portset.Range{Low: 40000, High: 40127}, but(40127), never},
+		{"one of 129 free", portset.Range{Low: 40000, High: 40128}, but(40001), never},
+		{"one of 200 free", portset.Range{Low: 40000, High: 40199}, but(40000), never},
+		{"95% at random", portset.Range{Low: 40000, High: 40999}, share(0.95), never},
+		{"a block over the ends of the range", portset.Range{Low: 40000, High: 40999}, func(_ *rand.Rand, p uint16) bool { return p < 40300 || p >= 40600 }, never},
+		{"the range of Linux clients", portset.Range{Low: 1024, High: 65535}, func(_ *rand.Rand, p uint16) bool { return p >= 32768 && p <= 60999 }, never},
+		{"one of 32 reusable", portset.Range{Low: 40000, High: 40031}, always, only(40007)},
+		{"one of 100 reusable", portset.Range{Low: 40000, High: 40099}, always, only(40007)},
+		{"a tenth of 100 reusable", portset.Range{Low: 40000, High: 40099}, always, share(0.1)},
+		{"1% of 1000 reusable", portset.Range{Low: 40000, High: 40999}, always, share(0.01)},
+		{"some free, some reusable", portset.Range{Low: 40000, High: 40299}, share(0.98), share(0.02)},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -62,7 +62,7 @@ func TestSearchFailure(t *testing.T) {
 }
 
 // search is nf_nat_l4proto_unique_tuple, without the overflow of its offset.
-func search(r *rand.Rand, ports PortRange, taken, reusable *portset.Map) bool {
+func search(r *rand.Rand, ports portset.Range, taken, reusable *portset.Map) bool {
 	size := ports.Size()
 	attempts := min(size, 128)
 	for {
@@ -110,12 +110,12 @@ func TestScatteredFailure(t *testing.T) {
 		{1000, 0.97, 0.07, 0.25},
 		{1000, 0.99, 1, 1},
 	} {
-		r := PortRange{Low: 1024, High: uint16(1023 + tt.ports)}
+		r := portset.Range{Low: 1024, High: uint16(1023 + tt.ports)}
 		if got := ScatteredFailure(r, int(tt.used*float64(tt.ports)), 0); got < tt.low || got > tt.high {
 			t.Errorf("%d ports, %v used: %.4f, want %v to %v", tt.ports, tt.used, got, tt.low, tt.high)
 		}
 	}
-	r := PortRange{Low: 1024, High: 2023}
+	r := portset.Range{Low: 1024, High: 2023}
 	if all, some := ScatteredFailure(r, 970, 0), ScatteredFailure(r, 970, 400); some >= all/2 {
 		t.Errorf("%.4f of the searches fail with reusable ports, %.4f without", some, all)
 	}

@@ -1,4 +1,4 @@
-package pool
+package snat
 
 import (
 	"math"
@@ -21,7 +21,7 @@ const (
 )
 
 // searchFailure returns the share of searches that find no port. taken contains reusable.
-func searchFailure(r PortRange, taken, reusable *portset.Map) float64 {
+func searchFailure(r portset.Range, taken, reusable *portset.Map) float64 {
 	runs := runsOf(r, taken, reusable)
 	failure := 1.0
 	for tries := min(maxTries, r.Size()); ; tries /= 2 {
@@ -65,7 +65,7 @@ func (r takenRun) failures(tries, size int) float64 {
 }
 
 // runsOf returns the runs of a range.
-func runsOf(r PortRange, taken, reusable *portset.Map) []takenRun {
+func runsOf(r portset.Range, taken, reusable *portset.Map) []takenRun {
 	var runs []takenRun
 	first, flags := 0, make(takenRun, 0, taken.Size()) // flags has the runs one after the other
 	for port := range taken.All() {
@@ -90,7 +90,7 @@ func runsOf(r PortRange, taken, reusable *portset.Map) []takenRun {
 
 // ScatteredFailure returns the share of searches that fail in a range whose ports were taken by searches that
 // begin at random. It is 1 if nearly all ports are taken. That of small ranges varies much: it is a mean.
-func ScatteredFailure(r PortRange, held, reusable int) float64 {
+func ScatteredFailure(r portset.Range, held, reusable int) float64 {
 	if 100*held >= 99*r.Size() {
 		return 1
 	}
@@ -105,7 +105,7 @@ func ScatteredFailure(r PortRange, held, reusable int) float64 {
 }
 
 // scatter takes so many ports by searches, some of them reusable.
-func scatter(random *rand.Rand, r PortRange, held, reusable int) (taken, closed portset.Map) {
+func scatter(random *rand.Rand, r portset.Range, held, reusable int) (taken, closed portset.Map) {
 	size := r.Size()
 	search := func() bool {
 		for tries := min(maxTries, size); ; tries /= 2 {

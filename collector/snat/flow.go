@@ -1,4 +1,4 @@
-package pool
+package snat
 
 import "net/netip"
 
@@ -11,38 +11,38 @@ const (
 	UDP Protocol = "udp"
 )
 
-// A NATState is the state of a flow as connection tracking sees it. Those of TCP are enum
+// A State is the state of a flow as connection tracking sees it. Those of TCP are enum
 // tcp_conntrack of linux/netfilter/nf_conntrack_tcp.h; a packet alone makes them, whatever the
 // sockets of the two ends do.
-type NATState uint8
+type State uint8
 
 // The states: first those of TCP, then those of UDP.
 const (
-	NATSynSent NATState = iota
-	NATSynRecv
-	NATEstablished
-	NATFinWait
-	NATCloseWait
-	NATLastAck
-	NATTimeWait
-	NATClose    // reset
-	NATSynSent2 // both ends sent a SYN
-	NATUnreplied
-	NATReplied
-	NATAssured // replied, and then used again
-	natStates
+	SynSent State = iota
+	SynRecv
+	Established
+	FinWait
+	CloseWait
+	LastAck
+	TimeWait
+	Close    // reset
+	SynSent2 // both ends sent a SYN
+	Unreplied
+	Replied
+	Assured // replied, and then used again
+	numStates
 )
 
-// NATStates returns the states of a protocol.
-func NATStates(p Protocol) []NATState {
+// States returns the states of a protocol.
+func States(p Protocol) []State {
 	if p == UDP {
-		return []NATState{NATUnreplied, NATReplied, NATAssured}
+		return []State{Unreplied, Replied, Assured}
 	}
-	return []NATState{NATSynSent, NATSynRecv, NATEstablished, NATFinWait, NATCloseWait, NATLastAck, NATTimeWait, NATClose, NATSynSent2}
+	return []State{SynSent, SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close, SynSent2}
 }
 
 // String returns the kernel's name in lower case, without a prefix.
-func (s NATState) String() string {
+func (s State) String() string {
 	return [...]string{
 		"syn_sent", "syn_recv", "established", "fin_wait", "close_wait", "last_ack", "time_wait", "close", "syn_sent2",
 		"unreplied", "replied", "assured",
@@ -50,20 +50,20 @@ func (s NATState) String() string {
 }
 
 // TakenOver reports whether a new connection may take over the port of such a flow, see
-// NATSettings.TakesOver.
-func (s NATState) TakenOver() bool { return s == NATTimeWait || s == NATClose || s == NATSynSent2 }
+// Settings.TakesOver.
+func (s State) TakenOver() bool { return s == TimeWait || s == Close || s == SynSent2 }
 
 // Open reports whether a flow holds its port as long as its ends use it. Of the others, only the time
 // until it expires is left.
-func (s NATState) Open() bool {
-	return s != NATTimeWait && s != NATClose && s != NATUnreplied && s != NATReplied
+func (s State) Open() bool {
+	return s != TimeWait && s != Close && s != Unreplied && s != Replied
 }
 
-// A NATFlow is a flow whose packets leave this host with the address Translated: one that source NAT
+// A Flow is a flow whose packets leave this host with the address Translated: one that source NAT
 // translates, or one of the host's own sockets. Both compete for the same ports.
-type NATFlow struct {
+type Flow struct {
 	Protocol    Protocol
-	State       NATState
+	State       State
 	Client      netip.Addr     // the source before translation; of no use for an own socket
 	Translated  netip.AddrPort // the source that the destination sees
 	Destination netip.AddrPort // after destination NAT, as of a Kubernetes service

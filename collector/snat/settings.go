@@ -1,0 +1,44 @@
+package snat
+
+import (
+	"math"
+	"time"
+
+	"ephemeral_port_exporter/collector/internal/portset"
+)
+
+// Settings are what the ports of source NAT depend on.
+type Settings struct {
+	// PortRange are the ports that NAT chooses from: that of the rule. Without one in the rule, it is
+	// 1024-65535 for clients whose own port is 1024 or above. Clients with a lower port get a lower
+	// one, from a pool that is not counted (nf_nat_l4proto_unique_tuple of net/netfilter/nf_nat_core.c).
+	PortRange portset.Range
+
+	// TakesOver says that a new TCP connection may get the port of a flow in TIME_WAIT, CLOSE or
+	// SYN_SENT2: since Linux 6.5, nf_nat_used_tuple_harder. Where that is not known, it is false: ports
+	// then seem to be held that are not.
+	TakesOver bool
+
+	// After these times without a packet, a port is free again: that of a closed TCP connection, and
+	// that of an exchange over UDP. They are 0 if not known.
+	TCPTimeWait time.Duration // nf_conntrack_tcp_timeout_time_wait
+	UDP         time.Duration // nf_conntrack_udp_timeout
+}
+
+// Ceiling returns how many flows per second get one of some ports that are not in use for longer.
+func (s Settings) Ceiling(p Protocol, ports int) float64 {
+	hold := s.TCPTimeWait
+	if p == UDP {
+		hold = s.UDP
+	}
+	switch {
+	case ports <= 0:
+		return 0
+	case p == TCP && s.TakesOver:
+		return math.Inf(1)
+	case hold == 0:
+		return math.NaN()
+	default:
+		return float64(ports) / hold.Seconds()
+	}
+}

@@ -1,0 +1,356 @@
+package snat
+
+import (
+	gocmp "cmp"
+	"math"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"ephemeral_port_exporter/collector/internal/limit"
+	"ephemeral_port_exporter/collector/internal/portset"
+)
+
+var settings = Settings{
+	PortRange: portset.Range{Low: 40000, High: 40099}, TakesOver: true,
+	TCPTimeWait: 120 * time.Second, UDP: 30 * time.Second,
+}
+
+// flows adds n flows like f, on ports from that of f on.
+func flows(table *Table, n int, f Flow) {
+	for i := range n {
+		g := f
+		g.Translated = netip.AddrPortFrom(f.Translated.Addr(), f.Translated.Port()+uint16(i))
+		table.Add(&g)
+	}
+}
+
+func tcpFlow(state State, port uint16) Flow {
+	return Flow{
+		Protocol: TCP, State: state, Client: netip.MustParseAddr("10.1.0.2"), SNAT: true,
+		Translated:  netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port),
+		Destination: netip.MustParseAddrPort("198.51.100.1:443"),
+	}
+}
+
+func TestReport(t *testing.T) {
+	established := tcpFlow(Established, 40000)
+	pool := Pool{
+		Protocol: TCP, Source: established.Translated.Addr(), Address: established.Destination,
+		Ports: [numStates]int{Established: 20}, Held: 20, Utilization: 0.2, Ceiling: math.Inf(1),
+		Clients: []Client{{established.Client, 20}},
+	}
+	with := func(change func(p *Pool)) []Pool {
+		p := pool
+		change(&p)
+		return []Pool{p}
+	}
+	tests := []struct {
+		name string
+		add  func(table *Table)
+		old  bool // Linux before 6.5
+		want []Pool
+	}{
+		{"nothing", func(*Table) {}, false, nil},
+		{"open flows", func(table *Table) { flows(table, 20, established) }, false, []Pool{pool}},
+		{"ports outside of the range", func(table *Table) {
+			flows(table, 20, established)
+			flows(table, 20, tcpFlow(Established, 1000))
+			flows(table, 20, tcpFlow(Established, 40100))
+		}, false, []Pool{pool}},
+		{"own sockets take ports", func(table *Table) {
+			own := established
+			own.SNAT, own.Client = false, established.Translated.Addr()
+			flows(table, 5, own)
+			flows(table, 15, tcpFlow(Established, 40005))
+		}, false, with(func(p *Pool) {
+			p.Clients = []Client{{established.Client, 15}, {established.Translated.Addr(), 5}}
+		})},
+		{"own sockets alone are no pool", func(table *Table) {
+			own := established
+			own.SNAT = false
+			flows(table, 100, own)
+		}, false, nil},
+		{"two clients", func(table *Table) {
+			flows(table, 15, established)
+			other := tcpFlow(Established, 40015)
+			other.Client = netip.MustParseAddr("10.1.0.3")
+			flows(table, 5, other)
+		}, false, with(func(p *Pool) {
+			p.Clients = []Client{{established.Client, 15}, {netip.MustParseAddr("10.1.0.3"), 5}}
+		})},
+		{"closed flows are taken over", func(table *Table) {
+			flows(table, 10, established)
+			flows(table, 5, tcpFlow(TimeWait, 40010))
+			flows(table, 3, tcpFlow(Close, 40015))
+			flows(table, 2, tcpFlow(SynSent2, 40018))
+		}, false, with(func(p *Pool) {
+			p.Ports = [numStates]int{Established: 10, TimeWait: 5, Close: 3, SynSent2: 2}
+			p.Reusable, p.Utilization = 10, 0.1
+		})},
+		{"closed flows before 6.5", func(table *Table) {
+			flows(table, 10, established)
+			flows(table, 10, tcpFlow(TimeWait, 40010))
+		}, true, with(func(p *Pool) {
+			p.Ports = [numStates]int{Established: 10, TimeWait: 10}
+			p.Ceiling = 90.0 / 120
+		})},
+		{"closed flows of own sockets", func(table *Table) {
+			flows(table, 10, established)
+			own := tcpFlow(TimeWait, 40010)
+			own.SNAT = false
+			flows(table, 10, own)
+		}, false, with(func(p *Pool) {
+			p.Ports = [numStates]int{Established: 10, TimeWait: 10}
+			p.Clients = []Client{{established.Client, 10}, {established.Translated.Addr(), 10}}
+		})},
+		{"full", func(table *Table) { flows(table, 100, established) }, false, with(func(p *Pool) {
+			p.Ports, p.Held, p.Utilization = [numStates]int{Established: 100}, 100, 1
+			p.SearchFailure, p.Ceiling = 1, 0
+			p.Clients = []Client{{established.Client, 100}}
+		})},
+		{"full, but one may be taken over", func(table *Table) {
+			flows(table, 99, established)
+			flows(table, 1, tcpFlow(TimeWait, 40099))
+		}, false, with(func(p *Pool) {
+			p.Ports, p.Held, p.Reusable = [numStates]int{Established: 99, TimeWait: 1}, 100, 1
+			// Every second search that has it among the last 32 of its 100 tries.
+			p.Utilization, p.SearchFailure = 0.99, 1-0.32/2
+			p.Clients = []Client{{established.Client, 100}}
+		})},
+		{"states without an end before 6.5", func(table *Table) {
+			flows(table, 10, tcpFlow(SynSent2, 40000))
+			flows(table, 10, tcpFlow(Close, 40010))
+		}, true, with(func(p *Pool) {
+			p.Ports, p.Ceiling = [numStates]int{SynSent2: 10, Close: 10}, 90.0/120
+		})},
+		{"full of closed flows of own sockets", func(table *Table) {
+			flows(table, 10, established)
+			own := tcpFlow(TimeWait, 40010)
+			own.SNAT = false
+			flows(table, 90, own)
+		}, false, with(func(p *Pool) {
+			p.Ports, p.Held, p.Utilization = [numStates]int{Established: 10, TimeWait: 90}, 100, 1
+			p.SearchFailure, p.Ceiling = 1, 0
+			p.Clients = []Client{{established.Translated.Addr(), 90}, {established.Client, 10}}
+		})},
+		{"UDP", func(table *Table) {
+			udp := established
+			for i, state := range []State{Unreplied, Replied, Assured} {
+				udp.Protocol, udp.State = UDP, state
+				udp.Translated = netip.AddrPortFrom(udp.Translated.Addr(), 40000+5*uint16(i))
+				flows(table, 5*(1+i/2), udp)
+			}
+		}, false, with(func(p *Pool) {
+			p.Protocol, p.Ports, p.Ceiling = UDP, [numStates]int{Unreplied: 5, Replied: 5, Assured: 10}, 90.0/30
+		})},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			settings := settings
+			settings.TakesOver = !tt.old
+			table := NewTable(settings)
+			tt.add(table)
+			got := table.Report(limit.Limits{MinPorts: 1, Most: 10})
+			if diff := cmp.Diff(tt.want, got.Pools, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateApprox(0, 1e-9)); diff != "" {
+				t.Errorf("pools (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestPools gives flows that differ in one thing, and says whether they share a pool.
+func TestPools(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(f *Flow)
+		pools  int
+	}{
+		{"the client", func(f *Flow) { f.Client = netip.MustParseAddr("10.1.0.3") }, 1},
+		{"the state", func(f *Flow) { f.State = TimeWait }, 1},
+		{"the protocol", func(f *Flow) { f.Protocol, f.State = UDP, Assured }, 2},
+		{"the translated address", func(f *Flow) { f.Translated = netip.MustParseAddrPort("192.0.2.2:40000") }, 2},
+		{"the destination", func(f *Flow) { f.Destination = netip.MustParseAddrPort("198.51.100.2:443") }, 2},
+		{"the destination's port", func(f *Flow) { f.Destination = netip.MustParseAddrPort("198.51.100.1:80") }, 2},
+		{"the family", func(f *Flow) {
+			f.Translated, f.Destination = netip.MustParseAddrPort("[2001:db8::1]:40000"), netip.MustParseAddrPort("[2001:db8::2]:443")
+		}, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			table := NewTable(settings)
+			flows(table, 10, tcpFlow(Established, 40000))
+			other := tcpFlow(Established, 40010)
+			tt.change(&other)
+			flows(table, 10, other)
+			if got := table.Report(limit.Limits{MinPorts: 1, Most: 10}); len(got.Pools) != tt.pools {
+				t.Errorf("%d pools, want %d: %+v", len(got.Pools), tt.pools, got.Pools)
+			}
+		})
+	}
+}
+
+// TestZones has pools that differ only in the zone, which is no label.
+func TestZones(t *testing.T) {
+	table := NewTable(settings)
+	f := tcpFlow(Established, 40000)
+	for zone, n := range []int{20, 50, 30} {
+		f.Zone = uint16(zone)
+		flows(table, n, f)
+	}
+	got := table.Report(limit.Limits{MinPorts: 1, Most: 10})
+	if len(got.Pools) != 1 || got.Pools[0].Held != 50 || got.UnreportedPools != 2 || got.UnreportedPorts != 50 || got.Flows != 100 {
+		t.Errorf("report %+v, want the pool with 50 ports, and 2 unreported ones with 50, of 100 flows", got)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	var reports []*Report
+	for _, destinations := range []int{1, 4} {
+		table := NewTable(settings)
+		for i := range destinations {
+			f := tcpFlow(Established, 40000)
+			f.Destination = netip.AddrPortFrom(f.Destination.Addr(), uint16(1+i))
+			flows(table, 10*(i+destinations), f)
+		}
+		f := tcpFlow(Established, 40000)
+		flows(table, 5, f) // too few
+		report := table.Report(limit.Limits{MinPorts: 10, Most: 3})
+		reports = append(reports, &report)
+	}
+	ShareLimit(reports, 2)
+	type got struct {
+		Held             []int
+		MaxUtilization   float64
+		Pools, LeftPorts int
+	}
+	var all []got
+	for _, r := range reports {
+		g := got{MaxUtilization: r.MaxUtilization, Pools: r.UnreportedPools, LeftPorts: r.UnreportedPorts}
+		for _, p := range r.Pools {
+			g.Held = append(g.Held, p.Held)
+		}
+		all = append(all, g)
+	}
+	want := []got{{[]int{10}, 0.1, 1, 5}, {[]int{70}, 0.7, 4, 5 + 40 + 50 + 60}}
+	if diff := cmp.Diff(want, all); diff != "" {
+		t.Errorf("reports (-want +got):\n%s", diff)
+	}
+}
+
+// TestDanger has a pool whose searches fail, as its ports lie together, before one with more ports.
+func TestDanger(t *testing.T) {
+	settings := settings
+	settings.PortRange = portset.Range{Low: 1024, High: 65535}
+	table := NewTable(settings)
+	together, apart := tcpFlow(Established, 1), tcpFlow(Established, 1)
+	apart.Destination = netip.MustParseAddrPort("198.51.100.2:443")
+	for port := 32768; port < 61000; port++ { // 44%
+		together.Translated = netip.AddrPortFrom(together.Translated.Addr(), uint16(port))
+		table.Add(&together)
+	}
+	for port := 1024; port < 65535; port += 2 { // 50%
+		apart.Translated = netip.AddrPortFrom(apart.Translated.Addr(), uint16(port))
+		table.Add(&apart)
+	}
+	r := table.Report(limit.Limits{MinPorts: 1, Most: 1})
+	if len(r.Pools) != 1 || r.Pools[0].Address != together.Destination {
+		t.Fatalf("reported %+v, want the pool to %s", r.Pools, together.Destination)
+	}
+	if got := r.Pools[0].SearchFailure; got < 0.01 || got > 0.02 {
+		t.Errorf("share of searches that fail is %v, want about 0.44^5", got)
+	}
+	if r.MaxUtilization != 0.5 {
+		t.Errorf("greatest utilization is %v, want that of the other pool, 0.5", r.MaxUtilization)
+	}
+}
+
+// TestByDanger has pools in the order in which they are reported.
+func TestByDanger(t *testing.T) {
+	pool := func(failure, utilization float64, held int, source, address string, protocol Protocol) Pool {
+		return Pool{
+			SearchFailure: failure, Utilization: utilization, Held: held, Protocol: protocol,
+			Source: netip.MustParseAddr(source), Address: netip.MustParseAddrPort(address),
+		}
+	}
+	want := []Pool{
+		pool(0.5, 0.4, 40, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(0.021, 0.9, 90, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(0.029, 0.8, 90, "192.0.2.1", "198.51.100.1:80", TCP), // as many failures in percent
+		pool(0, 0.7, 70, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(0, 0.6, 90, "192.0.2.9", "198.51.100.1:80", TCP),
+		pool(0, 0.6, 80, "192.0.2.1", "198.51.100.1:81", TCP),
+		pool(0, 0.6, 80, "192.0.2.2", "198.51.100.1:80", TCP),
+		pool(0, 0.6, 80, "192.0.2.2", "198.51.100.1:80", UDP),
+		pool(0, 0.6, 80, "192.0.2.2", "198.51.100.1:81", TCP),
+	}
+	for i, a := range want {
+		for j, b := range want {
+			if got, want := byDanger(a, b), gocmp.Compare(i, j); got != want {
+				t.Errorf("%+v and %+v: got %d, want %d", a, b, got, want)
+			}
+		}
+	}
+}
+
+// TestSearched has a pool with few ports, but all in a row: some searches fail, and that is reported.
+func TestSearched(t *testing.T) {
+	settings := settings
+	settings.PortRange = portset.Range{Low: 40000, High: 40999}
+	table := NewTable(settings)
+	flows(table, 200, tcpFlow(Established, 40300))
+	want := 1.0
+	for _, tries := range []float64{128, 64, 32, 16, 8} {
+		want *= (200 - tries + 1) / 1000 // of the ports to begin with
+	}
+	r := table.Report(limit.Limits{MinPorts: 1, Most: 1})
+	if got := r.Pools[0].SearchFailure; math.Abs(got-want) > 1e-9 {
+		t.Errorf("share of searches that fail is %v, want %v", got, want)
+	}
+}
+
+// TestTimeoutsHidden has no ceiling where the timeouts are not known, and no connection is taken over.
+func TestTimeoutsHidden(t *testing.T) {
+	table := NewTable(Settings{PortRange: settings.PortRange})
+	flows(table, 20, tcpFlow(Established, 40000))
+	if got := table.Report(limit.Limits{MinPorts: 1, Most: 1}).Pools[0].Ceiling; !math.IsNaN(got) {
+		t.Errorf("ceiling %v, want none", got)
+	}
+}
+
+// TestOwnMemory has own sockets with a destination for each flow, as anybody on the host can: only those that
+// share a pool with source NAT are counted, in whatever order they come, and the others cost little.
+func TestOwnMemory(t *testing.T) {
+	const destinations = 100_000
+	own := func(i int) Flow {
+		f := tcpFlow(Established, 40000)
+		f.SNAT = false
+		f.Destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), uint16(1+i>>16))
+		return f
+	}
+	table := NewTable(settings)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for i := range destinations {
+		f := own(i)
+		table.Add(&f)
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / destinations; each > 256 {
+		t.Errorf("%d bytes for each flow", each)
+	}
+	shared := own(destinations - 1)
+	shared.SNAT = true
+	for port := 40001; port <= 40019; port++ {
+		shared.Translated = netip.AddrPortFrom(shared.Translated.Addr(), uint16(port))
+		table.Add(&shared)
+	}
+	r := table.Report(limit.Limits{MinPorts: 1, Most: 10})
+	if len(r.Pools) != 1 || r.Pools[0].Held != 20 || r.UnreportedPools != 0 || r.Flows != destinations+19 {
+		t.Errorf("report %+v, want one pool of 20 ports", r)
+	}
+}
