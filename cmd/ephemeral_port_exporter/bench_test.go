@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/web"
 )
 
 // The benchmarks measure the real process from outside: the CPU time of all its threads
@@ -326,7 +327,7 @@ func runBench(b *testing.B, address string, args ...string) benchProcess {
 	})
 	p := benchProcess{cmd: cmd, url: "http://" + address + "/metrics"}
 	for range 200 {
-		if resp, err := http.Get("http://" + address + healthyPath); err == nil {
+		if resp, err := http.Get("http://" + address + web.HealthyPath); err == nil {
 			resp.Body.Close()
 			return p
 		}

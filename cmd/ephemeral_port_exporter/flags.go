@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,13 +12,15 @@ import (
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/promslog"
 	promslogflag "github.com/prometheus/common/promslog/flag"
-	"github.com/prometheus/exporter-toolkit/web"
+	toolkit "github.com/prometheus/exporter-toolkit/web"
 	webflag "github.com/prometheus/exporter-toolkit/web/kingpinflag"
 
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/web"
 )
 
 // defaultAddress has a port outside the default ephemeral range, 32768-60999.
@@ -25,7 +28,7 @@ const defaultAddress = ":10149"
 
 // flags are the values of the command line flags.
 type flags struct {
-	web *web.FlagConfig
+	web *toolkit.FlagConfig
 	log *promslog.Config
 
 	status *bool
@@ -128,6 +131,22 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 		SNAT:         *f.snat,
 		SNATPorts:    *f.snatPorts,
 		SNATTakeover: *f.snatTakeover,
+	}
+}
+
+// webConfig returns the configuration of the web server.
+func (f *flags) webConfig(registry *prometheus.Registry, scanHost func(context.Context) scan.Snapshot, logger *slog.Logger) web.Config {
+	return web.Config{
+		Scan:     scanHost,
+		Status:   newStatus(f),
+		Registry: registry,
+
+		MetricsPath:     *f.telemetryPath,
+		ExporterMetrics: !*f.disableExporterMetrics,
+		MaxRequests:     *f.maxRequests,
+		CollectTimeout:  *f.collectTimeout,
+
+		Logger: logger,
 	}
 }
 
@@ -253,8 +272,8 @@ func (d duration) String() string { return d.value.String() }
 
 // validate returns an error for the first flag with an invalid value.
 func (f *flags) validate() error {
-	if !isFreePath(*f.telemetryPath) {
-		return fmt.Errorf("--web.telemetry-path=%s: must be a plain path like /metrics, and not /, %s, %s or %s", *f.telemetryPath, runbookPath, healthyPath, readyPath)
+	if err := web.CheckMetricsPath(*f.telemetryPath); err != nil {
+		return fmt.Errorf("--web.telemetry-path=%s: %w", *f.telemetryPath, err)
 	}
 	if len(*f.namespaceDirs) > 0 && scan.Scope(*f.namespaces) == scan.ScopeSelf {
 		return fmt.Errorf("--namespaces.dir=%s: has no effect with --namespaces=%s", (*f.namespaceDirs)[0], scan.ScopeSelf)
@@ -268,7 +287,7 @@ func (f *flags) validate() error {
 	if *f.status && *f.connectFailures {
 		return errors.New("--connect-failures: has no effect with --status, as it counts from its start on")
 	}
-	if err := web.Validate(*f.web.WebConfigFile); err != nil {
+	if err := toolkit.Validate(*f.web.WebConfigFile); err != nil {
 		return fmt.Errorf("--web.config.file=%s: %w", *f.web.WebConfigFile, err)
 	}
 	for _, address := range *f.web.WebListenAddresses {

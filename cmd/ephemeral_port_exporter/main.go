@@ -20,9 +20,10 @@ import (
 	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
 	"github.com/prometheus/common/promslog"
 	"github.com/prometheus/common/version"
-	"github.com/prometheus/exporter-toolkit/web"
+	toolkit "github.com/prometheus/exporter-toolkit/web"
 
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/web"
 )
 
 const name = "ephemeral_port_exporter"
@@ -86,7 +87,7 @@ func run(flags *flags, logger *slog.Logger) error {
 			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		)
 	}
-	server, err := newServer(flags, registry, scanner.Scan, logger)
+	server, err := web.New(flags.webConfig(registry, scanner.Scan, logger))
 	if err != nil {
 		return err
 	}
@@ -137,12 +138,12 @@ func firstScan(scanner *scan.Scanner, flags *flags, logger *slog.Logger) error {
 }
 
 // serve runs the server until it fails, or until SIGTERM or SIGINT.
-func serve(server *http.Server, webConfig *web.FlagConfig, logger *slog.Logger) error {
+func serve(server *http.Server, listen *toolkit.FlagConfig, logger *slog.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
 	failed := make(chan error, 1)
-	go func() { failed <- web.ListenAndServe(server, webConfig, logger) }()
+	go func() { failed <- toolkit.ListenAndServe(server, listen, logger) }()
 
 	select {
 	case err := <-failed:

@@ -32,6 +32,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/web"
 )
 
 func TestMain(m *testing.M) {
@@ -547,8 +548,8 @@ basic_auth_users:
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	defer client.CloseIdleConnections()
 	for url, want := range map[string]int{
-		e.url + healthyPath: http.StatusUnauthorized,
-		"https://prometheus:secret@" + address + readyPath: http.StatusOK,
+		e.url + web.HealthyPath:                                http.StatusUnauthorized,
+		"https://prometheus:secret@" + address + web.ReadyPath: http.StatusOK,
 	} {
 		resp, err := client.Get(url)
 		if err != nil {
@@ -564,7 +565,7 @@ basic_auth_users:
 	}
 
 	// Other errors of TLS are still logged.
-	if _, err := http.Get("http://" + address + healthyPath); err != nil {
+	if _, err := http.Get("http://" + address + web.HealthyPath); err != nil {
 		t.Fatal(err)
 	}
 	for range 100 {

@@ -119,12 +119,16 @@ func TestReadmeLog(t *testing.T) {
 	for _, m := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(chapter, -1) {
 		listed = append(listed, strings.TrimSuffix(m[1], "…"))
 	}
-	files, err := filepath.Glob("../../collector/scan/*.go")
-	if err != nil {
-		t.Fatal(err)
+	files := []string{"main.go"}
+	for _, dir := range []string{"scan", "web"} {
+		more, err := filepath.Glob("../../collector/" + dir + "/*.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, more...)
 	}
 	messages := 0
-	for _, file := range append(files, "main.go", "server.go", "status.go") {
+	for _, file := range files {
 		for _, m := range regexp.MustCompile(`(?i)logger\.(?:Error|Warn|Info)\("([^"]+)"`).FindAllStringSubmatch(readDocument(t, file), -1) {
 			messages++
 			if !slices.ContainsFunc(listed, func(text string) bool {

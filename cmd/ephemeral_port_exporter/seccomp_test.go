@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/web"
 )
 
 // A seccompProfile is a profile in the format of the OCI runtime specification, with the includes of
@@ -294,7 +295,7 @@ func scrapeHard(t *testing.T, e *exporter, address, series string) {
 				t.Error("the exporter does not know its descriptors")
 			}
 		}
-		for _, path := range []string{"/", "/?format=html", runbookPath} {
+		for _, path := range []string{"/", "/?format=html", web.RunbookPath} {
 			resp, err := client.Get(e.url + path)
 			if err != nil {
 				t.Fatalf("%s: %v:\n%s", path, err, e.log)

@@ -1,4 +1,4 @@
-package main
+package web
 
 import (
 	"fmt"
@@ -20,20 +20,20 @@ type metricsHandler struct {
 }
 
 // newMetricsHandler returns a handler for the metrics of the registry and of scans.
-func newMetricsHandler(flags *flags, registry *prometheus.Registry, scans *scans, sender *sender, logger *slog.Logger) http.Handler {
+func newMetricsHandler(c Config, scans *scans, sender *sender) http.Handler {
 	h := &metricsHandler{
-		scans: scans, sender: sender, registry: registry,
+		scans: scans, sender: sender, registry: c.Registry,
 		opts: promhttp.HandlerOpts{
-			ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelError),
+			ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelError),
 			ErrorHandling:     promhttp.ContinueOnError,
 			EnableOpenMetrics: true,
 		},
 	}
-	if *flags.disableExporterMetrics {
+	if !c.ExporterMetrics {
 		return h
 	}
-	h.opts.Registry = registry
-	return promhttp.InstrumentMetricHandler(registry, h)
+	h.opts.Registry = c.Registry
+	return promhttp.InstrumentMetricHandler(c.Registry, h)
 }
 
 // ServeHTTP implements http.Handler. A scrape gets values of no earlier scan.

@@ -1,4 +1,4 @@
-package main
+package web
 
 import (
 	"context"
@@ -16,27 +16,24 @@ import (
 	"ephemeral_port_exporter/collector/scan"
 )
 
-// A scanFunc is Scan of a scan.Scanner.
-type scanFunc func(context.Context) scan.Snapshot
-
 // scans makes the scans for all requests, whether for metrics or for the status page. Requests at the
 // same time share one.
 //
 // CoalesceGather of promhttp would share the result until the slowest client has read its answer.
 // Then a client that stops reading would give old values to all others.
 type scans struct {
-	scan    scanFunc
+	scan    func(context.Context) scan.Snapshot
 	timeout time.Duration // greatest time for a scan
 	slots   chan struct{} // one element for each request that is being answered; nil for no limit
 	flight  singleflight.Group
 	last    atomic.Pointer[scanned]
 }
 
-// newScans returns scans within the limits of the flags.
-func newScans(flags *flags, scanHost scanFunc) *scans {
-	s := &scans{scan: scanHost, timeout: *flags.collectTimeout}
-	if *flags.maxRequests > 0 {
-		s.slots = make(chan struct{}, *flags.maxRequests)
+// newScans returns scans within the limits of a Config.
+func newScans(c Config) *scans {
+	s := &scans{scan: c.Scan, timeout: c.CollectTimeout}
+	if c.MaxRequests > 0 {
+		s.slots = make(chan struct{}, c.MaxRequests)
 	}
 	return s
 }

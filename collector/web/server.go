@@ -1,0 +1,99 @@
+package web
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/status"
+	"ephemeral_port_exporter/deploy"
+)
+
+// Paths of the server, besides that of the metrics.
+const (
+	StatusPath  = "/"
+	RunbookPath = "/runbook"
+	HealthyPath = "/-/healthy"
+	ReadyPath   = "/-/ready"
+)
+
+// CheckMetricsPath returns an error if metrics cannot be served under p. p must be a path, without
+// characters that are special to http.ServeMux, and must not be in use.
+func CheckMetricsPath(p string) error {
+	if !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.ContainsAny(p, "{}?# \t") ||
+		slices.Contains([]string{StatusPath, RunbookPath, HealthyPath, ReadyPath}, p) {
+		return fmt.Errorf("must be a plain path like /metrics, and not %s, %s, %s or %s", StatusPath, RunbookPath, HealthyPath, ReadyPath)
+	}
+	return nil
+}
+
+// Config tells a server what to serve.
+type Config struct {
+	Scan     func(context.Context) scan.Snapshot // Scan of a scan.Scanner
+	Status   *status.Status                      // draws the status page
+	Registry *prometheus.Registry                // of the metrics that are not about a scan
+
+	MetricsPath     string        // see CheckMetricsPath
+	ExporterMetrics bool          // adds promhttp_* to Registry
+	MaxRequests     int           // scrapes and pages answered at once; 0 for no limit
+	CollectTimeout  time.Duration // greatest time for a scan
+
+	Logger *slog.Logger
+}
+
+// New returns a server for metrics and pages.
+func New(c Config) (*http.Server, error) {
+	runbook, err := newRunbookHandler(deploy.Runbook)
+	if err != nil {
+		return nil, err
+	}
+	scans, sender := newScans(c), &sender{}
+	mux := http.NewServeMux()
+	mux.Handle("GET "+StatusPath+"{$}", &statusHandler{scans: scans, sender: sender, status: c.Status, logger: c.Logger})
+	mux.Handle("GET "+RunbookPath, runbook)
+	mux.Handle("GET "+c.MetricsPath, newMetricsHandler(c, scans, sender))
+	mux.HandleFunc("GET "+HealthyPath, answerProbe)
+	mux.HandleFunc("GET "+ReadyPath, answerProbe)
+
+	server := &http.Server{
+		Handler:           mux,
+		ErrorLog:          log.New(connectionLog{c.Logger}, "", 0),
+		MaxHeaderBytes:    16 << 10,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		// This time starts at the request: a scrape may wait for two collections.
+		WriteTimeout: 2*c.CollectTimeout + 2*sendTimeout,
+		IdleTimeout:  90 * time.Second, // longer than most scrape intervals
+		HTTP2:        &http.HTTP2Config{MaxConcurrentStreams: 16},
+	}
+	new(connections).limit(server)
+	return server, nil
+}
+
+// answerProbe answers that the process serves. It does no collection.
+func answerProbe(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "OK\n") }
+
+// A connectionLog logs the errors of a server about its connections. It ignores connections that
+// are closed before the TLS handshake: every TCP probe does that.
+type connectionLog struct {
+	logger *slog.Logger
+}
+
+// Write implements io.Writer. It expects one line.
+func (l connectionLog) Write(line []byte) (int, error) {
+	text := strings.TrimSpace(string(line))
+	if !strings.HasPrefix(text, "http: TLS handshake error") || !strings.HasSuffix(text, ": EOF") {
+		l.logger.Warn("HTTP connection failed", "err", text)
+	}
+	return len(line), nil
+}

@@ -1,0 +1,56 @@
+package web
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"ephemeral_port_exporter/collector/status"
+)
+
+// maxPageAge is how old the snapshot of a page may be. So to reload it costs no scan each time.
+const maxPageAge = time.Second
+
+// A statusHandler serves the status page.
+type statusHandler struct {
+	scans  *scans
+	sender *sender
+	status *status.Status
+	logger *slog.Logger
+}
+
+// ServeHTTP implements http.Handler.
+func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	view, err := status.ParseView(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	h.sender.send(w, h.scans.answer(r, maxPageAge, func(s *scanned) *answer {
+		return s.pages.get(fmt.Sprint(view), func() *answer { return h.draw(s, view) })
+	}))
+}
+
+// draw returns the page of a scan.
+func (h *statusHandler) draw(s *scanned, view status.View) *answer {
+	a := newAnswer()
+	status.SetHeader(a.Header(), view)
+	if err := h.status.Write(a, &s.Snapshot, view); err != nil {
+		h.logger.Error("The status page cannot be drawn", "err", err)
+		return errorAnswer("the status page cannot be drawn: the log of the exporter has the cause")
+	}
+	return a
+}
+
+// newRunbookHandler returns a handler that serves the runbook.
+func newRunbookHandler(markdown string) (http.HandlerFunc, error) {
+	page, err := status.Runbook([]byte(markdown))
+	if err != nil {
+		return nil, err
+	}
+	return func(w http.ResponseWriter, _ *http.Request) {
+		status.SetRunbookHeader(w.Header())
+		_, _ = w.Write(page)
+	}, nil
+}
