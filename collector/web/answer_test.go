@@ -1,0 +1,76 @@
+package web
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// request sends a request for metrics.
+func request(t *testing.T, conn net.Conn) {
+	t.Helper()
+	if _, err := io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+// begun reports whether the beginning of an answer can be read.
+func begun(t *testing.T, conn net.Conn) bool {
+	t.Helper()
+	synctest.Wait()
+	n, err := conn.Read(make([]byte, 1))
+	if n == 0 && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	return n > 0
+}
+
+// TestStalledReaders has clients that do not read their answers: more than may scrape at once, and one
+// more than answers may be sent at once. The first is given up, the others have their time.
+func TestStalledReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := serve(t, newConfig(&scanner{}))
+		var stalled []net.Conn
+		for range maxSending + 1 {
+			conn := l.dial()
+			defer conn.Close()
+			request(t, conn)
+			stalled = append(stalled, conn)
+		}
+		if begun(t, stalled[0]) || !begun(t, stalled[1]) || !begun(t, stalled[maxSending]) {
+			t.Error("not only the first is given up")
+		}
+
+		time.Sleep(sendTimeout - 1)
+		if !begun(t, stalled[1]) {
+			t.Error("an answer is given up too early")
+		}
+		time.Sleep(1)
+		if begun(t, stalled[2]) {
+			t.Error("an answer is not given up")
+		}
+
+		// An answer that was read makes place, and has the values of its own scan.
+		for i := range 2 * maxSending {
+			conn := l.dial()
+			request(t, conn)
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			if want := fmt.Sprintf("ephemeral_port_capacity_ports{netns=\"self\"} %d\n", 5000+maxSending+2+i); err != nil || !strings.Contains(string(body), want) {
+				t.Errorf("%v, no %s in\n%.500s", err, want, body)
+			}
+			conn.Close()
+		}
+	})
+}
