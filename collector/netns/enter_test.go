@@ -154,6 +154,18 @@ func TestEnter(t *testing.T) {
 // TestEnterGone enters a namespace that was removed after it was listed, or whose path is
 // something else by now.
 func TestEnterGone(t *testing.T) {
+	// It is there before the first is removed: it would get the inode of that.
+	other := filepath.Join(t.TempDir(), "other")
+	netnstest.Mount(t, other, nil)
+	bind := func(t *testing.T, source, path string) {
+		if err := os.WriteFile(path, nil, 0o444); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount(source, path, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+	}
 	tests := []struct {
 		name    string
 		replace func(t *testing.T, path string)
@@ -169,23 +181,8 @@ func TestEnterGone(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"another namespace", func(t *testing.T, path string) {
-			// This one gets the inode.
-			if !netnstest.HasCookies(t) {
-				t.Skip("the kernel lacks cookies of network namespaces: one with the inode of another passes for it")
-			}
-			netnstest.Mount(t, path+"x", nil)
-			netnstest.Mount(t, path, nil)
-		}},
-		{"another kind", func(t *testing.T, path string) {
-			if err := os.WriteFile(path, nil, 0o444); err != nil {
-				t.Fatal(err)
-			}
-			if err := unix.Mount("/proc/self/ns/uts", path, "", unix.MS_BIND, ""); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
-		}},
+		{"another namespace", func(t *testing.T, path string) { bind(t, other, path) }},
+		{"another kind", func(t *testing.T, path string) { bind(t, "/proc/self/ns/uts", path) }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
