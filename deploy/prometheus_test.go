@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
@@ -139,5 +142,91 @@ func TestAlerts(t *testing.T) {
 		if ok && !strings.Contains(readFile(t, "prometheus/rules.yml"), "alert: Ephemeral"+name+"\n") {
 			t.Errorf("runbook.md has a chapter for Ephemeral%s, which is no alert", name)
 		}
+	}
+}
+
+// notOfPools are the alerts that no threshold of a pool is about, and why.
+var notOfPools = map[string]string{
+	"EphemeralPortsConnectFailingUnattributed": "it has no destination",
+	"EphemeralPortsOpenConnectionsRise":        "one scan shows no trend",
+	"EphemeralPortsTimeWaitOverflow":           "it is about a network namespace",
+	"EphemeralPortsSettingsDiffer":             "it is about a host",
+	"EphemeralPortsUnreported":                 "it is about the limits of the exporter",
+	"EphemeralPortsCollectFailing":             "it is about the exporter",
+	"EphemeralPortsUDPCollectFailing":          "it is about the exporter",
+	"EphemeralPortsSNATCollectFailing":         "it is about the exporter",
+	"EphemeralPortsNamespacesUnread":           "it is about the exporter",
+	"EphemeralPortExporterDown":                "it is about the exporter",
+	"EphemeralPortsConntrackInsertFailed":      "the kernel counts drops for a network namespace, not for a pool",
+}
+
+// TestThresholds compares the alerts about pools with the thresholds of the status page: in rules.yml, and in the
+// contents of the runbook.
+func TestThresholds(t *testing.T) {
+	type alert struct {
+		Values   []float64
+		Severity string
+	}
+	want := map[string]alert{}
+	for _, threshold := range advice.Thresholds() {
+		a := want[threshold.Alert]
+		a.Severity = map[advice.Level]string{advice.Warning: "warning", advice.Critical: "critical", advice.Exhausted: "critical"}[threshold.Level]
+		switch threshold.Of {
+		case advice.Failures:
+			a.Severity = "critical" // of the last 5 minutes; those of the page can be 15 minutes old
+		case advice.Exhaustion:
+			a.Severity = "warning" // the forecast swings from scan to scan; the page shows one
+			a.Values = append(a.Values, threshold.At)
+		default:
+			a.Values = append(a.Values, threshold.At)
+		}
+		want[threshold.Alert] = a
+	}
+	delete(want, "") // levels without an alert
+
+	var rules ruleGroups
+	unmarshal(t, "prometheus/rules.yml", &rules)
+	runbook := readFile(t, "runbook.md")
+	for _, g := range rules.Groups {
+		for _, r := range g.Rules {
+			w, ok := want[r.Alert]
+			delete(want, r.Alert)
+			if _, known := notOfPools[r.Alert]; r.Alert == "" || known && !ok {
+				continue
+			} else if !ok {
+				t.Errorf("%s: the status page has no threshold for it", r.Alert)
+				continue
+			}
+			var values []float64
+			for _, m := range regexp.MustCompile(`(>=|exhaustion_seconds <) ([0-9.]+)`).FindAllStringSubmatch(r.Expr, -1) {
+				value, err := strconv.ParseFloat(m[2], 64)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !slices.Contains(values, value) {
+					values = append(values, value)
+				}
+			}
+			if !slices.Equal(values, w.Values) || r.Labels["severity"] != w.Severity {
+				t.Errorf("%s is %s at %v, the status page has %s at %v", r.Alert, r.Labels["severity"], values, w.Severity, w.Values)
+			}
+			_, row, _ := strings.Cut(runbook, "\n| ["+r.Alert+"](")
+			row, _, _ = strings.Cut(row, "\n")
+			for _, value := range w.Values {
+				text := fmt.Sprintf("%.0f%%", 100*value)
+				switch value {
+				case 0.2:
+					text = "a fifth"
+				case 600:
+					text = "within 10 minutes"
+				}
+				if !strings.Contains(row, text) {
+					t.Errorf("%s: the contents of the runbook do not say %q: %s", r.Alert, text, row)
+				}
+			}
+		}
+	}
+	for name := range want {
+		t.Errorf("rules.yml has no alert %s", name)
 	}
 }

@@ -9,26 +9,14 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// From these on, a destination is in danger. Up to half of the ports, connect() finds a free one at
-// once.
-const (
-	dangerUtilization = 0.5
-	dangerLoad        = 0.8 // CloseRate / Ceiling
-	dangerExhaustion  = 600 // seconds, below which
-)
-
-// tcpInDanger reports whether the ports of a destination run out, or may soon.
-func tcpInDanger(d *pool.Destination) bool {
-	return d.Utilization >= dangerUtilization || d.CloseRate > 0 && d.CloseRate >= dangerLoad*d.Ceiling || d.Exhaustion < dangerExhaustion
-}
-
 // TCP returns advice about a destination of the report. failing says that connects to it fail
-// because no port is free. It returns nil if the destination is not failing and not in danger.
+// because no port is free. It returns nil if the destination is calm, see ReachedTCP.
 func TCP(r *pool.Report, d *pool.Destination, failing bool) *Advice {
-	if !failing && !tcpInDanger(d) {
+	reached := ReachedTCP(r, d, failing)
+	if reached.Level() == Calm {
 		return nil
 	}
-	p := newTCPPool(r, d)
+	p := newTCPPool(r, d, reached)
 	return &Advice{Diagnosis: p.diagnosis(), Holders: p.holders(), Cures: p.cures()}
 }
 
@@ -36,6 +24,7 @@ func TCP(r *pool.Report, d *pool.Destination, failing bool) *Advice {
 type tcpPool struct {
 	report      *pool.Report
 	destination *pool.Destination
+	reached     Reached
 	now         Outlook
 
 	used   int // ports that are unavailable
@@ -43,8 +32,8 @@ type tcpPool struct {
 }
 
 // newTCPPool returns a tcpPool.
-func newTCPPool(r *pool.Report, d *pool.Destination) *tcpPool {
-	p := &tcpPool{report: r, destination: d}
+func newTCPPool(r *pool.Report, d *pool.Destination, reached Reached) *tcpPool {
+	p := &tcpPool{report: r, destination: d, reached: reached}
 	p.now = outlook(r.CapacityPorts-d.BoundByOthers, d.Open, d.Hold)
 	p.used = d.Held - d.Reusable + d.BoundByOthers
 	p.closed = max(d.Held-d.Reusable-d.Open, int(d.CloseRate*d.Hold))
@@ -63,7 +52,7 @@ func (p *tcpPool) bindFirst() bool {
 
 // in returns how many ports the sockets in a state make unavailable.
 func (p *tcpPool) in(state pool.State) int {
-	n := p.destination.Ports[slices.Index(pool.States[:], state)]
+	n := portsIn(p.destination, state)
 	if state == pool.TimeWait {
 		n -= p.destination.Reusable
 	}
@@ -89,18 +78,34 @@ func (p *tcpPool) diagnosis() string {
 		return "No port of the range is left: each one is reserved or has a listener."
 	}
 	var text string
-	switch holders := p.holders(); {
-	case d.CloseRate >= dangerLoad*d.Ceiling && 2*p.closed > p.demand():
+	holders := p.holders()
+	switch {
+	case p.reached.Has(Load) && 2*p.closed > p.demand():
 		text = fmt.Sprintf("This host closes %s connections per second first. The ports suffice for %s.", perSecond(d.CloseRate), perSecond(d.Ceiling))
 	case len(holders) == 0:
 		text = "No port is in use now."
 	default:
 		text = fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", meaning(holders[0].Name), holders[0].Ports, p.used, p.report.CapacityPorts)
 	}
-	if !tcpInDanger(d) {
+	for _, leak := range leaks {
+		if p.reached.Has(leak.of) && holders[0].Name != leak.state.String() {
+			text += fmt.Sprintf(" %d are in %s: %s.", p.in(leak.state), strings.ToUpper(leak.state.String()), leak.meaning)
+		}
+	}
+	if p.reached.Has(Failures) && !p.reached.Has(Utilization, Load, Exhaustion) {
 		text += " Connects failed although ports are free: there were none before, or the clients have a smaller range of their own (IP_LOCAL_PORT_RANGE), or others bind ports."
 	}
 	return text
+}
+
+// leaks are states that connections stay in if something is wrong, however many ports others hold.
+var leaks = [...]struct {
+	of      Quantity
+	state   pool.State
+	meaning string
+}{
+	{InCloseWait, pool.CloseWait, "an application on this host has not closed them"},
+	{InSynSent, pool.SynSent, "the destination does not answer"},
 }
 
 // meaning says what it means that a Holder has most ports.

@@ -253,6 +253,24 @@ var (
 			},
 		},
 		{
+			name: "CLOSE_WAIT on a fifth of the ports", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} }),
+			ports:     map[pool.State]int{pool.CloseWait: 200, pool.Established: 210},
+			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. These are 210 of the 410 ports in use, of 1000. 200 are in CLOSE_WAIT: an application on this host has not closed them.",
+			want: []string{
+				"Close what the destination has closed, 200, 10 to 13 per second",
+				"Widen the range, 1000 to 64512 ports, 10 to 1033 per second",
+				"More source addresses, 1, 1000 to 2000 ports, 10 to 26 per second",
+				"More destination addresses or ports, 1, 1000 to 2000 ports, 10 to 26 per second",
+			},
+		},
+		{name: "CLOSE_WAIT on fewer", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} }), ports: map[pool.State]int{pool.CloseWait: 199}},
+		{
+			name: "SYN_SENT on a fifth of the ports", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} }),
+			ports: map[pool.State]int{pool.SynSent: 200}, failing: true,
+			diagnosis: "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer. These are 200 of the 200 ports in use, of 1000. Connects failed although",
+			want:      []string{"Give up earlier without an answer, 200, 13 to 16 per second"},
+		},
+		{
 			name: "SYN_SENT", settings: usual, ports: map[pool.State]int{pool.SynSent: 15000, pool.TimeWait: 300}, rate: 5,
 			diagnosis: "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer.",
 			want:      []string{"Give up earlier without an answer, 15000, 213 to 455 per second"},
@@ -476,27 +494,6 @@ func TestConnectWithoutBinding(t *testing.T) {
 		}
 	}
 	t.Error("not shown")
-}
-
-// TestInDanger checks each limit.
-func TestInDanger(t *testing.T) {
-	never := math.Inf(1)
-	for _, tt := range []struct {
-		d    pool.Destination
-		want bool
-	}{
-		{pool.Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: never}, false},
-		{pool.Destination{Utilization: 0.5, CloseRate: 79, Ceiling: 100, Exhaustion: never}, true},
-		{pool.Destination{Utilization: 0.49, CloseRate: 80, Ceiling: 100, Exhaustion: never}, true},
-		{pool.Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: 599}, true},
-		{pool.Destination{Utilization: 0.49, CloseRate: 79, Ceiling: 100, Exhaustion: 600}, false},
-		{pool.Destination{Exhaustion: never}, false},
-		{pool.Destination{CloseRate: 1, Exhaustion: never}, true},
-	} {
-		if got := tcpInDanger(&tt.d); got != tt.want {
-			t.Errorf("%+v: got %v", tt.d, got)
-		}
-	}
 }
 
 // TestHolders orders what makes ports unavailable.

@@ -8,16 +8,9 @@ import (
 	"ephemeral_port_exporter/collector/pool"
 )
 
-// udpDanger is the utilization from which a pool is in danger. The kernel searches from a random port
-// on, so that up to 90% of a usual range, to find a free one takes microseconds.
-const udpDanger = 0.8
-
-// UDPInDanger reports whether the ports run out, or may soon.
-func UDPInDanger(p *pool.UDPPool) bool { return p.Utilization >= udpDanger }
-
-// UDP returns advice about a pool of the report. It returns nil if the pool is not in danger.
+// UDP returns advice about a pool of the report. It returns nil if the pool is calm, see ReachedUDP.
 func UDP(r *pool.UDPReport, p *pool.UDPPool) *Advice {
-	if !UDPInDanger(p) {
+	if ReachedUDP(p).Level() == Calm {
 		return nil
 	}
 	u := newUDPPool(r, p)

@@ -5,99 +5,41 @@ import (
 	"fmt"
 	"math"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/pool"
 )
 
 // A level says how bad things are.
-type level int
+type level = advice.Level
 
-// The levels. The thresholds are those of the alerts in deploy/prometheus/rules.yml.
+// The levels.
 const (
-	calm      level = iota
-	warning         // half of the ports are in use, closes near the ceiling, or failed connects
-	critical        // most ports are in use, closes at the ceiling, or ports run out within minutes
-	exhausted       // connect() fails, or can fail at any moment
-	unknown         // nothing could be read
+	calm      = advice.Calm
+	warning   = advice.Warning
+	critical  = advice.Critical
+	exhausted = advice.Exhausted
+	unknown   = advice.Unknown
 )
-
-// String returns the name that all formats use.
-func (l level) String() string {
-	return [...]string{"calm", "warning", "critical", "exhausted", "unknown"}[l]
-}
-
-// soon is the longest forecast that is a danger, in seconds.
-const soon = 600
-
-// destinationLevel returns the level of a destination to which this many connects have failed.
-func destinationLevel(d *pool.Destination, failures uint64) level {
-	switch load := loadOf(d); {
-	case d.Utilization >= 0.98:
-		return exhausted
-	case d.Utilization >= 0.8, load >= 0.9, d.Exhaustion < soon:
-		return critical
-	case d.Utilization >= 0.5, load >= 0.8, failures > 0:
-		return warning
-	default:
-		return calm
-	}
-}
-
-// loadOf returns closes per second divided by the ceiling: at 1 the ports run out. Where no port is
-// left to close, that is utilization's matter.
-func loadOf(d *pool.Destination) float64 {
-	if d.Ceiling == 0 {
-		return 0
-	}
-	return d.CloseRate / d.Ceiling
-}
 
 // problem returns what is wrong with a destination, as the end of a sentence that begins with its
 // address.
-func problem(d *pool.Destination, failures uint64) string {
-	switch {
+func (row *destination) problem() string {
+	switch d := row.pool; {
 	case d.Utilization >= 1:
 		return "is out of ports"
-	case d.Exhaustion < soon:
+	case row.reached.Has(advice.Exhaustion):
 		return "runs out of ports in " + seconds(d.Exhaustion)
-	case d.Utilization >= 0.5:
+	case row.reached.Has(advice.Utilization):
 		return "has " + percent(d.Utilization) + " of its ports in use"
-	case loadOf(d) >= 0.8:
-		return "closes at " + percent(loadOf(d)) + " of its ceiling"
+	case row.reached.Has(advice.Load):
+		return "closes at " + percent(advice.LoadOf(d)) + " of its ceiling"
+	case row.reached.Has(advice.Failures):
+		return "had " + connects(row.failures) + " that failed, the last within 15 minutes"
+	case row.reached.Has(advice.InCloseWait):
+		return "has many connections that an application has not closed"
 	default:
-		return "had " + connects(failures) + " that failed, the last within 15 minutes"
+		return "does not answer many attempts to connect"
 	}
-}
-
-// alertsOf returns the alerts of deploy/prometheus/rules.yml whose chapters in the runbook are about
-// what a destination has.
-func alertsOf(d *pool.Destination, capacity int, failures uint64) []string {
-	var alerts []string
-	switch {
-	case d.Utilization >= 0.98:
-		alerts = append(alerts, "EphemeralPortsExhausted")
-	case d.Utilization >= 0.8:
-		alerts = append(alerts, "EphemeralPortsNearlyExhausted")
-	case d.Utilization >= 0.5:
-		alerts = append(alerts, "EphemeralPortsHalfUsed")
-	}
-	if loadOf(d) >= 0.9 {
-		alerts = append(alerts, "EphemeralPortsRateNearCeiling")
-	}
-	if failures > 0 {
-		alerts = append(alerts, "EphemeralPortsConnectFailing")
-	}
-	for i, state := range pool.States {
-		if capacity == 0 || 5*d.Ports[i] < capacity {
-			continue
-		}
-		switch state {
-		case pool.CloseWait:
-			alerts = append(alerts, "EphemeralPortsCloseWait")
-		case pool.SynSent:
-			alerts = append(alerts, "EphemeralPortsSynSent")
-		}
-	}
-	return alerts
 }
 
 // worstFirst orders destinations: by level, then by the time that is left, then by utilization.

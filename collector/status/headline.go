@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/scan"
 )
 
@@ -60,7 +61,7 @@ func (p *page) judgeDestination(self *scan.Namespace, c cleaner) {
 		d := p.Destinations[0]
 		p.Level = d.Level
 		if p.Level > calm {
-			p.Headline = d.Address + " " + problem(d.pool, d.failures) + "."
+			p.Headline = d.Address + " " + d.problem() + "."
 		} else {
 			p.Headline = fmt.Sprintf("%s is not in danger: %s of its ports are in use.", address, d.Used)
 		}
@@ -102,21 +103,13 @@ func (p *page) judgeHost(s *scan.Snapshot, c cleaner) {
 		case r.CapacityPorts == 0:
 			p.Level = max(p.Level, exhausted)
 			sentences = append(sentences, "No port is left for outgoing connections"+where+": connect() fails unless its client has bound a port.")
-		case r.MaxUtilization >= 0.5 && (len(r.Destinations) == 0 || r.Destinations[0].Utilization < r.MaxUtilization):
-			l := warning
-			if r.MaxUtilization >= 0.8 {
-				l = critical
-			}
-			p.Level = max(p.Level, l)
+		case advice.ReachedUnreported(r).Level() > calm:
+			p.Level = max(p.Level, advice.ReachedUnreported(r).Level())
 			sentences = append(sentences, fmt.Sprintf("A destination%s that limits leave out has %s of its ports in use: lower --destination.min-ports to see it.", where, percent(r.MaxUtilization)))
 		}
 	}
 	for _, src := range p.Sources {
-		if src.Certain && src.pool.Utilization >= 0.5 {
-			l := warning
-			if src.pool.Utilization >= 0.8 {
-				l = critical
-			}
+		if l := advice.ReachedSource(src.pool).Level(); src.Certain && l > calm {
 			p.Level = max(p.Level, l)
 			sentences = append(sentences, fmt.Sprintf("Clients that bind to %s before they connect use %s of its ports: at 100%% their bind() fails.", src.Address, src.Used))
 		}
@@ -130,7 +123,7 @@ func (p *page) judgeHost(s *scan.Snapshot, c cleaner) {
 
 	if inDanger > 0 {
 		worst := p.Destinations[0]
-		p.Headline = fmt.Sprintf("%s in danger: %s %s.", plural(inDanger, "destination", "destinations"), worst.Address, problem(worst.pool, worst.failures))
+		p.Headline = fmt.Sprintf("%s in danger: %s %s.", plural(inDanger, "destination", "destinations"), worst.Address, worst.problem())
 	} else if len(sentences) > 0 {
 		p.Headline, sentences = sentences[0], sentences[1:]
 	} else if len(p.Destinations) > 0 {

@@ -93,7 +93,7 @@ func (p *page) addNAT(n *scan.Namespace, c cleaner) {
 func newNATPool(n *scan.Namespace, d *snat.Pool, c cleaner) *natPool {
 	r := &n.NAT.Report
 	row := &natPool{
-		pool: d, namespace: n, Level: natLevel(d),
+		pool: d, namespace: n, Level: advice.ReachedSNAT(d).Level(),
 		Protocol: string(d.Protocol), Address: d.Address.String(), Source: d.Source.String(), Netns: c.name(n.Name),
 		Used: percent(d.Utilization), Failing: percent(d.SearchFailure), Ceiling: natRate(d.Ceiling),
 		Capacity: r.CapacityPorts, Held: d.Held, Reusable: d.Reusable, Free: max(r.CapacityPorts-d.Held, 0),
@@ -117,7 +117,7 @@ func newNATPool(n *scan.Namespace, d *snat.Pool, c cleaner) *natPool {
 		return row
 	}
 	row.Diagnosis = row.advice.Diagnosis
-	row.Alert = map[level]string{warning: "EphemeralPortsSNATHalfUsed", critical: "EphemeralPortsSNATNearlyExhausted", exhausted: "EphemeralPortsSNATExhausted"}[row.Level]
+	row.Alert = advice.ReachedSNAT(d).Alerts()[0]
 	enter, ok := enterCommand(n)
 	for _, of := range row.advice.Cures {
 		row.Cures = append(row.Cures, newNATCure(of, enter, ok))
@@ -167,20 +167,6 @@ func natRate(r float64) string {
 	}
 }
 
-// natLevel returns the level of a pool.
-func natLevel(d *snat.Pool) level {
-	switch {
-	case d.Utilization >= 0.98, d.SearchFailure >= 0.1:
-		return exhausted
-	case d.Utilization >= 0.8, d.SearchFailure >= 0.01:
-		return critical
-	case d.Utilization >= 0.5:
-		return warning
-	default:
-		return calm
-	}
-}
-
 func newConntrack(n *scan.Namespace, c cleaner) conntrack {
 	t := n.Conntrack
 	row := conntrack{scan: t, Netns: c.name(n.Name), Entries: strconv.Itoa(t.Entries), Limit: "none", Used: "-"}
@@ -217,8 +203,8 @@ func (p *page) judgeNAT() (sentences []string) {
 		sentences = append(sentences, fmt.Sprintf("%s of source NAT in danger: %s.", plural(inDanger, "pool", "pools"), p.NAT[0].problem()))
 	}
 	for _, t := range p.Conntrack {
-		if fillOf(t.scan) >= 0.9 {
-			p.Level = max(p.Level, critical)
+		if l := advice.ReachedConntrack(fillOf(t.scan)).Level(); l > calm {
+			p.Level = max(p.Level, l)
 			where := ""
 			if p.Others {
 				where = " in " + t.Netns
@@ -232,7 +218,7 @@ func (p *page) judgeNAT() (sentences []string) {
 // problem returns what is wrong with a pool.
 func (n *natPool) problem() string {
 	text := fmt.Sprintf("%s to %s from %s has %s of its ports in use", n.Protocol, n.Address, n.Source, n.Used)
-	if n.pool.SearchFailure >= 0.01 {
+	if advice.ReachedSNAT(n.pool).Has(advice.SearchFailure) {
 		text += fmt.Sprintf(", and %s of the searches for one fail: packets are dropped", n.Failing)
 	}
 	return text

@@ -48,6 +48,7 @@ type destination struct {
 	namespace *scan.Namespace
 	failures  uint64
 	advice    *advice.Advice // nil unless it is in danger
+	reached   advice.Reached
 
 	Level                        level
 	Address, Source, Netns       string
@@ -272,9 +273,9 @@ func newDestination(n *scan.Namespace, d *pool.Destination, failures uint64, cou
 	if row.Commands == nil {
 		row.Enter = fmt.Sprintf("Enter the network namespace with inode %d first: its path is not known, or no shell should see it.", n.Inode)
 	}
-	row.Over = loadOf(d) >= 0.8
-	row.Level = destinationLevel(d, row.failures)
-	row.Alerts = alertsOf(d, capacity, row.failures)
+	row.reached = advice.ReachedTCP(&n.Report, d, row.failures > 0)
+	row.Over = row.reached.Has(advice.Load)
+	row.Level, row.Alerts = row.reached.Level(), row.reached.Alerts()
 	if row.advice = advice.TCP(&n.Report, d, row.failures > 0); row.advice != nil {
 		row.Diagnosis = row.advice.Diagnosis
 		for _, cure := range row.advice.Cures {

@@ -45,7 +45,7 @@ func (p *page) addUDP(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 	r := &n.UDP.Report
 	for i := range r.Pools {
 		u := &r.Pools[i]
-		if n.Name != scan.Self && !advice.UDPInDanger(u) {
+		if n.Name != scan.Self && advice.ReachedUDP(u).Level() == calm {
 			continue
 		}
 		row := newUDPPool(n, u, c)
@@ -58,7 +58,7 @@ func (p *page) addUDP(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 
 func newUDPPool(n *scan.Namespace, u *pool.UDPPool, c cleaner) *udpPool {
 	row := &udpPool{
-		pool: u, namespace: n, advice: advice.UDP(&n.UDP.Report, u), Level: udpLevel(u),
+		pool: u, namespace: n, advice: advice.UDP(&n.UDP.Report, u), Level: advice.ReachedUDP(u).Level(),
 		Family: string(u.Family), Netns: c.name(n.Name), Used: percent(u.Utilization),
 		Ports: strconv.Itoa(u.Ports), Capacity: strconv.Itoa(n.UDP.Report.CapacityPorts),
 	}
@@ -66,10 +66,7 @@ func newUDPPool(n *scan.Namespace, u *pool.UDPPool, c cleaner) *udpPool {
 		return row
 	}
 	row.Diagnosis = row.advice.Diagnosis
-	row.Alert = "EphemeralPortsUDPNearlyExhausted"
-	if row.Level == exhausted {
-		row.Alert = "EphemeralPortsUDPExhausted"
-	}
+	row.Alert = advice.ReachedUDP(u).Alerts()[0]
 	enter, ok := enterCommand(n)
 	for _, of := range row.advice.Cures {
 		cure := cure{Title: of.Title, Anchor: of.Anchor(), Sentence: of.Sentence, Condition: of.Condition}
@@ -87,18 +84,6 @@ func newUDPPool(n *scan.Namespace, u *pool.UDPPool, c cleaner) *udpPool {
 	row.Command = Command{"Its sockets by process, as root", fmt.Sprintf(
 		`%sss -Huanp sport ge :%d sport le :%d | grep -o 'users:(("[^"]*",pid=[0-9]*' | sort | uniq -c`, enter, ports.Low, ports.High)}
 	return row
-}
-
-// udpLevel returns the level of a pool.
-func udpLevel(u *pool.UDPPool) level {
-	switch {
-	case u.Utilization >= 0.98:
-		return exhausted
-	case advice.UDPInDanger(u):
-		return critical
-	default:
-		return calm
-	}
 }
 
 // judgeUDP raises the level to that of the worst UDP pool. It returns a sentence for each namespace

@@ -12,36 +12,30 @@ import (
 	"ephemeral_port_exporter/collector/snat"
 )
 
-// From this share of failing searches on, a pool of source NAT is in danger, whatever its utilization.
-const dangerSearchFailure = 0.01
-
-// snatInDanger reports whether the ports of a pool run out, or may soon.
-func snatInDanger(p *snat.Pool) bool {
-	return p.Utilization >= dangerUtilization || p.SearchFailure >= dangerSearchFailure
-}
-
-// SNAT returns advice about a pool of the report. It returns nil if the pool is not in danger.
+// SNAT returns advice about a pool of the report. It returns nil if the pool is calm, see ReachedSNAT.
 func SNAT(r *snat.Report, p *snat.Pool) *Advice {
-	if !snatInDanger(p) {
+	reached := ReachedSNAT(p)
+	if reached.Level() == Calm {
 		return nil
 	}
-	n := newSNATPool(r, p)
+	n := newSNATPool(r, p, reached)
 	return &Advice{Diagnosis: n.diagnosis(), Cures: n.cures()}
 }
 
 // A snatPool is a pool of source NAT that needs advice.
 type snatPool struct {
-	report *snat.Report
-	pool   *snat.Pool
-	now    Outlook
+	report  *snat.Report
+	pool    *snat.Pool
+	reached Reached
+	now     Outlook
 
 	used   int // ports that are not free, nor reusable
 	open   int // of those, of flows that are in use
 	closed int // of those, of flows that only expire
 }
 
-func newSNATPool(r *snat.Report, p *snat.Pool) *snatPool {
-	n := &snatPool{report: r, pool: p, now: Outlook{Ports: r.CapacityPorts, Ceiling: p.Ceiling}, used: p.Held - p.Reusable}
+func newSNATPool(r *snat.Report, p *snat.Pool, reached Reached) *snatPool {
+	n := &snatPool{report: r, pool: p, reached: reached, now: Outlook{Ports: r.CapacityPorts, Ceiling: p.Ceiling}, used: p.Held - p.Reusable}
 	for state, ports := range p.Ports {
 		if snat.State(state).Open() {
 			n.open += ports
@@ -66,7 +60,7 @@ func (n *snatPool) diagnosis() string {
 	}
 	state := slices.MaxFunc(snat.States(p.Protocol), func(a, b snat.State) int { return cmp.Compare(inUse(a), inUse(b)) })
 	text := fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", snatMeaning(state), inUse(state), n.used, n.report.CapacityPorts)
-	if free := n.report.CapacityPorts - p.Held; p.SearchFailure >= dangerSearchFailure && free > 0 {
+	if free := n.report.CapacityPorts - p.Held; n.reached.Has(SearchFailure) && free > 0 {
 		text += fmt.Sprintf(" %d%% of the kernel's searches for a port fail although %d are free, because it does not try all.", int(100*p.SearchFailure), free)
 	}
 	if n.oneClient() {
@@ -114,7 +108,7 @@ func (n *snatPool) outlook(ports int, s snat.Settings) Outlook {
 
 // fullyRandom scatters the ports, so that taken ones do not lie in blocks.
 func (n *snatPool) fullyRandom() Cure {
-	if n.pool.SearchFailure < dangerSearchFailure {
+	if !n.reached.Has(SearchFailure) {
 		return Cure{}
 	}
 	then := snat.ScatteredFailure(n.report.Settings.PortRange, n.pool.Held, n.pool.Reusable)

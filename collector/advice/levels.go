@@ -1,0 +1,204 @@
+package advice
+
+import (
+	"cmp"
+	"slices"
+
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
+)
+
+// A Level says how bad things are.
+type Level int
+
+// The levels.
+const (
+	Calm      Level = iota
+	Warning         // half of the ports are in use, closes near the ceiling, failed connects, or leaks
+	Critical        // most ports are in use, closes at the ceiling, or ports run out within minutes
+	Exhausted       // connect() fails, or can fail at any moment
+	Unknown         // nothing could be read
+)
+
+// String returns the name that all formats use.
+func (l Level) String() string {
+	return [...]string{"calm", "warning", "critical", "exhausted", "unknown"}[l]
+}
+
+// A Kind says what a Threshold is about.
+type Kind string
+
+// The kinds.
+const (
+	Destination Kind = "destination" // a pool.Destination
+	Unreported  Kind = "unreported"  // the worst destination, if the limits leave it out
+	Source      Kind = "source"      // a pool.Source whose clients bind before they connect
+	UDPPool     Kind = "udp"         // a pool.UDPPool
+	SNATPool    Kind = "snat"        // a snat.Pool
+	Conntrack   Kind = "conntrack"   // the flows that connection tracking has
+)
+
+// A Quantity is what a Threshold compares.
+type Quantity string
+
+// The quantities.
+const (
+	Utilization   Quantity = "utilization"    // of the ports; of Conntrack, flows as a share of their limit
+	Load          Quantity = "load"           // closes per second, as a share of the ceiling
+	Exhaustion    Quantity = "exhaustion"     // seconds until the ports run out; reached below the threshold
+	Failures      Quantity = "failures"       // connects that failed because no port was free
+	InCloseWait   Quantity = "close_wait"     // ports in CLOSE_WAIT, as a share of the capacity
+	InSynSent     Quantity = "syn_sent"       // ports in SYN_SENT, as a share of the capacity
+	SearchFailure Quantity = "search_failure" // share of the searches for a port that find none
+)
+
+// A Threshold is a value from which on something is wrong.
+type Threshold struct {
+	Kind  Kind
+	Of    Quantity
+	At    float64
+	Level Level
+
+	// Alert is the alert of deploy/prometheus/rules.yml that fires there, with a chapter of that name in the
+	// runbook. It is empty if the level begins before an alert.
+	Alert string
+}
+
+// thresholds are all thresholds, those of one quantity from the worst on. Up to half of the ports, connect() finds
+// a free one at once. For a UDP socket, the kernel searches from a random port on, so that it finds one within
+// microseconds up to 90% of a usual range.
+var thresholds = [...]Threshold{
+	{Destination, Utilization, 0.98, Exhausted, "EphemeralPortsExhausted"},
+	{Destination, Utilization, 0.8, Critical, "EphemeralPortsNearlyExhausted"},
+	{Destination, Utilization, 0.5, Warning, "EphemeralPortsHalfUsed"},
+	{Destination, Load, 0.9, Critical, "EphemeralPortsRateNearCeiling"},
+	{Destination, Load, 0.8, Warning, ""},
+	{Destination, Exhaustion, 600, Critical, "EphemeralPortsExhaustionPredicted"},
+	{Destination, Failures, 1, Warning, "EphemeralPortsConnectFailing"},
+	{Destination, InCloseWait, 0.2, Warning, "EphemeralPortsCloseWait"},
+	{Destination, InSynSent, 0.2, Warning, "EphemeralPortsSynSent"},
+
+	{Unreported, Utilization, 0.8, Critical, "EphemeralPortsWorstUnreported"},
+	{Unreported, Utilization, 0.5, Warning, ""},
+
+	{Source, Utilization, 0.8, Critical, "EphemeralPortsSourceNearlyExhausted"},
+	{Source, Utilization, 0.5, Warning, ""},
+
+	{UDPPool, Utilization, 0.98, Exhausted, "EphemeralPortsUDPExhausted"},
+	{UDPPool, Utilization, 0.8, Critical, "EphemeralPortsUDPNearlyExhausted"},
+
+	{SNATPool, Utilization, 0.98, Exhausted, "EphemeralPortsSNATExhausted"},
+	{SNATPool, Utilization, 0.8, Critical, "EphemeralPortsSNATNearlyExhausted"},
+	{SNATPool, Utilization, 0.5, Warning, "EphemeralPortsSNATHalfUsed"},
+	{SNATPool, SearchFailure, 0.1, Exhausted, "EphemeralPortsSNATExhausted"},
+	{SNATPool, SearchFailure, 0.01, Critical, "EphemeralPortsSNATNearlyExhausted"},
+
+	{Conntrack, Utilization, 0.9, Critical, "EphemeralPortsConntrackNearlyFull"},
+}
+
+// Thresholds returns all thresholds.
+func Thresholds() []Threshold { return slices.Clone(thresholds[:]) }
+
+// Reached are the thresholds that something has reached, at most one of each quantity, the worst level first.
+type Reached []Threshold
+
+// Level returns the worst level. It is Calm if no threshold is reached.
+func (r Reached) Level() Level {
+	if len(r) == 0 {
+		return Calm
+	}
+	return r[0].Level
+}
+
+// Alerts returns the alerts about these, each once.
+func (r Reached) Alerts() []string {
+	var names []string
+	for _, t := range r {
+		if t.Alert != "" && !slices.Contains(names, t.Alert) {
+			names = append(names, t.Alert)
+		}
+	}
+	return names
+}
+
+// Has reports whether a threshold of one of the quantities is reached.
+func (r Reached) Has(of ...Quantity) bool {
+	return slices.ContainsFunc(r, func(t Threshold) bool { return slices.Contains(of, t.Of) })
+}
+
+// reached returns the thresholds that are reached by these values.
+func reached(kind Kind, values map[Quantity]float64) Reached {
+	var all Reached
+	for _, t := range thresholds {
+		value, known := values[t.Of]
+		if t.Kind == kind && known && t.reachedBy(value) && !all.Has(t.Of) {
+			all = append(all, t)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Threshold) int { return cmp.Compare(b.Level, a.Level) })
+	return all
+}
+
+// reachedBy reports whether a value reaches the threshold.
+func (t Threshold) reachedBy(value float64) bool {
+	if t.Of == Exhaustion {
+		return value < t.At
+	}
+	return value >= t.At
+}
+
+// ReachedTCP returns what a destination of the report has reached. failing says that connects to it fail because
+// no port is free.
+func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
+	values := map[Quantity]float64{Utilization: d.Utilization, Load: LoadOf(d), Exhaustion: d.Exhaustion}
+	if failing {
+		values[Failures] = 1
+	}
+	if r.CapacityPorts > 0 {
+		values[InCloseWait] = float64(portsIn(d, pool.CloseWait)) / float64(r.CapacityPorts)
+		values[InSynSent] = float64(portsIn(d, pool.SynSent)) / float64(r.CapacityPorts)
+	}
+	return reached(Destination, values)
+}
+
+// LoadOf returns closes per second as a share of the ceiling: at 1 the ports run out. It is 0 where open connections
+// leave no port, as utilization tells that.
+func LoadOf(d *pool.Destination) float64 {
+	if d.Ceiling == 0 {
+		return 0
+	}
+	return d.CloseRate / d.Ceiling
+}
+
+// portsIn returns how many ports of a destination are in a state.
+func portsIn(d *pool.Destination, state pool.State) int {
+	return d.Ports[slices.Index(pool.States[:], state)]
+}
+
+// ReachedUnreported returns what the worst destination has reached, if the report does not contain it.
+func ReachedUnreported(r *pool.Report) Reached {
+	if len(r.Destinations) > 0 && r.Destinations[0].Utilization >= r.MaxUtilization {
+		return nil
+	}
+	return reached(Unreported, map[Quantity]float64{Utilization: r.MaxUtilization})
+}
+
+// ReachedSource returns what a source has reached whose clients bind before they connect.
+func ReachedSource(s *pool.Source) Reached {
+	return reached(Source, map[Quantity]float64{Utilization: s.Utilization})
+}
+
+// ReachedUDP returns what a pool of UDP ports has reached.
+func ReachedUDP(p *pool.UDPPool) Reached {
+	return reached(UDPPool, map[Quantity]float64{Utilization: p.Utilization})
+}
+
+// ReachedSNAT returns what a pool of source NAT has reached.
+func ReachedSNAT(p *snat.Pool) Reached {
+	return reached(SNATPool, map[Quantity]float64{Utilization: p.Utilization, SearchFailure: p.SearchFailure})
+}
+
+// ReachedConntrack returns what connection tracking has reached whose flows are this share of their limit.
+func ReachedConntrack(share float64) Reached {
+	return reached(Conntrack, map[Quantity]float64{Utilization: share})
+}

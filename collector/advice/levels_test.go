@@ -1,0 +1,133 @@
+package advice
+
+import (
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat"
+)
+
+// TestReachedTCP checks each threshold, and the value before it.
+func TestReachedTCP(t *testing.T) {
+	type change func(d *pool.Destination)
+	in := func(state pool.State, ports int) change {
+		return func(d *pool.Destination) { d.Ports[slices.Index(pool.States[:], state)] = ports }
+	}
+	used := func(u float64) change { return func(d *pool.Destination) { d.Utilization = u } }
+	load := func(rate, ceiling float64) change {
+		return func(d *pool.Destination) { d.CloseRate, d.Ceiling = rate, ceiling }
+	}
+	in10min := func(seconds float64) change { return func(d *pool.Destination) { d.Exhaustion = seconds } }
+	tests := []struct {
+		name    string
+		changes []change
+		failing bool
+		level   Level
+		alerts  []string
+	}{
+		{name: "nothing", level: Calm},
+		{name: "under half", changes: []change{used(0.499), load(79, 100), in10min(600), in(pool.CloseWait, 199), in(pool.SynSent, 199)}, level: Calm},
+		{name: "half", changes: []change{used(0.5)}, level: Warning, alerts: []string{"EphemeralPortsHalfUsed"}},
+		{name: "under 80%", changes: []change{used(0.799)}, level: Warning, alerts: []string{"EphemeralPortsHalfUsed"}},
+		{name: "80%", changes: []change{used(0.8)}, level: Critical, alerts: []string{"EphemeralPortsNearlyExhausted"}},
+		{name: "under 98%", changes: []change{used(0.979)}, level: Critical, alerts: []string{"EphemeralPortsNearlyExhausted"}},
+		{name: "98%", changes: []change{used(0.98)}, level: Exhausted, alerts: []string{"EphemeralPortsExhausted"}},
+		{name: "closes near the ceiling", changes: []change{load(80, 100)}, level: Warning},
+		{name: "under 90% of the ceiling", changes: []change{load(89.9, 100)}, level: Warning},
+		{name: "closes at the ceiling", changes: []change{load(90, 100)}, level: Critical, alerts: []string{"EphemeralPortsRateNearCeiling"}},
+		{name: "open on every port", changes: []change{load(1, 0)}, level: Calm},
+		{name: "minutes left", changes: []change{in10min(599)}, level: Critical, alerts: []string{"EphemeralPortsExhaustionPredicted"}},
+		{name: "failing", failing: true, level: Warning, alerts: []string{"EphemeralPortsConnectFailing"}},
+		{name: "a leak", changes: []change{in(pool.CloseWait, 200)}, level: Warning, alerts: []string{"EphemeralPortsCloseWait"}},
+		{name: "no answer", changes: []change{in(pool.SynSent, 200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
+		{
+			name: "all", changes: []change{used(0.8), load(100, 100), in10min(10), in(pool.CloseWait, 400), in(pool.SynSent, 400)}, failing: true, level: Critical,
+			alerts: []string{
+				"EphemeralPortsNearlyExhausted", "EphemeralPortsRateNearCeiling", "EphemeralPortsExhaustionPredicted",
+				"EphemeralPortsConnectFailing", "EphemeralPortsCloseWait", "EphemeralPortsSynSent",
+			},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d := pool.Destination{Ceiling: 100, Exhaustion: math.Inf(1)}
+			for _, change := range tt.changes {
+				change(&d)
+			}
+			check(t, ReachedTCP(&pool.Report{CapacityPorts: 1000}, &d, tt.failing), tt.level, tt.alerts...)
+		})
+	}
+	t.Run("no ports", func(t *testing.T) {
+		d := pool.Destination{Utilization: 1, Exhaustion: math.Inf(1)}
+		check(t, ReachedTCP(&pool.Report{}, &d, false), Exhausted, "EphemeralPortsExhausted")
+	})
+}
+
+// check compares what is reached.
+func check(t *testing.T, got Reached, level Level, alerts ...string) {
+	t.Helper()
+	if got.Level() != level {
+		t.Errorf("level: got %v, want %v", got.Level(), level)
+	}
+	if diff := cmp.Diff(alerts, got.Alerts()); diff != "" {
+		t.Errorf("alerts (-want +got):\n%s", diff)
+	}
+}
+
+// TestReached checks the thresholds of all other kinds, and the values before them.
+func TestReached(t *testing.T) {
+	unreported := func(worst float64, reported ...float64) Reached {
+		r := pool.Report{MaxUtilization: worst}
+		for _, u := range reported {
+			r.Destinations = append(r.Destinations, pool.Destination{Utilization: u})
+		}
+		return ReachedUnreported(&r)
+	}
+	source := func(u float64) Reached { return ReachedSource(&pool.Source{Utilization: u}) }
+	udp := func(u float64) Reached { return ReachedUDP(&pool.UDPPool{Utilization: u}) }
+	nat := func(u, failure float64) Reached {
+		return ReachedSNAT(&snat.Pool{Utilization: u, SearchFailure: failure})
+	}
+	tests := []struct {
+		name   string
+		got    Reached
+		level  Level
+		alerts []string
+	}{
+		{"unreported, under half", unreported(0.499), Calm, nil},
+		{"unreported, half", unreported(0.5, 0.4, 0.1), Warning, nil},
+		{"unreported, 80%", unreported(0.8, 0.79), Critical, []string{"EphemeralPortsWorstUnreported"}},
+		{"the worst is reported", unreported(0.8, 0.8), Calm, nil},
+		{"source, under half", source(0.499), Calm, nil},
+		{"source, half", source(0.5), Warning, nil},
+		{"source, 80%", source(0.8), Critical, []string{"EphemeralPortsSourceNearlyExhausted"}},
+		{"UDP, under 80%", udp(0.799), Calm, nil},
+		{"UDP, 80%", udp(0.8), Critical, []string{"EphemeralPortsUDPNearlyExhausted"}},
+		{"UDP, 98%", udp(0.98), Exhausted, []string{"EphemeralPortsUDPExhausted"}},
+		{"source NAT, calm", nat(0.499, 0.0099), Calm, nil},
+		{"source NAT, half", nat(0.5, 0), Warning, []string{"EphemeralPortsSNATHalfUsed"}},
+		{"source NAT, 80%", nat(0.8, 0), Critical, []string{"EphemeralPortsSNATNearlyExhausted"}},
+		{"source NAT, 98%", nat(0.98, 0.01), Exhausted, []string{"EphemeralPortsSNATExhausted", "EphemeralPortsSNATNearlyExhausted"}},
+		{"source NAT, searches fail", nat(0.44, 0.01), Critical, []string{"EphemeralPortsSNATNearlyExhausted"}},
+		{"source NAT, many searches fail", nat(0.6, 0.1), Exhausted, []string{"EphemeralPortsSNATExhausted", "EphemeralPortsSNATHalfUsed"}},
+		{"source NAT, both", nat(0.99, 0.9), Exhausted, []string{"EphemeralPortsSNATExhausted"}},
+		{"flows, under 90%", ReachedConntrack(0.899), Calm, nil},
+		{"flows, 90%", ReachedConntrack(0.9), Critical, []string{"EphemeralPortsConntrackNearlyFull"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) { check(t, tt.got, tt.level, tt.alerts...) })
+	}
+}
+
+// TestLevelString has the names that JSON, metrics of others and the page use.
+func TestLevelString(t *testing.T) {
+	for level, want := range map[Level]string{Calm: "calm", Warning: "warning", Critical: "critical", Exhausted: "exhausted", Unknown: "unknown"} {
+		if got := level.String(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
