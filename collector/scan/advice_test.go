@@ -19,8 +19,8 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// A treatment is a pool of 100 ports that has failed, and the cure of it.
-type treatment struct {
+// A cureTest is a pool of 100 ports that has failed, and the cure of it.
+type cureTest struct {
 	*traffic
 	scanner *Scanner
 	cure    advice.Cure
@@ -31,36 +31,36 @@ type treatment struct {
 }
 
 const (
-	treatedPorts = 100
-	treatedHold  = time.Second // also that of kernels without tcp_tw_reuse_delay
+	testedPorts = 100
+	testedHold  = time.Second // also that of kernels without tcp_tw_reuse_delay
 )
 
 // TestAdvice drives pools until connects fail, applies a cure, and drives them below and above the
 // ceiling that it was to have. Then connect() grants as many ports as it was to have.
 func TestAdvice(t *testing.T) {
-	shell := func(tr *treatment) { tr.shell(tr.cure.Command) }
-	undo := func(tr *treatment) { tr.undo() }
+	shell := func(tr *cureTest) { tr.shell(tr.cure.Command) }
+	undo := func(tr *cureTest) { tr.undo() }
 	tests := []struct {
 		title string
 		reuse bool
-		setUp func(tr *treatment) // before the traffic
-		apply func(tr *treatment)
+		setUp func(tr *cureTest) // before the traffic
+		apply func(tr *cureTest)
 		want  advice.Outlook
 	}{
 		{
 			"Keep connections alive", true, nil,
-			func(tr *treatment) { tr.perConnection = tr.cure.N },
+			func(tr *cureTest) { tr.perConnection = tr.cure.N },
 			advice.Outlook{Ports: 100, Ceiling: 300},
 		},
 		{"Reuse ports in TIME_WAIT", false, nil, shell, advice.Outlook{Ports: 100, Ceiling: 100}},
 		{
 			"Widen the range", true,
-			func(tr *treatment) {
+			func(tr *cureTest) {
 				netnstest.Sysctl(tr.t, "ipv4/ip_local_reserved_ports", "1024-39999,40200-65535")
 				netnstest.Listen(tr.t, "127.0.0.9:40150", false)
 				netnstest.Listen(tr.t, "[::]:40160", false)
 			},
-			func(tr *treatment) {
+			func(tr *cureTest) {
 				tr.shell(tr.cure.Command)
 				if got, want := tr.shell("sysctl -n net.ipv4.ip_local_reserved_ports"), "1024-39999,40150,40160,40200-65535\n"; got != want {
 					tr.t.Errorf("reserved ports: got %q, want %q", got, want)
@@ -70,7 +70,7 @@ func TestAdvice(t *testing.T) {
 		},
 		{
 			"Give back reserved ports", true,
-			func(tr *treatment) {
+			func(tr *cureTest) {
 				netnstest.Sysctl(tr.t, "ipv4/ip_local_reserved_ports", "8080,40080-40099")
 				netnstest.Listen(tr.t, "127.0.0.9:40085", false)
 			},
@@ -81,7 +81,7 @@ func TestAdvice(t *testing.T) {
 		{"Connect without binding a port", true, setUpBound, undo, advice.Outlook{Ports: 100, Ceiling: 100}},
 		{
 			"More source addresses", true, nil,
-			func(tr *treatment) {
+			func(tr *cureTest) {
 				tr.client = tr.client.bind(netnstest.BindNoPort)
 				for i := range tr.cure.N {
 					tr.others = append(tr.others, clientTo(fmt.Sprintf("198.51.100.%d", 100+i), tr.client.Destination.String()).bind(netnstest.BindNoPort))
@@ -91,7 +91,7 @@ func TestAdvice(t *testing.T) {
 		},
 		{
 			"More destination addresses or ports", true, nil,
-			func(tr *treatment) {
+			func(tr *cureTest) {
 				for i := range tr.cure.N {
 					tr.others = append(tr.others, clientTo(tr.client.source.String(), fmt.Sprintf("198.51.100.%d:81", 100+i)))
 				}
@@ -100,7 +100,7 @@ func TestAdvice(t *testing.T) {
 		},
 		{
 			"Let the other side close first", true, nil,
-			func(tr *treatment) { tr.serverFirst = true },
+			func(tr *cureTest) { tr.serverFirst = true },
 			advice.Outlook{Ports: 100, Ceiling: math.Inf(1)},
 		},
 		{"Close what the destination has closed", true, setUpCloseWait, undo, advice.Outlook{Ports: 100, Ceiling: 100}},
@@ -111,7 +111,7 @@ func TestAdvice(t *testing.T) {
 		// Not parallel subtests: of these, only as many run as there are CPUs.
 		wg.Go(func() {
 			t.Run(tt.title, func(t *testing.T) {
-				tr := newTreatment(t, tt.reuse)
+				tr := newCureTest(t, tt.reuse)
 				if tt.setUp != nil {
 					tt.setUp(tr)
 				}
@@ -127,23 +127,23 @@ func TestAdvice(t *testing.T) {
 	wg.Wait()
 }
 
-// newTreatment returns the traffic of a new namespace, to a server on each address.
-func newTreatment(t *testing.T, reuse bool) *treatment {
+// newCureTest returns the traffic of a new namespace, to a server on each address.
+func newCureTest(t *testing.T, reuse bool) *cureTest {
 	t.Helper()
-	tr := &treatment{traffic: newTraffic(t, treatedPorts, reuse, treatedHold), scanner: newScanner(t, testConfig()), perConnection: 1}
+	tr := &cureTest{traffic: newTraffic(t, testedPorts, reuse, testedHold), scanner: newScanner(t, testConfig()), perConnection: 1}
 	tr.client = clientTo("198.51.100.1", "198.51.100.7:81")
 	tr.listener = netnstest.Listen(t, "0.0.0.0:81", false)
 	tr.catchUp = 0
 	tr.nextScan = time.Now().Add(time.Hour) // never
-	tr.fail = func() bool { return tr.run(2*treatedPorts, time.Minute) }
+	tr.fail = func() bool { return tr.run(2*testedPorts, time.Minute) }
 	return tr
 }
 
 // setUpListeners has a fifth of the ports blocked.
-func setUpListeners(tr *treatment) {
+func setUpListeners(tr *cureTest) {
 	listen := func(first int) (closeAll func()) {
 		var listeners []net.Listener
-		for i := range treatedPorts / 5 {
+		for i := range testedPorts / 5 {
 			l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.9:%d", first+i))
 			if err != nil {
 				tr.t.Fatal(err)
@@ -158,8 +158,8 @@ func setUpListeners(tr *treatment) {
 	}
 	closeInRange := listen(40000)
 	tr.undo = func() {
-		if got := strings.Count(tr.shell(tr.cure.Command), "127.0.0.9:400"); got != treatedPorts/5 {
-			tr.t.Errorf("%s lists %d listeners, want %d", tr.cure.Command, got, treatedPorts/5)
+		if got := strings.Count(tr.shell(tr.cure.Command), "127.0.0.9:400"); got != testedPorts/5 {
+			tr.t.Errorf("%s lists %d listeners, want %d", tr.cure.Command, got, testedPorts/5)
 		}
 		closeInRange()
 		tr.t.Cleanup(listen(20000))
@@ -167,7 +167,7 @@ func setUpListeners(tr *treatment) {
 }
 
 // setUpBound has clients of another address bind 40 ports before they connect.
-func setUpBound(tr *treatment) {
+func setUpBound(tr *cureTest) {
 	l := newLoad(tr.t)
 	other := clientTo("203.0.113.1", "198.51.100.8:80")
 	l.connect(other.bind(netnstest.BindFirst).Client, 1)
@@ -184,7 +184,7 @@ func setUpBound(tr *treatment) {
 }
 
 // setUpCloseWait has the server close all connections, and not the client.
-func setUpCloseWait(tr *treatment) {
+func setUpCloseWait(tr *cureTest) {
 	tr.hold(func() {
 		server, _, err := unix.Accept4(tr.listener, unix.SOCK_CLOEXEC)
 		if err != nil {
@@ -195,7 +195,7 @@ func setUpCloseWait(tr *treatment) {
 }
 
 // setUpSynSent has a server that does not answer, until undo.
-func setUpSynSent(tr *treatment) {
+func setUpSynSent(tr *cureTest) {
 	tr.client = clientTo("198.51.100.1", "192.0.2.7:81").bind(netnstest.BindNoPort)
 	tr.hold(func() {})
 	hangup := tr.undo
@@ -207,7 +207,7 @@ func setUpSynSent(tr *treatment) {
 
 // hold has fail open connections until none is possible, and undo close them. It calls accept for
 // each.
-func (tr *treatment) hold(accept func()) {
+func (tr *cureTest) hold(accept func()) {
 	var open []int
 	tr.undo = func() {
 		for _, fd := range open {
@@ -232,13 +232,13 @@ func (tr *treatment) hold(accept func()) {
 }
 
 // drive makes requests at a rate, see traffic.run.
-func (tr *treatment) drive(perSecond float64, d time.Duration) (failed bool) {
+func (tr *cureTest) drive(perSecond float64, d time.Duration) (failed bool) {
 	tr.t.Helper()
 	return tr.run(perSecond/float64(tr.perConnection), d)
 }
 
 // shell runs a command in the namespace of the test.
-func (tr *treatment) shell(command string) (output string) {
+func (tr *cureTest) shell(command string) (output string) {
 	tr.t.Helper()
 	out, err := exec.Command("sh", "-c", command).CombinedOutput()
 	if err != nil {
@@ -249,7 +249,7 @@ func (tr *treatment) shell(command string) (output string) {
 
 // diagnose has the pool fail, and finds the cure in a report right after that. It tries again: if the
 // machine is busy, ports may be free again.
-func (tr *treatment) diagnose(title string) {
+func (tr *cureTest) diagnose(title string) {
 	tr.t.Helper()
 	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); {
 		if !tr.fail() {
@@ -272,20 +272,20 @@ func (tr *treatment) diagnose(title string) {
 }
 
 // check compares the pool with the prediction.
-func (tr *treatment) check() {
+func (tr *cureTest) check() {
 	tr.t.Helper()
-	settle := func() { time.Sleep(treatedHold + 5*tick) }
+	settle := func() { time.Sleep(testedHold + 5*tick) }
 	settle()
 	then := tr.cure.Then
 	if math.IsInf(then.Ceiling, 1) {
-		if tr.drive(3*tr.cure.Now.Ceiling, 3*treatedHold) {
+		if tr.drive(3*tr.cure.Now.Ceiling, 3*testedHold) {
 			tr.t.Errorf("a connection failed, and there was to be no ceiling")
 		}
 	} else {
-		if tr.drive(0.95*then.Ceiling, 3*treatedHold) {
+		if tr.drive(0.95*then.Ceiling, 3*testedHold) {
 			tr.t.Errorf("a connection failed at 0.95 × the ceiling of %v", then.Ceiling)
 		}
-		for deadline := time.Now().Add(10 * time.Minute); !tr.drive(1.1*then.Ceiling, treatedHold*2); {
+		for deadline := time.Now().Add(10 * time.Minute); !tr.drive(1.1*then.Ceiling, testedHold*2); {
 			if time.Now().After(deadline) {
 				tr.t.Fatalf("no connection failed at 1.1 × the ceiling of %v", then.Ceiling)
 			}

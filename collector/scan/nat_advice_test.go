@@ -18,8 +18,8 @@ import (
 	"ephemeral_port_exporter/collector/snat/nattest"
 )
 
-// A natTreatment is a pool of source NAT without a free port, and a cure for it.
-type natTreatment struct {
+// A natCureTest is a pool of source NAT without a free port, and a cure for it.
+type natCureTest struct {
 	t       *testing.T
 	gateway *nattest.Gateway
 	ports   pool.PortRange // of the rule
@@ -30,16 +30,16 @@ type natTreatment struct {
 	cure    advice.Cure
 }
 
-// newNATTreatment returns a gateway with a rule that names these ports.
-func newNATTreatment(t *testing.T, ports pool.PortRange, rule string) *natTreatment {
-	return &natTreatment{
+// newNATCureTest returns a gateway with a rule that names these ports.
+func newNATCureTest(t *testing.T, ports pool.PortRange, rule string) *natCureTest {
+	return &natCureTest{
 		t: t, gateway: nattest.New(t, nattest.Postrouting(fmt.Sprintf("%s:%d-%d", rule, ports.Low, ports.High))),
 		ports: ports, to: netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80), port: 20000,
 	}
 }
 
 // connect sends the first packet of a connection of a further client, and returns its translated source.
-func (n *natTreatment) connect() (netip.AddrPort, bool) {
+func (n *natCureTest) connect() (netip.AddrPort, bool) {
 	n.clients++
 	p := nattest.Packet{
 		Protocol: unix.IPPROTO_TCP, Flags: nattest.SYN, Destination: n.to,
@@ -53,7 +53,7 @@ func (n *natTreatment) connect() (netip.AddrPort, bool) {
 }
 
 // granted returns how many of so many connections find a port.
-func (n *natTreatment) granted(connections int) (granted int) {
+func (n *natCureTest) granted(connections int) (granted int) {
 	for range connections {
 		if _, ok := n.connect(); ok {
 			granted++
@@ -63,7 +63,7 @@ func (n *natTreatment) granted(connections int) (granted int) {
 }
 
 // diagnose finds a cure in the advice for the pool.
-func (n *natTreatment) diagnose(title string) {
+func (n *natCureTest) diagnose(title string) {
 	n.t.Helper()
 	r := n.report(n.ports)
 	a := advice.SNAT(&r, &r.Pools[0])
@@ -80,7 +80,7 @@ func (n *natTreatment) diagnose(title string) {
 }
 
 // report returns what a scan with --snat.port-range finds. It must find pools.
-func (n *natTreatment) report(ports pool.PortRange) snat.Report {
+func (n *natCureTest) report(ports pool.PortRange) snat.Report {
 	n.t.Helper()
 	cfg := testConfig()
 	cfg.SNAT, cfg.SNATPorts = true, ports
@@ -92,7 +92,7 @@ func (n *natTreatment) report(ports pool.PortRange) snat.Report {
 }
 
 // rule replaces the rule.
-func (n *natTreatment) rule(rule string) {
+func (n *natCureTest) rule(rule string) {
 	n.t.Helper()
 	nattest.NFT(n.t, "flush chain inet nat postrouting\n"+
 		`add rule inet nat postrouting oifname "server" meta l4proto { tcp, udp } `+rule)
@@ -103,8 +103,8 @@ func (n *natTreatment) rule(rule string) {
 func TestNATAdvice(t *testing.T) {
 	ports := pool.PortRange{Low: 40000, High: 40063}
 	size := ports.Size()
-	full := func(t *testing.T, rule, title string, udp bool) *natTreatment {
-		n := newNATTreatment(t, ports, rule)
+	full := func(t *testing.T, rule, title string, udp bool) *natCureTest {
+		n := newNATCureTest(t, ports, rule)
 		n.udp = udp
 		if got := n.granted(size + 1); got != size {
 			t.Fatalf("%d connections granted, want %d", got, size)
@@ -186,7 +186,7 @@ func TestNATAdvice(t *testing.T) {
 func TestNATAdviceFullyRandom(t *testing.T) {
 	const block = 970
 	ports := pool.PortRange{Low: 40000, High: 40999}
-	n := newNATTreatment(t, ports, "masquerade to ")
+	n := newNATCureTest(t, ports, "masquerade to ")
 	fill := func() {
 		client := nattest.Host(nattest.Clients4, 0)
 		for granted := 0; granted < block; {
