@@ -98,7 +98,7 @@ func TestConnectFailures(t *testing.T) {
 			if err := e.cmd.Process.Signal(signal); err != nil {
 				t.Fatal(err)
 			}
-			_ = e.cmd.Wait()
+			_ = e.wait()
 			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 				program, err := ebpf.NewProgramFromID(id)
 				if errors.Is(err, unix.ENOENT) {

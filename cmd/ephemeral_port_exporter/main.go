@@ -93,8 +93,11 @@ func run(flags *flags, logger *slog.Logger) error {
 	}
 	// All listeners are open when the server begins to serve the first.
 	var drop sync.Once
-	server.BaseContext = func(net.Listener) context.Context {
+	server.BaseContext = func(listener net.Listener) context.Context {
 		drop.Do(func() { dropCapabilities(scanner, true, logger) })
+		if page := pageURL(listener); page != "" {
+			logger.Info("Serving the status page", "page", page)
+		}
 		return context.Background()
 	}
 	return serve(server, flags.web, logger)

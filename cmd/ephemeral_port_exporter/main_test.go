@@ -60,9 +60,10 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 
 // An exporter is a running binary.
 type exporter struct {
-	cmd *exec.Cmd
-	url string
-	log *logBuffer
+	cmd  *exec.Cmd
+	url  string
+	log  *logBuffer
+	wait func() error // until it ends, for its exit error
 }
 
 // A logBuffer can be written and read at the same time.
@@ -83,8 +84,11 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// start runs the binary until the test ends, and waits until it listens. The address
-// is that of the last "--web.listen-address".
+// serving is in the log when the exporter serves an address.
+const serving = `msg="Serving the status page"`
+
+// start runs the binary until the test ends, and waits until it serves as many addresses as its arguments
+// have. url is that of one of them.
 func start(t *testing.T, cmd *exec.Cmd, url string) *exporter {
 	t.Helper()
 	e := &exporter{cmd: cmd, url: url, log: &logBuffer{}}
@@ -92,19 +96,23 @@ func start(t *testing.T, cmd *exec.Cmd, url string) *exporter {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	e.wait = sync.OnceValue(func() error { return <-ended })
 	t.Cleanup(func() {
-		if e.cmd.ProcessState == nil {
-			_ = e.cmd.Process.Kill()
-			_ = e.cmd.Wait()
-		}
+		_ = cmd.Process.Kill()
+		_ = e.wait()
 	})
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if strings.Contains(e.log.String(), `msg="TLS is`) {
-			return e
+	addresses := max(strings.Count(strings.Join(cmd.Args, " "), "--web.listen-address="), 1)
+	for strings.Count(e.log.String(), serving) < addresses {
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("the exporter ended with %v:\n%s", err, e.log)
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	t.Fatalf("the exporter does not listen:\n%s", e.log)
-	return nil
+	return e
 }
 
 // get returns status and body of a page.
@@ -143,7 +151,7 @@ func (e *exporter) stop(t *testing.T) error {
 	if err := e.cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	return e.cmd.Wait()
+	return e.wait()
 }
 
 // TestBadFlags checks that the exporter does not start with an invalid flag, and says what is valid.
@@ -306,6 +314,7 @@ func TestRun(t *testing.T) {
 		`msg="Starting ephemeral_port_exporter"`,
 		`msg="Watching ephemeral ports" range_low=32768 range_high=60999 capacity=28232`,
 		`msg="Listening on" address=127.0.0.1:10149`,
+		`msg="Serving the status page" page=http://127.0.0.1:10149/`,
 	} {
 		if !strings.Contains(e.log.String(), want) {
 			t.Errorf("log does not say %s:\n%s", want, e.log)
@@ -390,9 +399,9 @@ func TestSignals(t *testing.T) {
 		_ = cmd.Wait()
 	})
 	writer.Close()
-	e := &exporter{cmd: cmd, url: "http://" + address}
+	e := &exporter{cmd: cmd, url: "http://" + address, wait: cmd.Wait}
 	log := bufio.NewScanner(reader)
-	for listening := false; !listening; listening = strings.Contains(log.Text(), `msg="TLS is`) {
+	for listening := false; !listening; listening = strings.Contains(log.Text(), serving) {
 		if !log.Scan() {
 			t.Fatal("the exporter does not listen")
 		}

@@ -154,7 +154,7 @@ func TestTerminateMidScrape(t *testing.T) {
 					t.Errorf("status %d, %v:\n%s", got.status, got.err, got.body)
 				}
 			}
-			if err := e.cmd.Wait(); err != nil {
+			if err := e.wait(); err != nil {
 				t.Errorf("ended with %v, want exit status 0:\n%s", err, e.log)
 			}
 			if !answered {

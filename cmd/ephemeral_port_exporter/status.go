@@ -3,12 +3,16 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
+	"net/url"
 	"os"
+	"strconv"
 
 	"github.com/prometheus/common/version"
 
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/status"
+	"ephemeral_port_exporter/collector/web"
 )
 
 // newStatus returns the status page of this host.
@@ -18,6 +22,27 @@ func newStatus(flags *flags) *status.Status {
 		host = "this host"
 	}
 	return status.New(status.Info{Host: host, Version: version.Info(), MetricsPath: *flags.telemetryPath})
+}
+
+// pageURL returns where a browser finds the status page of a server that got this listener. It is empty if
+// that is not TCP.
+func pageURL(listener net.Listener) string {
+	address, ok := listener.Addr().(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	page := url.URL{Scheme: "https", Host: address.String(), Path: web.StatusPath}
+	if _, ok := listener.(*net.TCPListener); ok { // TLS has one of its own around it
+		page.Scheme = "http"
+	}
+	if address.IP.IsUnspecified() {
+		host, err := os.Hostname()
+		if err != nil {
+			host = "localhost"
+		}
+		page.Host = net.JoinHostPort(host, strconv.Itoa(address.Port))
+	}
+	return page.String()
 }
 
 // printStatus scans once and writes the status page as text. The error is that of the scan.

@@ -3,11 +3,15 @@
 package main
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -48,6 +52,39 @@ func TestStatusOnce(t *testing.T) {
 				t.Errorf("stdout:\n%s\nstderr:\n%s", stdout.String(), stderr.String())
 			}
 		})
+	}
+}
+
+// TestPageURL checks the URLs of the page that the log names.
+func TestPageURL(t *testing.T) {
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		network, address string
+		tls              bool
+		want             string // with PORT
+	}{
+		{"unix", filepath.Join(t.TempDir(), "socket"), false, ""},
+		{"tcp", "127.0.0.1:0", false, "http://127.0.0.1:PORT/"},
+		{"tcp", "[::1]:0", false, "http://[::1]:PORT/"},
+		{"tcp", "[::1]:0", true, "https://[::1]:PORT/"},
+		{"tcp", ":0", false, "http://" + host + ":PORT/"},
+		{"tcp4", "0.0.0.0:0", true, "https://" + host + ":PORT/"},
+	} {
+		listener, err := net.Listen(tt.network, tt.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		_, port, _ := net.SplitHostPort(listener.Addr().String())
+		if tt.tls {
+			listener = tls.NewListener(listener, nil)
+		}
+		if got, want := pageURL(listener), strings.ReplaceAll(tt.want, "PORT", port); got != want {
+			t.Errorf("%s %s: %q, want %q", tt.network, tt.address, got, want)
+		}
 	}
 }
 
