@@ -29,10 +29,11 @@ func TestConnectionsLimit(t *testing.T) {
 			conns = append(conns, conn)
 			time.Sleep(time.Millisecond)
 		}
-		for range maxConnections {
+		dial()
+		request(t, conns[0])
+		for range maxConnections - 1 {
 			dial()
 		}
-		request(t, conns[0])
 		if _, err := conns[1].Write([]byte("GET /-/ready HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
 			t.Fatal(err)
 		}

@@ -155,8 +155,8 @@ func TestTimeout(t *testing.T) {
 			c := newConfig(s)
 			c.CollectTimeout = collectTimeout
 			got := <-begin(newServer(t, c).Handler, "/metrics", scrapeTimeoutHeader, tt.header)
-			if got.after != tt.answer || s.budget != tt.scan {
-				t.Errorf("%q: answer after %v, want %v; the scan has %v, want %v", tt.header, got.after, tt.answer, s.budget, tt.scan)
+			if budget := time.Duration(s.budget.Load()); got.after != tt.answer || budget != tt.scan {
+				t.Errorf("%q: answer after %v, want %v; the scan has %v, want %v", tt.header, got.after, tt.answer, budget, tt.scan)
 			}
 			if tt.answer != never {
 				got.check(t, http.StatusServiceUnavailable, tt.answer, "raise scrape_timeout")

@@ -25,13 +25,13 @@ type scanner struct {
 	deaf  bool          // scans take longer than they may
 
 	scans  atomic.Int32
-	budget time.Duration // of the last scan
+	budget atomic.Int64 // of the last scan, a time.Duration
 }
 
 func (s *scanner) scan(ctx context.Context) scan.Snapshot {
 	self := scan.Namespace{Name: scan.Self, Outcome: scan.Collected, Report: pool.Report{CapacityPorts: 5000 + int(s.scans.Add(1))}}
 	if deadline, ok := ctx.Deadline(); ok {
-		s.budget = time.Until(deadline)
+		s.budget.Store(int64(time.Until(deadline)))
 	}
 	if s.takes > 0 {
 		if s.deaf {
