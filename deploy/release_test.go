@@ -16,11 +16,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
 // testRevision is the revision of the releases that tests make: not every checkout has a history.
@@ -49,6 +52,8 @@ func TestRelease(t *testing.T) {
 	t.Run("names", func(t *testing.T) { testReleaseNames(t, folder, version) })
 	t.Run("reproducible", func(t *testing.T) { testReleaseReproducible(t, folder) })
 	t.Run("archives", func(t *testing.T) { testReleaseArchives(t, folder, version) })
+	t.Run("manual", func(t *testing.T) { testReleaseManual(t, folder, version) })
+	t.Run("package files", func(t *testing.T) { testPackageFiles(t, folder) })
 	t.Run("image", func(t *testing.T) { testReleaseImage(t, folder, version) })
 	t.Run("packages", func(t *testing.T) { testPackages(t, folder, version) })
 	t.Run("README install", func(t *testing.T) { testReadmeInstall(t, folder, version) })
@@ -144,13 +149,16 @@ func testReleaseArchives(t *testing.T, folder, version string) {
 		var got []string
 		for name, content := range files {
 			path := strings.TrimPrefix(name, base+"/")
+			if strings.HasPrefix(path, "share/") {
+				continue // testReleaseManual checks these
+			}
 			got = append(got, path)
 			if string(content) != readFile(t, filepath.Join("..", path)) {
 				t.Errorf("%s: %s is not that of the checkout", base, path)
 			}
 		}
-		want := []string{"README.md", "deploy/CHANGELOG.md", "deploy/runbook.md"}
-		for _, pattern := range []string{"alertmanager/*", "docs/*", "grafana/*.json", "prometheus/prometheus.yml", "prometheus/rules.yml", "seccomp/*", "systemd/*"} {
+		want := []string{"README.md", "deploy/CHANGELOG.md", "deploy/runbook.md", "deploy/status.png"}
+		for _, pattern := range []string{"alertmanager/*", "docs/*", "grafana/*.json", "grafana/*.png", "prometheus/prometheus.yml", "prometheus/rules.yml", "seccomp/*", "systemd/*"} {
 			paths, err := filepath.Glob(pattern)
 			if err != nil || len(paths) == 0 {
 				t.Errorf("%s: %q, %v", pattern, paths, err)
@@ -165,6 +173,105 @@ func testReleaseArchives(t *testing.T, folder, version string) {
 			t.Errorf("files of %s (-want +got):\n%s", base, diff)
 		}
 		checkMaterials(t, filepath.Join(folder, base+".cdx.json"), version, binary)
+	}
+}
+
+// testReleaseManual reads the man page, and completes a flag with bash and zsh.
+func testReleaseManual(t *testing.T, folder, version string) {
+	base := "ephemeral_port_exporter-" + version + ".linux-" + runtime.GOARCH
+	dir := t.TempDir()
+	shell(t, dir, "tar xf "+filepath.Join(folder, base+".tar.gz"))
+	share := filepath.Join(dir, base, "share")
+
+	const page = "/man/man1/ephemeral_port_exporter.1.gz"
+	for _, program := range []string{"man", "lexgrog"} {
+		tool(t, program, "man-db")
+	}
+	cmd := exec.Command("man", "--warnings", "--local-file", share+page)
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "MANWIDTH=80")
+	var problems strings.Builder
+	cmd.Stderr = &problems
+	text, err := cmd.Output()
+	if err != nil || problems.Len() > 0 {
+		t.Errorf("%s: %v\n%s", cmd, err, &problems)
+	}
+	for _, want := range []string{"ephemeral_port_exporter " + version + "  ", "\nNAME\n", "\n       --connect-failures\n", "\n       --destination.limit=256\n", "\nSEE ALSO\n"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if strings.Contains(string(text), "build date") {
+		t.Errorf("the header has all of the version:\n%s", text)
+	}
+	if got := run(t, "lexgrog", share+page); !strings.Contains(got, `"ephemeral_port_exporter - Prometheus exporter for `) {
+		t.Errorf("man -k finds %s", got)
+	}
+
+	path := "PATH=" + filepath.Dir(netnstest.ProgramPath(exporterProgram)) + ":$PATH\n"
+	for program, script := range map[string]string{
+		"bash": `. $1/bash-completion/completions/ephemeral_port_exporter
+complete -p ephemeral_port_exporter >&2
+COMP_WORDS=(ephemeral_port_exporter --web.tel) COMP_CWORD=1
+_ephemeral_port_exporter_bash_autocomplete
+echo "${COMPREPLY[@]}"`,
+		// The first call loads the function. Outside of the editor, zsh has no compadd.
+		"zsh": `fpath=($1/zsh/site-functions)
+autoload -Uz _ephemeral_port_exporter
+compadd() { print -r -- ${(M)matches:#--web.tel*} }
+typeset -A compstate
+words=(ephemeral_port_exporter --web.tel) CURRENT=2
+_ephemeral_port_exporter`,
+	} {
+		if got, err := exec.Command(tool(t, program, program), "-c", path+script, program, share).Output(); err != nil || string(got) != "--web.telemetry-path\n" {
+			t.Errorf("%s completes %q, %v", program, got, err)
+		}
+	}
+	if first, _, _ := strings.Cut(readFile(t, share+"/zsh/site-functions/_ephemeral_port_exporter"), "\n"); first != "#compdef ephemeral_port_exporter" {
+		t.Errorf("zsh does not load a completion that begins with %q", first)
+	}
+}
+
+// testPackageFiles checks where packages have the manual, and that the links of the documents lead to documents of the
+// package.
+func testPackageFiles(t *testing.T, folder string) {
+	const bash, man = "/usr/share/bash-completion/completions/ephemeral_port_exporter", "/usr/share/man/man1/ephemeral_port_exporter.1.gz"
+	for pattern, tt := range map[string]struct{ list, zsh string }{
+		"*_amd64.deb":  {"dpkg-deb --fsys-tarfile $1 | tar t | sed 's/^[.]//'", "/usr/share/zsh/vendor-completions/_ephemeral_port_exporter"},
+		"*.x86_64.rpm": {"rpm -qlp $1", "/usr/share/zsh/site-functions/_ephemeral_port_exporter"},
+	} {
+		tool(t, "rpm", "rpm")
+		packages, err := filepath.Glob(filepath.Join(folder, pattern))
+		if err != nil || len(packages) != 1 {
+			t.Fatalf("%s: %q, %v", pattern, packages, err)
+		}
+		files := strings.Fields(run(t, "bash", "-c", tt.list, "list", packages[0]))
+		for _, want := range []string{bash, man, tt.zsh} {
+			if !slices.Contains(files, want) {
+				t.Errorf("%s has no %s", pattern, want)
+			}
+		}
+		if n := len(slices.DeleteFunc(slices.Clone(files), func(f string) bool { return !strings.Contains(f, "/zsh/") || strings.HasSuffix(f, "/") })); n != 1 {
+			t.Errorf("%s has %d files for zsh", pattern, n)
+		}
+
+		const doc = "/usr/share/doc/ephemeral-port-exporter"
+		documents := 0
+		for _, file := range files {
+			if filepath.Ext(file) != ".md" {
+				continue
+			}
+			documents++
+			source := strings.Replace(strings.TrimPrefix(file, doc+"/"), "README.md", "../README.md", 1)
+			for _, m := range regexp.MustCompile(`\]\(([^)#]+)`).FindAllStringSubmatch(readFile(t, source), -1) {
+				target := filepath.Join(filepath.Dir(file), strings.TrimPrefix(m[1], "deploy/"))
+				if !strings.HasPrefix(m[1], "https://") && !strings.HasPrefix(target, doc+"/helm/") && !slices.Contains(files, target) {
+					t.Errorf("%s: %s links to %s, which is not there", pattern, file, m[1])
+				}
+			}
+		}
+		if documents < 14 {
+			t.Errorf("%s has %d documents", pattern, documents)
+		}
 	}
 }
 

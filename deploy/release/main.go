@@ -33,8 +33,12 @@ const source = "../.."
 // architectures are those of the binaries, in the words of Go.
 var architectures = []string{"amd64", "arm64"}
 
-// documents are the files of deploy/ that an operator copies or reads. Archives and packages have them.
+// readme is the README, seen from deploy/.
+const readme = "../README.md"
+
+// documents are the files that an operator copies or reads, seen from deploy/. Archives and packages have them.
 var documents = []string{
+	readme,
 	"CHANGELOG.md",
 	"alertmanager/alertmanager.yml",
 	"docs/cost.md",
@@ -49,10 +53,14 @@ var documents = []string{
 	"docs/reference.md",
 	"docs/security.md",
 	"grafana/dashboard.json",
+	"grafana/host.png",
+	"grafana/incident.png",
+	"grafana/nat.png",
 	"prometheus/prometheus.yml",
 	"prometheus/rules.yml",
 	"runbook.md",
 	"seccomp/ephemeral_port_exporter.json",
+	"status.png",
 	"systemd/all-namespaces.conf",
 	"systemd/connect-failures.conf",
 	"systemd/exact.conf",
@@ -73,6 +81,8 @@ type release struct {
 	version  string
 	revision string
 	time     time.Time // of each file
+
+	manual map[string][]byte // man page and completions, by their paths below /usr/share
 }
 
 // A binary is the exporter for one architecture.
@@ -107,6 +117,10 @@ func (r release) make() error {
 		return err
 	} else if len(old) > 0 {
 		return fmt.Errorf("%s has files: name a new folder", r.folder)
+	}
+	var err error
+	if r.manual, err = r.makeManual(); err != nil {
+		return err
 	}
 	var binaries []binary
 	for _, arch := range architectures {
@@ -152,7 +166,7 @@ func (r release) build(arch string) (binary, error) {
 }
 
 // archive writes a tar.gz of the binary, the documents and the units, with the paths of a checkout, so
-// that the links and the commands of the documents hold.
+// that the links and the commands of the documents hold. What belongs in /usr/local/share is in share.
 func (r release) archive(b binary) error {
 	base := r.base(b)
 	contents := map[string][]byte{}
@@ -163,11 +177,9 @@ func (r release) archive(b binary) error {
 		}
 		contents[path.Join("deploy", file)] = content
 	}
-	readme, err := os.ReadFile(filepath.Join(source, "README.md"))
-	if err != nil {
-		return err
+	for file, content := range r.manual {
+		contents[path.Join("share", file)] = content
 	}
-	contents["README.md"] = readme
 
 	var out bytes.Buffer
 	zip := gzip.NewWriter(&out)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -31,7 +32,7 @@ func (r release) packages(b binary) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	contents, err := contentsOf(b, dir)
+	contents, err := r.contentsOf(b, dir)
 	if err != nil {
 		return err
 	}
@@ -55,30 +56,39 @@ func (r release) packages(b binary) error {
 }
 
 // contentsOf returns the files of a package. It prepares them in a directory.
-func contentsOf(b binary, dir string) (files.Contents, error) {
-	program := filepath.Join(dir, name)
-	if err := os.WriteFile(program, b.content, 0o755); err != nil {
+func (r release) contentsOf(b binary, dir string) (files.Contents, error) {
+	var contents files.Contents
+	add := func(content []byte, destination string, mode os.FileMode, as files.Content) error {
+		as.Source, as.Destination = filepath.Join(dir, fmt.Sprint(len(contents))), destination
+		as.FileInfo = &files.ContentFileInfo{Mode: mode}
+		contents = append(contents, &as)
+		return os.WriteFile(as.Source, content, mode)
+	}
+	if err := add(b.content, packageDir+name, 0o755, files.Content{}); err != nil {
 		return nil, err
 	}
-	contents := files.Contents{{Source: program, Destination: packageDir + name, FileInfo: &files.ContentFileInfo{Mode: 0o755}}}
-	add := func(file, destination, kind string) error {
-		content, err := os.ReadFile(filepath.Join(source, "deploy", file))
-		if err != nil {
-			return err
-		}
-		if strings.HasPrefix(file, "systemd/") {
-			content = bytes.ReplaceAll(content, []byte(checkoutDir+name), []byte(packageDir+name))
-		}
-		local := filepath.Join(dir, strings.ReplaceAll(file, "/", "_"))
-		contents = append(contents, &files.Content{Source: local, Destination: destination, Type: kind, FileInfo: &files.ContentFileInfo{Mode: 0o644}})
-		return os.WriteFile(local, content, 0o644)
-	}
 	for _, file := range units {
-		destination, kind := path.Join("/usr/lib/systemd/system", path.Base(file)), files.TypeFile
-		if path.Ext(file) == ".default" {
-			destination, kind = "/etc/default/"+name, files.TypeConfigNoReplace
+		content, err := document(file)
+		if err != nil {
+			return nil, err
 		}
-		if err := add(file, destination, kind); err != nil {
+		destination, as := path.Join("/usr/lib/systemd/system", path.Base(file)), files.Content{}
+		if path.Ext(file) == ".default" {
+			destination, as.Type = "/etc/default/"+name, files.TypeConfigNoReplace
+		}
+		if err := add(content, destination, 0o644, as); err != nil {
+			return nil, err
+		}
+	}
+	for _, file := range slices.Sorted(maps.Keys(r.manual)) {
+		content, as := r.manual[file], files.Content{}
+		if file == zshFile {
+			if err := add(content, path.Join("/usr/share", debianZshFile), 0o644, files.Content{Packager: "deb"}); err != nil {
+				return nil, err
+			}
+			as.Packager = "rpm"
+		}
+		if err := add(content, path.Join("/usr/share", file), 0o644, as); err != nil {
 			return nil, err
 		}
 	}
@@ -86,8 +96,14 @@ func contentsOf(b binary, dir string) (files.Contents, error) {
 	const doc = "/usr/share/doc/" + packageName
 	var dirs []string
 	for _, file := range documents {
-		dirs = append(dirs, path.Join(doc, path.Dir(file)))
-		if err := add(file, path.Join(doc, file), files.TypeFile); err != nil {
+		content, err := document(file)
+		if err != nil {
+			return nil, err
+		}
+		// The documents of deploy/ stand beside the README.
+		file = path.Join(doc, strings.TrimPrefix(file, "../"))
+		dirs = append(dirs, path.Dir(file))
+		if err := add(content, file, 0o644, files.Content{}); err != nil {
 			return nil, err
 		}
 	}
@@ -96,6 +112,18 @@ func contentsOf(b binary, dir string) (files.Contents, error) {
 		contents = append(contents, &files.Content{Destination: dir, Type: files.TypeDir})
 	}
 	return contents, nil
+}
+
+// document returns a file of deploy/ with the paths of packages.
+func document(file string) ([]byte, error) {
+	content, err := os.ReadFile(filepath.Join(source, "deploy", file))
+	switch {
+	case file == readme:
+		content = bytes.ReplaceAll(content, []byte("deploy/"), nil)
+	case strings.HasPrefix(file, "systemd/"):
+		content = bytes.ReplaceAll(content, []byte(checkoutDir+name), []byte(packageDir+name))
+	}
+	return content, err
 }
 
 // pack writes one package.
