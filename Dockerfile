@@ -6,7 +6,8 @@ RUN go mod download
 COPY cmd cmd
 COPY collector collector
 COPY procfs procfs
-COPY deploy/embed.go deploy/runbook.md deploy/
+COPY deploy/embed.go deploy/runbook.md deploy/CHANGELOG.md deploy/
+COPY deploy/docs deploy/docs
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -o /out/ephemeral_port_exporter -ldflags "-s -w -X github.com/prometheus/common/version.Version=$VERSION -X github.com/prometheus/common/version.Revision=$REVISION" ./cmd/ephemeral_port_exporter
 
 FROM scratch

@@ -87,10 +87,7 @@ func run(flags *flags, logger *slog.Logger) error {
 			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		)
 	}
-	server, err := web.New(flags.webConfig(registry, scanner.Scan, logger))
-	if err != nil {
-		return err
-	}
+	server := web.New(flags.webConfig(registry, scanner.Scan, logger))
 	// All listeners are open when the server begins to serve the first.
 	var drop sync.Once
 	server.BaseContext = func(listener net.Listener) context.Context {

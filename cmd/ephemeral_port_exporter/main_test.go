@@ -171,6 +171,7 @@ func TestBadFlags(t *testing.T) {
 		{"--web.telemetry-path=metrics", "--web.telemetry-path=metrics: must be a plain path"},
 		{"--web.telemetry-path=/", "--web.telemetry-path=/: must be a plain path like /metrics, and not /, /runbook, "},
 		{"--web.telemetry-path=/runbook", "must be a plain path"},
+		{"--web.telemetry-path=/docs/model", "must be a plain path"},
 		{"--web.telemetry-path=/-/ready", "must be a plain path"},
 		{"--web.telemetry-path=/{x", "must be a plain path"},
 		{"--web.telemetry-path=/metrics/", "must be a plain path"},

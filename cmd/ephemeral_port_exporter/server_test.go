@@ -42,10 +42,7 @@ func serveTest(t *testing.T, args ...string) *httptest.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := web.New(f.webConfig(prometheus.NewRegistry(), scanner.Scan, logger))
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := web.New(f.webConfig(prometheus.NewRegistry(), scanner.Scan, logger))
 	s := httptest.NewServer(server.Handler)
 	t.Cleanup(s.Close)
 	return s

@@ -130,7 +130,7 @@ func do[T any](t *testing.T, b *browser, action chromedp.Action[T]) T {
 	return got
 }
 
-// serve serves the snapshots under their names, and the runbook, with the headers of the exporter.
+// serve serves the snapshots under their names, and the documents, with the headers of the exporter.
 func serve(t *testing.T) *httptest.Server {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -147,14 +147,9 @@ func serve(t *testing.T) *httptest.Server {
 			}
 		})
 	}
-	runbook, err := Runbook([]byte(deploy.Runbook))
-	if err != nil {
-		t.Fatal(err)
-	}
-	mux.HandleFunc("/runbook", func(w http.ResponseWriter, _ *http.Request) {
-		SetRunbookHeader(w.Header())
-		_, _ = w.Write(runbook)
-	})
+	documents := Documents(deploy.Documents)
+	mux.Handle("/runbook", documents)
+	mux.Handle("/docs/", documents)
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	return server
@@ -179,7 +174,7 @@ func TestBrowser(t *testing.T) {
 		looks = append(looks, looks[0], looks[1])
 		looks[2].colors, looks[3].colors = "dark", "light"
 	}
-	for _, page := range []string{"trouble", "calm", "failed", "hostile", "runbook", "destinations", "namespaces"} {
+	for _, page := range []string{"trouble", "calm", "failed", "hostile", "runbook", "docs/", "docs/reference", "destinations", "namespaces"} {
 		for _, look := range looks {
 			name := fmt.Sprintf("%s-%d-%s", page, look.width, look.colors)
 			b.open(t, server.URL+"/"+page+"?pause", look.width, look.colors)

@@ -13,8 +13,8 @@ import (
 var (
 	//go:embed page.html.tmpl
 	pageTemplate string
-	//go:embed runbook.html.tmpl
-	runbookTemplate string
+	//go:embed document.html.tmpl
+	documentTemplate string
 	//go:embed style.css
 	style string
 	//go:embed page.js

@@ -21,18 +21,19 @@ import (
 
 // Paths of the server, besides that of the metrics.
 const (
-	StatusPath  = "/"
-	RunbookPath = "/runbook"
-	HealthyPath = "/-/healthy"
-	ReadyPath   = "/-/ready"
+	StatusPath    = "/"
+	RunbookPath   = "/runbook"
+	DocumentsPath = "/docs/"
+	HealthyPath   = "/-/healthy"
+	ReadyPath     = "/-/ready"
 )
 
 // CheckMetricsPath returns an error if metrics cannot be served under p. p must be a path, without
 // characters that are special to http.ServeMux, and must not be in use.
 func CheckMetricsPath(p string) error {
 	if !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.ContainsAny(p, "{}?# \t") ||
-		slices.Contains([]string{StatusPath, RunbookPath, HealthyPath, ReadyPath}, p) {
-		return fmt.Errorf("must be a plain path like /metrics, and not %s, %s, %s or %s", StatusPath, RunbookPath, HealthyPath, ReadyPath)
+		slices.Contains([]string{StatusPath, RunbookPath, HealthyPath, ReadyPath}, p) || strings.HasPrefix(p+"/", DocumentsPath) {
+		return fmt.Errorf("must be a plain path like /metrics, and not %s, %s, %s, %s or below %s", StatusPath, RunbookPath, HealthyPath, ReadyPath, DocumentsPath)
 	}
 	return nil
 }
@@ -52,15 +53,12 @@ type Config struct {
 }
 
 // New returns a server for metrics and pages.
-func New(c Config) (*http.Server, error) {
-	runbook, err := newRunbookHandler(deploy.Runbook)
-	if err != nil {
-		return nil, err
-	}
-	scans, sender := newScans(c), &sender{}
+func New(c Config) *http.Server {
+	scans, sender, documents := newScans(c), &sender{}, status.Documents(deploy.Documents)
 	mux := http.NewServeMux()
 	mux.Handle("GET "+StatusPath+"{$}", &statusHandler{scans: scans, sender: sender, status: c.Status, logger: c.Logger})
-	mux.Handle("GET "+RunbookPath, runbook)
+	mux.Handle("GET "+RunbookPath, documents)
+	mux.Handle("GET "+DocumentsPath, documents)
 	mux.Handle("GET "+c.MetricsPath, newMetricsHandler(c, scans, sender))
 	mux.HandleFunc("GET "+HealthyPath, answerProbe)
 	mux.HandleFunc("GET "+ReadyPath, answerProbe)
@@ -77,7 +75,7 @@ func New(c Config) (*http.Server, error) {
 		HTTP2:        &http.HTTP2Config{MaxConcurrentStreams: 16},
 	}
 	new(connections).limit(server)
-	return server, nil
+	return server
 }
 
 // answerProbe answers that the process serves. It does no collection.

@@ -42,15 +42,3 @@ func (h *statusHandler) draw(s *scanned, view status.View) *answer {
 	}
 	return a
 }
-
-// newRunbookHandler returns a handler that serves the runbook.
-func newRunbookHandler(markdown string) (http.HandlerFunc, error) {
-	page, err := status.Runbook([]byte(markdown))
-	if err != nil {
-		return nil, err
-	}
-	return func(w http.ResponseWriter, _ *http.Request) {
-		status.SetRunbookHeader(w.Header())
-		_, _ = w.Write(page)
-	}, nil
-}

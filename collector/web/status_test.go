@@ -17,6 +17,8 @@ func TestStatusFormats(t *testing.T) {
 		{"/", "application/json", "application/json; charset=utf-8", `"level": "calm"`},
 		{"/?format=json&destination=10.0.0.2:443", "text/html", "application/json; charset=utf-8", "10.0.0.2:443 is not among the destinations"},
 		{"/runbook", "*/*", "text/html; charset=utf-8", `<h2 id="ephemeralportshalfused">`},
+		{"/docs/", "*/*", "text/html; charset=utf-8", `<a href="/docs/model">The model</a>`},
+		{"/docs/model", "*/*", "text/html; charset=utf-8", `<h2 id="the-formulas">`},
 	} {
 		w := get(h, tt.path, "Accept", tt.accept)
 		status, header, body := w.Code, w.Header(), w.Body.String()
