@@ -237,14 +237,14 @@ func (d *descs) sendSnapshot(ch chan<- prometheus.Metric, s scan.Snapshot) {
 
 // sendNamespace sends the metrics of a namespace, as far as it was read.
 func (d *descs) sendNamespace(ch chan<- prometheus.Metric, n scan.Namespace) {
-	if n.Name == "" || n.Outcome == scan.Skipped && n.Err == nil {
+	if n.Name == "" || n.TCP.Outcome == scan.Skipped && n.TCP.Err == nil {
 		return // nothing is known of it: only sendOutcomes counts it
 	}
 	if n.Inode != 0 {
 		ch <- prometheus.MustNewConstMetric(d.netnsInfo, prometheus.GaugeValue, 1,
-			n.Name, strconv.FormatUint(n.Inode, 10), n.Owner.PodUID, n.Owner.ContainerID, strings.ToValidUTF8(n.Owner.Command, "\uFFFD"))
+			n.Name, strconv.FormatUint(n.Inode, 10), n.Workload.PodUID, n.Workload.ContainerID, strings.ToValidUTF8(n.Workload.Command, "\uFFFD"))
 	}
-	if n.Err != nil {
+	if n.TCP.Err != nil {
 		ch <- prometheus.MustNewConstMetric(d.collectSuccess, prometheus.GaugeValue, 0, n.Name)
 		return
 	}
@@ -253,18 +253,18 @@ func (d *descs) sendNamespace(ch chan<- prometheus.Metric, n scan.Namespace) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, n.Name)
 	}
 	gauge(d.collectSuccess, 1)
-	if n.Outcome == scan.Idle {
+	if n.TCP.Outcome == scan.Idle {
 		// There can be thousands of idle namespaces: they get as few series as possible.
-		if n.TimeWaitSockets != 0 {
-			gauge(d.timeWaitSockets, float64(n.TimeWaitSockets))
+		if n.TCP.TimeWaitSockets != 0 {
+			gauge(d.timeWaitSockets, float64(n.TCP.TimeWaitSockets))
 		}
 		return
 	}
-	gauge(d.collectDuration, n.Duration.Seconds())
-	gauge(d.timeWaitSockets, float64(n.TimeWaitSockets))
-	ch <- prometheus.MustNewConstMetric(d.timeWaitOverflows, prometheus.CounterValue, float64(n.TimeWaitOverflows), n.Name)
-	d.sendSettings(gauge, n.Report)
-	d.sendPools(ch, n.Name, n.Report)
+	gauge(d.collectDuration, n.TCP.Duration.Seconds())
+	gauge(d.timeWaitSockets, float64(n.TCP.TimeWaitSockets))
+	ch <- prometheus.MustNewConstMetric(d.timeWaitOverflows, prometheus.CounterValue, float64(n.TCP.TimeWaitOverflows), n.Name)
+	d.sendSettings(gauge, n.TCP.Report)
+	d.sendPools(ch, n.Name, n.TCP.Report)
 }
 
 // sendSettings sends the settings, and the reserved, blocked and usable ports.
@@ -336,7 +336,7 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 
 // sendOwners sends the owners of the destinations of a namespace.
 func (d *descs) sendOwners(ch chan<- prometheus.Metric, n scan.Namespace, s scan.Snapshot) {
-	for _, dst := range n.Report.Destinations {
+	for _, dst := range n.TCP.Report.Destinations {
 		for _, o := range s.Resolve(dst.Owners) {
 			ch <- prometheus.MustNewConstMetric(d.destinationOwnerPorts, prometheus.GaugeValue, float64(o.Ports),
 				n.Name, dst.Source.String(), dst.Address.Addr().String(), strconv.Itoa(int(dst.Address.Port())),
@@ -349,7 +349,7 @@ func (d *descs) sendOwners(ch chan<- prometheus.Metric, n scan.Namespace, s scan
 func (d *descs) sendOutcomes(ch chan<- prometheus.Metric, namespaces []scan.Namespace) {
 	counts := map[scan.Outcome]int{}
 	for _, n := range namespaces {
-		counts[n.Outcome]++
+		counts[n.TCP.Outcome]++
 	}
 	for _, outcome := range scan.Outcomes {
 		ch <- prometheus.MustNewConstMetric(d.namespaces, prometheus.GaugeValue, float64(counts[outcome]), string(outcome))

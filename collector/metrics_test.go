@@ -27,6 +27,9 @@ import (
 
 var updateGolden = flag.Bool("update-golden", false, "write testdata/metrics.prom anew")
 
+// read is the Result of what was read.
+var read = scan.Result{Outcome: scan.Collected}
+
 // exposition returns the text of /metrics for a collector.
 func exposition(t *testing.T, c prometheus.Collector) []byte {
 	t.Helper()
@@ -93,23 +96,22 @@ func TestMetrics(t *testing.T) {
 	got := exposition(t, New(scan.Snapshot{
 		OthersRead: true,
 		Cgroups: map[uint64]cgroup.Group{
-			7: {Path: "/kubepods.slice/kubepods-pod3f8e1c2a.slice/cri-containerd-9b1c7a0d.scope", Owner: cgroup.Owner{PodUID: "3f8e1c2a", ContainerID: "9b1c7a0d"}},
+			7: {Path: "/kubepods.slice/kubepods-pod3f8e1c2a.slice/cri-containerd-9b1c7a0d.scope", Workload: cgroup.Workload{PodUID: "3f8e1c2a", ContainerID: "9b1c7a0d"}},
 			8: {Path: "/system.slice/haproxy.service"},
 			9: {Path: "cgroup-9"},
 		},
 		Namespaces: []scan.Namespace{
 			{
-				Name: scan.Self, Inode: 4026531840, Outcome: scan.Collected,
-				Owner: scan.Owner{
-					Owner:   cgroup.Owner{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: "9b1c7a0d"},
-					Command: "pause\xff\n",
+				Name: scan.Self, Inode: 4026531840, TCP: scan.TCP{Result: read, Report: report, TimeWaitSockets: 10000, TimeWaitOverflows: 7, Duration: 2500 * time.Microsecond},
+				Workload: scan.Workload{
+					Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: "9b1c7a0d"},
+					Command:  "pause\xff\n",
 				},
-				Conntrack: &scan.Conntrack{Entries: 64000, Limit: 262144, Counted: true, InsertFailed: 12, Dropped: 15, EarlyDropped: 2},
-				NAT:       &scan.NAT{Report: natReport, Duration: 1500 * time.Microsecond},
-				Report:    report, TimeWaitSockets: 10000, TimeWaitOverflows: 7, Duration: 2500 * time.Microsecond,
-				UDP: udpOf(15000, 12000, 300, 12250),
+				Conntrack: scan.Conntrack{Result: read, Entries: 64000, Limit: 262144, Counted: true, InsertFailed: 12, Dropped: 15, EarlyDropped: 2},
+				NAT:       scan.NAT{Result: read, Report: natReport, Duration: 1500 * time.Microsecond},
+				UDP:       udpOf(15000, 12000, 300, 12250),
 			},
-			{Outcome: scan.Idle}, {Outcome: scan.Idle}, {Outcome: scan.Failed}, // without a label
+			{TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}}, {TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}}, {TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed}}}, // without a label
 		},
 		ConnectFailures: &scan.ConnectFailures{
 			Pools: []scan.FailedPool{
@@ -118,7 +120,7 @@ func TestMetrics(t *testing.T) {
 					Source: netip.MustParseAddr("198.51.100.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 100,
 				},
 				{
-					Netns: scan.Self, Cgroup: cgroup.Group{Path: "/kubepods.slice/pod3f8e1c2a", Owner: cgroup.Owner{PodUID: "3f8e1c2a", ContainerID: "9b1c7a0d"}},
+					Netns: scan.Self, Cgroup: cgroup.Group{Path: "/kubepods.slice/pod3f8e1c2a", Workload: cgroup.Workload{PodUID: "3f8e1c2a", ContainerID: "9b1c7a0d"}},
 					Source: netip.MustParseAddr("198.51.100.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 7,
 				},
 			},
@@ -161,8 +163,9 @@ ephemeral_port_connect_failures_collect_success 0
 # TYPE ephemeral_port_udp_collect_success gauge
 ephemeral_port_udp_collect_success{netns="self"} 0
 `
+	unread := scan.Result{Outcome: scan.Failed, Err: failed}
 	got := exposition(t, New(scan.Snapshot{
-		Namespaces:      []scan.Namespace{{Name: scan.Self, Outcome: scan.Failed, Err: failed}},
+		Namespaces:      []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: unread}, UDP: scan.UDP{Result: unread}}},
 		ConnectFailures: &scan.ConnectFailures{Err: failed},
 	}))
 	if diff := cmp.Diff(want, string(got)); diff != "" {
@@ -174,7 +177,7 @@ ephemeral_port_udp_collect_success{netns="self"} 0
 // read.
 func TestMetricsIdle(t *testing.T) {
 	idle := func(timeWait int) scan.Namespace {
-		return scan.Namespace{Name: "few", Inode: 7, Outcome: scan.Idle, TimeWaitSockets: timeWait}
+		return scan.Namespace{Name: "few", Inode: 7, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}, TimeWaitSockets: timeWait}}
 	}
 	const series = `ephemeral_port_collect_success{netns="few"} 1
 ephemeral_port_netns_info{command="",container_id="",inode="7",netns="few",pod_uid=""} 1
@@ -195,9 +198,9 @@ func TestMetricsBound(t *testing.T) {
 	var s scan.Snapshot
 	s.OthersRead = true
 	for i := range collected {
-		n := scan.Namespace{Name: fmt.Sprint("busy", i), Inode: uint64(i + 1), Outcome: scan.Collected}
-		n.Report.Settings.TWReuseDelay, n.Report.BoundKnown = time.Second, true
-		n.Conntrack = &scan.Conntrack{Limit: 1, Counted: true}
+		n := scan.Namespace{Name: fmt.Sprint("busy", i), Inode: uint64(i + 1), TCP: scan.TCP{Result: read}}
+		n.TCP.Report.Settings.TWReuseDelay, n.TCP.Report.BoundKnown = time.Second, true
+		n.Conntrack = scan.Conntrack{Result: read, Limit: 1, Counted: true}
 		n.UDP = udpOf(3, 1, 2, 3)
 		for j := range n.UDP.Report.Pools {
 			n.UDP.Report.Pools[j].Owners = []pool.Owner{{Cgroup: 1, Ports: 1}, {Cgroup: 2, Ports: 1}, {Cgroup: 3, Ports: 1}}
@@ -205,7 +208,7 @@ func TestMetricsBound(t *testing.T) {
 		s.Namespaces = append(s.Namespaces, n)
 	}
 	for i := range limit { // the limit is for all namespaces together
-		r := &s.Namespaces[i%collected].Report
+		r := &s.Namespaces[i%collected].TCP.Report
 		r.Destinations = append(r.Destinations, pool.Destination{
 			Source: address(0).Addr(), Address: address(i), Timestamps: pool.Yes, ReusableUnknown: 1,
 			Owners: []pool.Owner{{Cgroup: 1, Ports: 1}, {Cgroup: 2, Ports: 1}, {Cgroup: 3, Ports: 1}},
@@ -213,7 +216,7 @@ func TestMetricsBound(t *testing.T) {
 		r.Sources = append(r.Sources, pool.Source{Address: address(i).Addr()})
 	}
 	for i := range idle {
-		s.Namespaces = append(s.Namespaces, scan.Namespace{Name: fmt.Sprint("idle", i), Inode: uint64(1000 + i), Outcome: scan.Idle, TimeWaitSockets: 1})
+		s.Namespaces = append(s.Namespaces, scan.Namespace{Name: fmt.Sprint("idle", i), Inode: uint64(1000 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}, TimeWaitSockets: 1}})
 	}
 	s.Cgroups = map[uint64]cgroup.Group{1: {Path: "/"}, 2: {Path: "/a"}, 3: {Path: "/b"}}
 	s.ConnectFailures = &scan.ConnectFailures{MissedRunsKnown: true}
@@ -255,7 +258,7 @@ func samples(t *testing.T, s scan.Snapshot) string {
 
 // TestMetricsOldKernel checks that there is no reuse delay on a kernel without that sysctl.
 func TestMetricsOldKernel(t *testing.T) {
-	got := exposition(t, New(scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected}}}))
+	got := exposition(t, New(scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: read}}}}))
 	if bytes.Contains(got, []byte("tcp_tw_reuse_delay_seconds")) {
 		t.Error("a setting that this kernel does not have")
 	}
@@ -264,7 +267,7 @@ func TestMetricsOldKernel(t *testing.T) {
 // TestMetricsBoundUnknown checks that the number of bound ports is absent, not 0, where it is not
 // known.
 func TestMetricsBoundUnknown(t *testing.T) {
-	got := exposition(t, New(scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected}}}))
+	got := exposition(t, New(scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: read}}}}))
 	if bytes.Contains(got, []byte("bound_ports")) {
 		t.Error("a number that is not known")
 	}
@@ -279,7 +282,7 @@ func TestMetricsOwnerRemoved(t *testing.T) {
 	}
 	service := cgroup.Group{Path: "/system.slice/haproxy.service"}
 	s := scan.Snapshot{
-		Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected, Report: pool.Report{Destinations: []pool.Destination{d}}}},
+		Namespaces: []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: read, Report: pool.Report{Destinations: []pool.Destination{d}}}}},
 		Cgroups:    map[uint64]cgroup.Group{7: service, 8: {Path: "/system.slice/nginx.service"}, 9: service},
 	}
 	owners := func() string {

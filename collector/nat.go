@@ -105,7 +105,7 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 	send := func(desc *prometheus.Desc, typ prometheus.ValueType, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, typ, value, append([]string{n.Name}, labels...)...)
 	}
-	if c := n.Conntrack; c != nil {
+	if c := n.Conntrack; c.Outcome == scan.Collected {
 		send(d.entries, prometheus.GaugeValue, float64(c.Entries))
 		if c.Limit > 0 {
 			send(d.limitEntries, prometheus.GaugeValue, float64(c.Limit))
@@ -121,7 +121,7 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 		send(desc, prometheus.GaugeValue, value, labels...)
 	}
 	switch {
-	case n.NAT == nil:
+	case n.NAT.Outcome == "":
 		return
 	case n.NAT.Err != nil:
 		gauge(d.collectSuccess, 0)

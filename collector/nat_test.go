@@ -21,22 +21,22 @@ import (
 // each other.
 func TestMetricsNAT(t *testing.T) {
 	failed := errors.New("failed")
-	size := &scan.Conntrack{Entries: 7}
+	size := scan.Conntrack{Result: read, Entries: 7}
 	tests := []struct {
 		name      string
 		namespace scan.Namespace
 		want      []string
 	}{
-		{"no connection tracking", scan.Namespace{Name: "a", Outcome: scan.Failed, Err: failed}, []string{
+		{"no connection tracking", scan.Namespace{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}}, []string{
 			`collect_success{netns="a"} 0`,
 		}},
-		{"no limit, no counters", scan.Namespace{Name: "a", Outcome: scan.Failed, Err: failed, Conntrack: size}, []string{
+		{"no limit, no counters", scan.Namespace{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, Conntrack: size}, []string{
 			`collect_success{netns="a"} 0`, `conntrack_entries{netns="a"} 7`,
 		}},
-		{"flows cannot be read", scan.Namespace{Name: "a", Outcome: scan.Idle, Conntrack: size, NAT: &scan.NAT{Err: failed}}, []string{
+		{"flows cannot be read", scan.Namespace{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, Conntrack: size, NAT: scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}}, []string{
 			`collect_success{netns="a"} 1`, `conntrack_entries{netns="a"} 7`, `snat_collect_success{netns="a"} 0`,
 		}},
-		{"sockets cannot be read", scan.Namespace{Name: "a", Outcome: scan.Failed, Err: failed, NAT: &scan.NAT{Report: snat.Report{
+		{"sockets cannot be read", scan.Namespace{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, NAT: scan.NAT{Result: read, Report: snat.Report{
 			CapacityPorts: 100, MaxUtilization: 0.5, Flows: 50,
 		}}}, []string{
 			`collect_success{netns="a"} 0`,
@@ -64,7 +64,7 @@ func TestMetricsNAT(t *testing.T) {
 // TestMetricsNATCeiling checks that a ceiling that is not known is absent.
 func TestMetricsNATCeiling(t *testing.T) {
 	p := snat.Pool{Protocol: snat.TCP, Ceiling: math.NaN()}
-	got := samples(t, scan.Snapshot{Namespaces: []scan.Namespace{{Name: "a", Outcome: scan.Idle, NAT: &scan.NAT{Report: snat.Report{Pools: []snat.Pool{p}}}}}})
+	got := samples(t, scan.Snapshot{Namespaces: []scan.Namespace{{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, NAT: scan.NAT{Result: read, Report: snat.Report{Pools: []snat.Pool{p}}}}}})
 	if strings.Contains(got, "snat_ceiling") {
 		t.Errorf("a number that is not known:\n%s", got)
 	}
@@ -76,8 +76,8 @@ func TestMetricsNATBound(t *testing.T) {
 	var s scan.Snapshot
 	for i := range tracked {
 		s.Namespaces = append(s.Namespaces, scan.Namespace{
-			Name: fmt.Sprint("router", i), Outcome: scan.Skipped, NAT: &scan.NAT{},
-			Conntrack: &scan.Conntrack{Entries: 1, Limit: 1, Counted: true},
+			Name: fmt.Sprint("router", i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Skipped}}, NAT: scan.NAT{Result: read},
+			Conntrack: scan.Conntrack{Result: read, Entries: 1, Limit: 1, Counted: true},
 		})
 	}
 	clients := []snat.Client{{Address: netip.MustParseAddr("10.0.0.1")}, {Address: netip.MustParseAddr("10.0.0.2")}, {Address: netip.MustParseAddr("10.0.0.3")}}

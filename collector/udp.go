@@ -44,18 +44,18 @@ func (d *udpDescs) describe(ch chan<- *prometheus.Desc) {
 
 // send sends the metrics of UDP of a namespace, as far as it was read.
 func (d *udpDescs) send(ch chan<- prometheus.Metric, n scan.Namespace, s scan.Snapshot) {
-	if n.Name == "" || n.Outcome == scan.Idle || n.Outcome == scan.Skipped && n.Err == nil {
-		return // nothing is known of it
+	u := n.UDP
+	if n.Name == "" || u.Outcome == "" {
+		return
 	}
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, append([]string{n.Name}, labels...)...)
 	}
-	u := n.UDP
 	switch {
-	case u.Unsupported:
+	case u.Outcome == scan.Unsupported:
 		gauge(d.sockets, float64(u.Sockets))
 		return
-	case u.Err != nil, u.Outcome == "": // the scan did not get that far
+	case u.Err != nil:
 		gauge(d.collectSuccess, 0)
 		return
 	}

@@ -14,7 +14,7 @@ import (
 
 // udpOf returns what a scan learned of UDP: so many sockets, and ports by family.
 func udpOf(sockets int, ports ...int) scan.UDP {
-	u := scan.UDP{Outcome: scan.Collected, Sockets: sockets, Report: pool.UDPReport{CapacityPorts: 28227, Sockets: sockets}}
+	u := scan.UDP{Result: read, Sockets: sockets, Report: pool.UDPReport{CapacityPorts: 28227, Sockets: sockets}}
 	for i, family := range pool.UDPFamilies {
 		u.Report.Pools[i] = pool.UDPPool{
 			Family: family, Ports: ports[i], Utilization: float64(ports[i]) / 28227, Owners: []pool.Owner{{Cgroup: 8, Ports: ports[i] - 100}, {Cgroup: 7, Ports: 100}},
@@ -45,15 +45,15 @@ udp_utilization_ratio{family="ipv6",netns="self"} 0.5
 		n    scan.Namespace
 		want string
 	}{
-		{"read", scan.Namespace{Outcome: scan.Collected, UDP: collected}, numbers},
-		{"read beside a failure of TCP", scan.Namespace{Outcome: scan.Failed, Err: failed, UDP: collected}, numbers},
-		{"few", scan.Namespace{Outcome: scan.Collected, UDP: scan.UDP{Outcome: scan.Idle, Sockets: 7}}, "udp_collect_success{netns=\"self\"} 1\nudp_sockets{netns=\"self\"} 7\n"},
-		{"failed", scan.Namespace{Outcome: scan.Collected, UDP: scan.UDP{Outcome: scan.Failed, Err: failed, Sockets: 7}}, "udp_collect_success{netns=\"self\"} 0\n"},
-		{"no time", scan.Namespace{Outcome: scan.Collected, UDP: scan.UDP{Outcome: scan.Deadline, Err: failed}}, "udp_collect_success{netns=\"self\"} 0\n"},
-		{"not supported", scan.Namespace{Outcome: scan.Collected, UDP: scan.UDP{Outcome: scan.Failed, Err: failed, Unsupported: true, Sockets: 7}}, "udp_sockets{netns=\"self\"} 7\n"},
-		{"not tried", scan.Namespace{Outcome: scan.Failed, Err: failed}, "udp_collect_success{netns=\"self\"} 0\n"},
-		{"idle namespace", scan.Namespace{Outcome: scan.Idle}, ""},
-		{"skipped namespace", scan.Namespace{Outcome: scan.Skipped}, ""},
+		{"read", scan.Namespace{TCP: scan.TCP{Result: read}, UDP: collected}, numbers},
+		{"read beside a failure of TCP", scan.Namespace{TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, UDP: collected}, numbers},
+		{"few", scan.Namespace{TCP: scan.TCP{Result: read}, UDP: scan.UDP{Result: scan.Result{Outcome: scan.Idle}, Sockets: 7}}, "udp_collect_success{netns=\"self\"} 1\nudp_sockets{netns=\"self\"} 7\n"},
+		{"failed", scan.Namespace{TCP: scan.TCP{Result: read}, UDP: scan.UDP{Result: scan.Result{Outcome: scan.Failed, Err: failed}, Sockets: 7}}, "udp_collect_success{netns=\"self\"} 0\n"},
+		{"no time", scan.Namespace{TCP: scan.TCP{Result: read}, UDP: scan.UDP{Result: scan.Result{Outcome: scan.Deadline, Err: failed}}}, "udp_collect_success{netns=\"self\"} 0\n"},
+		{"not supported", scan.Namespace{TCP: scan.TCP{Result: read}, UDP: scan.UDP{Result: scan.Result{Outcome: scan.Unsupported, Err: failed}, Sockets: 7}}, "udp_sockets{netns=\"self\"} 7\n"},
+		{"left for a later scan", scan.Namespace{UDP: scan.UDP{Result: scan.Result{Outcome: scan.Skipped, Err: failed}}}, "udp_collect_success{netns=\"self\"} 0\n"},
+		{"idle namespace", scan.Namespace{TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}}, ""},
+		{"skipped namespace", scan.Namespace{TCP: scan.TCP{Result: scan.Result{Outcome: scan.Skipped}}}, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -75,7 +75,7 @@ udp_utilization_ratio{family="ipv6",netns="self"} 0.5
 func TestMetricsUDPOwners(t *testing.T) {
 	dns := cgroup.Group{Path: "/system.slice/dns.service"}
 	s := scan.Snapshot{
-		Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected, UDP: scan.UDP{Outcome: scan.Collected}}},
+		Namespaces: []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: read}, UDP: scan.UDP{Result: read}}},
 		Cgroups:    map[uint64]cgroup.Group{1: dns, 2: dns},
 	}
 	s.Namespaces[0].UDP.Report.Pools[0] = pool.UDPPool{Family: pool.UDPIPv4, Owners: []pool.Owner{{Cgroup: 1, Ports: 5}, {Cgroup: 2, Ports: 4}}}

@@ -50,12 +50,12 @@ var fleetEnd = time.Date(2026, time.January, 1, 1, 0, 0, 0, time.UTC)
 func busyHost(host int) scan.Snapshot {
 	capacity := 28232
 	namespace := func(name string, inode uint64) scan.Namespace {
-		n := scan.Namespace{Name: name, Inode: inode, Outcome: scan.Collected, Duration: time.Millisecond, TimeWaitSockets: 1000}
-		n.Report.Settings = ports.Settings{Timestamps: 1, TWReuseDelay: time.Second, TimeWaitLength: time.Minute, TimeWaitLimit: 262144}
-		n.Report.CapacityPorts, n.Report.BoundPorts, n.Report.BoundKnown, n.Report.MaxUtilization = capacity, 10, true, 1
-		n.Conntrack = &scan.Conntrack{Entries: 200000, Limit: 262144, Counted: true, InsertFailed: 1, Dropped: 1, EarlyDropped: 1}
-		n.NAT = &scan.NAT{Report: snat.Report{CapacityPorts: 64512, MaxUtilization: 1}, Duration: time.Millisecond}
-		n.UDP = scan.UDP{Outcome: scan.Collected, Sockets: capacity, Report: ports.UDPReport{CapacityPorts: capacity}}
+		n := scan.Namespace{Name: name, Inode: inode, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Collected}, Duration: time.Millisecond, TimeWaitSockets: 1000}}
+		n.TCP.Report.Settings = ports.Settings{Timestamps: 1, TWReuseDelay: time.Second, TimeWaitLength: time.Minute, TimeWaitLimit: 262144}
+		n.TCP.Report.CapacityPorts, n.TCP.Report.BoundPorts, n.TCP.Report.BoundKnown, n.TCP.Report.MaxUtilization = capacity, 10, true, 1
+		n.Conntrack = scan.Conntrack{Result: scan.Result{Outcome: scan.Collected}, Entries: 200000, Limit: 262144, Counted: true, InsertFailed: 1, Dropped: 1, EarlyDropped: 1}
+		n.NAT = scan.NAT{Result: scan.Result{Outcome: scan.Collected}, Report: snat.Report{CapacityPorts: 64512, MaxUtilization: 1}, Duration: time.Millisecond}
+		n.UDP = scan.UDP{Result: scan.Result{Outcome: scan.Collected}, Sockets: capacity, Report: ports.UDPReport{CapacityPorts: capacity}}
 		for i, family := range ports.UDPFamilies {
 			n.UDP.Report.Pools[i] = ports.UDPPool{
 				Family: family, Ports: capacity, Utilization: 1, Owners: []ports.Owner{{Cgroup: 1, Ports: 5000}, {Cgroup: 2, Ports: 100}, {Cgroup: 3, Ports: 10}},
@@ -86,8 +86,8 @@ func busyHost(host int) scan.Snapshot {
 		for state := range d.Ports {
 			d.Ports[state] = capacity / 10
 		}
-		n.Report.Destinations = append(n.Report.Destinations, d)
-		n.Report.Sources = append(n.Report.Sources, ports.Source{Address: address.Addr(), Ports: 100, Bound: 90, BindParity: 90, Capacity: capacity, Utilization: 0.5})
+		n.TCP.Report.Destinations = append(n.TCP.Report.Destinations, d)
+		n.TCP.Report.Sources = append(n.TCP.Report.Sources, ports.Source{Address: address.Addr(), Ports: 100, Bound: 90, BindParity: 90, Capacity: capacity, Utilization: 0.5})
 		nat := snat.Pool{
 			Protocol: []snat.Protocol{snat.TCP, snat.UDP}[i/2%2], Source: source, Address: address, Reusable: 100,
 			Utilization: 1 - float64(i)/1000, SearchFailure: 1 - float64(i)/1000, Ceiling: math.Inf(1),

@@ -115,18 +115,18 @@ func firstScan(scanner *scan.Scanner, flags *flags, logger *slog.Logger) error {
 		return err
 	}
 	self := snapshot.Namespaces[0]
-	if self.Err != nil {
-		logger.Error("First collection failed, the next scrape tries again", "err", self.Err)
+	if self.TCP.Err != nil {
+		logger.Error("First collection failed, the next scrape tries again", "err", self.TCP.Err)
 		return nil
 	}
 
-	ports := self.Report.Settings.PortRange
+	ports := self.TCP.Report.Settings.PortRange
 	logger.Info("Watching ephemeral ports",
-		"range_low", ports.Low, "range_high", ports.High, "capacity", self.Report.CapacityPorts,
-		"sockets", self.Report.Sockets, "duration", self.Duration)
-	if self.Report.CapacityPorts == 0 {
+		"range_low", ports.Low, "range_high", ports.High, "capacity", self.TCP.Report.CapacityPorts,
+		"sockets", self.TCP.Report.Sockets, "duration", self.TCP.Duration)
+	if self.TCP.Report.CapacityPorts == 0 {
 		logger.Warn("No port is left for outgoing connections: connect() fails unless its client has bound a port",
-			"range_low", ports.Low, "range_high", ports.High, "reserved", self.Report.ReservedPorts, "blocked", self.Report.BlockedPorts)
+			"range_low", ports.Low, "range_high", ports.High, "reserved", self.TCP.Report.ReservedPorts, "blocked", self.TCP.Report.BlockedPorts)
 	}
 	for _, port := range flags.listenPorts() {
 		if ports.Contains(port) {

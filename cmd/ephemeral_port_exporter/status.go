@@ -52,7 +52,7 @@ func printStatus(w io.Writer, flags *flags, scanner *scan.Scanner) error {
 		return fmt.Errorf("write the status: %w", writeErr)
 	}
 	if err == nil {
-		err = snapshot.Namespaces[0].Err
+		err = snapshot.Namespaces[0].TCP.Err
 	}
 	if err != nil {
 		return fmt.Errorf("collection failed: %w", err)

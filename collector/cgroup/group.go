@@ -13,7 +13,7 @@ type Group struct {
 	// or outside, Path is "cgroup-" and its number.
 	Path string
 
-	Owner // of its processes, by the path
+	Workload // of its processes, by the path
 }
 
 // maxPath is the greatest length of Group.Path. The longest of kubelet and container runtimes have
@@ -22,7 +22,7 @@ const maxPath = 512
 
 // newGroup returns the control group with a path in the mount.
 func newGroup(path string) Group {
-	group := Group{Owner: parsePath(path)}
+	group := Group{Workload: parsePath(path)}
 	path = strings.ToValidUTF8(path, "\uFFFD")
 	if len(path) > maxPath {
 		const ellipsis = "…"

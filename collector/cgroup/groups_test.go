@@ -66,10 +66,10 @@ func TestFind(t *testing.T) {
 		{"/", Group{Path: "/"}},
 		{"system.slice/haproxy.service", Group{Path: "/system.slice/haproxy.service"}},
 		{"bad\xff", Group{Path: "/bad\uFFFD"}},
-		{pod, Group{Path: "/" + pod, Owner: Owner{PodUID: testPod}}},
-		{container, Group{Path: "/" + container, Owner: Owner{testPod, testContainer}}},
-		{inner, Group{Path: "/" + inner, Owner: Owner{testPod, testContainer}}},
-		{long, Group{Path: cut[:maxPath-4] + "…", Owner: Owner{ContainerID: testContainer}}},
+		{pod, Group{Path: "/" + pod, Workload: Workload{PodUID: testPod}}},
+		{container, Group{Path: "/" + container, Workload: Workload{testPod, testContainer}}},
+		{inner, Group{Path: "/" + inner, Workload: Workload{testPod, testContainer}}},
+		{long, Group{Path: cut[:maxPath-4] + "…", Workload: Workload{ContainerID: testContainer}}},
 	}
 	wanted := []uint64{1 << 40}
 	for _, tt := range tests {
@@ -259,7 +259,7 @@ func FuzzNewGroup(f *testing.F) {
 			t.Errorf("path %q", g.Path)
 		}
 		if !utf8.ValidString(g.PodUID + g.ContainerID) {
-			t.Errorf("owner %+v", g.Owner)
+			t.Errorf("workload %+v", g.Workload)
 		}
 	})
 }

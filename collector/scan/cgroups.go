@@ -33,7 +33,7 @@ func (s *Scanner) findCgroups(snapshot *Snapshot, deadline time.Time) {
 	}
 	var ids []uint64
 	for i := range snapshot.Namespaces {
-		for _, d := range snapshot.Namespaces[i].Report.Destinations {
+		for _, d := range snapshot.Namespaces[i].TCP.Report.Destinations {
 			for _, o := range d.Owners {
 				ids = append(ids, o.Cgroup)
 			}

@@ -54,11 +54,11 @@ func (c cgroupTree) hold(t *testing.T, path, destination string, n int) (pid int
 // owners returns the owners of each destination, as text. The control group of the test is "~".
 func (c cgroupTree) owners(snapshot Snapshot, n Namespace) map[string]string {
 	all := map[string]string{}
-	for _, d := range n.Report.Destinations {
+	for _, d := range n.TCP.Report.Destinations {
 		var owners []string
 		for _, o := range snapshot.Resolve(d.Owners) {
 			text := fmt.Sprintf("%s %d", strings.Replace(o.Path, c.root, "~", 1), o.Ports)
-			if o.Owner != (cgroup.Owner{}) {
+			if o.Workload != (cgroup.Workload{}) {
 				text += fmt.Sprintf(" pod %.8s container %.8s", o.PodUID, o.ContainerID)
 			}
 			owners = append(owners, text)
@@ -136,7 +136,7 @@ func TestOwnersKernel(t *testing.T) {
 	check(want)
 	s = newScanner(t, cfg)
 	id := uint64(0)
-	for _, d := range s.Scan(t.Context()).Namespaces[0].Report.Destinations {
+	for _, d := range s.Scan(t.Context()).Namespaces[0].TCP.Report.Destinations {
 		if d.Address.String() == "192.0.2.3:443" {
 			id = d.Owners[0].Cgroup
 		}
@@ -160,7 +160,7 @@ func TestOwnersRoot(t *testing.T) {
 	cfg.Cgroup = mount
 	s := newScanner(t, cfg)
 	snapshot := s.Scan(t.Context())
-	owners := snapshot.Namespaces[0].Report.Destinations[0].Owners
+	owners := snapshot.Namespaces[0].TCP.Report.Destinations[0].Owners
 	if len(owners) != 1 || owners[0] != (pool.Owner{Cgroup: st.Ino, Ports: 3}) {
 		t.Fatalf("owners %+v, want the root, %d", owners, st.Ino)
 	}
@@ -293,7 +293,7 @@ func TestOwnersSearchFails(t *testing.T) {
 		snapshot := Snapshot{Namespaces: []Namespace{self}}
 		s.findCgroups(&snapshot, time.Now().Add(-time.Second))
 		s.logFailures(snapshot, nil)
-		want := fmt.Sprintf("cgroup-%d 3", self.Report.Destinations[0].Owners[0].Cgroup)
+		want := fmt.Sprintf("cgroup-%d 3", self.TCP.Report.Destinations[0].Owners[0].Cgroup)
 		if got := tree.owners(snapshot, self)["192.0.2.1:443"]; got != want {
 			t.Errorf("owners %q, want %q", got, want)
 		}

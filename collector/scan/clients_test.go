@@ -80,10 +80,10 @@ const clientsPorts = 500
 func selfReport(t *testing.T, s *Scanner) pool.Report {
 	t.Helper()
 	n := s.Scan(t.Context()).Namespaces[0]
-	if n.Err != nil {
-		t.Fatal(n.Err)
+	if n.TCP.Err != nil {
+		t.Fatal(n.TCP.Err)
 	}
-	return n.Report
+	return n.TCP.Report
 }
 
 // TestOwnRange has clients with a range of their own (IP_LOCAL_PORT_RANGE). Linux 6.8 and later give them ports in

@@ -13,54 +13,74 @@ import (
 
 // collectSelf reads the process's own namespace. It needs no privilege.
 func (s *Scanner) collectSelf(deadline time.Time) Namespace {
-	self := Namespace{Name: Self, Outcome: Collected}
-	if err := s.collect(&self, &s.learned, deadline); err != nil {
-		return self.failed(err, outcomeOf(err))
-	}
+	self := Namespace{Name: Self}
+	s.collect(&self, &s.learned, deadline)
 	return self
 }
 
-// outcomeOf returns the outcome of a namespace that could not be read because of err.
-func outcomeOf(err error) Outcome {
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return Deadline
+// failure returns the Result of a source that could not be read because of err.
+func failure(err error) Result {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return Result{Deadline, err}
+	case errors.Is(err, errLater):
+		return Result{Skipped, err}
+	default:
+		return Result{Failed, err}
 	}
-	return Failed
 }
 
-// collect reads the calling thread's namespace into n, with what is known of it. The error
-// is os.ErrDeadlineExceeded, an error of package sockdiag, or the error of a file under /proc.
-func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, deadline time.Time) error {
+// fail sets that the sockets of a namespace could not be read because of err.
+func (n *Namespace) fail(err error) {
+	n.TCP, n.UDP = TCP{Result: failure(err)}, UDP{Result: failure(err)}
+}
+
+// collect reads the sockets of the calling thread's namespace into n, with what is known of it.
+func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, deadline time.Time) {
 	start := time.Now()
 	ns, err := s.proc.Namespace()
 	if err != nil {
-		return err
+		n.fail(err)
+		return
 	}
 	defer ns.Close()
 	settings, err := readPorts(ns)
 	if err != nil {
-		return err
+		n.fail(err)
+		return
 	}
 	n.UDP = s.collectUDP(settings, deadline)
-	if settings, err = s.readTCPSettings(ns, settings); err != nil {
-		return err
+	if n.TCP, err = s.collectTCP(ns, settings, known, deadline); err != nil {
+		n.TCP = TCP{Result: failure(err)}
+		return
+	}
+	n.TCP.Duration = time.Since(start)
+}
+
+// collectTCP reads the TCP sockets of the calling thread's namespace. The error is
+// os.ErrDeadlineExceeded, an error of package sockdiag or sockiter, or the error of a file under /proc.
+func (s *Scanner) collectTCP(ns *procfs.Namespace, settings pool.Settings, known *pool.Knowledge, deadline time.Time) (TCP, error) {
+	settings, err := s.readTCPSettings(ns, settings)
+	if err != nil {
+		return TCP{}, err
 	}
 	table, err := s.fillTable(settings, known, deadline)
 	if err != nil {
-		return err
+		return TCP{}, err
 	}
 	sockstat, err := s.proc.Sockstat()
 	if err != nil {
-		return err
+		return TCP{}, err
 	}
-	if n.TimeWaitOverflows, err = s.proc.TimeWaitOverflows(); err != nil {
-		return err
+	overflows, err := s.proc.TimeWaitOverflows()
+	if err != nil {
+		return TCP{}, err
 	}
-	n.TimeWaitSockets = sockstat.TimeWait
 	table.Infer(known, s.cfg.Limits)
-	n.Report = table.Report(s.cfg.Limits)
-	n.Duration = time.Since(start)
-	return nil
+	return TCP{
+		Result: Result{Outcome: Collected}, Report: table.Report(s.cfg.Limits),
+		TimeWaitSockets: sockstat.TimeWait, TimeWaitOverflows: overflows,
+	}, nil
 }
 
 // readPorts returns Settings with the sysctls that say which ports connect() may choose, for TCP and

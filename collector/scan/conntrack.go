@@ -44,24 +44,27 @@ func (c *wrappingCounter) sum(now []uint32) uint64 {
 // addConntrack reads what the calling thread's namespace tells of connection tracking without a
 // privilege.
 func (s *Scanner) addConntrack(n *Namespace, counters *conntrackCounters) {
-	n.Conntrack, n.ConntrackErr = readConntrack(s.proc, counters)
+	var err error
+	if n.Conntrack, err = readConntrack(s.proc, counters); err != nil {
+		n.Conntrack.Result = failure(err)
+	}
 }
 
-// readConntrack returns the size and the counters of the calling thread's namespace, or nil if it has
-// no connection tracking.
-func readConntrack(proc *procfs.FS, counters *conntrackCounters) (*Conntrack, error) {
+// readConntrack returns the size and the counters of the calling thread's namespace. They are zero if it
+// has no connection tracking.
+func readConntrack(proc *procfs.FS, counters *conntrackCounters) (Conntrack, error) {
 	size, err := proc.Conntrack()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return Conntrack{}, nil
 	} else if err != nil {
-		return nil, err
+		return Conntrack{}, err
 	}
-	c := &Conntrack{Entries: size.Entries, Limit: size.Limit}
+	c := Conntrack{Result: Result{Outcome: Collected}, Entries: size.Entries, Limit: size.Limit}
 	stats, err := proc.ConntrackStats()
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil
 	} else if err != nil {
-		return nil, err
+		return Conntrack{}, err
 	}
 	c.Counted = true
 	c.InsertFailed = counters.insertFailed.sum(stats.InsertFailed)

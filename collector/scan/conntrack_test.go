@@ -54,16 +54,16 @@ func TestConntrackWraps(t *testing.T) {
 		writeProc(t, proc, "thread-self/net/stat/nf_conntrack", "entries insert_failed drop early_drop\n7 "+counters)
 		n, _ := h.scanOnce(t)
 		if strings.HasPrefix(counters, "malformed") {
-			if n.ConntrackErr == nil {
+			if n.Conntrack.Err == nil {
 				t.Error("malformed counters were read")
 			}
 			continue
 		}
-		if n.ConntrackErr != nil {
-			t.Fatal(n.ConntrackErr)
+		if n.Conntrack.Err != nil {
+			t.Fatal(n.Conntrack.Err)
 		}
 		if i == 0 {
-			first = *n.Conntrack
+			first = n.Conntrack
 		}
 		c := n.Conntrack
 		got := [3]uint64{c.InsertFailed - first.InsertFailed, c.Dropped - first.Dropped, c.EarlyDropped - first.EarlyDropped}
@@ -90,8 +90,8 @@ func TestConntrackWrapsNamespaces(t *testing.T) {
 	scan := func() string {
 		var all []string
 		for _, n := range s.Scan(t.Context()).Namespaces[1:] {
-			if n.Conntrack == nil {
-				t.Fatalf("%s: %+v", n.Name, n.ConntrackErr)
+			if n.Conntrack.Outcome != Collected {
+				t.Fatalf("%s: %+v", n.Name, n.Conntrack.Err)
 			}
 			all = append(all, fmt.Sprintf("%s %d", n.Name, n.Conntrack.Dropped>>32))
 		}

@@ -5,7 +5,7 @@
 // procfs, netns, cgroup and connectfail read them. Package pool computes what their sockets mean.
 //
 // A Scanner exports no value of an earlier scan, except for failed connects, which it adds up. It
-// remembers the labels, owners and capacities of other namespaces, to name them and to choose which
+// remembers the labels, workloads and capacities of other namespaces, to name them and to choose which
 // are read; the failures that it has logged; and how long TIME_WAIT lasted. All of this is bounded,
 // and a restart may lose it.
 package scan

@@ -54,7 +54,7 @@ func TestExactNamespaces(t *testing.T) {
 	dump, exact := byName(newScanner(t, cfg)), byName(scanner)
 	for i := range n {
 		name := fmt.Sprint("ns", i)
-		want, got := dump[name].Report, exact[name].Report
+		want, got := dump[name].TCP.Report, exact[name].TCP.Report
 		if got.BoundPorts != i || !got.BoundKnown || want.BoundKnown {
 			t.Errorf("%s: %d bound ports, known %v, of a dump %v, want %d, true, false", name, got.BoundPorts, got.BoundKnown, want.BoundKnown, i)
 		}
@@ -94,18 +94,18 @@ func TestExactFaults(t *testing.T) {
 		t.Helper()
 		log.Reset()
 		n := s.Scan(t.Context()).Namespaces[0]
-		if n.Err == nil || !strings.Contains(n.Err.Error(), text) || n.Report.CapacityPorts != 0 || n.Report.BoundKnown || n.Duration != 0 {
+		if n.TCP.Err == nil || !strings.Contains(n.TCP.Err.Error(), text) || n.TCP.Report.CapacityPorts != 0 || n.TCP.Report.BoundKnown || n.TCP.Duration != 0 {
 			t.Errorf("got %+v, want an error that says %q and no number", n, text)
 		}
 		if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=ERROR") || !strings.Contains(got, text) {
 			t.Errorf("log: got %q, want one error that says %q", got, text)
 		}
-		return n.Err
+		return n.TCP.Err
 	}
 
 	late, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 	defer cancel()
-	if n := s.Scan(late).Namespaces[0]; !errors.Is(n.Err, os.ErrDeadlineExceeded) || n.Outcome != Deadline {
+	if n := s.Scan(late).Namespaces[0]; !errors.Is(n.TCP.Err, os.ErrDeadlineExceeded) || n.TCP.Outcome != Deadline {
 		t.Errorf("after the deadline: got %+v", n)
 	}
 	s.fill = func(table *pool.Table, ports pool.PortRange, deadline time.Time) error {
@@ -123,7 +123,7 @@ func TestExactFaults(t *testing.T) {
 		t.Errorf("got %v, want %v", err, unix.EMFILE)
 	}
 	s.fill = s.iterate
-	if n := s.Scan(t.Context()).Namespaces[0]; n.Err != nil || n.Outcome != Collected {
+	if n := s.Scan(t.Context()).Namespaces[0]; n.TCP.Err != nil || n.TCP.Outcome != Collected {
 		t.Errorf("the scan after the faults: got %+v", n)
 	}
 	s.iterator.Close()

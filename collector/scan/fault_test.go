@@ -24,6 +24,9 @@ import (
 	"ephemeral_port_exporter/procfs"
 )
 
+// read is the Result of what was read.
+var read = Result{Outcome: Collected}
+
 // A fault is a way in which a collection can fail.
 type fault struct {
 	name   string
@@ -157,8 +160,8 @@ func TestFaults(t *testing.T) {
 			if errors.Is(f.want, os.ErrDeadlineExceeded) {
 				s.cfg.Timeout = 250 * time.Millisecond
 			}
-			if s, _ := s.Check(); !errors.Is(s.Namespaces[0].Err, f.want) {
-				t.Errorf("got %v, want %v", s.Namespaces[0].Err, f.want)
+			if s, _ := s.Check(); !errors.Is(s.Namespaces[0].TCP.Err, f.want) {
+				t.Errorf("got %v, want %v", s.Namespaces[0].TCP.Err, f.want)
 			}
 
 			log.Reset()
@@ -171,7 +174,7 @@ func TestFaults(t *testing.T) {
 			s.cfg.Timeout = time.Minute
 			log.Reset()
 			n := s.Scan(t.Context()).Namespaces[0]
-			if n.Outcome != Collected || n.Err != nil || len(n.Report.Destinations) != 1 || n.Report.Destinations[0].Address.String() != "10.0.0.2:80" {
+			if n.TCP.Outcome != Collected || n.TCP.Err != nil || len(n.TCP.Report.Destinations) != 1 || n.TCP.Report.Destinations[0].Address.String() != "10.0.0.2:80" {
 				t.Errorf("the scan after the fault: got %+v", n)
 			}
 			if log.Len() != 0 {
@@ -184,16 +187,17 @@ func TestFaults(t *testing.T) {
 // checkFailed checks that the only namespace has failed and has no measured values.
 func checkFailed(t *testing.T, snapshot Snapshot, want error) {
 	t.Helper()
-	if len(snapshot.Namespaces) != 1 || !errors.Is(snapshot.Namespaces[0].Err, want) {
+	if len(snapshot.Namespaces) != 1 || !errors.Is(snapshot.Namespaces[0].TCP.Err, want) {
 		t.Fatalf("got %+v, want our namespace with %v", snapshot, want)
 	}
 	got := snapshot.Namespaces[0]
-	empty := Namespace{Name: Self, Outcome: Failed, Err: got.Err}
-	if got.UDP.Outcome == Idle {
-		empty.UDP.Outcome = Idle
-	}
+	outcome := Failed
 	if errors.Is(want, os.ErrDeadlineExceeded) {
-		empty.Outcome = Deadline
+		outcome = Deadline
+	}
+	empty := Namespace{Name: Self, TCP: TCP{Result: Result{outcome, got.TCP.Err}}, UDP: UDP{Result: Result{Outcome: Idle}}}
+	if got.UDP.Outcome != Idle { // the settings could not be read
+		empty.UDP.Result = empty.TCP.Result
 	}
 	if diff := cmp.Diff(empty, got, cmpopts.EquateErrors()); diff != "" {
 		t.Errorf("numbers of a scan that failed (-want +got):\n%s", diff)

@@ -28,10 +28,10 @@ type knownNamespace struct {
 	learned  pool.Knowledge // about its clients and peers
 	counters conntrackCounters
 
-	owner    Owner
-	ownerPID int   // the process of owner.Owner
-	command  int   // the process of owner.Command; 0 if that is not known
-	examined []int // processes among which none had sockets
+	workload    Workload
+	workloadPID int   // the process of workload.Workload
+	command     int   // the process of workload.Command; 0 if that is not known
+	examined    []int // processes among which none had sockets
 }
 
 // recall returns what is known of the namespace with that cookie, which can be nothing yet. A

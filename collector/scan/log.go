@@ -23,20 +23,18 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 	}
 	for _, n := range snapshot.Namespaces {
 		s.logUDP(n, logged)
-		if n.Err == nil || n.Outcome == Skipped || errors.Is(n.Err, os.ErrDeadlineExceeded) && n.Name != Self {
+		err := n.TCP.Err
+		if err == nil || n.TCP.Outcome == Skipped || n.TCP.Outcome == Deadline && n.Name != Self {
 			continue
 		}
 		key := fmt.Sprintf("namespace %d", n.Inode)
 		logged[key] = true
 		if n.Name == Self || !s.logged[key] {
-			s.cfg.Logger.Error("Collection failed", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", n.Err)
+			s.cfg.Logger.Error("Collection failed", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", err)
 		}
 	}
 	for _, n := range snapshot.Namespaces {
-		err := n.ConntrackErr
-		if n.NAT != nil {
-			err = cmp.Or(n.NAT.Err, err)
-		}
+		err := cmp.Or(n.NAT.Err, n.Conntrack.Err)
 		key := fmt.Sprintf("source NAT %d", n.Inode)
 		if errors.Is(err, errLater) || errors.Is(err, os.ErrDeadlineExceeded) && n.Name != Self {
 			logged[key] = s.logged[key] // what failed before may fail again at its next turn

@@ -55,7 +55,7 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []
 		candidates := s.surveyAll(v, found, self.Inode, deadline)
 		s.retain(candidates)
 		assignLabels(candidates)
-		s.assignOwners(candidates)
+		s.assignWorkloads(candidates)
 		now := time.Now()
 		busyDeadline := deadline
 		if s.cfg.SNAT {
@@ -89,20 +89,20 @@ func (s *Scanner) surveyAll(v *netns.Visitor, found []netns.Namespace, self uint
 		}
 		c := candidate{Namespace: Namespace{Inode: ns.Inode, Path: ns.Path()}, found: ns}
 		if len(candidates) >= s.cfg.NamespaceLimit {
-			c.Outcome = Skipped
+			c.TCP.Outcome = Skipped
 		} else if err := s.survey(v, &c, deadline); errors.Is(err, netns.ErrGone) {
 			continue
 		} else if err != nil {
-			c.Namespace = c.failed(err, outcomeOf(err))
+			c.fail(err)
 		}
 		if c.known == nil { // it was not entered
 			c.known = cmp.Or(known[c.Inode], &knownNamespace{inode: c.Inode, capacity: -1})
 			c.cookie = c.known.cookie
-			if c.Outcome == Skipped && c.known.busy {
-				c.Err = errLater
+			if c.TCP.Outcome == Skipped && c.known.busy {
+				c.fail(errLater)
 			}
 			if c.known.natBusy {
-				c.NAT = &NAT{Err: cmp.Or(c.Err, errLater)}
+				c.NAT.Result = failure(cmp.Or(c.TCP.Err, errLater))
 			}
 		}
 		candidates = append(candidates, c)
@@ -136,7 +136,7 @@ func (s *Scanner) survey(v *netns.Visitor, c *candidate, deadline time.Time) (er
 	}
 	if c.sockets*idleFactor < c.known.capacity {
 		c.known.busy = false
-		c.Outcome, c.TimeWaitSockets = Idle, sockstat.TimeWait
+		c.TCP.Outcome, c.TCP.TimeWaitSockets = Idle, sockstat.TimeWait
 	}
 	return nil
 }
@@ -162,10 +162,10 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 	finished := make([]candidate, 0, len(candidates))
 	var busy []candidate
 	for _, c := range candidates {
-		if c.Err == nil && c.Name == "" && c.Outcome != Skipped {
-			c.Namespace = c.failed(errNoCookie, Failed)
+		if c.TCP.Err == nil && c.Name == "" && c.TCP.Outcome != Skipped {
+			c.fail(errNoCookie)
 		}
-		if c.Outcome == "" {
+		if c.TCP.Outcome == "" {
 			busy = append(busy, c)
 		} else {
 			finished = append(finished, c)
@@ -177,7 +177,7 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 	for _, c := range takeTurns(busy, sockets, func(c candidate) uint64 { return c.known.collected }) {
 		if c.sockets < smallSockets {
 			if small++; small > maxSmall {
-				c.Namespace = c.failed(errLater, Skipped)
+				c.fail(errLater)
 				finished = append(finished, c)
 				continue
 			}
@@ -189,7 +189,7 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 			continue
 		}
 		if err != nil {
-			c.Namespace = c.failed(err, outcomeOf(err))
+			c.fail(err)
 		}
 		finished = append(finished, c)
 	}
@@ -220,7 +220,7 @@ func takeTurns[C any](busy []C, size func(C) int, last func(C) uint64) []C {
 	return ordered
 }
 
-// collectFrom enters a busy namespace and reads it.
+// collectFrom enters a busy namespace and reads it. The error says why it could not be entered.
 func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time) error {
 	if !time.Now().Before(deadline) {
 		return os.ErrDeadlineExceeded
@@ -232,7 +232,8 @@ func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time
 	if cookie != c.cookie {
 		return netns.ErrGone // another namespace has its inode now
 	}
-	c.Outcome, c.known.collected = Collected, s.scans
+	c.known.collected = s.scans
 	s.addConntrack(&c.Namespace, &c.known.counters)
-	return s.collect(&c.Namespace, &c.known.learned, deadline)
+	s.collect(&c.Namespace, &c.known.learned, deadline)
+	return nil
 }

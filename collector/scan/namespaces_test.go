@@ -88,13 +88,13 @@ func TestNamespacesOracle(t *testing.T) {
 	}
 	for _, ns := range namespaces {
 		s := found[filepath.Base(ns.path)]
-		if s.Outcome != Collected || s.Path != ns.path {
-			t.Errorf("%s: outcome %q, path %q: %v", ns.path, s.Outcome, s.Path, s.Err)
+		if s.TCP.Outcome != Collected || s.Path != ns.path {
+			t.Errorf("%s: outcome %q, path %q: %v", ns.path, s.TCP.Outcome, s.Path, s.TCP.Err)
 			continue
 		}
-		want, wantErr := freeTo(s.Report, ns.client.source, ns.client.Destination), unix.EADDRNOTAVAIL
+		want, wantErr := freeTo(s.TCP.Report, ns.client.source, ns.client.Destination), unix.EADDRNOTAVAIL
 		if ns.client.Bind == netnstest.BindFirst {
-			src := sourceOf(t, s.Report, ns.client.source)
+			src := sourceOf(t, s.TCP.Report, ns.client.source)
 			want, wantErr = src.Capacity-src.Ports, unix.EADDRINUSE
 		}
 		netnstest.In(t, ns.path, func() {
@@ -136,8 +136,8 @@ func TestNamespacesIdle(t *testing.T) {
 		"few":    {Idle, 0},
 		"enough": {Collected, 999},
 	} {
-		if n := found[name]; n.Outcome != want.outcome || n.Report.CapacityPorts != want.capacity || n.Err != nil {
-			t.Errorf("%s: got %q, capacity %d, %v, want %+v", name, n.Outcome, n.Report.CapacityPorts, n.Err, want)
+		if n := found[name]; n.TCP.Outcome != want.outcome || n.TCP.Report.CapacityPorts != want.capacity || n.TCP.Err != nil {
+			t.Errorf("%s: got %q, capacity %d, %v, want %+v", name, n.TCP.Outcome, n.TCP.Report.CapacityPorts, n.TCP.Err, want)
 		}
 	}
 }
@@ -159,8 +159,8 @@ func TestNamespacesExhausted(t *testing.T) {
 	s.cfg.Limits = pool.Limits{MinPorts: 2000, Most: 0}
 	found := byName(s)
 	for _, name := range []string{"six", "nothing"} {
-		if n := found[name]; n.Outcome != Collected || n.Report.MaxUtilization != 1 {
-			t.Errorf("%s: got %q, utilization %v, want %q, 1", name, n.Outcome, n.Report.MaxUtilization, Collected)
+		if n := found[name]; n.TCP.Outcome != Collected || n.TCP.Report.MaxUtilization != 1 {
+			t.Errorf("%s: got %q, utilization %v, want %q, 1", name, n.TCP.Outcome, n.TCP.Report.MaxUtilization, Collected)
 		}
 	}
 }
@@ -171,11 +171,11 @@ func TestNamespacesRange(t *testing.T) {
 	path := filepath.Join(dir, "ns")
 	netnstest.Mount(t, path, func() { clientTo("198.51.100.1", "198.51.100.7:80").Hold(t, 6) })
 	s := namedScanner(t, dir)
-	if n := byName(s)["ns"]; n.Outcome != Idle {
-		t.Fatalf("got %q, want %q", n.Outcome, Idle)
+	if n := byName(s)["ns"]; n.TCP.Outcome != Idle {
+		t.Fatalf("got %q, want %q", n.TCP.Outcome, Idle)
 	}
 	netnstest.In(t, path, func() { netnstest.Sysctl(t, "ipv4/ip_local_port_range", "32768 32779") })
-	for scans := 1; byName(s)["ns"].Outcome == Idle; scans++ {
+	for scans := 1; byName(s)["ns"].TCP.Outcome == Idle; scans++ {
 		if scans > capacityScans {
 			t.Fatalf("still idle after %d scans", scans)
 		}
@@ -224,8 +224,8 @@ func TestNamespacesShareLimit(t *testing.T) {
 	s.cfg.Limits.Most = 4
 	reported, unreported := 0, 0
 	for _, n := range s.Scan(t.Context()).Namespaces {
-		reported += len(n.Report.Destinations)
-		unreported += n.Report.UnreportedDestinations
+		reported += len(n.TCP.Report.Destinations)
+		unreported += n.TCP.Report.UnreportedDestinations
 	}
 	if reported != 4 || unreported != 2 {
 		t.Errorf("%d destinations reported and %d not, want 4 and 2", reported, unreported)
@@ -250,7 +250,7 @@ func TestNamespacesFairness(t *testing.T) {
 	s := namedScanner(t, dir)
 	for most, want := range map[int]int{1: 1, 3: 2, 5: 2} {
 		s.cfg.Limits.Most = most
-		r := byName(s)["victim"].Report
+		r := byName(s)["victim"].TCP.Report
 		if len(r.Destinations) != want || r.Destinations[0].Address != victim.Destination || r.Destinations[0].Utilization != 0.98 || len(r.Sources) != 1 {
 			t.Errorf("limit %d: destinations %+v, sources %+v, want %d destinations, the first at 98%%", most, r.Destinations, r.Sources, want)
 		}
@@ -278,13 +278,13 @@ func TestNamespacesLimit(t *testing.T) {
 	for scan := range 12 {
 		skipped := 0
 		for _, n := range s.Scan(t.Context()).Namespaces[1:] {
-			switch n.Outcome {
+			switch n.TCP.Outcome {
 			case Skipped:
 				skipped++
 			case Collected:
 				collected++
 			}
-			if n.Outcome != Skipped {
+			if n.TCP.Outcome != Skipped {
 				entered[n.Name]++
 			}
 		}
@@ -323,8 +323,8 @@ func TestNamespacesSkipped(t *testing.T) {
 		t.Error("the namespace of the process was not found")
 	}
 	for _, n := range namespaces {
-		if n.Outcome != Skipped || n.Err != nil {
-			t.Errorf("got %q, %v, want %q", n.Outcome, n.Err, Skipped)
+		if n.TCP.Outcome != Skipped || n.TCP.Err != nil {
+			t.Errorf("got %q, %v, want %q", n.TCP.Outcome, n.TCP.Err, Skipped)
 		}
 	}
 }
@@ -350,16 +350,16 @@ func TestNamespacesSmall(t *testing.T) {
 	for scan := range scans {
 		n := 0
 		for _, ns := range s.Scan(t.Context()).Namespaces[1:] {
-			switch ns.Outcome {
+			switch ns.TCP.Outcome {
 			case Collected:
 				collected[ns.Name]++
 				n++
 			case Skipped:
-				if ns.Name == "" || !errors.Is(ns.Err, errLater) {
-					t.Errorf("scan %d: skipped %q without an error: %v", scan, ns.Name, ns.Err)
+				if ns.Name == "" || !errors.Is(ns.TCP.Err, errLater) {
+					t.Errorf("scan %d: skipped %q without an error: %v", scan, ns.Name, ns.TCP.Err)
 				}
 			default:
-				t.Errorf("scan %d: %s is %s: %v", scan, ns.Name, ns.Outcome, ns.Err)
+				t.Errorf("scan %d: %s is %s: %v", scan, ns.Name, ns.TCP.Outcome, ns.TCP.Err)
 			}
 		}
 		if n != maxSmall+1 {
@@ -430,10 +430,10 @@ func TestNamespacesSysctls(t *testing.T) {
 	seen := map[uint16]int{}
 	for range 500 {
 		n := byName(s)["ns"]
-		r := n.Report
+		r := n.TCP.Report
 		low := r.Settings.PortRange.Low
 		seen[low]++
-		if n.Outcome != Collected || r.CapacityPorts != capacities[low] || r.MaxUtilization > 1 || r.MaxSourceUtilization > 1 {
+		if n.TCP.Outcome != Collected || r.CapacityPorts != capacities[low] || r.MaxUtilization > 1 || r.MaxSourceUtilization > 1 {
 			t.Fatalf("got %+v", n)
 		}
 		for _, d := range r.Destinations {
@@ -470,8 +470,8 @@ func TestNamespacesSelfSlow(t *testing.T) {
 		return sockdiag.NewConn(fd, buffer), nil
 	}
 	found := byName(s)
-	if found[Self].Outcome != Deadline || found["well"].Outcome != Collected {
-		t.Errorf("outcomes: own %q, other %q, want %q, %q", found[Self].Outcome, found["well"].Outcome, Deadline, Collected)
+	if found[Self].TCP.Outcome != Deadline || found["well"].TCP.Outcome != Collected {
+		t.Errorf("outcomes: own %q, other %q, want %q, %q", found[Self].TCP.Outcome, found["well"].TCP.Outcome, Deadline, Collected)
 	}
 }
 
@@ -520,8 +520,8 @@ func TestNamespacesDirectory(t *testing.T) {
 		t.Errorf("%d names, want %d: %+v", len(names), len(odd)+1, names)
 	}
 	for _, want := range []string{"new\nline", "quote\"{}", strings.Repeat("x", 255), "invalid\uFFFD"} {
-		if names[want].Outcome != Idle {
-			t.Errorf("%q: outcome %q", want, names[want].Outcome)
+		if names[want].TCP.Outcome != Idle {
+			t.Errorf("%q: outcome %q", want, names[want].TCP.Outcome)
 		}
 	}
 	if log.Len() != 0 {
@@ -583,9 +583,9 @@ func TestDiscoveryFailures(t *testing.T) {
 
 // TestCheckReach checks the error at the start if no other namespace can be reached.
 func TestCheckReach(t *testing.T) {
-	forbidden := Namespace{Outcome: Failed, Err: fmt.Errorf("setns: %w", unix.EPERM)}
-	broken := Namespace{Outcome: Failed, Err: unix.EIO}
-	idle := Namespace{Outcome: Idle}
+	forbidden := Namespace{TCP: TCP{Result: Result{Outcome: Failed, Err: fmt.Errorf("setns: %w", unix.EPERM)}}}
+	broken := Namespace{TCP: TCP{Result: Result{Outcome: Failed, Err: unix.EIO}}}
+	idle := Namespace{TCP: TCP{Result: Result{Outcome: Idle}}}
 	processes := func(examined int) []discoveryFailure {
 		return []discoveryFailure{{"processes", &netns.ForbiddenError{Forbidden: 3, Examined: examined, First: unix.EACCES}}}
 	}
@@ -637,7 +637,7 @@ func TestNamespacesProcesses(t *testing.T) {
 		for _, n := range s.Scan(t.Context()).Namespaces {
 			if n.Inode == inode {
 				found++
-				if labels[n.Name] || !strings.HasPrefix(n.Name, cookiePrefix) || n.Owner != (Owner{}) || n.Outcome != Idle {
+				if labels[n.Name] || !strings.HasPrefix(n.Name, cookiePrefix) || n.Workload != (Workload{}) || n.TCP.Outcome != Idle {
 					t.Errorf("got %+v, want a label of its own for a sleep that is idle", n)
 				}
 				labels[n.Name] = true
@@ -769,8 +769,8 @@ func TestNamespacesFailure(t *testing.T) {
 		got := map[string]Outcome{}
 		namespaces := s.Scan(t.Context()).Namespaces
 		for _, n := range namespaces {
-			got[n.Name] = n.Outcome
-			if n.Err != nil && n.Report.CapacityPorts != 0 {
+			got[n.Name] = n.TCP.Outcome
+			if n.TCP.Err != nil && n.TCP.Report.CapacityPorts != 0 {
 				t.Errorf("%s failed and has numbers: %+v", n.Name, n)
 			}
 		}
@@ -786,8 +786,8 @@ func TestNamespacesFailure(t *testing.T) {
 	}
 	s.cfg.Timeout = time.Nanosecond
 	for _, n := range s.Scan(t.Context()).Namespaces {
-		if n.Outcome != Deadline {
-			t.Errorf("%s: outcome %q in no time, want %q", n.Name, n.Outcome, Deadline)
+		if n.TCP.Outcome != Deadline {
+			t.Errorf("%s: outcome %q in no time, want %q", n.Name, n.TCP.Outcome, Deadline)
 		}
 	}
 }
@@ -832,8 +832,8 @@ func TestNamespacesChurn(t *testing.T) {
 			default:
 			}
 			for _, n := range s.Scan(context.Background()).Namespaces {
-				if n.Outcome == Failed || n.Outcome == Deadline {
-					t.Errorf("%s: %q: %v", n.Name, n.Outcome, n.Err)
+				if n.TCP.Outcome == Failed || n.TCP.Outcome == Deadline {
+					t.Errorf("%s: %q: %v", n.Name, n.TCP.Outcome, n.TCP.Err)
 				}
 			}
 			scraped.Add(1)

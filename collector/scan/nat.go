@@ -73,20 +73,20 @@ func (s *Scanner) natError(err error) error {
 // addNAT counts the ports of source NAT in the calling thread's namespace. Nothing is known of one
 // that tracks no flows.
 func (s *Scanner) addNAT(n *Namespace, deadline time.Time) {
-	if n.ConntrackErr != nil {
-		n.NAT = &NAT{Err: n.ConntrackErr}
+	if n.Conntrack.Err != nil {
+		n.NAT.Result = n.Conntrack.Result
 		return
 	}
-	if n.Conntrack == nil || n.Conntrack.Entries == 0 {
+	if n.Conntrack.Entries == 0 {
 		return
 	}
 	start := time.Now()
 	table, err := s.fillNATTable(deadline)
 	if err != nil {
-		n.NAT = &NAT{Err: err}
+		n.NAT.Result = failure(err)
 		return
 	}
-	n.NAT = &NAT{Report: table.Report(s.cfg.Limits), Duration: time.Since(start)}
+	n.NAT = NAT{Result: Result{Outcome: Collected}, Report: table.Report(s.cfg.Limits), Duration: time.Since(start)}
 }
 
 // fillNATTable returns a table of the calling thread's namespace.
@@ -204,7 +204,7 @@ func natStateOf(f *conntrack.Flow) snat.State {
 func (s *Scanner) collectNAT(v *netns.Visitor, candidates []candidate, deadline time.Time) {
 	var busy []*candidate
 	for i := range candidates {
-		if c := &candidates[i]; c.known.natBusy && c.NAT == nil && c.Name != "" {
+		if c := &candidates[i]; c.known.natBusy && c.NAT.Outcome == "" && c.Name != "" {
 			busy = append(busy, c)
 		}
 	}
@@ -212,14 +212,14 @@ func (s *Scanner) collectNAT(v *netns.Visitor, candidates []candidate, deadline 
 	for _, c := range takeTurns(busy, func(c *candidate) int { return c.flows }, func(c *candidate) uint64 { return c.known.natCollected }) {
 		if c.flows < smallFlows {
 			if small++; small > maxSmall {
-				c.NAT = &NAT{Err: errLater}
+				c.NAT.Result = failure(errLater)
 				continue
 			}
 		}
 		// One namespace takes at most half of the remaining time. The rest is for the others.
 		now := time.Now()
 		if err := s.collectNATFrom(v, c, now.Add(deadline.Sub(now)/2)); err != nil && !errors.Is(err, netns.ErrGone) {
-			c.NAT = &NAT{Err: err}
+			c.NAT.Result = failure(err)
 		}
 	}
 }
@@ -246,6 +246,6 @@ func (s *Scanner) surveyNAT(c *candidate) {
 	c.flows = flows // 0 with an error
 	c.known.natBusy = flows*natIdleFactor >= s.cfg.SNATPorts.Size()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.NAT = &NAT{Err: err}
+		c.NAT.Result = failure(err)
 	}
 }

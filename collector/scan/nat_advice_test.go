@@ -85,7 +85,7 @@ func (n *natCureTest) report(ports pool.PortRange) snat.Report {
 	cfg := testConfig()
 	cfg.SNAT, cfg.SNATPorts = true, ports
 	self := newScanner(n.t, cfg).Scan(n.t.Context()).Namespaces[0]
-	if self.NAT == nil || self.NAT.Err != nil || len(self.NAT.Report.Pools) == 0 {
+	if self.NAT.Outcome == "" || self.NAT.Err != nil || len(self.NAT.Report.Pools) == 0 {
 		n.t.Fatalf("source NAT: %+v", self.NAT)
 	}
 	return self.NAT.Report

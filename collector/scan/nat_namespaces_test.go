@@ -86,19 +86,19 @@ func TestNATNamespaces(t *testing.T) {
 	found := byName(s)
 	for name, want := range map[string]int{Self: 5, "gateway": 60, "enough": 7, "few": 0, "none": 0} {
 		n := found[name]
-		if name != Self && n.Outcome != Idle {
-			t.Errorf("%s: outcome %q of a namespace without sockets, want %q", name, n.Outcome, Idle)
+		if name != Self && n.TCP.Outcome != Idle {
+			t.Errorf("%s: outcome %q of a namespace without sockets, want %q", name, n.TCP.Outcome, Idle)
 		}
 		if want == 0 {
-			if n.NAT != nil || n.Conntrack != nil {
+			if n.NAT.Outcome != "" || n.Conntrack.Outcome != "" {
 				t.Errorf("%s: flows %+v, conntrack %+v, want none", name, n.NAT, n.Conntrack)
 			}
 			continue
 		}
-		if n.NAT == nil || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 || n.NAT.Report.Pools[0].Held != want {
+		if n.NAT.Outcome == "" || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 || n.NAT.Report.Pools[0].Held != want {
 			t.Errorf("%s: got %+v, want a pool with %d ports", name, n.NAT, want)
 		}
-		if n.Conntrack == nil || n.Conntrack.Entries != want {
+		if n.Conntrack.Outcome != Collected || n.Conntrack.Entries != want {
 			t.Errorf("%s: conntrack %+v, want %d entries", name, n.Conntrack, want)
 		}
 	}
@@ -106,7 +106,7 @@ func TestNATNamespaces(t *testing.T) {
 		t.Errorf("%d dumps, want one for each that has flows; log %s", dumps, log)
 	}
 	for name, n := range byName(namedScanner(t, dir)) {
-		if n.NAT != nil {
+		if n.NAT.Outcome != "" {
 			t.Errorf("%s: flows without being asked for", name)
 		}
 	}
@@ -129,7 +129,7 @@ func TestNATNamespacesSmall(t *testing.T) {
 		n := 0
 		for _, ns := range s.Scan(t.Context()).Namespaces[1:] {
 			switch {
-			case ns.NAT == nil:
+			case ns.NAT.Outcome == "":
 				t.Errorf("scan %d: nothing is said of %s", scan, ns.Name)
 			case ns.NAT.Err == nil:
 				read[ns.Name]++
@@ -173,8 +173,8 @@ func TestNATNamespacesLimit(t *testing.T) {
 	seen := 0
 	for scan := range 8 {
 		n := byName(s)["zgateway"]
-		read := n.NAT != nil && n.NAT.Err == nil
-		if read && n.Outcome == Skipped {
+		read := n.NAT.Outcome == Collected
+		if read && n.TCP.Outcome == Skipped {
 			t.Errorf("scan %d: entered beyond the limit", scan)
 		}
 		if seen > 0 && !read {
@@ -188,7 +188,7 @@ func TestNATNamespacesLimit(t *testing.T) {
 		t.Errorf("the gateway was read in %d of 8 scans", seen)
 	}
 	s.cfg.NamespaceLimit = 0 // so that it waits
-	if n := byName(s)["zgateway"]; n.Outcome != Skipped || n.NAT == nil || !errors.Is(n.NAT.Err, errLater) {
+	if n := byName(s)["zgateway"]; n.TCP.Outcome != Skipped || n.NAT.Outcome == "" || !errors.Is(n.NAT.Err, errLater) {
 		t.Errorf("a gateway beyond the limit: got %+v", n)
 	}
 }
@@ -223,7 +223,7 @@ func natOf(snapshot Snapshot) map[string]string {
 	m := map[string]string{}
 	for _, n := range snapshot.Namespaces {
 		switch {
-		case n.NAT == nil:
+		case n.NAT.Outcome == "":
 			m[n.Name] = "nothing"
 		case errors.Is(n.NAT.Err, os.ErrDeadlineExceeded):
 			m[n.Name] = "deadline"
@@ -344,7 +344,7 @@ func TestNATNamespacesStarved(t *testing.T) {
 			snapshot := s.Scan(t.Context())
 			sockets, flows := map[Outcome]int{}, map[string]int{}
 			for _, n := range snapshot.Namespaces {
-				sockets[n.Outcome]++
+				sockets[n.TCP.Outcome]++
 			}
 			for _, what := range natOf(snapshot) {
 				flows[what]++
@@ -382,22 +382,22 @@ func TestNATNamespacesReplaced(t *testing.T) {
 		c.cookie++
 		candidates := []candidate{c}
 		s.collectNAT(v, candidates, deadline)
-		if got := candidates[0]; got.NAT != nil || got.Conntrack != nil || got.known.natCollected != 0 {
+		if got := candidates[0]; got.NAT.Outcome != "" || got.Conntrack.Outcome != "" || got.known.natCollected != 0 {
 			t.Errorf("read flows of another namespace: %+v", got)
 		}
 		c.cookie--
 		candidates[0] = c
 		candidates[0].Name = ""
-		if s.collectNAT(v, candidates, deadline); candidates[0].NAT != nil {
+		if s.collectNAT(v, candidates, deadline); candidates[0].NAT.Outcome != "" {
 			t.Error("read flows of a namespace without a label")
 		}
 		candidates[0] = c
-		if s.collectNAT(v, candidates, time.Now()); candidates[0].NAT == nil || !errors.Is(candidates[0].NAT.Err, os.ErrDeadlineExceeded) {
+		if s.collectNAT(v, candidates, time.Now()); candidates[0].NAT.Outcome == "" || !errors.Is(candidates[0].NAT.Err, os.ErrDeadlineExceeded) {
 			t.Errorf("without time: got %+v", candidates[0].NAT)
 		}
 		return s.collectNATFrom(v, &c, deadline)
 	})
-	if err != nil || c.NAT == nil || c.NAT.Err != nil {
+	if err != nil || c.NAT.Outcome == "" || c.NAT.Err != nil {
 		t.Errorf("read flows: %+v, %v", c.NAT, err)
 	}
 }
@@ -411,15 +411,15 @@ func TestNATNamespacesSurvey(t *testing.T) {
 		s.surveyNAT(&c)
 		return c
 	}
-	if c := survey(); c.NAT != nil || !c.known.natBusy || c.flows != 7 {
+	if c := survey(); c.NAT.Outcome != "" || !c.known.natBusy || c.flows != 7 {
 		t.Errorf("7 flows: got %+v, %+v", c.NAT, c.known)
 	}
 	writeProc(t, proc, "thread-self/net/stat/nf_conntrack", "entries\nmany\n")
-	if c := survey(); c.NAT == nil || c.NAT.Err == nil || c.known.natBusy {
+	if c := survey(); c.NAT.Outcome == "" || c.NAT.Err == nil || c.known.natBusy {
 		t.Errorf("bad number: got %+v, %+v, want an error", c.NAT, c.known)
 	}
 	s.proc = procfs.NewFS(fixedProc(t))
-	if c := survey(); c.NAT != nil || c.known.natBusy {
+	if c := survey(); c.NAT.Outcome != "" || c.known.natBusy {
 		t.Errorf("no connection tracking: got %+v, %+v", c.NAT, c.known)
 	}
 }

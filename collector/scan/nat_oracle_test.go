@@ -45,14 +45,14 @@ func scanNAT(t *testing.T, s *Scanner) (snat.Report, Conntrack) {
 	t.Helper()
 	n := s.Scan(t.Context()).Namespaces[0]
 	switch {
-	case n.Err != nil || n.ConntrackErr != nil || n.Conntrack == nil || !n.Conntrack.Counted:
-		t.Fatalf("scan: %v, %v, %+v", n.Err, n.ConntrackErr, n.Conntrack)
-	case n.NAT == nil:
-		return snat.Report{CapacityPorts: s.cfg.SNATPorts.Size()}, *n.Conntrack
+	case n.TCP.Err != nil || n.Conntrack.Outcome != Collected || !n.Conntrack.Counted:
+		t.Fatalf("scan: %v, %v, %+v", n.TCP.Err, n.Conntrack.Err, n.Conntrack)
+	case n.NAT.Outcome == "":
+		return snat.Report{CapacityPorts: s.cfg.SNATPorts.Size()}, n.Conntrack
 	case n.NAT.Err != nil:
 		t.Fatalf("scan: %v", n.NAT.Err)
 	}
-	return n.NAT.Report, *n.Conntrack
+	return n.NAT.Report, n.Conntrack
 }
 
 // natPoolOf returns a pool, if the report has it.

@@ -133,7 +133,7 @@ func removeProc(t *testing.T, proc, name string) {
 }
 
 // wantConntrack is what natProc tells.
-var wantConntrack = &Conntrack{Entries: 7, Limit: 4096, Counted: true, InsertFailed: 10, Dropped: 17, EarlyDropped: 3}
+var wantConntrack = Conntrack{Result: read, Entries: 7, Limit: 4096, Counted: true, InsertFailed: 10, Dropped: 17, EarlyDropped: 3}
 
 // A fakeHost is a Scanner of a fake kernel.
 type fakeHost struct {
@@ -202,8 +202,8 @@ func (h *fakeHost) scanOnce(t *testing.T) (Namespace, string) {
 // checkSockets checks that the sockets of the fake kernel were read.
 func checkSockets(t *testing.T, n Namespace) {
 	t.Helper()
-	if n.Outcome != Collected || n.Err != nil || len(n.Report.Destinations) != 1 {
-		t.Errorf("sockets: got %q, %v, %+v, want one destination", n.Outcome, n.Err, n.Report.Destinations)
+	if n.TCP.Outcome != Collected || n.TCP.Err != nil || len(n.TCP.Report.Destinations) != 1 {
+		t.Errorf("sockets: got %q, %v, %+v, want one destination", n.TCP.Outcome, n.TCP.Err, n.TCP.Report.Destinations)
 	}
 }
 
@@ -211,11 +211,11 @@ func checkSockets(t *testing.T, n Namespace) {
 // and one is neither.
 func checkFlows(t *testing.T, n Namespace) {
 	t.Helper()
-	if n.NAT == nil || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 || n.NAT.Report.Pools[0].Held != 1 || n.NAT.Report.Flows != 2 || n.NAT.Duration <= 0 {
+	if n.NAT.Outcome == "" || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 || n.NAT.Report.Pools[0].Held != 1 || n.NAT.Report.Flows != 2 || n.NAT.Duration <= 0 {
 		t.Errorf("flows: got %+v, want one of one pool, of two", n.NAT)
 	}
-	if diff := cmp.Diff(wantConntrack, n.Conntrack); diff != "" || n.ConntrackErr != nil {
-		t.Errorf("conntrack (-want +got):\n%s%v", diff, n.ConntrackErr)
+	if diff := cmp.Diff(wantConntrack, n.Conntrack); diff != "" {
+		t.Errorf("conntrack (-want +got):\n%s", diff)
 	}
 }
 
@@ -240,14 +240,14 @@ func TestNATFaults(t *testing.T) {
 				}
 				n, log := h.scanOnce(t)
 				checkSockets(t, n)
-				if n.NAT == nil || !strings.Contains(n.NAT.Err.Error(), f.text) || f.want != nil && !errors.Is(n.NAT.Err, f.want) {
+				if n.NAT.Outcome == "" || !strings.Contains(n.NAT.Err.Error(), f.text) || f.want != nil && !errors.Is(n.NAT.Err, f.want) {
 					t.Fatalf("flows: got %+v, want %v that says %q", n.NAT, f.want, f.text)
 				}
-				if diff := cmp.Diff(&NAT{Err: n.NAT.Err}, n.NAT, cmpopts.EquateErrors()); diff != "" {
+				if diff := cmp.Diff(NAT{Result: failure(n.NAT.Err)}, n.NAT, cmpopts.EquateErrors()); diff != "" {
 					t.Errorf("numbers of flows that could not be read (-want +got):\n%s", diff)
 				}
-				if (n.Conntrack == nil) != (n.ConntrackErr != nil) {
-					t.Errorf("conntrack %+v, error %v", n.Conntrack, n.ConntrackErr)
+				if (n.Conntrack.Entries == 0) != (n.Conntrack.Err != nil) {
+					t.Errorf("conntrack %+v, error %v", n.Conntrack, n.Conntrack.Err)
 				}
 				if strings.Count(log, "\n") != logged {
 					t.Errorf("log: got %q, want %d lines", log, logged)
@@ -282,8 +282,8 @@ func TestNATBesideFaults(t *testing.T) {
 				h.cfg.Timeout = 3 * time.Second // half of it is for the flows
 			}
 			n, log := h.scanOnce(t)
-			if !errors.Is(n.Err, f.want) {
-				t.Errorf("sockets: got %v, want %v", n.Err, f.want)
+			if !errors.Is(n.TCP.Err, f.want) {
+				t.Errorf("sockets: got %v, want %v", n.TCP.Err, f.want)
 			}
 			checkFlows(t, n)
 			if strings.Count(log, "\n") != 1 || !strings.Contains(log, f.text) {
@@ -299,18 +299,18 @@ func TestNATAbsent(t *testing.T) {
 		name      string
 		change    func(t *testing.T, proc string)
 		started   string // is logged at the start; the rest never
-		conntrack *Conntrack
+		conntrack Conntrack
 		flows     bool
 	}{
 		{"no connection tracking", func(t *testing.T, proc string) {
 			removeProc(t, proc, "sys/net/netfilter")
 			removeProc(t, proc, "thread-self/net/stat")
-		}, "tracks no flows", nil, false},
+		}, "tracks no flows", Conntrack{}, false},
 		{"no flows", func(t *testing.T, proc string) { writeProc(t, proc, "sys/net/netfilter/nf_conntrack_count", "0\n") }, "",
-			&Conntrack{Limit: 4096, Counted: true, InsertFailed: 10, Dropped: 17, EarlyDropped: 3}, false},
+			Conntrack{Result: read, Limit: 4096, Counted: true, InsertFailed: 10, Dropped: 17, EarlyDropped: 3}, false},
 		{"no limit", func(t *testing.T, proc string) { removeProc(t, proc, "sys/net/netfilter/nf_conntrack_max") }, "",
-			&Conntrack{Entries: 7, Counted: true, InsertFailed: 10, Dropped: 17, EarlyDropped: 3}, true},
-		{"no counters", func(t *testing.T, proc string) { removeProc(t, proc, "thread-self/net/stat") }, "", &Conntrack{Entries: 7, Limit: 4096}, true},
+			Conntrack{Result: read, Entries: 7, Counted: true, InsertFailed: 10, Dropped: 17, EarlyDropped: 3}, true},
+		{"no counters", func(t *testing.T, proc string) { removeProc(t, proc, "thread-self/net/stat") }, "", Conntrack{Result: read, Entries: 7, Limit: 4096}, true},
 		{"no timeouts", func(t *testing.T, proc string) {
 			removeProc(t, proc, "sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait")
 		}, "", wantConntrack, true},
@@ -329,16 +329,16 @@ func TestNATAbsent(t *testing.T) {
 			for range 2 {
 				n, log := h.scanOnce(t)
 				checkSockets(t, n)
-				if diff := cmp.Diff(tt.conntrack, n.Conntrack); diff != "" || n.ConntrackErr != nil || log != "" {
-					t.Errorf("conntrack (-want +got):\n%s%v, log %s", diff, n.ConntrackErr, log)
+				if diff := cmp.Diff(tt.conntrack, n.Conntrack); diff != "" || log != "" {
+					t.Errorf("conntrack (-want +got):\n%s, log %s", diff, log)
 				}
 				if !tt.flows {
-					if n.NAT != nil || h.flowDumps > 0 {
+					if n.NAT.Outcome != "" || h.flowDumps > 0 {
 						t.Errorf("flows: got %+v after %d dumps, want none", n.NAT, h.flowDumps)
 					}
 					continue
 				}
-				if n.NAT == nil || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 {
+				if n.NAT.Outcome == "" || n.NAT.Err != nil || len(n.NAT.Report.Pools) != 1 {
 					t.Fatalf("flows: got %+v, want a pool", n.NAT)
 				}
 				if c := n.NAT.Report.Pools[0].Ceiling; math.IsNaN(c) != (tt.name == "no timeouts") {
@@ -354,7 +354,7 @@ func TestNATUnasked(t *testing.T) {
 	h := newFakeHost(t, natProc(t))
 	h.cfg.SNAT = false
 	n, log := h.scanOnce(t)
-	if n.NAT != nil || h.flowDumps > 0 || log != "" {
+	if n.NAT.Outcome != "" || h.flowDumps > 0 || log != "" {
 		t.Errorf("flows: got %+v after %d dumps, log %s", n.NAT, h.flowDumps, log)
 	}
 	if diff := cmp.Diff(wantConntrack, n.Conntrack); diff != "" {

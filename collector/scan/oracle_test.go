@@ -56,10 +56,10 @@ func collect(t *testing.T) pool.Report {
 func reportOf(t *testing.T, s *Scanner) pool.Report {
 	t.Helper()
 	snapshot, err := s.Check()
-	if err != nil || snapshot.Namespaces[0].Err != nil {
-		t.Fatalf("collect: %v, %v", err, snapshot.Namespaces[0].Err)
+	if err != nil || snapshot.Namespaces[0].TCP.Err != nil {
+		t.Fatalf("collect: %v, %v", err, snapshot.Namespaces[0].TCP.Err)
 	}
-	return snapshot.Namespaces[0].Report
+	return snapshot.Namespaces[0].TCP.Report
 }
 
 // exactScanner returns a Scanner with the exact reader, for all tests of this process.

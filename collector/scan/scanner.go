@@ -131,12 +131,12 @@ func timerTick() (time.Duration, error) {
 
 // Check scans once. An error means that every scan will fail until somebody changes the host or the
 // flags; it says what to change. A failure that may not happen at the next scan is no error: it is
-// in Namespace.Err.
+// in Namespace.TCP.
 func (s *Scanner) Check() (Snapshot, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	snapshot, failures := s.scan(time.Now().Add(s.cfg.Timeout))
-	if err := permanentError(snapshot.Namespaces[0].Err, s.cfg.Proc); err != nil {
+	if err := permanentError(snapshot.Namespaces[0].TCP.Err, s.cfg.Proc); err != nil {
 		return snapshot, err
 	}
 	if err := checkReach(snapshot.Namespaces[1:], failures); err != nil {
@@ -161,11 +161,11 @@ func checkReach(others []Namespace, failures []discoveryFailure) error {
 		return nil
 	}
 	for _, n := range others {
-		if !errors.Is(n.Err, fs.ErrPermission) {
+		if !errors.Is(n.TCP.Err, fs.ErrPermission) {
 			return nil
 		}
 	}
-	return others[0].Err
+	return others[0].TCP.Err
 }
 
 // permanentError explains an error that every scan will have. It returns nil for any other error.
@@ -202,7 +202,7 @@ func (s *Scanner) Scan(ctx context.Context) Snapshot {
 	}
 	snapshot, failures := s.scan(deadline)
 	s.logFailures(snapshot, failures)
-	self := snapshot.Namespaces[0].Report.TimeWait
+	self := snapshot.Namespaces[0].TCP.Report.TimeWait
 	if warning := s.timeWait.observe(s.cfg.TimeWaitLength, self); warning != "" {
 		s.cfg.Logger.Warn(warning, "time-wait.length", s.cfg.TimeWaitLength, "longest", s.timeWait.longest)
 	}
@@ -254,13 +254,13 @@ func (s *Scanner) keepLearned(namespaces []Namespace) {
 	known := s.knownByInode()
 	for i := range namespaces {
 		n := &namespaces[i]
-		if n.Outcome != Collected {
+		if n.TCP.Outcome != Collected {
 			continue // what was known stays
 		}
 		if n.Name == Self {
-			s.learned.Keep(&n.Report)
+			s.learned.Keep(&n.TCP.Report)
 		} else if k := known[n.Inode]; k != nil { // of one without a cookie, nothing is remembered
-			k.learned.Keep(&n.Report)
+			k.learned.Keep(&n.TCP.Report)
 		}
 	}
 }
@@ -269,13 +269,13 @@ func (s *Scanner) keepLearned(namespaces []Namespace) {
 func shareLimit(namespaces []Namespace, most int) {
 	reports := make([]*pool.Report, len(namespaces))
 	for i := range namespaces {
-		reports[i] = &namespaces[i].Report
+		reports[i] = &namespaces[i].TCP.Report
 	}
 	pool.ShareLimit(reports, most)
 
 	var nat []*snat.Report
 	for i := range namespaces {
-		if n := &namespaces[i]; n.NAT != nil && n.NAT.Err == nil {
+		if n := &namespaces[i]; n.NAT.Outcome == Collected {
 			nat = append(nat, &n.NAT.Report)
 		}
 	}

@@ -31,48 +31,64 @@ type Snapshot struct {
 	CgroupsErr error // set if some of them have no path because the search was not complete
 }
 
-// An Outcome is the result of a scan for one namespace.
+// A Result says how a source of numbers about a namespace was read. It is zero if there is nothing to
+// read: the source is absent or empty, or nobody asked.
+type Result struct {
+	Outcome Outcome
+	Err     error // why the numbers are not known; nil if Collected or Idle, and if Skipped without a sign that ports are in use
+}
+
+// An Outcome is the result of reading one source.
 type Outcome string
 
 // The outcomes.
 const (
-	Collected Outcome = "collected" // its sockets were read
-	Idle      Outcome = "idle"      // it has too few sockets for any pool to matter; they were not read
-	Failed    Outcome = "failed"    // it could not be read
-	Deadline  Outcome = "deadline"  // there was not enough time to read it
-	Skipped   Outcome = "skipped"   // not read, because others were before it: its turn comes
+	Collected   Outcome = "collected"   // all was read
+	Idle        Outcome = "idle"        // there is too little for any pool to matter; it was not read
+	Failed      Outcome = "failed"      // it could not be read
+	Deadline    Outcome = "deadline"    // there was not enough time to read it
+	Skipped     Outcome = "skipped"     // not read, because others were before it: its turn comes
+	Unsupported Outcome = "unsupported" // of UDP: this kernel cannot list it, and never will
 )
 
-// Outcomes lists all of them.
+// Outcomes lists those of the TCP sockets of a namespace.
 var Outcomes = [...]Outcome{Collected, Idle, Failed, Deadline, Skipped}
 
-// A Namespace is the result of a scan for one network namespace.
+// A Namespace is the result of a scan for one network namespace. Each source has its own Result: the
+// failure of one says nothing about the others.
 type Namespace struct {
-	Name    string // the label; empty if it has none
-	Inode   uint64 // 0 if no other namespaces are in scope
-	Path    string // by which it can be entered, see netns.Namespace; empty for our own
-	Owner   Owner
-	Outcome Outcome
-	UDP     UDP
-	Err     error // set if Failed, Deadline, or Skipped though it was busy: then the fields below are not known
+	Name     string // the label; empty if it has none
+	Inode    uint64 // 0 if no other namespaces are in scope
+	Path     string // by which it can be entered, see netns.Namespace; empty for our own
+	Workload Workload
 
-	// Of these, only TimeWaitSockets is known if Idle.
-	Report            pool.Report
-	TimeWaitSockets   int           // on any port
-	TimeWaitOverflows uint64        // TCPTimeWaitOverflow
-	Duration          time.Duration // of reading it
-
-	// What connection tracking tells without a privilege: nil where the kernel tracks no flows, and in
-	// idle namespaces. Whether it is known does not depend on Err.
-	Conntrack    *Conntrack
-	ConntrackErr error // set if it could not be read: then Conntrack is nil
-
-	NAT *NAT // nil where no flows are tracked, in namespaces that track few, and if it was not asked for
+	TCP       TCP
+	UDP       UDP
+	Conntrack Conntrack
+	NAT       NAT
 }
 
-// A Conntrack is what the kernel counts about the tracked flows of a namespace.
+// TCP is what is known of the TCP sockets of a namespace. Its outcome is that of the namespace.
+type TCP struct {
+	Result
+	Report            pool.Report   // known if Collected, like the fields below
+	TimeWaitSockets   int           // on any port; also known if Idle
+	TimeWaitOverflows uint64        // TCPTimeWaitOverflow
+	Duration          time.Duration // of reading it
+}
+
+// UDP is what is known of the UDP sockets of a namespace.
+type UDP struct {
+	Result
+	Report  pool.UDPReport // known if Collected
+	Sockets int            // on any port; also known if Idle or Unsupported
+}
+
+// A Conntrack is what the kernel counts about the tracked flows of a namespace, which needs no
+// privilege. It is zero in namespaces that are idle, and where the kernel tracks no flows.
 type Conntrack struct {
-	Entries int // flows
+	Result
+	Entries int // flows; known if Collected, like the fields below
 	Limit   int // of flows; 0 if there is none, or if it is hidden
 
 	// The counters are not known without CONFIG_NF_CONNTRACK_PROCFS. They begin at the kernel's sum of counters
@@ -83,59 +99,43 @@ type Conntrack struct {
 	EarlyDropped uint64 // flows that gave way to new ones because the table was full
 }
 
-// A NAT tells how the ports of source NAT are used in a namespace.
+// A NAT tells how the ports of source NAT are used in a namespace. It is zero where no flows are tracked,
+// in other namespaces that track few, and if nobody asked for it.
 type NAT struct {
-	Err      error // set if the flows could not be read: then the other fields are not known
-	Report   snat.Report
-	Duration time.Duration // of reading them
+	Result
+	Report   snat.Report   // known if Collected
+	Duration time.Duration // of reading the flows
 }
 
-// UDP is the result of a scan for the UDP sockets of one network namespace.
-type UDP struct {
-	Outcome     Outcome        // Collected, Idle, Failed or Deadline; empty if the scan did not get that far
-	Err         error          // set if Failed or Deadline
-	Unsupported bool           // Failed, and always will: this kernel cannot list UDP sockets
-	Sockets     int            // on any port; known if Collected, Idle or Unsupported
-	Report      pool.UDPReport // known if Collected
+// A Workload is what a namespace belongs to. Unknown fields are empty.
+type Workload struct {
+	cgroup.Workload        // of its processes
+	Command         string // of a process that had most sockets while the namespace was busy, until it ends; see proc_pid_comm(5)
 }
 
-// An Owner is what a namespace belongs to. Unknown fields are empty.
+// An Owner is a control group that holds ports of a pool.
 type Owner struct {
-	cgroup.Owner        // of its processes
-	Command      string // of a process that had most sockets while the namespace was busy, until it ends; see proc_pid_comm(5)
-}
-
-// A PoolOwner is a control group that holds ports of a pool.
-type PoolOwner struct {
 	cgroup.Group
 	Ports int // held by its sockets that are not in TIME_WAIT
 }
 
 // Resolve returns the owners of a destination or UDP pool of the snapshot, at most pool.MaxOwners.
 // Control groups with the same path are one owner: the older ones are removed, and still have sockets.
-func (s Snapshot) Resolve(of []pool.Owner) []PoolOwner {
+func (s Snapshot) Resolve(of []pool.Owner) []Owner {
 	if s.Cgroups == nil {
 		return nil
 	}
-	var owners []PoolOwner
+	var owners []Owner
 	for _, o := range of {
 		group := s.Cgroups[o.Cgroup]
-		i := slices.IndexFunc(owners, func(other PoolOwner) bool { return other.Group == group })
+		i := slices.IndexFunc(owners, func(other Owner) bool { return other.Group == group })
 		if i < 0 {
-			owners = append(owners, PoolOwner{Group: group})
+			owners = append(owners, Owner{Group: group})
 			i = len(owners) - 1
 		}
 		owners[i].Ports += o.Ports
 	}
 	return owners
-}
-
-// failed returns n with this outcome and error, and without what was measured of its TCP sockets.
-func (n Namespace) failed(err error, outcome Outcome) Namespace {
-	return Namespace{
-		Name: n.Name, Inode: n.Inode, Path: n.Path, Owner: n.Owner, Outcome: outcome, Err: err,
-		UDP: n.UDP, Conntrack: n.Conntrack, ConntrackErr: n.ConntrackErr, NAT: n.NAT,
-	}
 }
 
 // ConnectFailures are the connects that failed because no port was free, in all network

@@ -19,9 +19,9 @@ import (
 func (s *Scanner) collectUDP(settings pool.Settings, deadline time.Time) UDP {
 	sockstat, err := s.proc.Sockstat()
 	if err != nil {
-		return UDP{Outcome: Failed, Err: err}
+		return UDP{Result: failure(err)}
 	}
-	u := UDP{Outcome: Collected, Sockets: sockstat.UDP}
+	u := UDP{Result: Result{Outcome: Collected}, Sockets: sockstat.UDP}
 	if u.Sockets*idleFactor < pool.Capacity(settings) {
 		u.Outcome = Idle
 		return u
@@ -29,7 +29,11 @@ func (s *Scanner) collectUDP(settings pool.Settings, deadline time.Time) UDP {
 	table := pool.NewUDPTable(settings)
 	now := time.Now()
 	if err := s.dumpUDP(table, now.Add(deadline.Sub(now)/2)); err != nil {
-		return UDP{Outcome: outcomeOf(err), Err: err, Unsupported: errors.Is(err, sockdiag.ErrUnsupported), Sockets: u.Sockets}
+		u.Result = failure(err)
+		if errors.Is(err, sockdiag.ErrUnsupported) {
+			u.Outcome = Unsupported
+		}
+		return u
 	}
 	u.Report = table.Report()
 	return u
@@ -56,8 +60,8 @@ func (s *Scanner) dumpUDP(table *pool.UDPTable, deadline time.Time) error {
 func (s *Scanner) logUDP(n Namespace, logged map[string]bool) {
 	err := n.UDP.Err
 	switch {
-	case err == nil:
-	case n.UDP.Unsupported:
+	case err == nil, n.UDP.Outcome == Skipped, errors.Is(err, n.TCP.Err): // which is logged
+	case n.UDP.Outcome == Unsupported:
 		if !s.noUDP {
 			s.cfg.Logger.Warn("UDP ports are not reported", "err", err)
 		}

@@ -268,8 +268,8 @@ func TestUDPNamespaces(t *testing.T) {
 		"full":     {Collected, Collected, 1000, 1},
 	} {
 		n := found[name]
-		if n.Outcome != want.outcome || n.UDP.Outcome != want.udp || n.UDP.Sockets != want.sockets || n.Err != nil || n.UDP.Err != nil {
-			t.Errorf("%s: got %q, %+v, want %+v", name, n.Outcome, n.UDP, want)
+		if n.TCP.Outcome != want.outcome || n.UDP.Outcome != want.udp || n.UDP.Sockets != want.sockets || n.TCP.Err != nil || n.UDP.Err != nil {
+			t.Errorf("%s: got %q, %+v, want %+v", name, n.TCP.Outcome, n.UDP, want)
 		}
 		if r := n.UDP.Report; r.Pools[0].Utilization != want.utilization || r.Pools[1].Utilization != 0 || r.Pools[2].Utilization != want.utilization {
 			t.Errorf("%s: got %+v, want utilization %v", name, r.Pools, want.utilization)

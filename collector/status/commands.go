@@ -21,13 +21,13 @@ func destinationCommands(n *scan.Namespace, d *pool.Destination) []Command {
 	if !ok {
 		return nil
 	}
-	ports := n.Report.Settings.PortRange
+	ports := n.TCP.Report.Settings.PortRange
 	filter := fmt.Sprintf("src %s dst %s dport = :%d sport ge :%d sport le :%d",
 		filterAddress(d.Source), filterAddress(d.Address.Addr()), d.Address.Port(), ports.Low, ports.High)
 	return []Command{
 		{"Its ports by state", enter + "ss -Htan " + filter + " | awk '{print $1}' | sort | uniq -c"},
 		{"Its ports by process, as root", enter + "ss -Htanp " + filter + ` | grep -o 'users:(("[^"]*",pid=[0-9]*' | sort | uniq -c`},
-		{"The settings", enter + "sysctl " + sysctls(n.Report.Settings)},
+		{"The settings", enter + "sysctl " + sysctls(n.TCP.Report.Settings)},
 	}
 }
 

@@ -52,7 +52,7 @@ func TestCommands(t *testing.T) {
 		{"link-local", "fe80::1%2", "[fe80::2%2]:443", scan.Namespace{Name: scan.Self}, ""},
 	}
 	for _, tt := range tests {
-		tt.namespace.Report.Settings = pool.Settings{PortRange: pool.PortRange{Low: 32768, High: 60999}}
+		tt.namespace.TCP.Report.Settings = pool.Settings{PortRange: pool.PortRange{Low: 32768, High: 60999}}
 		d := &pool.Destination{Source: netip.MustParseAddr(tt.source), Address: netip.MustParseAddrPort(tt.address)}
 		commands := destinationCommands(&tt.namespace, d)
 		if len(commands) != 3 {

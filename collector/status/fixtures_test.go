@@ -16,6 +16,9 @@ import (
 
 var testInfo = Info{Host: "proxy-1", Version: "(version=1.2.3, branch=main, revision=abc)", MetricsPath: "/metrics"}
 
+// read is the Result of what was read.
+var read = scan.Result{Outcome: scan.Collected}
+
 // at is the time of all snapshots.
 var at = time.Date(2026, 11, 21, 3, 0, 0, 0, time.UTC)
 
@@ -63,7 +66,7 @@ func snapshots() map[string]scan.Snapshot {
 }
 
 func hostOf(r pool.Report) scan.Snapshot {
-	return scan.Snapshot{Time: at, Namespaces: []scan.Namespace{{Name: scan.Self, Outcome: scan.Collected, Report: r, TimeWaitSockets: 41234, Duration: 12 * time.Millisecond}}}
+	return scan.Snapshot{Time: at, Namespaces: []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: read, Report: r, TimeWaitSockets: 41234, Duration: 12 * time.Millisecond}}}}
 }
 
 // trouble is a host where nearly everything goes wrong.
@@ -94,20 +97,20 @@ func trouble() scan.Snapshot {
 	pod.Destinations, pod.MaxUtilization = []pool.Destination{inPod}, inPod.Utilization
 	s.Namespaces = append(s.Namespaces,
 		scan.Namespace{
-			Name: "cni-1f2e", Inode: 4026532999, Path: "/run/netns/cni-1f2e", Outcome: scan.Collected, Report: pod, TimeWaitSockets: 23000,
-			UDP:   udpOf(28222, 0),
-			Owner: scan.Owner{Owner: cgroup.Owner{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}, Command: "haproxy"},
+			Name: "cni-1f2e", Inode: 4026532999, Path: "/run/netns/cni-1f2e", TCP: scan.TCP{Result: read, Report: pod, TimeWaitSockets: 23000},
+			UDP:      udpOf(28222, 0),
+			Workload: scan.Workload{Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}, Command: "haproxy"},
 		},
-		scan.Namespace{Name: "netns-77", Inode: 4026533001, Path: "/proc/77/ns/net", Outcome: scan.Idle, TimeWaitSockets: 3},
-		scan.Namespace{Name: "netns-78", Inode: 4026533002, Outcome: scan.Failed, Err: errors.New("netns: open /proc/78/ns/net: permission denied")},
-		scan.Namespace{Outcome: scan.Skipped},
+		scan.Namespace{Name: "netns-77", Inode: 4026533001, Path: "/proc/77/ns/net", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}, TimeWaitSockets: 3}},
+		scan.Namespace{Name: "netns-78", Inode: 4026533002, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("netns: open /proc/78/ns/net: permission denied")}}},
+		scan.Namespace{TCP: scan.TCP{Result: scan.Result{Outcome: scan.Skipped}}},
 	)
 	s.ConnectFailures = &scan.ConnectFailures{
 		Pools: []scan.FailedPool{
 			{Source: full.Source, Destination: full.Address, Failures: 120345},
 			{Source: failedOnce.Source, Destination: failedOnce.Address, Failures: 1},
 			{
-				Cgroup: cgroup.Group{Path: "/kubepods.slice/worker.scope", Owner: cgroup.Owner{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}},
+				Cgroup: cgroup.Group{Path: "/kubepods.slice/worker.scope", Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}},
 				Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.55:9"), Failures: 3,
 			},
 		},
@@ -130,7 +133,7 @@ func udpOf(ipv4, ipv6 int) scan.UDP {
 		}
 		table.Add(&socket)
 	}
-	return scan.UDP{Outcome: scan.Collected, Sockets: ipv4 + ipv6 + 1, Report: table.Report()}
+	return scan.UDP{Result: read, Sockets: ipv4 + ipv6 + 1, Report: table.Report()}
 }
 
 // quiet is a host without any danger.
@@ -147,8 +150,7 @@ func quiet() scan.Snapshot {
 // failedHost is a host whose sockets cannot be read.
 func failedHost() scan.Snapshot {
 	return scan.Snapshot{Time: at, Namespaces: []scan.Namespace{{
-		Name: scan.Self, Outcome: scan.Failed,
-		Err: errors.New("sockdiag: dump tcp: not supported: tcp_diag is not loaded (no such file or directory): run modprobe tcp_diag"),
+		Name: scan.Self, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("sockdiag: dump tcp: not supported: tcp_diag is not loaded (no such file or directory): run modprobe tcp_diag")}},
 	}}}
 }
 
@@ -168,21 +170,21 @@ func manyDestinations() scan.Snapshot {
 func manyNamespaces() scan.Snapshot {
 	s := manyDestinations()
 	s.OthersRead = true
-	all := s.Namespaces[0].Report.Destinations
-	s.Namespaces[0].Report.Destinations = all[:56]
+	all := s.Namespaces[0].TCP.Report.Destinations
+	s.Namespaces[0].TCP.Report.Destinations = all[:56]
 	for i := range 299 {
 		n := scan.Namespace{
-			Name: fmt.Sprintf("cni-%08x-%04x", 0x1f2e3d4c+i, i), Inode: uint64(4026532000 + i), Outcome: scan.Idle, TimeWaitSockets: i,
-			Owner: scan.Owner{Owner: cgroup.Owner{PodUID: fmt.Sprintf("3f8e1c2a-5b6d-4e7f-8a9b-%012d", i)}, Command: "worker"},
+			Name: fmt.Sprintf("cni-%08x-%04x", 0x1f2e3d4c+i, i), Inode: uint64(4026532000 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}, TimeWaitSockets: i},
+			Workload: scan.Workload{Workload: cgroup.Workload{PodUID: fmt.Sprintf("3f8e1c2a-5b6d-4e7f-8a9b-%012d", i)}, Command: "worker"},
 		}
 		n.Path = "/run/netns/" + n.Name
 		switch {
 		case i < 100:
-			n.Outcome, n.Report = scan.Collected, defaults()
-			n.Report.Destinations = all[56+2*i : 58+2*i]
-			n.Report.MaxUtilization = all[56+2*i].Utilization
+			n.TCP.Outcome, n.TCP.Report = scan.Collected, defaults()
+			n.TCP.Report.Destinations = all[56+2*i : 58+2*i]
+			n.TCP.Report.MaxUtilization = all[56+2*i].Utilization
 		case i < 110:
-			n.Outcome, n.Err = scan.Deadline, errors.New("sockdiag: dump tcp: i/o timeout")
+			n.TCP.Outcome, n.TCP.Err = scan.Deadline, errors.New("sockdiag: dump tcp: i/o timeout")
 		}
 		s.Namespaces = append(s.Namespaces, n)
 	}
@@ -205,10 +207,10 @@ func hostile() scan.Snapshot {
 		r.Destinations = []pool.Destination{connections("10.0.0.1", fmt.Sprintf("10.3.0.%d:443", i), map[pool.State]int{pool.Established: 20000})}
 		r.MaxUtilization = r.Destinations[0].Utilization
 		s.Namespaces = append(s.Namespaces, scan.Namespace{
-			Name: name, Inode: uint64(100 + i), Path: "/run/netns/" + name, Outcome: scan.Collected, Report: r, UDP: udpOf(25000, 0),
-			NAT: natOf(natFlows{snat.Established, false, fmt.Sprintf("10.4.0.%d:443", i), 1024, 52000}), Conntrack: &scan.Conntrack{Entries: 95, Limit: 100},
-			Owner: scan.Owner{Command: name, Owner: cgroup.Owner{PodUID: name}},
-		}, scan.Namespace{Name: "failed " + name, Inode: uint64(200 + i), Outcome: scan.Failed, Err: errors.New("open " + name + ": failed")})
+			Name: name, Inode: uint64(100 + i), Path: "/run/netns/" + name, TCP: scan.TCP{Result: read, Report: r}, UDP: udpOf(25000, 0),
+			NAT: natOf(natFlows{snat.Established, false, fmt.Sprintf("10.4.0.%d:443", i), 1024, 52000}), Conntrack: scan.Conntrack{Result: read, Entries: 95, Limit: 100},
+			Workload: scan.Workload{Command: name, Workload: cgroup.Workload{PodUID: name}},
+		}, scan.Namespace{Name: "failed " + name, Inode: uint64(200 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("open " + name + ": failed")}}})
 	}
 	return s
 }

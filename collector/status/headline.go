@@ -28,12 +28,12 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 	if s.DiscoveryFailures > 0 {
 		p.raise(calm, fmt.Sprintf("%s could not be searched for network namespaces: some may be missing. The log has the causes.", plural(s.DiscoveryFailures, "place", "places")))
 	}
-	if self.Err != nil {
+	if self.TCP.Err != nil {
 		if p.Level > calm {
 			p.Problems = slices.Insert(p.Problems, 0, p.Headline)
 		}
 		p.Level = unknown
-		p.Headline = "The ports of this host could not be read: nothing is known about them. " + c.sentence(self.Err.Error())
+		p.Headline = "The ports of this host could not be read: nothing is known about them. " + c.sentence(self.TCP.Err.Error())
 	}
 }
 
@@ -46,7 +46,7 @@ func (p *page) raise(l level, sentence string) {
 // unread returns how many other namespaces could not be read.
 func unread(s *scan.Snapshot) (n int) {
 	for i := range s.Namespaces[1:] {
-		if o := s.Namespaces[1+i].Outcome; o == scan.Failed || o == scan.Deadline {
+		if o := s.Namespaces[1+i].TCP.Outcome; o == scan.Failed || o == scan.Deadline {
 			n++
 		}
 	}
@@ -74,7 +74,7 @@ func (p *page) judgeDestination(self *scan.Namespace, c cleaner) {
 	case len(p.Failed) > 0:
 		p.Level = warning
 		p.Headline = fmt.Sprintf("%s holds few ports now or none, but had %s that failed, the last within 15 minutes.", address, connects(p.Failed[0].pool.Failures))
-	case self.Err == nil:
+	case self.TCP.Err == nil:
 		p.Headline = address + " is not among the destinations here: it holds few ports now, or none."
 	}
 }
@@ -91,8 +91,8 @@ func (p *page) judgeHost(s *scan.Snapshot, c cleaner) {
 	}
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
-		r := &n.Report
-		if n.Outcome != scan.Collected || n.Err != nil {
+		r := &n.TCP.Report
+		if n.TCP.Outcome != scan.Collected {
 			continue
 		}
 		where := ""

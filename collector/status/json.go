@@ -176,8 +176,8 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 		if v.Destination.IsValid() {
 			continue
 		}
-		for j := range n.Report.Sources {
-			d.Sources = append(d.Sources, newDocumentSource(n, &n.Report.Sources[j]))
+		for j := range n.TCP.Report.Sources {
+			d.Sources = append(d.Sources, newDocumentSource(n, &n.TCP.Report.Sources[j]))
 		}
 	}
 	if f := s.ConnectFailures; f != nil && f.Err == nil {
@@ -235,7 +235,7 @@ func newDocumentCure(c advice.Cure, command string) documentCure {
 
 func newDocumentSource(n *scan.Namespace, s *pool.Source) documentSource {
 	doc := documentSource{Netns: n.Name, Source: s.Address.String(), Utilization: s.Utilization, Ports: s.Ports, Capacity: s.Capacity}
-	if n.Report.BoundKnown {
+	if n.TCP.Report.BoundKnown {
 		doc.Bound = &s.Bound
 	}
 	return doc
@@ -243,36 +243,37 @@ func newDocumentSource(n *scan.Namespace, s *pool.Source) documentSource {
 
 func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 	doc := documentNamespace{
-		Netns: n.Name, Inode: n.Inode, Command: n.Owner.Command, PodUID: n.Owner.PodUID, ContainerID: n.Owner.ContainerID, Outcome: string(n.Outcome),
+		Netns: n.Name, Inode: n.Inode, Command: n.Workload.Command, PodUID: n.Workload.PodUID, ContainerID: n.Workload.ContainerID, Outcome: string(n.TCP.Outcome),
 		documentConntrack: newDocumentConntrack(n),
 	}
 	if n.UDP.Err != nil {
 		doc.UDPError = n.UDP.Err.Error()
 	}
-	if n.UDP.Unsupported || n.UDP.Err == nil && n.UDP.Outcome != "" {
+	switch n.UDP.Outcome {
+	case scan.Collected, scan.Idle, scan.Unsupported:
 		doc.UDPSockets = &n.UDP.Sockets
 	}
-	if n.Err != nil {
-		doc.Error = n.Err.Error()
+	if n.TCP.Err != nil {
+		doc.Error = n.TCP.Err.Error()
 		return doc
 	}
-	if n.Outcome == scan.Skipped {
+	if n.TCP.Outcome == scan.Skipped {
 		return doc
 	}
-	doc.TimeWaitSockets = &n.TimeWaitSockets
-	if n.Outcome != scan.Collected {
+	doc.TimeWaitSockets = &n.TCP.TimeWaitSockets
+	if n.TCP.Outcome != scan.Collected {
 		return doc
 	}
-	r, settings := &n.Report, &n.Report.Settings
+	r, settings := &n.TCP.Report, &n.TCP.Report.Settings
 	doc.documentReport = &documentReport{
 		RangeLow: settings.PortRange.Low, RangeHigh: settings.PortRange.High,
 		Reserved: r.ReservedPorts, Blocked: r.BlockedPorts, Capacity: r.CapacityPorts,
 		MaxUtilization: r.MaxUtilization, MaxSourceUtilization: r.MaxSourceUtilization,
 		TWReuse: settings.TWReuse, Timestamps: settings.Timestamps,
 		FinTimeout: settings.FinTimeout.Seconds(), TimeWaitLength: settings.TimeWaitLength.Seconds(),
-		TimeWaitLimit: settings.TimeWaitLimit, TimeWaitOverflows: n.TimeWaitOverflows,
+		TimeWaitLimit: settings.TimeWaitLimit, TimeWaitOverflows: n.TCP.TimeWaitOverflows,
 		UnreportedDestination: r.UnreportedDestinations, UnreportedPorts: r.UnreportedPorts, UnreportedSources: r.UnreportedSources,
-		Duration: n.Duration.Seconds(), Sockets: r.Sockets,
+		Duration: n.TCP.Duration.Seconds(), Sockets: r.Sockets,
 	}
 	if r.BoundKnown {
 		doc.Bound, doc.BoundUnknown = &r.BoundPorts, &r.BoundUnknown

@@ -75,16 +75,14 @@ func natKindOf(s snat.State) string {
 // matter.
 func (p *page) addNAT(n *scan.Namespace, c cleaner) {
 	pools := false
-	if n.NAT != nil {
-		for i := range n.NAT.Report.Pools {
-			pool := &n.NAT.Report.Pools[i]
-			if !p.View.Destination.IsValid() || pool.Address == p.View.Destination {
-				p.NAT = append(p.NAT, newNATPool(n, pool, c))
-				pools = true
-			}
+	for i := range n.NAT.Report.Pools {
+		pool := &n.NAT.Report.Pools[i]
+		if !p.View.Destination.IsValid() || pool.Address == p.View.Destination {
+			p.NAT = append(p.NAT, newNATPool(n, pool, c))
+			pools = true
 		}
 	}
-	if t := n.Conntrack; t != nil && !p.View.Destination.IsValid() && n.Name != "" &&
+	if t := &n.Conntrack; t.Outcome == scan.Collected && !p.View.Destination.IsValid() && n.Name != "" &&
 		(pools || fillOf(t) >= 0.5 || t.Dropped+t.InsertFailed+t.EarlyDropped > 0) {
 		p.Conntrack = append(p.Conntrack, newConntrack(n, c))
 	}
@@ -168,7 +166,7 @@ func natRate(r float64) string {
 }
 
 func newConntrack(n *scan.Namespace, c cleaner) conntrack {
-	t := n.Conntrack
+	t := &n.Conntrack
 	row := conntrack{scan: t, Netns: c.name(n.Name), Entries: strconv.Itoa(t.Entries), Limit: "none", Used: "-"}
 	if t.Limit > 0 {
 		row.Limit, row.Used = strconv.Itoa(t.Limit), percent(fillOf(t))
@@ -229,10 +227,7 @@ func (p *page) judgeNATFailures(s *scan.Snapshot, c cleaner) {
 	others := 0
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
-		err := n.ConntrackErr
-		if n.NAT != nil && n.NAT.Err != nil {
-			err = n.NAT.Err
-		}
+		err := cmp.Or(n.NAT.Err, n.Conntrack.Err)
 		switch {
 		case err == nil:
 		case n.Name == scan.Self:
@@ -248,12 +243,12 @@ func (p *page) judgeNATFailures(s *scan.Snapshot, c cleaner) {
 
 // natNote says what packets that were dropped can mean where no pool of source NAT shows why.
 func natNote(n *scan.Namespace) string {
-	if n.Conntrack == nil || n.Conntrack.Entries == 0 || n.Conntrack.InsertFailed == 0 {
+	if n.Conntrack.Entries == 0 || n.Conntrack.InsertFailed == 0 {
 		return ""
 	}
 	dropped := plural(int(n.Conntrack.InsertFailed), "packet", "packets")
 	switch {
-	case n.NAT == nil: // with --snat, something is known of each network namespace that tracks flows
+	case n.NAT.Outcome == "": // with --snat, something is known of each network namespace that tracks flows
 		return fmt.Sprintf("Ports of source NAT: connection tracking dropped %s so far, as it does if none is free. --snat shows these ports.", dropped)
 	case n.NAT.Err != nil, slices.ContainsFunc(n.NAT.Report.Pools, func(p snat.Pool) bool { return p.SearchFailure > 0 }):
 		return ""
@@ -400,7 +395,7 @@ func newDocumentNAT(n *natPool) documentNAT {
 
 func newDocumentConntrack(n *scan.Namespace) *documentConntrack {
 	doc := &documentConntrack{}
-	if t := n.Conntrack; t != nil {
+	if t := &n.Conntrack; t.Outcome == scan.Collected {
 		doc.Entries = &t.Entries
 		if t.Limit > 0 {
 			doc.Limit = &t.Limit
@@ -410,11 +405,11 @@ func newDocumentConntrack(n *scan.Namespace) *documentConntrack {
 		}
 	}
 	switch {
-	case n.NAT != nil && n.NAT.Err != nil:
+	case n.NAT.Err != nil:
 		doc.Error = n.NAT.Err.Error()
-	case n.ConntrackErr != nil:
-		doc.Error = n.ConntrackErr.Error()
-	case n.NAT != nil:
+	case n.Conntrack.Err != nil:
+		doc.Error = n.Conntrack.Err.Error()
+	case n.NAT.Outcome == scan.Collected:
 		r := &n.NAT.Report
 		doc.MaxUtilization, doc.UnreportedPools, doc.UnreportedPorts = &r.MaxUtilization, &r.UnreportedPools, &r.UnreportedPorts
 	}

@@ -26,13 +26,13 @@ type natFlows struct {
 }
 
 // natOf returns what a scan learned of flows, on Linux 6.5 or later, with the default range.
-func natOf(flows ...natFlows) *scan.NAT {
+func natOf(flows ...natFlows) scan.NAT {
 	return natWith(snat.Settings{
 		PortRange: pool.PortRange{Low: 1024, High: 65535}, TakesOver: true, TCPTimeWait: 2 * time.Minute, UDP: 30 * time.Second,
 	}, flows...)
 }
 
-func natWith(s snat.Settings, flows ...natFlows) *scan.NAT {
+func natWith(s snat.Settings, flows ...natFlows) scan.NAT {
 	table := snat.NewTable(s)
 	for _, f := range flows {
 		to := netip.MustParseAddrPort(f.destination)
@@ -51,11 +51,11 @@ func natWith(s snat.Settings, flows ...natFlows) *scan.NAT {
 			table.Add(&row)
 		}
 	}
-	return &scan.NAT{Report: table.Report(pool.Limits{MinPorts: 10, Most: 256}), Duration: time.Millisecond}
+	return scan.NAT{Result: read, Report: table.Report(pool.Limits{MinPorts: 10, Most: 256}), Duration: time.Millisecond}
 }
 
 // troubledNAT is source NAT where nearly everything goes wrong.
-func troubledNAT() (*scan.NAT, *scan.Conntrack) {
+func troubledNAT() (scan.NAT, scan.Conntrack) {
 	nat := natOf(
 		natFlows{snat.Established, false, "198.51.100.7:443", 32768, 28000},
 		natFlows{snat.TimeWait, false, "198.51.100.7:443", 60768, 2000},
@@ -65,61 +65,62 @@ func troubledNAT() (*scan.NAT, *scan.Conntrack) {
 		natFlows{snat.Established, false, "10.0.0.2:443", 40000, 900},
 		natFlows{snat.Established, false, "10.0.0.3:443", 40000, 9},
 	)
-	return nat, &scan.Conntrack{Entries: 240000, Limit: 262144, Counted: true, InsertFailed: 120345, Dropped: 120350, EarlyDropped: 7}
+	return nat, scan.Conntrack{Result: read, Entries: 240000, Limit: 262144, Counted: true, InsertFailed: 120345, Dropped: 120350, EarlyDropped: 7}
 }
 
 // TestNATHeadline checks what the page says of source NAT, and that what is not known is never calm.
 func TestNATHeadline(t *testing.T) {
 	const calmSentence = "No destination is in danger: the worst, 10.0.0.2:443, has 11% of its ports in use."
-	to := func(ports int) *scan.NAT {
+	to := func(ports int) scan.NAT {
 		return natOf(natFlows{snat.Established, false, "198.51.100.7:443", 1024, ports})
 	}
+	var none scan.NAT
+	var untracked scan.Conntrack
 	failed := errors.New("conntrack: list flows: i/o timeout")
 	tests := []struct {
 		name      string
-		nat       *scan.NAT
-		conntrack *scan.Conntrack
-		err       error // of conntrack
+		nat       scan.NAT
+		conntrack scan.Conntrack
 		elsewhere bool
 		level     level
 		want      []string // headline and problems
 		rows      []string
 	}{
-		{"none", nil, nil, nil, false, calm, []string{calmSentence}, nil},
-		{"tracked, but not translated", nil, &scan.Conntrack{Entries: 4, Limit: 100, Counted: true}, nil, false, calm, []string{calmSentence}, nil},
-		{"calm", to(20000), nil, nil, false, calm, []string{calmSentence}, []string{"tcp 198.51.100.7:443 10.2.0.1 self 31% <1% -"}},
+		{"none", none, untracked, false, calm, []string{calmSentence}, nil},
+		{"tracked, but not translated", none, scan.Conntrack{Result: read, Entries: 4, Limit: 100, Counted: true}, false, calm, []string{calmSentence}, nil},
+		{"calm", to(20000), untracked, false, calm, []string{calmSentence}, []string{"tcp 198.51.100.7:443 10.2.0.1 self 31% <1% -"}},
 		{
-			"half", natWith(snat.Settings{PortRange: pool.PortRange{Low: 1024, High: 1123}}, natFlows{snat.Established, false, "198.51.100.7:443", 1024, 50}), nil, nil, false, warning,
+			"half", natWith(snat.Settings{PortRange: pool.PortRange{Low: 1024, High: 1123}}, natFlows{snat.Established, false, "198.51.100.7:443", 1024, 50}), untracked, false, warning,
 			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 50% of its ports in use."},
 			[]string{"tcp 198.51.100.7:443 10.2.0.1 self 50% 0% ?"},
 		},
 		{
-			"searches fail", to(28000), nil, nil, false, critical,
+			"searches fail", to(28000), untracked, false, critical,
 			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 43% of its ports in use, and 1% of the searches for one fail: packets are dropped."},
 			[]string{"tcp 198.51.100.7:443 10.2.0.1 self 43% 1% -"},
 		},
 		{
-			"full", to(64512), nil, nil, false, exhausted,
+			"full", to(64512), untracked, false, exhausted,
 			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 100% of its ports in use, and 100% of the searches for one fail: packets are dropped."},
 			[]string{"tcp 198.51.100.7:443 10.2.0.1 self 100% 100% 0.0"},
 		},
 		{
-			"elsewhere", to(64000), nil, nil, true, exhausted,
+			"elsewhere", to(64000), untracked, true, exhausted,
 			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 99% of its ports in use, and "},
 			[]string{"tcp 198.51.100.7:443 10.2.0.1 pod 99% 95% -"},
 		},
 		{
-			"table full", nil, &scan.Conntrack{Entries: 90, Limit: 100}, nil, false, critical,
+			"table full", none, scan.Conntrack{Result: read, Entries: 90, Limit: 100}, false, critical,
 			[]string{"Connection tracking has 90% of the flows that it may have: at 100%, packets of new connections are dropped."}, nil,
 		},
 		{
-			"table full elsewhere", nil, &scan.Conntrack{Entries: 90, Limit: 100}, nil, true, critical,
+			"table full elsewhere", none, scan.Conntrack{Result: read, Entries: 90, Limit: 100}, true, critical,
 			[]string{"Connection tracking in pod has 90% of the flows that it may have: at 100%, packets of new connections are dropped."}, nil,
 		},
-		{"no limit", nil, &scan.Conntrack{Entries: 90}, nil, false, calm, []string{calmSentence}, nil},
-		{"failed", &scan.NAT{Err: failed}, nil, nil, false, warning, []string{calmSentence, "The flows of connection tracking could not be read: " + failed.Error()}, nil},
-		{"failed without --snat", nil, nil, failed, false, warning, []string{calmSentence, "The flows of connection tracking could not be read: " + failed.Error()}, nil},
-		{"failed elsewhere", &scan.NAT{Err: failed}, nil, nil, true, warning, []string{calmSentence, "The flows of connection tracking could not be read in 1 network namespace."}, nil},
+		{"no limit", none, scan.Conntrack{Result: read, Entries: 90}, false, calm, []string{calmSentence}, nil},
+		{"failed", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, false, warning, []string{calmSentence, "The flows of connection tracking could not be read: " + failed.Error()}, nil},
+		{"failed without --snat", none, scan.Conntrack{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, false, warning, []string{calmSentence, "The flows of connection tracking could not be read: " + failed.Error()}, nil},
+		{"failed elsewhere", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, true, warning, []string{calmSentence, "The flows of connection tracking could not be read in 1 network namespace."}, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -127,10 +128,10 @@ func TestNATHeadline(t *testing.T) {
 			n := &s.Namespaces[0]
 			if tt.elsewhere {
 				s.OthersRead = true
-				s.Namespaces = append(s.Namespaces, scan.Namespace{Name: "pod", Outcome: scan.Idle})
+				s.Namespaces = append(s.Namespaces, scan.Namespace{Name: "pod", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}})
 				n = &s.Namespaces[1]
 			}
-			n.NAT, n.Conntrack, n.ConntrackErr = tt.nat, tt.conntrack, tt.err
+			n.NAT, n.Conntrack = tt.nat, tt.conntrack
 			p := newPage(&s, testInfo, View{Format: Text}, visible)
 			got := append([]string{p.Headline}, p.Problems...)
 			if p.Level != tt.level || len(got) != len(tt.want) {
@@ -155,7 +156,7 @@ func TestNATHeadline(t *testing.T) {
 // TestNATAbsent checks that nothing is shown of source NAT where there is none.
 func TestNATAbsent(t *testing.T) {
 	s := quiet()
-	s.Namespaces[0].Conntrack = &scan.Conntrack{Entries: 40, Limit: 100, Counted: true}
+	s.Namespaces[0].Conntrack = scan.Conntrack{Result: read, Entries: 40, Limit: 100, Counted: true}
 	for _, f := range []Format{HTML, Text, JSON} {
 		got := draw(t, s, View{Format: f})
 		for _, bad := range []string{"Source NAT", "Connection tracking", "snat"} {
@@ -168,20 +169,22 @@ func TestNATAbsent(t *testing.T) {
 
 // TestNATNote checks that the page says what dropped packets can mean where no pool shows it.
 func TestNATNote(t *testing.T) {
-	dropped := &scan.Conntrack{Entries: 40, Counted: true, InsertFailed: 7}
+	var none scan.NAT
+	var untracked scan.Conntrack
+	dropped := scan.Conntrack{Result: read, Entries: 40, Counted: true, InsertFailed: 7}
 	for _, tt := range []struct {
 		name      string
-		nat       *scan.NAT
-		conntrack *scan.Conntrack
+		nat       scan.NAT
+		conntrack scan.Conntrack
 		want      string // empty if there is no note
 	}{
-		{"no connection tracking", nil, nil, ""},
-		{"no drops", nil, &scan.Conntrack{Entries: 40, Counted: true}, ""},
-		{"drops, but no flows now", nil, &scan.Conntrack{Counted: true, InsertFailed: 7}, ""},
-		{"drops", nil, dropped, "connection tracking dropped 7 packets so far, as it does if none is free. --snat shows"},
+		{"no connection tracking", none, untracked, ""},
+		{"no drops", none, scan.Conntrack{Result: read, Entries: 40, Counted: true}, ""},
+		{"drops, but no flows now", none, scan.Conntrack{Result: read, Counted: true, InsertFailed: 7}, ""},
+		{"drops", none, dropped, "connection tracking dropped 7 packets so far, as it does if none is free. --snat shows"},
 		{"drops without a pool that is short of ports", natOf(), dropped, "source NAT dropped 7 packets so far: no pool is short of ports now."},
 		{"drops and such a pool", natOf(natFlows{snat.Established, false, "198.51.100.7:443", 1024, 40000}), dropped, ""},
-		{"drops with --snat that failed", &scan.NAT{Err: errors.New("i/o timeout")}, dropped, ""},
+		{"drops with --snat that failed", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("i/o timeout")}}, dropped, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := quiet()
@@ -253,24 +256,26 @@ func TestNATView(t *testing.T) {
 
 // TestNATJSON checks values whose absence has a meaning.
 func TestNATJSON(t *testing.T) {
+	var none scan.NAT
+	var untracked scan.Conntrack
 	old := snat.Settings{PortRange: pool.PortRange{Low: 1024, High: 1123}}
 	hidden := natWith(old, natFlows{snat.TimeWait, false, "10.0.0.2:443", 1024, 90})
 	old.TCPTimeWait = time.Minute
 	for _, tt := range []struct {
 		name             string
-		nat              *scan.NAT
-		conntrack        *scan.Conntrack
+		nat              scan.NAT
+		conntrack        scan.Conntrack
 		pools            int
 		ceiling, entries any
 		failed, most     any
 		err              any
 	}{
-		{"nothing", nil, nil, 0, nil, nil, nil, nil, nil},
-		{"no limit on closed flows", natOf(natFlows{snat.Established, false, "10.0.0.2:443", 1024, 64000}), nil, 1, nil, nil, nil, 64000. / 64512, nil},
-		{"hidden timeouts", hidden, nil, 1, nil, nil, nil, 0.9, nil},
-		{"Linux before 6.5", natWith(old, natFlows{snat.Established, false, "10.0.0.2:443", 1024, 40}), &scan.Conntrack{Entries: 40}, 1, 1., 40., nil, 0.4, nil},
-		{"counters", nil, &scan.Conntrack{Counted: true}, 0, nil, 0., 0., nil, nil},
-		{"failed", &scan.NAT{Err: errors.New("failed")}, nil, 0, nil, nil, nil, nil, "failed"},
+		{"nothing", none, untracked, 0, nil, nil, nil, nil, nil},
+		{"no limit on closed flows", natOf(natFlows{snat.Established, false, "10.0.0.2:443", 1024, 64000}), untracked, 1, nil, nil, nil, 64000. / 64512, nil},
+		{"hidden timeouts", hidden, untracked, 1, nil, nil, nil, 0.9, nil},
+		{"Linux before 6.5", natWith(old, natFlows{snat.Established, false, "10.0.0.2:443", 1024, 40}), scan.Conntrack{Result: read, Entries: 40}, 1, 1., 40., nil, 0.4, nil},
+		{"counters", none, scan.Conntrack{Result: read, Counted: true}, 0, nil, 0., 0., nil, nil},
+		{"failed", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("failed")}}, untracked, 0, nil, nil, nil, nil, "failed"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := quiet()

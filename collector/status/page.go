@@ -150,8 +150,8 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	failures := failuresByPool(s.ConnectFailures)
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
-		for j := range n.Report.Destinations {
-			d := &n.Report.Destinations[j]
+		for j := range n.TCP.Report.Destinations {
+			d := &n.TCP.Report.Destinations[j]
 			var failed uint64
 			for _, netns := range []string{n.Name, ""} {
 				if f := failures[keyOf(netns, d.Source, d.Address)]; f != nil {
@@ -170,9 +170,9 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 		p.addSources(n, c)
 		p.addUDP(s, n, c)
 		p.addNAT(n, c)
-		if known := n.Outcome != scan.Skipped || n.Err != nil; p.Others && v.shows(n) && n.Name != "" && known {
+		if known := n.TCP.Outcome != scan.Skipped || n.TCP.Err != nil; p.Others && v.shows(n) && n.Name != "" && known {
 			list := &p.Namespaces
-			if n.Outcome == scan.Idle {
+			if n.TCP.Outcome == scan.Idle {
 				list = &p.Idle
 			}
 			*list = append(*list, newNamespace(n, c))
@@ -183,7 +183,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	slices.SortStableFunc(p.UDP, worstUDPFirst)
 	slices.SortFunc(p.NAT, worstNATFirst)
 	slices.SortStableFunc(p.Namespaces, func(a, b namespace) int {
-		return cmp.Or(cmp.Compare(rank(a.scan), rank(b.scan)), cmp.Compare(b.scan.Report.MaxUtilization, a.scan.Report.MaxUtilization))
+		return cmp.Or(cmp.Compare(rank(a.scan), rank(b.scan)), cmp.Compare(b.scan.TCP.Report.MaxUtilization, a.scan.TCP.Report.MaxUtilization))
 	})
 	p.addFailed(s.ConnectFailures, failures, c)
 	p.addLeftOut(s, c)
@@ -196,7 +196,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 func outcomes(namespaces []scan.Namespace) string {
 	counts := map[scan.Outcome]int{}
 	for i := range namespaces {
-		counts[namespaces[i].Outcome]++
+		counts[namespaces[i].TCP.Outcome]++
 	}
 	var parts []string
 	for _, o := range scan.Outcomes {
@@ -212,7 +212,7 @@ func rank(n *scan.Namespace) int {
 	switch {
 	case n.Name == scan.Self:
 		return 0
-	case n.Err != nil:
+	case n.TCP.Err != nil:
 		return 1
 	default:
 		return 2
@@ -252,7 +252,7 @@ func failuresByPool(f *scan.ConnectFailures) map[poolKey]*failedPool {
 }
 
 func newDestination(n *scan.Namespace, d *pool.Destination, failures uint64, counts bool, c cleaner) *destination {
-	capacity := n.Report.CapacityPorts
+	capacity := n.TCP.Report.CapacityPorts
 	row := &destination{
 		pool: d, namespace: n,
 		Address: d.Address.String(), Source: d.Source.String(), Netns: c.name(n.Name),
@@ -273,10 +273,10 @@ func newDestination(n *scan.Namespace, d *pool.Destination, failures uint64, cou
 	if row.Commands == nil {
 		row.Enter = fmt.Sprintf("Enter the network namespace with inode %d first: its path is not known, or no shell should see it.", n.Inode)
 	}
-	row.reached = advice.ReachedTCP(&n.Report, d, row.failures > 0)
+	row.reached = advice.ReachedTCP(&n.TCP.Report, d, row.failures > 0)
 	row.Over = row.reached.Has(advice.Load)
 	row.Level, row.Alerts = row.reached.Level(), row.reached.Alerts()
-	if row.advice = advice.TCP(&n.Report, d, row.failures > 0); row.advice != nil {
+	if row.advice = advice.TCP(&n.TCP.Report, d, row.failures > 0); row.advice != nil {
 		row.Diagnosis = row.advice.Diagnosis
 		for _, cure := range row.advice.Cures {
 			row.Cures = append(row.Cures, newCure(n, cure))
@@ -320,7 +320,7 @@ func (p *page) addSources(n *scan.Namespace, c cleaner) {
 	if p.View.Destination.IsValid() {
 		return
 	}
-	r := &n.Report
+	r := &n.TCP.Report
 	for i := range r.Sources {
 		s := &r.Sources[i]
 		row := source{
@@ -338,25 +338,25 @@ func (p *page) addSources(n *scan.Namespace, c cleaner) {
 }
 
 func newNamespace(n *scan.Namespace, c cleaner) namespace {
-	row := namespace{scan: n, Name: c.name(n.Name), Outcome: string(n.Outcome), Owner: ownerOf(&n.Owner, c)}
-	if n.Err != nil {
-		row.Err = c.sentence(n.Err.Error())
+	row := namespace{scan: n, Name: c.name(n.Name), Outcome: string(n.TCP.Outcome), Owner: ownerOf(&n.Workload, c)}
+	if n.TCP.Err != nil {
+		row.Err = c.sentence(n.TCP.Err.Error())
 		return row
 	}
-	row.TimeWait = strconv.Itoa(n.TimeWaitSockets)
-	if n.Outcome != scan.Collected {
+	row.TimeWait = strconv.Itoa(n.TCP.TimeWaitSockets)
+	if n.TCP.Outcome != scan.Collected {
 		return row
 	}
-	s := n.Report.Settings
-	row.Used = percent(n.Report.MaxUtilization)
+	s := n.TCP.Report.Settings
+	row.Used = percent(n.TCP.Report.MaxUtilization)
 	row.Range = fmt.Sprintf("%d-%d", s.PortRange.Low, s.PortRange.High)
-	row.Capacity = strconv.Itoa(n.Report.CapacityPorts)
+	row.Capacity = strconv.Itoa(n.TCP.Report.CapacityPorts)
 	row.Reuse = strconv.Itoa(s.TWReuse)
 	return row
 }
 
 // ownerOf writes what a namespace belongs to.
-func ownerOf(o *scan.Owner, c cleaner) string {
+func ownerOf(o *scan.Workload, c cleaner) string {
 	var parts []string
 	if o.Command != "" {
 		parts = append(parts, c.name(o.Command))
@@ -390,10 +390,10 @@ func (p *page) addFailed(f *scan.ConnectFailures, byPool map[poolKey]*failedPool
 
 // settingsOf returns the settings of our own namespace.
 func settingsOf(n *scan.Namespace) []setting {
-	if n.Err != nil {
+	if n.TCP.Err != nil {
 		return nil
 	}
-	r, s := &n.Report, &n.Report.Settings
+	r, s := &n.TCP.Report, &n.TCP.Report.Settings
 	var settings []setting
 	add := func(name, value, meaning string) { settings = append(settings, setting{name, value, meaning}) }
 	add("ip_local_port_range", fmt.Sprintf("%d %d", s.PortRange.Low, s.PortRange.High), plural(s.PortRange.Size(), "port", "ports"))
@@ -420,7 +420,7 @@ func settingsOf(n *scan.Namespace) []setting {
 	}
 	add("tcp_timestamps", strconv.Itoa(s.Timestamps), timestamps)
 	add("tcp_fin_timeout", strconv.FormatFloat(s.FinTimeout.Seconds(), 'g', -1, 64), "s in FIN_WAIT2; it does not shorten TIME_WAIT")
-	add("TIME_WAIT", strconv.Itoa(n.TimeWaitSockets), fmt.Sprintf("sockets, at most %d (tcp_max_tw_buckets)", s.TimeWaitLimit))
+	add("TIME_WAIT", strconv.Itoa(n.TCP.TimeWaitSockets), fmt.Sprintf("sockets, at most %d (tcp_max_tw_buckets)", s.TimeWaitLimit))
 	return settings
 }
 
@@ -429,25 +429,23 @@ func (p *page) addLeftOut(s *scan.Snapshot, c cleaner) {
 	destinations, ports, sources, skipped, natPools, natPorts, unsure := 0, 0, 0, 0, 0, 0, 0
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
-		r := &n.Report
+		r := &n.TCP.Report
 		destinations += r.UnreportedDestinations
 		ports += r.UnreportedPorts
 		sources += r.UnreportedSources
 		for i := range r.Destinations {
 			unsure += r.Destinations[i].ReusableUnknown
 		}
-		if n.NAT != nil {
-			natPools += n.NAT.Report.UnreportedPools
-			natPorts += n.NAT.Report.UnreportedPorts
-		}
-		if n.Outcome == scan.Skipped {
+		natPools += n.NAT.Report.UnreportedPools
+		natPorts += n.NAT.Report.UnreportedPorts
+		if n.TCP.Outcome == scan.Skipped {
 			skipped++
 		}
 		switch {
 		case r.BoundKnown && 100*r.BoundUnknown > r.CapacityPorts:
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: up to %d ports may be bound besides those counted, because their clients have not been seen choosing. Utilization can be higher by these.",
 				c.name(n.Name), r.BoundUnknown))
-		case n.Err == nil && !r.BoundKnown && slices.ContainsFunc(r.Sources, func(s pool.Source) bool { return mayBindFirst(&s) }):
+		case n.TCP.Err == nil && !r.BoundKnown && slices.ContainsFunc(r.Sources, func(s pool.Source) bool { return mayBindFirst(&s) }):
 			p.Notes = append(p.Notes, c.name(n.Name)+": clients may bind before they connect. One collection cannot tell, so utilization may miss the ports that they hold.")
 		}
 	}

@@ -84,10 +84,10 @@ func TestMany(t *testing.T) {
 		for _, format := range []Format{HTML, Text, JSON} {
 			got := draw(t, s, View{Format: format})
 			for _, n := range s.Namespaces {
-				if left := format == Text && n.Outcome == scan.Idle; s.OthersRead && !left && !strings.Contains(got, n.Name) {
+				if left := format == Text && n.TCP.Outcome == scan.Idle; s.OthersRead && !left && !strings.Contains(got, n.Name) {
 					t.Errorf("%s: %s: no namespace %s", name, format, n.Name)
 				}
-				for _, d := range n.Report.Destinations {
+				for _, d := range n.TCP.Report.Destinations {
 					address := d.Address.String()
 					if format == JSON {
 						address = `"destination_ip": "` + d.Address.Addr().String() + `"`
@@ -138,7 +138,7 @@ func TestHeadline(t *testing.T) {
 	}
 	with := func(change func(*pool.Report)) scan.Snapshot {
 		s := quiet()
-		change(&s.Namespaces[0].Report)
+		change(&s.Namespaces[0].TCP.Report)
 		return s
 	}
 	first := func(change func(*pool.Destination)) scan.Snapshot {
@@ -156,7 +156,7 @@ func TestHeadline(t *testing.T) {
 	searched.DiscoveryFailures = 2
 	halfRead := failedHost()
 	halfRead.OthersRead = true
-	halfRead.Namespaces = append(halfRead.Namespaces, scan.Namespace{Name: "pod", Outcome: scan.Collected, Report: trouble().Namespaces[1].Report})
+	halfRead.Namespaces = append(halfRead.Namespaces, scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: trouble().Namespaces[1].TCP.Report}})
 	tests := []struct {
 		name, destination string
 		snapshot          scan.Snapshot
@@ -180,8 +180,8 @@ func TestHeadline(t *testing.T) {
 		{"failures not counted", "", broken, warning, []string{"No destination is in danger", "Failed connects could not be counted: bpf: gone"}},
 		{"no port", "", with(func(r *pool.Report) { r.CapacityPorts, r.MaxUtilization, r.Destinations = 0, 1, nil }), exhausted, []string{"No port is left for outgoing connections: connect() fails"}},
 		{"unreported", "", with(func(r *pool.Report) { r.MaxUtilization = 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
-		{"source", "", with(func(r *pool.Report) { r.Sources = trouble().Namespaces[0].Report.Sources }), critical, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports"}},
-		{"namespace failed", "", other(scan.Namespace{Name: "pod", Outcome: scan.Failed, Err: errors.New("no")}), warning, []string{"No destination is in danger", "1 network namespace could not be read"}},
+		{"source", "", with(func(r *pool.Report) { r.Sources = trouble().Namespaces[0].TCP.Report.Sources }), critical, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports"}},
+		{"namespace failed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("no")}}}), warning, []string{"No destination is in danger", "1 network namespace could not be read"}},
 		{"place not searched", "", searched, calm, []string{"No destination is in danger", "2 places could not be searched"}},
 		{"one", "10.0.0.3:5432", quiet(), calm, []string{"10.0.0.3:5432 is not in danger: <1% of its ports are in use."}},
 		{"one of two", "10.0.0.2:443", trouble(), critical, []string{"10.0.0.2:443 runs out of ports in 40 s.", "1 network namespace could not be read"}},
@@ -238,7 +238,7 @@ func TestNarrow(t *testing.T) {
 // TestOneScan checks that what one scan cannot know is said only where it matters.
 func TestOneScan(t *testing.T) {
 	s := quiet()
-	r := &s.Namespaces[0].Report
+	r := &s.Namespaces[0].TCP.Report
 	r.BoundKnown = false
 	const note = "One collection cannot tell"
 	if got := draw(t, s, View{Format: Text}); strings.Contains(got, note) || strings.Contains(got, "bound ports") {
@@ -253,7 +253,7 @@ func TestOneScan(t *testing.T) {
 // TestOwners checks that the page shows who holds the ports of a destination, where that is known.
 func TestOwners(t *testing.T) {
 	s := quiet()
-	s.Namespaces[0].Report.Destinations[0].Owners = []pool.Owner{{Cgroup: 7, Ports: 150}}
+	s.Namespaces[0].TCP.Report.Destinations[0].Owners = []pool.Owner{{Cgroup: 7, Ports: 150}}
 	for _, f := range []Format{HTML, Text, JSON} {
 		if got := draw(t, s, View{Format: f, Destination: netip.MustParseAddrPort("10.0.0.2:443")}); strings.Contains(got, "owners") || strings.Contains(got, "Held by") || strings.Contains(got, `class="owner"`) {
 			t.Errorf("%s: an owner without a path:\n%s", f, got)
@@ -333,7 +333,7 @@ func BenchmarkWrite(b *testing.B) {
 // whether connect() takes over ports in FIN_WAIT2.
 func TestOlderKernel(t *testing.T) {
 	s := quiet()
-	r := &s.Namespaces[0].Report
+	r := &s.Namespaces[0].TCP.Report
 	r.Settings.TWReuseDelay, r.Settings.TWReuse = 0, 2
 	r.Destinations[0].ReusableUnknown = 30
 	const note = "30 ports in FIN_WAIT2 may be free, but count as used"

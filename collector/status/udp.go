@@ -36,7 +36,7 @@ func (p *page) addUDP(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 	if p.View.Destination.IsValid() {
 		return
 	}
-	if n.UDP.Unsupported && n.Name == scan.Self {
+	if n.UDP.Outcome == scan.Unsupported && n.Name == scan.Self {
 		p.Notes = append(p.Notes, "UDP ports: "+c.sentence(n.UDP.Err.Error()))
 	}
 	if n.UDP.Outcome != scan.Collected {
@@ -120,7 +120,7 @@ func (p *page) judgeUDPFailures(s *scan.Snapshot, c cleaner) {
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		switch {
-		case n.Err != nil || n.UDP.Err == nil || n.UDP.Unsupported:
+		case n.TCP.Err != nil || n.UDP.Err == nil || n.UDP.Outcome == scan.Unsupported:
 		case n.Name == scan.Self:
 			p.raise(warning, "The UDP ports of this host could not be read: "+c.sentence(n.UDP.Err.Error()))
 		default:

@@ -22,7 +22,7 @@ func TestUDPHeadline(t *testing.T) {
 		s.Namespaces[0].UDP = udp
 		for _, u := range others {
 			s.OthersRead = true
-			s.Namespaces = append(s.Namespaces, scan.Namespace{Name: "pod", Outcome: scan.Collected, Report: defaults(), UDP: u})
+			s.Namespaces = append(s.Namespaces, scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: defaults()}, UDP: u})
 		}
 		return s
 	}
@@ -37,7 +37,7 @@ func TestUDPHeadline(t *testing.T) {
 		}
 		table.Add(&socket)
 	}
-	both := scan.UDP{Outcome: scan.Collected, Report: table.Report()}
+	both := scan.UDP{Result: read, Report: table.Report()}
 	const calmSentence = "No destination is in danger: the worst, 10.0.0.2:443, has 11% of its ports in use."
 	tests := []struct {
 		name     string
@@ -46,7 +46,7 @@ func TestUDPHeadline(t *testing.T) {
 		want     []string // headline and problems
 		rows     []string // family, namespace, used
 	}{
-		{"idle", with(scan.UDP{Outcome: scan.Idle, Sockets: 7}), calm, []string{calmSentence}, nil},
+		{"idle", with(scan.UDP{Result: scan.Result{Outcome: scan.Idle}, Sockets: 7}), calm, []string{calmSentence}, nil},
 		{"calm", with(udpOf(20000, 2000)), calm, []string{calmSentence}, []string{"ipv4 self 77%", "dual_stack self 77%", "ipv6 self 7%"}},
 		{
 			"IPv4", with(udpOf(23000, 0)), critical, []string{"UDP sockets hold 81% of the ports of ipv4, dual_stack: at 100% connect() and sendto() of new ones fail."},
@@ -64,12 +64,12 @@ func TestUDPHeadline(t *testing.T) {
 			"elsewhere", with(udpOf(10, 0), udpOf(27700, 0), udpOf(20000, 0)), exhausted, []string{"UDP sockets hold 98% of the ports of ipv4, dual_stack in pod: at 100%"},
 			[]string{"ipv4 pod 98%", "dual_stack pod 98%", "ipv4 self <1%", "dual_stack self <1%", "ipv6 self 0%"},
 		},
-		{"failed", with(scan.UDP{Outcome: scan.Failed, Err: failed}), warning, []string{calmSentence, "The UDP ports of this host could not be read: " + failed.Error()}, nil},
+		{"failed", with(scan.UDP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}), warning, []string{calmSentence, "The UDP ports of this host could not be read: " + failed.Error()}, nil},
 		{
-			"failed elsewhere", with(scan.UDP{Outcome: scan.Idle}, scan.UDP{Outcome: scan.Deadline, Err: failed}), warning,
+			"failed elsewhere", with(scan.UDP{Result: scan.Result{Outcome: scan.Idle}}, scan.UDP{Result: scan.Result{Outcome: scan.Deadline, Err: failed}}), warning,
 			[]string{calmSentence, "The UDP ports of 1 network namespace could not be read."}, nil,
 		},
-		{"not supported", with(scan.UDP{Outcome: scan.Failed, Err: failed, Unsupported: true}), calm, []string{calmSentence}, nil},
+		{"not supported", with(scan.UDP{Result: scan.Result{Outcome: scan.Unsupported, Err: failed}}), calm, []string{calmSentence}, nil},
 		{
 			"only UDP could be read", halfRead, unknown, []string{"The ports of this host could not be read", "UDP sockets hold 88% of the ports of ipv4, dual_stack"},
 			[]string{"ipv4 self 88%", "dual_stack self 88%", "ipv6 self 0%"},
@@ -95,7 +95,7 @@ func TestUDPHeadline(t *testing.T) {
 				t.Errorf("rows (-want +got):\n%s", diff)
 			}
 			note := strings.Contains(strings.Join(p.Notes, ""), "UDP")
-			if tt.snapshot.Namespaces[0].UDP.Unsupported != note {
+			if tt.snapshot.Namespaces[0].UDP.Outcome == scan.Unsupported != note {
 				t.Errorf("notes %q", p.Notes)
 			}
 		})
@@ -135,9 +135,9 @@ func TestUDPJSON(t *testing.T) {
 		pools   int
 	}{
 		{"read", udpOf(25000, 0), 25001., nil, 3},
-		{"idle", scan.UDP{Outcome: scan.Idle, Sockets: 7}, 7., nil, 0},
-		{"failed", scan.UDP{Outcome: scan.Failed, Err: failed, Sockets: 7}, nil, "failed", 0},
-		{"not supported", scan.UDP{Outcome: scan.Failed, Err: failed, Unsupported: true, Sockets: 7}, 7., "failed", 0},
+		{"idle", scan.UDP{Result: scan.Result{Outcome: scan.Idle}, Sockets: 7}, 7., nil, 0},
+		{"failed", scan.UDP{Result: scan.Result{Outcome: scan.Failed, Err: failed}, Sockets: 7}, nil, "failed", 0},
+		{"not supported", scan.UDP{Result: scan.Result{Outcome: scan.Unsupported, Err: failed}, Sockets: 7}, 7., "failed", 0},
 		{"not tried", scan.UDP{}, nil, nil, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

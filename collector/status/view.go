@@ -82,9 +82,9 @@ func acceptedFormat(accept []string) Format {
 // shows reports whether the view has a namespace: all of them, or those with its destination and those
 // that may have it.
 func (v View) shows(n *scan.Namespace) bool {
-	return !v.Destination.IsValid() || n.Err != nil ||
-		slices.ContainsFunc(n.Report.Destinations, func(d pool.Destination) bool { return d.Address == v.Destination }) ||
-		n.NAT != nil && slices.ContainsFunc(n.NAT.Report.Pools, func(d snat.Pool) bool { return d.Address == v.Destination })
+	return !v.Destination.IsValid() || n.TCP.Err != nil ||
+		slices.ContainsFunc(n.TCP.Report.Destinations, func(d pool.Destination) bool { return d.Address == v.Destination }) ||
+		slices.ContainsFunc(n.NAT.Report.Pools, func(d snat.Pool) bool { return d.Address == v.Destination })
 }
 
 // URL returns the address of the view, without its host.

@@ -154,7 +154,7 @@ func (s *scans) run(budget time.Duration) *scanned {
 	ctx, cancel := context.WithTimeout(context.Background(), budget)
 	defer cancel()
 	got := &scanned{Snapshot: s.scan(ctx), budget: budget, metrics: newAnswers(math.MaxInt), pages: newAnswers(maxPages)}
-	got.incomplete = slices.ContainsFunc(got.Namespaces, func(n scan.Namespace) bool { return n.Outcome == scan.Deadline })
+	got.incomplete = slices.ContainsFunc(got.Namespaces, func(n scan.Namespace) bool { return n.TCP.Outcome == scan.Deadline })
 	// Without the answers to scrapes: later ones do not ask for them.
 	s.last.Store(&scanned{Snapshot: got.Snapshot, incomplete: got.incomplete, pages: got.pages})
 	return got

@@ -29,7 +29,7 @@ type scanner struct {
 }
 
 func (s *scanner) scan(ctx context.Context) scan.Snapshot {
-	self := scan.Namespace{Name: scan.Self, Outcome: scan.Collected, Report: pool.Report{CapacityPorts: 5000 + int(s.scans.Add(1))}}
+	self := scan.Namespace{Name: scan.Self, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Collected}, Report: pool.Report{CapacityPorts: 5000 + int(s.scans.Add(1))}}}
 	if deadline, ok := ctx.Deadline(); ok {
 		s.budget.Store(int64(time.Until(deadline)))
 	}
@@ -40,7 +40,7 @@ func (s *scanner) scan(ctx context.Context) scan.Snapshot {
 		select {
 		case <-time.After(s.takes):
 		case <-ctx.Done():
-			self.Outcome, self.Err = scan.Deadline, errors.New("cut short")
+			self.TCP.Outcome, self.TCP.Err = scan.Deadline, errors.New("cut short")
 		}
 	}
 	return scan.Snapshot{Time: time.Now(), Namespaces: []scan.Namespace{self}}

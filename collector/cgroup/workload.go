@@ -11,18 +11,18 @@ import (
 	"strings"
 )
 
-// An Owner is the pod and the container of a process. Unknown fields are empty.
-type Owner struct {
+// A Workload is the pod and the container of a process. Unknown fields are empty.
+type Workload struct {
 	PodUID      string // of Kubernetes, in the form of its API
 	ContainerID string // 64 hexadecimal digits
 }
 
-// OwnerOf returns the owner of a process. It is zero if the process has ended. proc is the mount
+// WorkloadOf returns the workload of a process. It is zero if the process has ended. proc is the mount
 // point of procfs.
-func OwnerOf(proc string, pid int) Owner {
+func WorkloadOf(proc string, pid int) Workload {
 	content, err := os.ReadFile(filepath.Join(proc, strconv.Itoa(pid), "cgroup"))
 	if err != nil {
-		return Owner{}
+		return Workload{}
 	}
 	return parseCgroup(string(content))
 }
@@ -39,29 +39,29 @@ var (
 
 // parseCgroup parses /proc/PID/cgroup of cgroup version 1 or 2. Its lines have the form
 // "hierarchy:controllers:path", see cgroups(7).
-func parseCgroup(content string) Owner {
-	var o Owner
+func parseCgroup(content string) Workload {
+	var w Workload
 	for line := range strings.Lines(content) {
 		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(fields) != 3 {
 			continue
 		}
 		of := parsePath(fields[2])
-		o.PodUID = cmp.Or(o.PodUID, of.PodUID)
-		o.ContainerID = cmp.Or(o.ContainerID, of.ContainerID)
+		w.PodUID = cmp.Or(w.PodUID, of.PodUID)
+		w.ContainerID = cmp.Or(w.ContainerID, of.ContainerID)
 	}
-	return o
+	return w
 }
 
-// parsePath returns the owner of the processes in a control group. Those that contain it come
+// parsePath returns the workload of the processes in a control group. Those that contain it come
 // first, so a container cannot take the names of others.
-func parsePath(path string) Owner {
-	var o Owner
+func parsePath(path string) Workload {
+	var w Workload
 	if m := podUID.FindStringSubmatch(path); m != nil {
-		o.PodUID = strings.ReplaceAll(m[1], "_", "-")
+		w.PodUID = strings.ReplaceAll(m[1], "_", "-")
 	}
 	if m := containerID.FindStringSubmatch(path); m != nil && m[1] == "" {
-		o.ContainerID = m[2]
+		w.ContainerID = m[2]
 	}
-	return o
+	return w
 }

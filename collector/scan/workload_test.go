@@ -42,9 +42,9 @@ func writeProcess(t *testing.T, proc string, pid int, p fakeProcess) {
 	}
 }
 
-// TestAssignOwners checks that the command is that of the process with most sockets, and that it
+// TestAssignWorkloads checks that the command is that of the process with most sockets, and that it
 // stays the same.
-func TestAssignOwners(t *testing.T) {
+func TestAssignWorkloads(t *testing.T) {
 	const container = "9b1c7a0de4f35a6b8c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b"
 	proc := t.TempDir()
 	writeProcess(t, proc, 7, fakeProcess{"pause", container, 0})
@@ -54,13 +54,13 @@ func TestAssignOwners(t *testing.T) {
 	s := newScanner(t, testConfig())
 	s.cfg.Proc = proc
 	known := s.recall(1, 4026532000)
-	owner := func(outcome Outcome, pids ...int) Owner {
+	workload := func(outcome Outcome, pids ...int) Workload {
 		candidates := []candidate{{known: known}}
 		c := &candidates[0]
-		c.Outcome, c.found.PIDs = outcome, pids
-		s.assignOwners(candidates)
+		c.TCP.Outcome, c.found.PIDs = outcome, pids
+		s.assignWorkloads(candidates)
 		s.assignCommands(candidates, time.Now().Add(time.Minute))
-		return c.Owner
+		return c.Workload
 	}
 	steps := []struct {
 		name    string
@@ -84,8 +84,8 @@ func TestAssignOwners(t *testing.T) {
 		if step.change != nil {
 			step.change()
 		}
-		got := owner(step.outcome, step.pids...)
-		want := Owner{Command: step.command}
+		got := workload(step.outcome, step.pids...)
+		want := Workload{Command: step.command}
 		if len(step.pids) > 0 {
 			want.ContainerID = container
 		}
@@ -104,12 +104,12 @@ func TestAssignCommandsBound(t *testing.T) {
 	candidates := make([]candidate, 10)
 	for i := range candidates {
 		candidates[i].known = s.recall(uint64(i), 0)
-		candidates[i].Outcome, candidates[i].found.PIDs = Collected, []int{7}
+		candidates[i].TCP.Outcome, candidates[i].found.PIDs = Collected, []int{7}
 	}
 	commands := func() int {
 		n := 0
 		for _, c := range candidates {
-			if c.Owner.Command == "nginx" {
+			if c.Workload.Command == "nginx" {
 				n++
 			}
 		}

@@ -13,24 +13,24 @@ import (
 	"ephemeral_port_exporter/collector/cgroup"
 )
 
-// assignOwners sets the owner of each namespace, as far as it is known without much work. An owner
+// assignWorkloads sets the workload of each namespace, as far as it is known without much work. It
 // stays the same as long as the processes exist that it comes from. Otherwise a tenant could
 // create series by renaming a process.
-func (s *Scanner) assignOwners(candidates []candidate) {
+func (s *Scanner) assignWorkloads(candidates []candidate) {
 	for i := range candidates {
 		c := &candidates[i]
 		k := c.known
 		if k.command != 0 && !slices.Contains(c.found.PIDs, k.command) {
-			k.command, k.owner.Command = 0, ""
+			k.command, k.workload.Command = 0, ""
 		}
-		if k.owner.ContainerID == "" || !slices.Contains(c.found.PIDs, k.ownerPID) {
-			k.ownerPID, k.owner.Owner = 0, cgroup.Owner{}
+		if k.workload.ContainerID == "" || !slices.Contains(c.found.PIDs, k.workloadPID) {
+			k.workloadPID, k.workload.Workload = 0, cgroup.Workload{}
 			if len(c.found.PIDs) > 0 {
-				k.ownerPID = c.found.PIDs[0]
-				k.owner.Owner = cgroup.OwnerOf(s.cfg.Proc, k.ownerPID)
+				k.workloadPID = c.found.PIDs[0]
+				k.workload.Workload = cgroup.WorkloadOf(s.cfg.Proc, k.workloadPID)
 			}
 		}
-		c.Owner = k.owner
+		c.Workload = k.workload
 	}
 }
 
@@ -44,18 +44,18 @@ func (s *Scanner) assignCommands(candidates []candidate, deadline time.Time) {
 	for i := range candidates {
 		c := &candidates[i]
 		k := c.known
-		if c.Outcome != Collected || k.command != 0 || slices.Equal(k.examined, c.found.PIDs) {
+		if c.TCP.Outcome != Collected || k.command != 0 || slices.Equal(k.examined, c.found.PIDs) {
 			continue
 		}
 		if left--; left < 0 || !time.Now().Before(deadline) {
 			return
 		}
-		k.command, k.owner.Command = busiestProcess(s.cfg.Proc, c.found.PIDs)
+		k.command, k.workload.Command = busiestProcess(s.cfg.Proc, c.found.PIDs)
 		k.examined = nil
 		if k.command == 0 {
 			k.examined = c.found.PIDs
 		}
-		c.Owner = k.owner
+		c.Workload = k.workload
 	}
 }
 
