@@ -103,7 +103,7 @@ func newDescs() descs {
 			"Ports of closed connections to the destination that connect() may take over now, see tcp_tw_reuse: in TIME_WAIT, and on kernels that do so in FIN_WAIT2.",
 			destination, nil),
 		destinationReusableUnknownPorts: prometheus.NewDesc("ephemeral_port_destination_reusable_unknown_ports",
-			"Ports in FIN_WAIT2 to the destination of which it is not known whether connect() takes them over: kernels before 6.12 do, unless they have the change of that release. They count as used, so utilization can be too high by these. Absent where it is known or there are none.",
+			"Ports of closed connections to the destination of which it is not known whether connect() takes them over: in FIN_WAIT2, kernels before 6.12 do, unless they have the change of that release; in TIME_WAIT, it depends on TCP timestamps, which this scrape could not find out. They count as used, so utilization can be too high by these. Absent where it is known or there are none.",
 			destination, nil),
 		destinationUtilization: prometheus.NewDesc("ephemeral_port_destination_utilization_ratio",
 			"Ports that are held and not reusable, and others that are bound (see bound_ports), divided by the capacity. 1 means that the next connect() to the destination fails with EADDRNOTAVAIL. Above 0.5, each connect() takes much longer.",
@@ -255,14 +255,17 @@ func (d *descs) sendNamespace(ch chan<- prometheus.Metric, n scan.Namespace) {
 	gauge(d.collectSuccess, 1)
 	if n.TCP.Outcome == scan.Idle {
 		// There can be thousands of idle namespaces: they get as few series as possible.
-		if n.TCP.TimeWaitSockets != 0 {
-			gauge(d.timeWaitSockets, float64(n.TCP.TimeWaitSockets))
+		if n.TimeWait.Sockets != 0 {
+			gauge(d.timeWaitSockets, float64(n.TimeWait.Sockets))
 		}
 		return
 	}
 	gauge(d.collectDuration, n.TCP.Duration.Seconds())
-	gauge(d.timeWaitSockets, float64(n.TCP.TimeWaitSockets))
-	ch <- prometheus.MustNewConstMetric(d.timeWaitOverflows, prometheus.CounterValue, float64(n.TCP.TimeWaitOverflows), n.Name)
+	if w := n.TimeWait; w.Outcome == scan.Collected {
+		gauge(d.timeWaitSockets, float64(w.Sockets))
+		gauge(d.timeWaitLimitSockets, float64(w.Limit))
+		ch <- prometheus.MustNewConstMetric(d.timeWaitOverflows, prometheus.CounterValue, float64(w.Overflows), n.Name)
+	}
 	d.sendSettings(gauge, n.TCP.Report)
 	d.sendPools(ch, n.Name, n.TCP.Report)
 }
@@ -286,7 +289,6 @@ func (d *descs) sendSettings(gauge func(*prometheus.Desc, float64), r pool.Repor
 	}
 	gauge(d.tcpFinTimeout, r.Settings.FinTimeout.Seconds())
 	gauge(d.timeWaitLength, r.Settings.TimeWaitLength.Seconds())
-	gauge(d.timeWaitLimitSockets, float64(r.Settings.TimeWaitLimit))
 }
 
 // sendPools sends the metrics of destinations and sources.

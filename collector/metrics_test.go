@@ -56,7 +56,7 @@ func TestMetrics(t *testing.T) {
 		Settings: pool.Settings{
 			PortRange: pool.PortRange{Low: 32768, High: 60999},
 			TWReuse:   2, TWReuseDelay: 1500 * time.Millisecond, Timestamps: 1,
-			FinTimeout: 30 * time.Second, TimeWaitLimit: 131072, TimeWaitLength: time.Minute,
+			FinTimeout: 30 * time.Second, TimeWaitLength: time.Minute,
 		},
 		ReservedPorts: 5, BlockedPorts: 2, CapacityPorts: 28225, BoundPorts: 4, BoundUnknown: 3, BoundKnown: true,
 		MaxUtilization: 0.75,
@@ -102,7 +102,8 @@ func TestMetrics(t *testing.T) {
 		},
 		Namespaces: []scan.Namespace{
 			{
-				Name: scan.Self, Inode: 4026531840, TCP: scan.TCP{Result: read, Report: report, TimeWaitSockets: 10000, TimeWaitOverflows: 7, Duration: 2500 * time.Microsecond},
+				Name: scan.Self, Inode: 4026531840, TCP: scan.TCP{Result: read, Report: report, Duration: 2500 * time.Microsecond},
+				TimeWait: scan.TimeWait{Result: read, Sockets: 10000, Limit: 131072, Overflows: 7},
 				Workload: scan.Workload{
 					Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: "9b1c7a0d"},
 					Command:  "pause\xff\n",
@@ -177,7 +178,7 @@ ephemeral_port_udp_collect_success{netns="self"} 0
 // read.
 func TestMetricsIdle(t *testing.T) {
 	idle := func(timeWait int) scan.Namespace {
-		return scan.Namespace{Name: "few", Inode: 7, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}, TimeWaitSockets: timeWait}}
+		return scan.Namespace{Name: "few", Inode: 7, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, TimeWait: scan.TimeWait{Result: scan.Result{Outcome: scan.Idle}, Sockets: timeWait}}
 	}
 	const series = `ephemeral_port_collect_success{netns="few"} 1
 ephemeral_port_netns_info{command="",container_id="",inode="7",netns="few",pod_uid=""} 1
@@ -201,6 +202,7 @@ func TestMetricsBound(t *testing.T) {
 		n := scan.Namespace{Name: fmt.Sprint("busy", i), Inode: uint64(i + 1), TCP: scan.TCP{Result: read}}
 		n.TCP.Report.Settings.TWReuseDelay, n.TCP.Report.BoundKnown = time.Second, true
 		n.Conntrack = scan.Conntrack{Result: read, Limit: 1, Counted: true}
+		n.TimeWait = scan.TimeWait{Result: read}
 		n.UDP = udpOf(3, 1, 2, 3)
 		for j := range n.UDP.Report.Pools {
 			n.UDP.Report.Pools[j].Owners = []pool.Owner{{Cgroup: 1, Ports: 1}, {Cgroup: 2, Ports: 1}, {Cgroup: 3, Ports: 1}}
@@ -216,7 +218,7 @@ func TestMetricsBound(t *testing.T) {
 		r.Sources = append(r.Sources, pool.Source{Address: address(i).Addr()})
 	}
 	for i := range idle {
-		s.Namespaces = append(s.Namespaces, scan.Namespace{Name: fmt.Sprint("idle", i), Inode: uint64(1000 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}, TimeWaitSockets: 1}})
+		s.Namespaces = append(s.Namespaces, scan.Namespace{Name: fmt.Sprint("idle", i), Inode: uint64(1000 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, TimeWait: scan.TimeWait{Result: scan.Result{Outcome: scan.Idle}, Sockets: 1}})
 	}
 	s.Cgroups = map[uint64]cgroup.Group{1: {Path: "/"}, 2: {Path: "/a"}, 3: {Path: "/b"}}
 	s.ConnectFailures = &scan.ConnectFailures{MissedRunsKnown: true}

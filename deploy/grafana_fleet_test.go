@@ -50,8 +50,8 @@ var fleetEnd = time.Date(2026, time.January, 1, 1, 0, 0, 0, time.UTC)
 func busyHost(host int) scan.Snapshot {
 	capacity := 28232
 	namespace := func(name string, inode uint64) scan.Namespace {
-		n := scan.Namespace{Name: name, Inode: inode, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Collected}, Duration: time.Millisecond, TimeWaitSockets: 1000}}
-		n.TCP.Report.Settings = ports.Settings{Timestamps: 1, TWReuseDelay: time.Second, TimeWaitLength: time.Minute, TimeWaitLimit: 262144}
+		n := scan.Namespace{Name: name, Inode: inode, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Collected}, Duration: time.Millisecond}, TimeWait: scan.TimeWait{Result: scan.Result{Outcome: scan.Collected}, Sockets: 1000, Limit: 262144}}
+		n.TCP.Report.Settings = ports.Settings{Timestamps: 1, TWReuseDelay: time.Second, TimeWaitLength: time.Minute}
 		n.TCP.Report.CapacityPorts, n.TCP.Report.BoundPorts, n.TCP.Report.BoundKnown, n.TCP.Report.MaxUtilization = capacity, 10, true, 1
 		n.Conntrack = scan.Conntrack{Result: scan.Result{Outcome: scan.Collected}, Entries: 200000, Limit: 262144, Counted: true, InsertFailed: 1, Dropped: 1, EarlyDropped: 1}
 		n.NAT = scan.NAT{Result: scan.Result{Outcome: scan.Collected}, Report: snat.Report{CapacityPorts: 64512, MaxUtilization: 1}, Duration: time.Millisecond}

@@ -81,6 +81,10 @@ func newLoad(rule *timeWaitRule, counts *poolCounts, second float64) load {
 		f.rate = max(f.rate, surplus)
 	}
 	f.recent = f.rate
+	if counts.doubted {
+		f := &l.flows[takenOver]
+		f.closeTimes, f.older, l.second = rule.times[expired], [ageBins + 2]int{}, -1
+	}
 	l.unansweredPorts = min(f.rate*f.hold.Seconds(), float64(f.older[0]))
 	return l
 }

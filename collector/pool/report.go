@@ -67,9 +67,9 @@ type Destination struct {
 	Reusable    int     // ports of closed connections that connect() may take over now
 	Utilization float64 // from 0 to 1; at 1 the next connect() fails
 
-	// ReusableUnknown counts the ports in FIN_WAIT2 that connect() may take over too on some kernels
-	// before 6.12, where it is not known of this one, see Settings.ReuseFinWait2. Utilization takes
-	// them for held: it can be too high by these.
+	// ReusableUnknown counts the ports that connect() may take over or not: those in FIN_WAIT2 on some kernels
+	// before 6.12, where it is not known of this one, see Settings.ReuseFinWait2; and those in TIME_WAIT
+	// of a destination that Table.Doubt is about. Utilization takes them for held: it can be too high by these.
 	ReusableUnknown int
 
 	// BoundByOthers counts the ports that this pool does not hold, and that connect() cannot
@@ -216,7 +216,7 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	closed := int(counts.states[TimeWait]) + int(counts.finWait2) + int(math.Round(l.unansweredPorts))
 	d.Open = max(d.Held-closed, 0)
 	hold := rule.hold(counts.timestamps)
-	if counts.binds[connectParity] {
+	if counts.binds[connectParity] || counts.doubted {
 		hold = rule.times[expired].hold
 	}
 	d.Hold, d.Unanswered = l.hold(hold)

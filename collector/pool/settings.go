@@ -21,7 +21,6 @@ type Settings struct {
 	ReuseFinWait2  Fact          // where tcp_tw_reuse applies, connect() takes over mini-sockets in FIN_WAIT2 too (before 6.12)
 	Timestamps     int           // tcp_timestamps: 0 off
 	FinTimeout     time.Duration // tcp_fin_timeout
-	TimeWaitLimit  int           // tcp_max_tw_buckets, in sockets
 	TimeWaitLength time.Duration // TCP_TIMEWAIT_LEN
 	Tick           time.Duration // of timers: 1 s / CONFIG_HZ
 }

@@ -51,7 +51,7 @@ type poolCounts struct {
 	reusable uint32              // mini-sockets whose ports connect() may take over
 	recent   uint32              // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
 	finWait2 uint32              // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
-	unsure   uint32              // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that
+	unsure   uint32              // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that, and those of Doubt
 	bound    uint32              // on ports of Table.bound
 	loopback bool
 	source   *portset.Set
@@ -60,6 +60,7 @@ type poolCounts struct {
 	open          uint16 // the port of an open connection; 0 if there is none
 	openInterface uint32 // its Socket.Interface
 	timestamps    Fact   // the peer uses TCP timestamps
+	doubted       bool   // see Doubt
 
 	// binds tells, by parityOf, of which ports earlier Tables learned that clients bind them:
 	// connect() never takes these over.

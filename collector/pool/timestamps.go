@@ -13,9 +13,9 @@ type Question struct {
 	Local, Remote netip.AddrPort
 	Interface     uint32 // as in Socket
 
-	destination netip.AddrPort
-	fact        *Fact // of the Table that asks
-	counted     bool  // the answer may change what the Table counted
+	pool    poolKey
+	fact    *Fact // of the Table that asks
+	counted bool  // the answer may change what the Table counted
 }
 
 // adviceFrom is the utilization from which on advice may be to have connect() take over ports.
@@ -42,10 +42,10 @@ func (t *Table) Questions(limits Limits) []Question {
 		}
 		local := netip.AddrPortFrom(netip.AddrFrom16(key.source).Unmap(), c.open)
 		remote := netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), uint16(key.port))
-		all = append(all, asked{Question{local, remote, c.openInterface, key.destinationAddr(), &c.timestamps, rule.reusable}, held})
+		all = append(all, asked{Question{local, remote, c.openInterface, key, &c.timestamps, rule.reusable}, held})
 	}
 	slices.SortFunc(all, func(a, b asked) int {
-		return cmp.Or(cmp.Compare(b.held, a.held), a.Local.Compare(b.Local), a.destination.Compare(b.destination))
+		return cmp.Or(cmp.Compare(b.held, a.held), a.Local.Compare(b.Local), a.pool.destinationAddr().Compare(b.pool.destinationAddr()))
 	})
 	questions := make([]Question, min(len(all), limits.Most))
 	for i := range questions {
@@ -60,11 +60,25 @@ func (k *Knowledge) Answer(q Question, timestamps bool) (changed bool) {
 	if timestamps {
 		fact = Yes
 	}
-	before := k.timestamps[q.destination]
+	destination := q.pool.destinationAddr()
+	before := k.timestamps[destination]
 	if k.timestamps == nil {
 		k.timestamps = map[netip.AddrPort]Fact{}
 	}
-	k.timestamps[q.destination] = fact
+	k.timestamps[destination] = fact
 	*q.fact = fact
 	return q.counted && fact != before && (fact == No || before == No)
+}
+
+// Doubt says that the Table does not contain the answer to a question. Unless connect() is known to take over
+// ports in TIME_WAIT of the pool, they count as held for as long as that lasts.
+func (t *Table) Doubt(q Question) {
+	i, ok := t.pools[q.pool]
+	if !ok || !q.counted || t.counts[i].timestamps == Yes {
+		return
+	}
+	c := &t.counts[i]
+	c.doubted = true
+	c.unsure += c.reusable
+	c.reusable = 0
 }

@@ -142,3 +142,49 @@ func TestAnswer(t *testing.T) {
 		})
 	}
 }
+
+// TestDoubt checks that a question without an answer is as bad as the worst answer, unless it was answered before.
+func TestDoubt(t *testing.T) {
+	for _, delay := range []time.Duration{time.Second, 0} { // with tcp_tw_reuse_delay and without
+		for _, before := range []Fact{Unknown, No, Yes} {
+			t.Run(fmt.Sprint(delay, before), func(t *testing.T) {
+				report := func(before Fact, doubt bool) Destination {
+					s := reusing(hundredPorts, delay)
+					peer := netip.MustParseAddrPort("10.0.1.1:80")
+					table := NewTable(s)
+					table.Recall(Knowledge{timestamps: map[netip.AddrPort]Fact{peer: before}})
+					for port := range 80 {
+						s := socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), peer.String())
+						s.Seen = 1000*time.Second + 500*time.Millisecond
+						if port > 0 {
+							s.State, s.Mini, s.Expires = TimeWait, true, time.Minute-time.Duration(port)*20*time.Millisecond
+						}
+						table.Add(&s)
+					}
+					questions := table.Questions(everything)
+					if len(questions) != 1 {
+						t.Fatalf("%d questions", len(questions))
+					}
+					if doubt {
+						table.Doubt(questions[0])
+					}
+					return table.Report(everything).Destinations[0]
+				}
+				got, known, worst := report(before, true), report(before, false), report(No, false)
+				if before != Unknown {
+					if got.Utilization != known.Utilization || got.Hold != known.Hold || got.ReusableUnknown != 0 {
+						t.Errorf("got %+v, want what was known before: %+v", got, known)
+					}
+					return
+				}
+				if known.Reusable == 0 || got.Reusable != 0 || got.ReusableUnknown != known.Reusable || got.Timestamps != Unknown {
+					t.Errorf("%d reusable ports and %d that may be, timestamps %v, want 0 and %d, unknown", got.Reusable, got.ReusableUnknown, got.Timestamps, known.Reusable)
+				}
+				if got.Utilization != worst.Utilization || got.Hold != worst.Hold || got.Ceiling > worst.Ceiling || got.Exhaustion > worst.Exhaustion {
+					t.Errorf("utilization %v, hold %v, ceiling %v, exhaustion %v, want no better than without timestamps: %v, %v, %v, %v",
+						got.Utilization, got.Hold, got.Ceiling, got.Exhaustion, worst.Utilization, worst.Hold, worst.Ceiling, worst.Exhaustion)
+				}
+			})
+		}
+	}
+}

@@ -3,6 +3,7 @@
 package scan
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"time"
@@ -54,6 +55,9 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, deadline time.Tim
 		n.TCP = TCP{Result: failure(err)}
 		return
 	}
+	if n.TimeWait, err = s.countTimeWait(ns); err != nil {
+		n.TimeWait.Result = failure(err)
+	}
 	n.TCP.Duration = time.Since(start)
 }
 
@@ -64,23 +68,29 @@ func (s *Scanner) collectTCP(ns *procfs.Namespace, settings pool.Settings, known
 	if err != nil {
 		return TCP{}, err
 	}
-	table, err := s.fillTable(settings, known, deadline)
-	if err != nil {
-		return TCP{}, err
-	}
-	sockstat, err := s.proc.Sockstat()
-	if err != nil {
-		return TCP{}, err
-	}
-	overflows, err := s.proc.TimeWaitOverflows()
+	table, unanswered, err := s.fillTable(settings, known, deadline)
 	if err != nil {
 		return TCP{}, err
 	}
 	table.Infer(known, s.cfg.Limits)
-	return TCP{
-		Result: Result{Outcome: Collected}, Report: table.Report(s.cfg.Limits),
-		TimeWaitSockets: sockstat.TimeWait, TimeWaitOverflows: overflows,
-	}, nil
+	return TCP{Result: Result{Outcome: Collected}, Report: table.Report(s.cfg.Limits), TimestampsErr: unanswered}, nil
+}
+
+// countTimeWait reads what the kernel counts of TIME_WAIT in the calling thread's namespace.
+func (s *Scanner) countTimeWait(ns *procfs.Namespace) (TimeWait, error) {
+	sockstat, err := s.proc.Sockstat()
+	if err != nil {
+		return TimeWait{}, err
+	}
+	limit, err := ns.TCPMaxTWBuckets()
+	if err != nil {
+		return TimeWait{}, err
+	}
+	overflows, err := s.proc.TimeWaitOverflows()
+	if err != nil {
+		return TimeWait{}, err
+	}
+	return TimeWait{Result: Result{Outcome: Collected}, Sockets: sockstat.TimeWait, Limit: limit, Overflows: overflows}, nil
 }
 
 // readPorts returns Settings with the sysctls that say which ports connect() may choose, for TCP and
@@ -121,37 +131,48 @@ func (s *Scanner) readTCPSettings(ns *procfs.Namespace, settings pool.Settings) 
 	if settings.FinTimeout, err = ns.TCPFinTimeout(); err != nil {
 		return pool.Settings{}, err
 	}
-	if settings.TimeWaitLimit, err = ns.TCPMaxTWBuckets(); err != nil {
-		return pool.Settings{}, err
-	}
 	return settings, nil
 }
 
 // fillTable returns a Table of the calling thread's namespace. It adds to known which peers use
-// timestamps. If that contradicts what the Table assumed, it reads all sockets once more; likewise if the Table
+// timestamps. If that contradicts what the Table assumed, it reads all sockets once more, and also if the Table
 // needs to know what connect() does with FIN_WAIT2, and a trial has told.
-func (s *Scanner) fillTable(settings pool.Settings, known *pool.Knowledge, deadline time.Time) (*pool.Table, error) {
-	for again := false; ; again = true {
-		table := pool.NewTable(settings)
-		table.Recall(*known)
-		if err := s.fill(table, settings.PortRange, deadline); err != nil {
-			return nil, err
-		}
-		if again {
-			return table, nil
-		}
-		changed, err := s.askTimestamps(table.Questions(s.cfg.Limits), known, deadline)
-		if err != nil {
-			return nil, err
-		}
-		if table.AsksFinWait2() && s.askFinWait2(deadline) {
-			settings.ReuseFinWait2 = s.finWait2
-			changed = true
-		}
-		if !changed {
-			return table, nil
+//
+// unanswered says why it is not known of some peers whether they use timestamps. Then the Table has the worst
+// case of what they may do. Reading the sockets once more only makes it better: it stays as it is if there is no time.
+func (s *Scanner) fillTable(settings pool.Settings, known *pool.Knowledge, deadline time.Time) (table *pool.Table, unanswered, err error) {
+	if table, err = s.readTable(settings, known, deadline); err != nil {
+		return nil, nil, err
+	}
+	questions := table.Questions(s.cfg.Limits)
+	answered, changed, unanswered := s.askTimestamps(questions, known, deadline)
+	told := table.AsksFinWait2() && s.askFinWait2(deadline)
+	if told {
+		settings.ReuseFinWait2 = s.finWait2
+	}
+	if changed || told {
+		again, err := s.readTable(settings, known, deadline)
+		switch {
+		case err == nil:
+			table = again
+		case changed:
+			answered, unanswered = 0, cmp.Or(unanswered, err)
 		}
 	}
+	for _, q := range questions[answered:] {
+		table.Doubt(q)
+	}
+	return table, unanswered, nil
+}
+
+// readTable reads the sockets of the calling thread's namespace.
+func (s *Scanner) readTable(settings pool.Settings, known *pool.Knowledge, deadline time.Time) (*pool.Table, error) {
+	table := pool.NewTable(settings)
+	table.Recall(*known)
+	if err := s.fill(table, settings.PortRange, deadline); err != nil {
+		return nil, err
+	}
+	return table, nil
 }
 
 // askFinWait2 asks the trial once. It reports whether the answer is known now.
@@ -171,24 +192,25 @@ func (s *Scanner) askFinWait2(deadline time.Time) (known bool) {
 	return fact != pool.Unknown
 }
 
-// askTimestamps adds the answers to known. It reports whether one was not as assumed.
-func (s *Scanner) askTimestamps(questions []pool.Question, known *pool.Knowledge, deadline time.Time) (changed bool, err error) {
+// askTimestamps adds the answers to known. It returns how many of the questions it has asked before an
+// error, and reports whether an answer was not as assumed.
+func (s *Scanner) askTimestamps(questions []pool.Question, known *pool.Knowledge, deadline time.Time) (asked int, changed bool, err error) {
 	if len(questions) == 0 {
-		return false, nil
+		return 0, false, nil
 	}
 	conn, err := s.dialUntil(deadline)
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	defer conn.Close()
-	for _, q := range questions {
+	for i, q := range questions {
 		timestamps, ok, err := conn.Timestamps(q.Local, q.Remote, q.Interface)
 		if err != nil {
-			return false, err
+			return i, changed, err
 		}
 		if ok && known.Answer(q, timestamps) {
 			changed = true
 		}
 	}
-	return changed, nil
+	return len(questions), changed, nil
 }

@@ -105,6 +105,7 @@ func faultyScanner(t *testing.T, f **fault) (*Scanner, *bytes.Buffer) {
 		Timeout:        time.Minute,
 		Logger:         slog.New(slog.NewTextHandler(&log, nil)),
 	})
+	log.Reset()
 	s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
 		answer := healthy
 		if *f != nil {

@@ -23,6 +23,7 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 	}
 	for _, n := range snapshot.Namespaces {
 		s.logUDP(n, logged)
+		s.logDetails(n, logged)
 		err := n.TCP.Err
 		if err == nil || n.TCP.Outcome == Skipped || n.TCP.Outcome == Deadline && n.Name != Self {
 			continue
@@ -62,5 +63,25 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 	}
 	if f := snapshot.ConnectFailures; f != nil && f.ReclaimErr != nil {
 		s.cfg.Logger.Error("The table of connect failures fills up, because slots cannot be freed", "err", f.ReclaimErr)
+	}
+}
+
+// logDetails logs what is not known of a namespace besides its sockets, if the last scan knew it.
+func (s *Scanner) logDetails(n Namespace, logged map[string]bool) {
+	for _, detail := range []struct {
+		message string
+		err     error
+	}{
+		{"It is not known whether destinations use TCP timestamps, so their ports in TIME_WAIT count as used", n.TCP.TimestampsErr},
+		{"The counters of TIME_WAIT cannot be read", n.TimeWait.Err},
+	} {
+		if detail.err == nil || errors.Is(detail.err, os.ErrDeadlineExceeded) && n.Name != Self {
+			continue
+		}
+		key := fmt.Sprintf("%s %d", detail.message, n.Inode)
+		logged[key] = true
+		if !s.logged[key] {
+			s.cfg.Logger.Warn(detail.message, "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", detail.err)
+		}
 	}
 }

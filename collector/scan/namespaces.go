@@ -136,7 +136,8 @@ func (s *Scanner) survey(v *netns.Visitor, c *candidate, deadline time.Time) (er
 	}
 	if c.sockets*idleFactor < c.known.capacity {
 		c.known.busy = false
-		c.TCP.Outcome, c.TCP.TimeWaitSockets = Idle, sockstat.TimeWait
+		c.TCP.Outcome = Idle
+		c.TimeWait = TimeWait{Result: Result{Outcome: Idle}, Sockets: sockstat.TimeWait}
 	}
 	return nil
 }

@@ -64,6 +64,7 @@ type Namespace struct {
 
 	TCP       TCP
 	UDP       UDP
+	TimeWait  TimeWait
 	Conntrack Conntrack
 	NAT       NAT
 }
@@ -71,10 +72,21 @@ type Namespace struct {
 // TCP is what is known of the TCP sockets of a namespace. Its outcome is that of the namespace.
 type TCP struct {
 	Result
-	Report            pool.Report   // known if Collected, like the fields below
-	TimeWaitSockets   int           // on any port; also known if Idle
-	TimeWaitOverflows uint64        // TCPTimeWaitOverflow
-	Duration          time.Duration // of reading it
+	Report   pool.Report   // known if Collected, like the fields below
+	Duration time.Duration // of reading it
+
+	// TimestampsErr says why it is not known of some destinations whether they use TCP timestamps. What cannot
+	// be taken over without them counts as held in the Report.
+	TimestampsErr error
+}
+
+// A TimeWait is what the kernel counts of the sockets in TIME_WAIT of a namespace. It is zero where the
+// TCP sockets could not be read.
+type TimeWait struct {
+	Result
+	Sockets   int    // on any port; known if Collected or Idle
+	Limit     int    // sysctl tcp_max_tw_buckets; known if Collected, like the field below
+	Overflows uint64 // TCPTimeWaitOverflow
 }
 
 // UDP is what is known of the UDP sockets of a namespace.

@@ -19,6 +19,11 @@ var testInfo = Info{Host: "proxy-1", Version: "(version=1.2.3, branch=main, revi
 // read is the Result of what was read.
 var read = scan.Result{Outcome: scan.Collected}
 
+// timeWait returns what the kernel counts of so many sockets.
+func timeWait(sockets int) scan.TimeWait {
+	return scan.TimeWait{Result: read, Sockets: sockets, Limit: 131072}
+}
+
 // at is the time of all snapshots.
 var at = time.Date(2026, 11, 21, 3, 0, 0, 0, time.UTC)
 
@@ -27,7 +32,7 @@ func defaults() pool.Report {
 	return pool.Report{
 		Settings: pool.Settings{
 			PortRange: pool.PortRange{Low: 32768, High: 60999}, TWReuse: 2, TWReuseDelay: time.Second, Timestamps: 1,
-			FinTimeout: time.Minute, TimeWaitLimit: 131072, TimeWaitLength: time.Minute,
+			FinTimeout: time.Minute, TimeWaitLength: time.Minute,
 		},
 		ReservedPorts: 10, BlockedPorts: 2, CapacityPorts: 28220, BoundKnown: true, BoundPorts: 120,
 	}
@@ -66,7 +71,7 @@ func snapshots() map[string]scan.Snapshot {
 }
 
 func hostOf(r pool.Report) scan.Snapshot {
-	return scan.Snapshot{Time: at, Namespaces: []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: read, Report: r, TimeWaitSockets: 41234, Duration: 12 * time.Millisecond}}}}
+	return scan.Snapshot{Time: at, Namespaces: []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: read, Report: r, Duration: 12 * time.Millisecond}, TimeWait: timeWait(41234)}}}
 }
 
 // trouble is a host where nearly everything goes wrong.
@@ -97,11 +102,11 @@ func trouble() scan.Snapshot {
 	pod.Destinations, pod.MaxUtilization = []pool.Destination{inPod}, inPod.Utilization
 	s.Namespaces = append(s.Namespaces,
 		scan.Namespace{
-			Name: "cni-1f2e", Inode: 4026532999, Path: "/run/netns/cni-1f2e", TCP: scan.TCP{Result: read, Report: pod, TimeWaitSockets: 23000},
+			Name: "cni-1f2e", Inode: 4026532999, Path: "/run/netns/cni-1f2e", TCP: scan.TCP{Result: read, Report: pod}, TimeWait: timeWait(23000),
 			UDP:      udpOf(28222, 0),
 			Workload: scan.Workload{Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}, Command: "haproxy"},
 		},
-		scan.Namespace{Name: "netns-77", Inode: 4026533001, Path: "/proc/77/ns/net", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}, TimeWaitSockets: 3}},
+		scan.Namespace{Name: "netns-77", Inode: 4026533001, Path: "/proc/77/ns/net", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, TimeWait: timeWait(3)},
 		scan.Namespace{Name: "netns-78", Inode: 4026533002, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("netns: open /proc/78/ns/net: permission denied")}}},
 		scan.Namespace{TCP: scan.TCP{Result: scan.Result{Outcome: scan.Skipped}}},
 	)
@@ -174,7 +179,7 @@ func manyNamespaces() scan.Snapshot {
 	s.Namespaces[0].TCP.Report.Destinations = all[:56]
 	for i := range 299 {
 		n := scan.Namespace{
-			Name: fmt.Sprintf("cni-%08x-%04x", 0x1f2e3d4c+i, i), Inode: uint64(4026532000 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}, TimeWaitSockets: i},
+			Name: fmt.Sprintf("cni-%08x-%04x", 0x1f2e3d4c+i, i), Inode: uint64(4026532000 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, TimeWait: timeWait(i),
 			Workload: scan.Workload{Workload: cgroup.Workload{PodUID: fmt.Sprintf("3f8e1c2a-5b6d-4e7f-8a9b-%012d", i)}, Command: "worker"},
 		}
 		n.Path = "/run/netns/" + n.Name

@@ -105,8 +105,8 @@ type documentReport struct {
 	Timestamps            int      `json:"tcp_timestamps"`
 	FinTimeout            float64  `json:"tcp_fin_timeout_seconds"`
 	TimeWaitLength        float64  `json:"time_wait_length_seconds"`
-	TimeWaitLimit         int      `json:"time_wait_limit_sockets"`
-	TimeWaitOverflows     uint64   `json:"time_wait_overflows_total"`
+	TimeWaitLimit         *int     `json:"time_wait_limit_sockets,omitempty"`
+	TimeWaitOverflows     *uint64  `json:"time_wait_overflows_total,omitempty"`
 	UnreportedDestination int      `json:"unreported_destinations"`
 	UnreportedPorts       int      `json:"unreported_ports"`
 	UnreportedSources     int      `json:"unreported_sources"`
@@ -260,7 +260,9 @@ func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 	if n.TCP.Outcome == scan.Skipped {
 		return doc
 	}
-	doc.TimeWaitSockets = &n.TCP.TimeWaitSockets
+	if n.TimeWait.Err == nil {
+		doc.TimeWaitSockets = &n.TimeWait.Sockets
+	}
 	if n.TCP.Outcome != scan.Collected {
 		return doc
 	}
@@ -271,12 +273,14 @@ func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 		MaxUtilization: r.MaxUtilization, MaxSourceUtilization: r.MaxSourceUtilization,
 		TWReuse: settings.TWReuse, Timestamps: settings.Timestamps,
 		FinTimeout: settings.FinTimeout.Seconds(), TimeWaitLength: settings.TimeWaitLength.Seconds(),
-		TimeWaitLimit: settings.TimeWaitLimit, TimeWaitOverflows: n.TCP.TimeWaitOverflows,
 		UnreportedDestination: r.UnreportedDestinations, UnreportedPorts: r.UnreportedPorts, UnreportedSources: r.UnreportedSources,
 		Duration: n.TCP.Duration.Seconds(), Sockets: r.Sockets,
 	}
 	if r.BoundKnown {
 		doc.Bound, doc.BoundUnknown = &r.BoundPorts, &r.BoundUnknown
+	}
+	if n.TimeWait.Outcome == scan.Collected {
+		doc.TimeWaitLimit, doc.TimeWaitOverflows = &n.TimeWait.Limit, &n.TimeWait.Overflows
 	}
 	if settings.TWReuseDelay > 0 {
 		delay := settings.TWReuseDelay.Seconds()

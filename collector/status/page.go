@@ -343,7 +343,10 @@ func newNamespace(n *scan.Namespace, c cleaner) namespace {
 		row.Err = c.sentence(n.TCP.Err.Error())
 		return row
 	}
-	row.TimeWait = strconv.Itoa(n.TCP.TimeWaitSockets)
+	row.TimeWait = "unknown"
+	if n.TimeWait.Err == nil {
+		row.TimeWait = strconv.Itoa(n.TimeWait.Sockets)
+	}
 	if n.TCP.Outcome != scan.Collected {
 		return row
 	}
@@ -420,7 +423,9 @@ func settingsOf(n *scan.Namespace) []setting {
 	}
 	add("tcp_timestamps", strconv.Itoa(s.Timestamps), timestamps)
 	add("tcp_fin_timeout", strconv.FormatFloat(s.FinTimeout.Seconds(), 'g', -1, 64), "s in FIN_WAIT2; it does not shorten TIME_WAIT")
-	add("TIME_WAIT", strconv.Itoa(n.TCP.TimeWaitSockets), fmt.Sprintf("sockets, at most %d (tcp_max_tw_buckets)", s.TimeWaitLimit))
+	if n.TimeWait.Outcome == scan.Collected {
+		add("TIME_WAIT", strconv.Itoa(n.TimeWait.Sockets), fmt.Sprintf("sockets, at most %d (tcp_max_tw_buckets)", n.TimeWait.Limit))
+	}
 	return settings
 }
 
@@ -433,8 +438,15 @@ func (p *page) addLeftOut(s *scan.Snapshot, c cleaner) {
 		destinations += r.UnreportedDestinations
 		ports += r.UnreportedPorts
 		sources += r.UnreportedSources
+		of := 0
 		for i := range r.Destinations {
-			unsure += r.Destinations[i].ReusableUnknown
+			of += r.Destinations[i].ReusableUnknown
+		}
+		if n.TCP.TimestampsErr == nil {
+			unsure += of
+		} else if of > 0 {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s in TIME_WAIT may be free, but count as used: it could not be read whether their destinations use TCP timestamps. %s",
+				c.name(n.Name), plural(of, "port", "ports"), c.sentence(n.TCP.TimestampsErr.Error())))
 		}
 		natPools += n.NAT.Report.UnreportedPools
 		natPorts += n.NAT.Report.UnreportedPorts
