@@ -29,7 +29,11 @@ type scanner struct {
 }
 
 func (s *scanner) scan(ctx context.Context) scan.Snapshot {
-	self := scan.Namespace{Name: scan.Self, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Collected}, Report: pool.Report{CapacityPorts: 5000 + int(s.scans.Add(1))}}}
+	read := scan.Result{Outcome: scan.Collected}
+	self := scan.Namespace{
+		Name: scan.Self, TimeWait: scan.TimeWait{Result: read},
+		TCP: scan.TCP{Result: read, Report: pool.Report{CapacityPorts: 5000 + int(s.scans.Add(1))}},
+	}
 	if deadline, ok := ctx.Deadline(); ok {
 		s.budget.Store(int64(time.Until(deadline)))
 	}
