@@ -22,9 +22,9 @@ type descs struct {
 	destinationCeiling, destinationCloses, destinationExhaustion, destinationTimestamps *prometheus.Desc
 	destinationOwnerPorts                                                               *prometheus.Desc
 
-	sourcePorts, sourceBoundPorts, sourceBindParityPorts, sourceUtilization *prometheus.Desc
+	sourcePorts, sourceBoundPorts, sourceUtilization *prometheus.Desc
 
-	unreportedDestinations, unreportedPorts, unreportedSources, maxSourceUtilization *prometheus.Desc
+	unreportedDestinations, unreportedPorts, unreportedSources *prometheus.Desc
 
 	collectSuccess, collectDuration, collectSockets *prometheus.Desc
 
@@ -132,9 +132,6 @@ func newDescs() descs {
 		sourceBoundPorts: prometheus.NewDesc("ephemeral_port_source_bound_ports",
 			"Those of source_ports that are bound, see bound_ports. If they are more than half, clients bind before they connect: watch the source utilization.",
 			source, nil),
-		sourceBindParityPorts: prometheus.NewDesc("ephemeral_port_source_bind_parity_ports",
-			"Those of source_ports with the parity that bind(ip, 0) tries first.",
-			source, nil),
 		sourceUtilization: prometheus.NewDesc("ephemeral_port_source_utilization_ratio",
 			"Ports in use on the source address, divided by the ports that bind(ip, 0) can choose from. 1 means that the next bind(ip, 0) fails with EADDRINUSE. It does not affect clients that only call connect().",
 			source, nil),
@@ -148,9 +145,6 @@ func newDescs() descs {
 
 		unreportedSources: prometheus.NewDesc("ephemeral_port_unreported_sources",
 			"Number of source addresses without series of their own, see --destination.limit.",
-			namespace, nil),
-		maxSourceUtilization: prometheus.NewDesc("ephemeral_port_max_source_utilization_ratio",
-			"Highest source utilization in the namespace, also of source addresses without series of their own.",
 			namespace, nil),
 
 		collectSuccess: prometheus.NewDesc("ephemeral_port_collect_success",
@@ -205,8 +199,8 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.timeWaitLength, d.timeWaitSockets, d.timeWaitLimitSockets, d.timeWaitOverflows,
 		d.destinationPorts, d.destinationReusablePorts, d.destinationReusableUnknownPorts, d.destinationUtilization,
 		d.destinationCeiling, d.destinationCloses, d.destinationExhaustion, d.destinationTimestamps, d.destinationOwnerPorts,
-		d.sourcePorts, d.sourceBoundPorts, d.sourceBindParityPorts, d.sourceUtilization,
-		d.unreportedDestinations, d.unreportedPorts, d.unreportedSources, d.maxSourceUtilization,
+		d.sourcePorts, d.sourceBoundPorts, d.sourceUtilization,
+		d.unreportedDestinations, d.unreportedPorts, d.unreportedSources,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
 		d.netnsInfo, d.namespaces, d.discoveryFailures,
 		d.connectFailures, d.connectFailuresUnattributed, d.connectFailuresExpired,
@@ -325,14 +319,12 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 		if r.BoundKnown {
 			gauge(d.sourceBoundPorts, float64(src.Bound), ip)
 		}
-		gauge(d.sourceBindParityPorts, float64(src.BindParity), ip)
 		gauge(d.sourceUtilization, src.Utilization, ip)
 	}
 
 	gauge(d.unreportedDestinations, float64(r.UnreportedDestinations))
 	gauge(d.unreportedPorts, float64(r.UnreportedPorts))
 	gauge(d.unreportedSources, float64(r.UnreportedSources))
-	gauge(d.maxSourceUtilization, r.MaxSourceUtilization)
 	gauge(d.collectSockets, float64(r.Sockets))
 }
 

@@ -72,9 +72,8 @@ func TestMetrics(t *testing.T) {
 			},
 		},
 		Sources: []pool.Source{
-			{Address: netip.MustParseAddr("10.0.0.1"), Ports: 45, Bound: 30, BindParity: 40, Capacity: 28226, Utilization: 0.125},
+			{Address: netip.MustParseAddr("10.0.0.1"), Ports: 45, Bound: 30, Capacity: 28226, Utilization: 0.125},
 		},
-		MaxSourceUtilization:   0.25,
 		UnreportedDestinations: 3, UnreportedPorts: 9, UnreportedSources: 2,
 		Sockets: 74,
 	}

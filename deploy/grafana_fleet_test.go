@@ -87,7 +87,7 @@ func busyHost(host int) scan.Snapshot {
 			d.Ports[state] = capacity / 10
 		}
 		n.TCP.Report.Destinations = append(n.TCP.Report.Destinations, d)
-		n.TCP.Report.Sources = append(n.TCP.Report.Sources, ports.Source{Address: address.Addr(), Ports: 100, Bound: 90, BindParity: 90, Capacity: capacity, Utilization: 0.5})
+		n.TCP.Report.Sources = append(n.TCP.Report.Sources, ports.Source{Address: address.Addr(), Ports: 100, Bound: 90, Capacity: capacity, Utilization: 0.5})
 		nat := snat.Pool{
 			Protocol: []snat.Protocol{snat.TCP, snat.UDP}[i/2%2], Source: source, Address: address, Reusable: 100,
 			Utilization: 1 - float64(i)/1000, SearchFailure: 1 - float64(i)/1000, Ceiling: math.Inf(1),
