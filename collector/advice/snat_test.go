@@ -15,7 +15,7 @@ import (
 	"ephemeral_port_exporter/collector/snat"
 )
 
-var natSettings = snat.Settings{
+var snatSettings = snat.Settings{
 	PortRange: pool.PortRange{Low: 40000, High: 40099}, TakesOver: true,
 	TCPTimeWait: 120 * time.Second, UDP: 30 * time.Second,
 }
@@ -37,8 +37,8 @@ func tcpFlow(state snat.State, port uint16) snat.Flow {
 	}
 }
 
-// natAdvice returns the advice for the first pool of a table, as lines.
-func natAdvice(t *testing.T, s snat.Settings, add func(table *snat.Table)) []string {
+// snatAdvice returns the advice for the first pool of a table, as lines.
+func snatAdvice(t *testing.T, s snat.Settings, add func(table *snat.Table)) []string {
 	t.Helper()
 	table := snat.NewTable(s)
 	add(table)
@@ -70,9 +70,9 @@ func manyClients(table *snat.Table, n int, f snat.Flow) {
 	}
 }
 
-func TestNATAdvice(t *testing.T) {
+func TestSNAT(t *testing.T) {
 	with := func(change func(s *snat.Settings)) snat.Settings {
-		s := natSettings
+		s := snatSettings
 		change(&s)
 		return s
 	}
@@ -101,24 +101,24 @@ func TestNATAdvice(t *testing.T) {
 		add      func(table *snat.Table)
 		want     []string
 	}{
-		{"no danger", natSettings, func(table *snat.Table) { manyClients(table, 49, tcpFlow(snat.Established, 40000)) }, nil},
-		{"one client", natSettings, func(table *snat.Table) { flows(table, 80, tcpFlow(snat.Established, 40000)) }, []string{
+		{"no danger", snatSettings, func(table *snat.Table) { manyClients(table, 49, tcpFlow(snat.Established, 40000)) }, nil},
+		{"one client", snatSettings, func(table *snat.Table) { flows(table, 80, tcpFlow(snat.Established, 40000)) }, []string{
 			established + "80 of the 80 ports in use, of 100. 80" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"many clients", natSettings, func(table *snat.Table) { manyClients(table, 100, tcpFlow(snat.Established, 40000)) }, []string{
+		{"many clients", snatSettings, func(table *snat.Table) { manyClients(table, 100, tcpFlow(snat.Established, 40000)) }, []string{
 			established + "100 of the 100 ports in use, of 100.",
 			"Let NAT use all ports: 100, 0 to 64512, +Inf",
 			"More translated addresses: 100, 0 to 300, +Inf",
 			"More destination addresses or ports: 100, 0 to 300, +Inf",
 		}},
-		{"no answer", natSettings, func(table *snat.Table) { flows(table, 50, tcpFlow(snat.SynSent, 40000)) }, []string{
+		{"no answer", snatSettings, func(table *snat.Table) { flows(table, 50, tcpFlow(snat.SynSent, 40000)) }, []string{
 			"Flows without an answer hold most ports: the destination does not answer. These are 50 of the 50 ports in use, of 100. 50" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"closed ones that are taken over are none of the ports in use", natSettings, func(table *snat.Table) {
+		{"closed ones that are taken over are none of the ports in use", snatSettings, func(table *snat.Table) {
 			flows(table, 30, tcpFlow(snat.Established, 40000))
 			flows(table, 25, tcpFlow(snat.SynSent, 40030))
 			flows(table, 45, tcpFlow(snat.TimeWait, 40055))
@@ -127,7 +127,7 @@ func TestNATAdvice(t *testing.T) {
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
-		{"closed ones of own sockets are not taken over", natSettings, func(table *snat.Table) {
+		{"closed ones of own sockets are not taken over", snatSettings, func(table *snat.Table) {
 			flows(table, 20, tcpFlow(snat.TimeWait, 40000)) // taken over
 			own := tcpFlow(snat.TimeWait, 40020)
 			own.SNAT = false
@@ -160,7 +160,7 @@ func TestNATAdvice(t *testing.T) {
 			"Let NAT use all ports: 100, 0.158 to 64512, 537",
 			"More destination addresses or ports: 100, 0.158 to 300, 1.82",
 		}},
-		{"UDP", natSettings, func(table *snat.Table) { manyClients(table, 90, udp(snat.Replied)) }, []string{
+		{"UDP", snatSettings, func(table *snat.Table) { manyClients(table, 90, udp(snat.Replied)) }, []string{
 			exchanges + "90 of the 90 ports in use, of 100.",
 			"Let NAT use all ports: 100, 3.33 to 64512, 2.15e+03",
 			"More translated addresses: 100, 3.33 to 200, 6.67",
@@ -172,7 +172,7 @@ func TestNATAdvice(t *testing.T) {
 			"Let NAT use all ports: 100, 10 to 64512, 6.45e+03",
 			"More destination addresses or ports: 100, 10 to 200, 20",
 		}},
-		{"all of 128 ports are tried", natSettings, func(table *snat.Table) { flows(table, 99, tcpFlow(snat.Established, 40000)) }, []string{
+		{"all of 128 ports are tried", snatSettings, func(table *snat.Table) { flows(table, 99, tcpFlow(snat.Established, 40000)) }, []string{
 			established + "99 of the 99 ports in use, of 100. 99" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
@@ -194,7 +194,7 @@ func TestNATAdvice(t *testing.T) {
 			"Choose the ports fully at random: 64512, +Inf to 64512, +Inf, failure 0.28 to 0.00",
 			"More destination addresses or ports: 64512, +Inf to 129024, +Inf",
 		}},
-		{"private destination", natSettings, func(table *snat.Table) { flows(table, 80, private("10.96.0.10:53")) }, []string{
+		{"private destination", snatSettings, func(table *snat.Table) { flows(table, 80, private("10.96.0.10:53")) }, []string{
 			established + "80 of the 80 ports in use, of 100. 80" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
@@ -203,17 +203,17 @@ func TestNATAdvice(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, natAdvice(t, tt.settings, tt.add)); diff != "" {
+			if diff := cmp.Diff(tt.want, snatAdvice(t, tt.settings, tt.add)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-// TestNATCureText checks what every cure has.
-func TestNATCureText(t *testing.T) {
+// TestSNATCureText checks what every cure has.
+func TestSNATCureText(t *testing.T) {
 	for _, protocol := range []snat.Protocol{snat.TCP, snat.UDP} {
-		s := natSettings
+		s := snatSettings
 		s.TakesOver = false
 		s.PortRange.High = 40999
 		table := snat.NewTable(s)
@@ -239,8 +239,8 @@ func TestNATCureText(t *testing.T) {
 	}
 }
 
-// TestNATRunbook checks that the runbook has a chapter for each cure of source NAT, and no more.
-func TestNATRunbook(t *testing.T) {
+// TestSNATRunbook checks that the runbook has a chapter for each cure of source NAT, and no more.
+func TestSNATRunbook(t *testing.T) {
 	b, err := os.ReadFile("../../deploy/runbook.md")
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +250,7 @@ func TestNATRunbook(t *testing.T) {
 	if !ok {
 		t.Fatal("no chapter of cures")
 	}
-	s := natSettings
+	s := snatSettings
 	s.PortRange = pool.PortRange{Low: 40000, High: 40999}
 	shown := map[string]bool{}
 	for _, old := range []bool{false, true} {

@@ -256,12 +256,7 @@ var (
 			name: "CLOSE_WAIT on a fifth of the ports", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} }),
 			ports:     map[pool.State]int{pool.CloseWait: 200, pool.Established: 210},
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. These are 210 of the 410 ports in use, of 1000. 200 are in CLOSE_WAIT: an application on this host has not closed them.",
-			want: []string{
-				"Close what the destination has closed, 200, 10 to 13 per second",
-				"Widen the range, 1000 to 64512 ports, 10 to 1033 per second",
-				"More source addresses, 1, 1000 to 2000 ports, 10 to 26 per second",
-				"More destination addresses or ports, 1, 1000 to 2000 ports, 10 to 26 per second",
-			},
+			want:      []string{"Close what the destination has closed, 200, 10 to 13 per second"},
 		},
 		{name: "CLOSE_WAIT on fewer", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} }), ports: map[pool.State]int{pool.CloseWait: 199}},
 		{
@@ -318,8 +313,8 @@ func everyOther(low, high uint16) (ports []uint16) {
 	return ports
 }
 
-// TestAdvise checks which cures are shown, and their numbers.
-func TestAdvise(t *testing.T) {
+// TestTCP checks which cures are shown, and their numbers.
+func TestTCP(t *testing.T) {
 	for _, tt := range adviceCases {
 		t.Run(tt.name, func(t *testing.T) {
 			r, d := tt.report()

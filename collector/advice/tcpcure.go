@@ -17,12 +17,13 @@ func (p *tcpPool) considerable(ports int) bool { return ports > 0 && mainShare*p
 // cures returns the cures that help.
 func (p *tcpPool) cures() []Cure {
 	all := []Cure{p.closeLeaks(), p.giveUpEarlier()}
-	// Where a leak has most ports, more of them would only last longer.
-	if leaked := p.in(pool.CloseWait) + p.in(pool.SynSent); 2*leaked <= p.demand() {
+	// Where a leak has most ports, more of them would only last longer. Where it is all that is wrong, they suffice.
+	leaked := p.in(pool.CloseWait) + p.in(pool.SynSent)
+	if 2*leaked <= p.demand() && p.reached.Has(Utilization, Load, Exhaustion, Failures) {
 		all = append(all, p.keepAlive(), p.reuse(), p.widen(), p.giveBackReserved(), p.moveListeners(),
 			p.connectWithoutBinding(), p.moreSources(), p.moreDestinations(), p.closeSecond())
 	}
-	return slices.DeleteFunc(all, func(c Cure) bool { return !c.helps() })
+	return helpful(all...)
 }
 
 // cure returns a cure with a gain in ports: they become so many.

@@ -85,8 +85,8 @@ func udpAdviceCases() map[string]struct {
 	}
 }
 
-// TestUDPAdvice checks which cures are offered, and their numbers.
-func TestUDPAdvice(t *testing.T) {
+// TestUDP checks which cures are offered, and their numbers.
+func TestUDP(t *testing.T) {
 	for name, tt := range udpAdviceCases() {
 		t.Run(name, func(t *testing.T) {
 			r := udpReport(tt.settings, tt.sockets...)
