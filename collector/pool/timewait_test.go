@@ -35,9 +35,52 @@ func TestTimeWaitRule(t *testing.T) {
 		settings := Settings{
 			TWReuse: tt.reuse, Timestamps: tt.timestamps, TWReuseDelay: tt.delay, TimeWaitLength: tt.length, Tick: 4 * ms,
 		}
-		r := settings.timeWaitRule(tt.loopback)
-		if r.reusable != tt.reusable || r.hold(Unknown) != tt.hold {
-			t.Errorf("%+v: got reusable %v, hold %v", tt, r.reusable, r.hold(Unknown))
+		reusable, hold := settings.Reusable(tt.loopback), settings.Hold(tt.loopback, Unknown, 0)
+		if reusable != tt.reusable || hold != tt.hold.Seconds() {
+			t.Errorf("%+v: got reusable %v, hold %v", tt, reusable, hold)
+		}
+	}
+}
+
+// TestHold checks what the hold depends on besides the settings.
+func TestHold(t *testing.T) {
+	s := Settings{TWReuse: 1, Timestamps: 1, TWReuseDelay: time.Second, FinTimeout: 21 * time.Second, TimeWaitLength: time.Minute}
+	off := s
+	off.Timestamps = 0
+	for _, tt := range []struct {
+		name       string
+		settings   Settings
+		timestamps Fact
+		unanswered float64
+		want       float64
+	}{
+		{"the peer has timestamps", s, Yes, 0, 1},
+		{"the peer has none", s, No, 0, 60},
+		{"the peer has some, which are off here now", off, Yes, 0, 1},
+		{"off here", off, Unknown, 0, 60},
+		{"the peer does not close", s, Yes, 1, 21},
+		{"a quarter of the time", s, Yes, 0.25, 6},
+		{"half of the time, and without timestamps", s, No, 0.5, 40.5},
+	} {
+		if got := tt.settings.Hold(false, tt.timestamps, tt.unanswered); got != tt.want {
+			t.Errorf("%s: %v s, want %v s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestReusableEachSecond depends on the kernel's version, which its sysctl tells.
+func TestReusableEachSecond(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		settings Settings
+		want     bool
+	}{
+		{"since 6.14", Settings{TWReuseDelay: time.Second}, false},
+		{"4.19 to 6.13", Settings{}, true},
+		{"before 4.19", Settings{TWReuseLate: true}, false},
+	} {
+		if got := tt.settings.ReusableEachSecond(); got != tt.want {
+			t.Errorf("%s: got %v", tt.name, got)
 		}
 	}
 }

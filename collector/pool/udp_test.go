@@ -70,6 +70,24 @@ func TestUDPFamilies(t *testing.T) {
 	}
 }
 
+// TestUDPPorts lists all ports that are held, and those of sockets that wait for packets.
+func TestUDPPorts(t *testing.T) {
+	client := udpAt("10.0.0.1:40009")
+	client.Connected = true
+	v6only := udpAt("[::]:546")
+	v6only.V6Only = true
+	r := udpReport(udpSettings, udpAt("0.0.0.0:53"), udpAt("127.0.0.1:53"), client, v6only)
+	if diff := cmp.Diff([]uint16{53, 546}, r.ServerPorts); diff != "" {
+		t.Errorf("servers (-want +got):\n%s", diff)
+	}
+	want := map[UDPFamily][]uint16{UDPIPv4: {53, 40009}, UDPIPv6: {546}, UDPDualStack: {53, 546, 40009}}
+	for _, p := range r.Pools {
+		if diff := cmp.Diff(want[p.Family], p.HeldPorts); diff != "" {
+			t.Errorf("held of %s (-want +got):\n%s", p.Family, diff)
+		}
+	}
+}
+
 // TestUDPOwners checks that an owner has the ports of its pool, each once.
 func TestUDPOwners(t *testing.T) {
 	owned := func(local string, cgroup uint64) UDPSocket {

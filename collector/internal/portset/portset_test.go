@@ -6,6 +6,94 @@ import (
 	"testing"
 )
 
+// TestRange checks the ends of ranges.
+func TestRange(t *testing.T) {
+	for _, r := range []Range{{0, 0}, {65535, 65535}, {0, 65535}, {32768, 60999}} {
+		n := 0
+		for port := range MaxPorts {
+			if r.Contains(uint16(port)) {
+				n++
+			}
+		}
+		if n != r.Size() || !r.Contains(r.Low) || !r.Contains(r.High) {
+			t.Errorf("%v: size %d, contains %d ports", r, r.Size(), n)
+		}
+	}
+}
+
+// TestMapString writes ports as ip_local_reserved_ports has them, and reads them from ranges that overlap.
+func TestMapString(t *testing.T) {
+	for _, tt := range []struct {
+		ranges []Range
+		want   string
+	}{
+		{nil, ""},
+		{[]Range{{0, 0}}, "0"},
+		{[]Range{{65535, 65535}, {80, 80}}, "80,65535"},
+		{[]Range{{8080, 8081}, {22, 22}, {65530, 65535}}, "22,8080-8081,65530-65535"},
+		{[]Range{{100, 200}, {150, 250}, {251, 251}, {253, 253}}, "100-251,253"},
+		{[]Range{{0, 65535}}, "0-65535"},
+	} {
+		var m Map
+		m.AddRanges(tt.ranges)
+		if got := m.String(); got != tt.want {
+			t.Errorf("%v: got %q, want %q", tt.ranges, got, tt.want)
+		}
+	}
+}
+
+// TestMapAddUnreserved withholds what is reserved, in the range and over its ends.
+func TestMapAddUnreserved(t *testing.T) {
+	for _, tt := range []struct {
+		reserved []Range
+		want     string
+	}{
+		{nil, "40000-40009"},
+		{[]Range{{1, 39999}, {40010, 65535}}, "40000-40009"},
+		{[]Range{{40000, 40000}, {40009, 40009}}, "40001-40008"},
+		{[]Range{{39990, 40001}, {40004, 40005}, {40005, 40006}, {40009, 41000}}, "40002-40003,40007-40008"},
+		{[]Range{{0, 65535}}, ""},
+	} {
+		var m Map
+		m.AddUnreserved(Range{40000, 40009}, tt.reserved)
+		if got := m.String(); got != tt.want {
+			t.Errorf("%v reserved: got %q, want %q", tt.reserved, got, tt.want)
+		}
+	}
+}
+
+// TestMapAll has ports in the first and last bit of words, and compares both kinds of sets.
+func TestMapAll(t *testing.T) {
+	want := []uint16{0, 63, 64, 127, 128, 32767, 65472, 65535}
+	var m Map
+	var few, many Set
+	for _, port := range slices.Backward(want) {
+		m.Add(port)
+		few.Add(port)
+		many.Add(port)
+	}
+	for port := range uint16(maxSparse) {
+		m.Add(1000 + port)
+		many.Add(1000 + port)
+	}
+	if got, both := slices.Collect(m.All()), many.All(); !slices.Equal(got, both) || len(got) != len(want)+maxSparse || !slices.IsSorted(got) {
+		t.Errorf("map: %v, set: %v", got, both)
+	}
+	for port := range uint16(maxSparse) {
+		m.Remove(1000 + port)
+		m.Remove(5000 + port) // is not there
+	}
+	if got := slices.Collect(m.All()); !slices.Equal(got, want) || !slices.Equal(few.All(), want) {
+		t.Errorf("map: %v, set: %v, want %v", got, few.All(), want)
+	}
+	for port := range m.All() {
+		if port != 0 {
+			t.Errorf("port %d after the end of the loop", port)
+		}
+		break
+	}
+}
+
 // TestMapRange checks that the map contains the ports of the range and no others.
 func TestMapRange(t *testing.T) {
 	for _, r := range []Range{{0, 0}, {0, 65535}, {65535, 65535}, {63, 64}, {64, 127}, {65, 66}, {32768, 60999}, {1024, 1087}} {
