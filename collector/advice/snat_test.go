@@ -210,6 +210,42 @@ func TestSNAT(t *testing.T) {
 	}
 }
 
+// TestSNATDiagnosis has flows in one state hold most ports, where none is taken over.
+func TestSNATDiagnosis(t *testing.T) {
+	const (
+		closed  = "Closed connections hold most ports. These are 60 of"
+		closing = "Connections that are being closed hold most ports. These are 60 of"
+		silent  = "Flows without an answer hold most ports: the destination does not answer. These are 60 of"
+	)
+	s := snatSettings
+	s.TakesOver = false
+	for state, want := range map[snat.State]string{
+		snat.SynSent:     silent,
+		snat.SynRecv:     closing,
+		snat.Established: "Open connections hold most ports, or such whose ends are gone: connection tracking keeps these for days. These are 60 of",
+		snat.FinWait:     closing,
+		snat.CloseWait:   closing,
+		snat.LastAck:     closing,
+		snat.TimeWait:    closed,
+		snat.Close:       closed,
+		snat.SynSent2:    closed,
+		snat.Unreplied:   silent,
+		snat.Replied:     "Single exchanges over UDP hold most ports, until they expire. These are 60 of",
+		snat.Assured:     "Longer exchanges over UDP hold most ports. These are 60 of",
+	} {
+		got := snatAdvice(t, s, func(table *snat.Table) {
+			f := tcpFlow(state, 40000)
+			if state >= snat.Unreplied {
+				f.Protocol = snat.UDP
+			}
+			manyClients(table, 60, f)
+		})
+		if len(got) == 0 || !strings.HasPrefix(got[0], want) {
+			t.Errorf("%v: got %q, want %q", state, got, want)
+		}
+	}
+}
+
 // TestSNATCureText checks what every cure has.
 func TestSNATCureText(t *testing.T) {
 	for _, protocol := range []snat.Protocol{snat.TCP, snat.UDP} {

@@ -370,6 +370,10 @@ func TestCureText(t *testing.T) {
 			"", "sysctl -w net.ipv4.tcp_tw_reuse=1", "timestamps: it does.",
 		},
 		{
+			"a kernel before 6.14", func(c *adviceCase) { c.settings.TWReuseDelay = 0 }, "Reuse ports in TIME_WAIT",
+			"for 1 s at most instead of 62 s", "sysctl -w net.ipv4.tcp_tw_reuse=1", "",
+		},
+		{
 			"no timestamps here", func(c *adviceCase) { c.settings.Timestamps, c.timestamps = 0, pool.No }, "Reuse ports in TIME_WAIT",
 			"for 1 s", "sysctl -w net.ipv4.tcp_timestamps=1 net.ipv4.tcp_tw_reuse=1", "from then on only",
 		},
@@ -489,6 +493,58 @@ func TestConnectWithoutBinding(t *testing.T) {
 		}
 	}
 	t.Error("not shown")
+}
+
+// TestDiagnosis has one state hold most ports.
+func TestDiagnosis(t *testing.T) {
+	for state, want := range map[pool.State]string{
+		pool.Established: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang.",
+		pool.SynSent:     "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer.",
+		pool.SynRecv:     "Connections in SYN_RECV hold most ports.",
+		pool.FinWait1:    "Connections that this host closed first hold most ports, in FIN_WAIT1: the destination has not closed them.",
+		pool.FinWait2:    "Connections that this host closed first hold most ports, in FIN_WAIT2: the destination has not closed them.",
+		pool.TimeWait:    "Connections that this host closed first hold most ports, in TIME_WAIT.",
+		pool.CloseWait:   "Connections that the destination closed hold most ports, in CLOSE_WAIT: an application on this host has not closed them.",
+		pool.LastAck:     "Connections in LAST_ACK hold most ports.",
+		pool.Closing:     "Connections that this host closed first hold most ports, in CLOSING: the destination has not closed them.",
+	} {
+		c := adviceCase{settings: usual, ports: map[pool.State]int{state: 20000, pool.SynRecv: 1}}
+		r, d := c.report()
+		if got := TCP(r, d, false).Diagnosis; !strings.HasPrefix(got, want) {
+			t.Errorf("%v: got %q, want %q", state, got, want)
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		c    adviceCase
+		want string
+	}{
+		{"nothing", adviceCase{settings: usual, failing: true}, "No port is in use now. Connects failed although ports are free"},
+		{"few closes in a small range", adviceCase{
+			settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40299} }), rate: 4.25, ports: map[pool.State]int{pool.TimeWait: 200},
+		}, "This host closes 4.2 connections per second first. The ports suffice for 4.8."},
+		{"open ones hold more than closes do", adviceCase{settings: usual, rate: 200, ports: map[pool.State]int{pool.Established: 16000, pool.TimeWait: 11000}}, "Open connections hold most ports"},
+	} {
+		r, d := tt.c.report()
+		if got := TCP(r, d, tt.c.failing).Diagnosis; !strings.HasPrefix(got, tt.want) {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestTooLong has more reserved ports than the kernel reads: no cure that writes them all is shown.
+func TestTooLong(t *testing.T) {
+	c := adviceCase{settings: usual, ports: map[pool.State]int{pool.Established: 20000}}
+	for _, port := range everyOther(1025, 5025) {
+		c.settings.ReservedPorts = append(c.settings.ReservedPorts, pool.PortRange{Low: port, High: port})
+	}
+	c.settings.ReservedPorts = append(c.settings.ReservedPorts, pool.PortRange{Low: 40000, High: 41000})
+	r, d := c.report()
+	for _, cure := range TCP(r, d, false).Cures {
+		if strings.Contains(cure.Command, "ip_local_reserved_ports") {
+			t.Errorf("%s: a command of %d bytes", cure.Title, len(cure.Command))
+		}
+	}
 }
 
 // TestHolders orders what makes ports unavailable.

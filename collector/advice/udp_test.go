@@ -85,6 +85,30 @@ func udpAdviceCases() map[string]struct {
 	}
 }
 
+// TestUDPTooLong has more reserved ports, or servers, than the kernel reads: no cure that writes them all is shown.
+func TestUDPTooLong(t *testing.T) {
+	s := pool.Settings{PortRange: pool.PortRange{Low: 40000, High: 40009}}
+	var sockets []pool.UDPSocket
+	for i := range 10 {
+		sockets = append(sockets, udpAt(netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(40000+i)).String()))
+	}
+	servers := sockets
+	for _, port := range everyOther(1025, 5025) {
+		servers = append(servers, udpAt(netip.AddrPortFrom(netip.IPv4Unspecified(), port).String()))
+	}
+	reserved := pool.Settings{PortRange: pool.PortRange{Low: 40000, High: 40010}, ReservedPorts: []pool.PortRange{{Low: 40010, High: 40010}}}
+	for _, port := range everyOther(1025, 5025) {
+		reserved.ReservedPorts = append(reserved.ReservedPorts, pool.PortRange{Low: port, High: port})
+	}
+	for name, r := range map[string]pool.UDPReport{"servers": udpReport(s, servers...), "reserved": udpReport(reserved, sockets...)} {
+		for _, cure := range UDP(&r, &r.Pools[0]).Cures {
+			if strings.Contains(cure.Command, "ip_local_reserved_ports") || name == "servers" {
+				t.Errorf("%s: %s with a command of %d bytes", name, cure.Title, len(cure.Command))
+			}
+		}
+	}
+}
+
 // TestUDP checks which cures are offered, and their numbers.
 func TestUDP(t *testing.T) {
 	for name, tt := range udpAdviceCases() {
