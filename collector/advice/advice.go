@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"ephemeral_port_exporter/collector/internal/portset"
 )
 
 // Advice says what is wrong with a pool and what to change.
@@ -70,13 +68,6 @@ const mainShare = 5
 // helpful returns the cures that help.
 func helpful(cures ...Cure) []Cure {
 	return slices.DeleteFunc(cures, func(c Cure) bool { return !c.helps() })
-}
-
-// reserveCommand returns a command that reserves these ports only. It returns false if the kernel
-// would not read all: proc_do_large_bitmap of kernel/sysctl.c reads less than a page.
-func reserveCommand(ports *portset.Map) (command string, ok bool) {
-	list := ports.String()
-	return "sysctl -w net.ipv4.ip_local_reserved_ports=" + list, len(list) < 4096
 }
 
 // perSecond writes a rate.

@@ -332,6 +332,9 @@ func TestTCP(t *testing.T) {
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
+			if strings.Contains(advice.Diagnosis, "Connects failed") && !tt.failing {
+				t.Errorf("nothing failed, but: %q", advice.Diagnosis)
+			}
 			if !strings.HasPrefix(advice.Diagnosis, tt.diagnosis) || (advice.Diagnosis == "") != (tt.want == nil) {
 				t.Errorf("diagnosis: got %q, want %q", advice.Diagnosis, tt.diagnosis)
 			}

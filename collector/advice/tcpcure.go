@@ -5,7 +5,6 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 
 	"ephemeral_port_exporter/collector/internal/portset"
 	"ephemeral_port_exporter/collector/pool"
@@ -106,51 +105,26 @@ func (p *tcpPool) holdOf(s pool.Settings, timestamps pool.Fact) float64 {
 }
 
 func (p *tcpPool) widen() Cure {
-	s := p.report.Settings
-	wide := pool.PortRange{Low: min(s.PortRange.Low, 1024), High: 65535}
-	before := s.PortRange
-	s.PortRange = wide
-	var usable, reserved portset.Map
-	usable.AddUnreserved(s.PortRange, s.ReservedPorts)
-	reserved.AddRanges(s.ReservedPorts)
-	var listeners []string
-	for _, port := range p.report.ListenerPorts {
-		if usable.Has(port) && !before.Contains(port) {
-			listeners = append(listeners, strconv.Itoa(int(port)))
-			reserved.Add(port)
-		}
-		usable.Remove(port)
+	w, ok := newWidening(p.report.Settings, p.report.ListenerPorts)
+	if !ok {
+		return Cure{}
 	}
-	c := p.cure("Widen the range", p.now.Ports+usable.Size()-p.report.CapacityPorts)
-	c.Sentence = fmt.Sprintf("Outgoing connections can have %d of the ports %d-%d.", usable.Size(), wide.Low, wide.High)
-	c.Command = fmt.Sprintf("sysctl -w net.ipv4.ip_local_port_range=\"%d %d\"", wide.Low, wide.High)
+	usable := w.usable.Size() - p.report.BlockedPorts
+	c := p.cure("Widen the range", p.now.Ports+usable-p.report.CapacityPorts)
+	c.Sentence = fmt.Sprintf("Outgoing connections can have %d of the ports %d-%d.", usable, w.ports.Low, w.ports.High)
+	if len(w.first) > 0 {
+		c.Sentence += " These have listeners, so reserve them first: " + someOf(w.first) + "."
+	}
+	c.Command = w.command
 	c.Condition = "Reserve all ports in there on which a program may listen later: those of services that are down, and on Kubernetes the node ports."
-	if len(listeners) > 0 {
-		command, ok := reserveCommand(&reserved)
-		if !ok {
-			return Cure{}
-		}
-		c.Sentence += " These have listeners, so reserve them first: " + someOf(listeners) + "."
-		c.Command = strings.Replace(c.Command, "sysctl -w", command, 1)
-	}
 	return c
 }
 
 func (p *tcpPool) giveBackReserved() Cure {
-	s := p.report.Settings
-	var kept portset.Map
-	kept.AddRanges(s.ReservedPorts)
-	n := 0
-	for port := int(s.PortRange.Low); port <= int(s.PortRange.High); port++ {
-		if _, listens := slices.BinarySearch(p.report.ListenerPorts, uint16(port)); kept.Has(uint16(port)) && !listens {
-			kept.Remove(uint16(port))
-			n++
-		}
-	}
-	command, ok := reserveCommand(&kept)
-	if !ok {
-		return Cure{}
-	}
+	n, command := giveBack(p.report.Settings, func(port uint16) bool {
+		_, listens := slices.BinarySearch(p.report.ListenerPorts, port)
+		return listens
+	})
 	c := p.cure("Give back reserved ports", p.now.Ports+n)
 	c.Command = command
 	c.Sentence, c.N = fmt.Sprintf("%d ports of the range are reserved, and nothing listens on them.", n), n

@@ -2,7 +2,6 @@ package advice
 
 import (
 	"fmt"
-	"strconv"
 
 	"ephemeral_port_exporter/collector/internal/portset"
 	"ephemeral_port_exporter/collector/pool"
@@ -55,53 +54,27 @@ func (u *udpPool) closeSockets() Cure {
 }
 
 func (u *udpPool) widen() Cure {
-	before, s := u.report.Settings.PortRange, u.report.Settings
-	s.PortRange = pool.PortRange{Low: min(before.Low, 1024), High: 65535}
-	var usable, reserved portset.Map
-	usable.AddUnreserved(s.PortRange, s.ReservedPorts)
-	reserved.AddRanges(s.ReservedPorts)
-	var servers []string
-	for port := int(s.PortRange.Low); port <= int(s.PortRange.High); port++ {
-		if p := uint16(port); u.servers.Has(p) && usable.Has(p) && !before.Contains(p) {
-			servers = append(servers, strconv.Itoa(port))
-			reserved.Add(p)
-			usable.Remove(p) // also for the family that does not conflict with the server
-		}
+	// A port is also reserved for the family that does not conflict with the server.
+	w, ok := newWidening(u.report.Settings, u.report.ServerPorts)
+	if !ok {
+		return Cure{}
 	}
-	cure := Cure{
+	c := Cure{
 		Title:    "Widen the range",
-		Sentence: fmt.Sprintf("Sockets without a port can then get those of %d-%d.", s.PortRange.Low, s.PortRange.High),
-		Now:      u.now, Then: Outlook{Ports: usable.Size() - usable.Common(&u.held)},
-		Command:   fmt.Sprintf("sysctl -w net.ipv4.ip_local_port_range=\"%d %d\"", s.PortRange.Low, s.PortRange.High),
+		Sentence: fmt.Sprintf("Sockets without a port can then get those of %d-%d.", w.ports.Low, w.ports.High),
+		Now:      u.now, Then: Outlook{Ports: w.usable.Size() - w.usable.Common(&u.held)},
+		Command:   w.command,
 		Condition: "Reserve all ports in there on which a program listens or may listen later, over TCP or UDP.",
 	}
-	if len(servers) > 0 {
-		command, ok := reserveCommand(&reserved)
-		if !ok {
-			return Cure{}
-		}
-		cure.Sentence += " On these, UDP sockets wait for packets, so reserve them first: " + someOf(servers) + "."
-		cure.Command = command + cure.Command[len("sysctl -w"):]
+	if len(w.first) > 0 {
+		c.Sentence += " On these, UDP sockets wait for packets, so reserve them first: " + someOf(w.first) + "."
 	}
-	return cure
+	return c
 }
 
 // giveBackReserved gives back the reserved ports that no socket holds.
 func (u *udpPool) giveBackReserved() Cure {
-	s := u.report.Settings
-	var kept portset.Map
-	kept.AddRanges(s.ReservedPorts)
-	n := 0
-	for port := int(s.PortRange.Low); port <= int(s.PortRange.High); port++ {
-		if p := uint16(port); kept.Has(p) && !u.held.Has(p) && !u.servers.Has(p) {
-			kept.Remove(p)
-			n++
-		}
-	}
-	command, ok := reserveCommand(&kept)
-	if !ok {
-		return Cure{}
-	}
+	n, command := giveBack(u.report.Settings, func(port uint16) bool { return u.held.Has(port) || u.servers.Has(port) })
 	return Cure{
 		Title:    "Give back reserved ports",
 		Sentence: fmt.Sprintf("%d ports of the range are reserved, and no UDP socket holds them.", n), N: n,
