@@ -581,6 +581,108 @@ func TestInferTimeWait(t *testing.T) {
 	}
 }
 
+// TestInferHold has open connections only. Those of a client that binds first hold their ports for the full
+// length once they are closed.
+func TestInferHold(t *testing.T) {
+	h := newHost(t)
+	h.settings = reusing(hundredPorts, time.Second)
+	h.connect("10.0.0.1", "10.0.1.1:80", 12)
+	h.scan()
+	for range 2 {
+		h.bind("10.0.0.1", "10.0.1.2:443", 10)
+		h.scan()
+	}
+	got := map[uint16]float64{}
+	for _, d := range h.scan().Destinations {
+		got[d.Address.Port()] = d.Hold
+	}
+	if diff := cmp.Diff(map[uint16]float64{80: 1, 443: 60}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestInferKnown infers nothing where the reader knows which ports are bound.
+func TestInferKnown(t *testing.T) {
+	table := NewTable(hundredPorts)
+	table.KnowBound()
+	s := socket(Established, "10.0.0.1:40001", "10.0.1.1:80")
+	table.Add(&s)
+	var k Knowledge
+	table.Infer(&k, everything)
+	if r := table.Report(everything); k.sources != nil || r.BoundUnknown != 0 || !r.BoundKnown {
+		t.Errorf("learned of %d sources; %d ports unknown, known %v", len(k.sources), r.BoundUnknown, r.BoundKnown)
+	}
+}
+
+// TestConnectSupply checks which ports of connect parity, of 50, count as free for a new destination.
+func TestConnectSupply(t *testing.T) {
+	plain := clients{connects: true}
+	for _, tt := range []struct {
+		name   string
+		listed bool
+		units  map[unitKey]*unit
+		want   supply
+	}{
+		{"no unit", true, nil, supply{50, 50}},
+		{"plain", true, map[unitKey]*unit{{}: {clients: plain, evidence: evidence{taken: 9}, pools: []int32{0, 1}}}, supply{50, 50}},
+		{"doubtful", true, map[unitKey]*unit{{}: {evidence: evidence{taken: 9}, pools: []int32{0, 1}}}, supply{50, 50 - 3}},
+		{"some doubtful", true, map[unitKey]*unit{{}: {clients: plain, pools: []int32{0}}, {pool: poolKey{port: 1}}: {pools: []int32{1}}}, supply{50, 50 - 2}},
+		{"doubtful, not listed", false, map[unitKey]*unit{{}: {evidence: evidence{taken: 9}}, {pool: poolKey{port: 1}}: {evidence: evidence{taken: 2}}}, supply{50, 50 - 11}},
+		{"plain, not listed", false, map[unitKey]*unit{{}: {clients: plain, evidence: evidence{taken: 9}}}, supply{50, 50}},
+	} {
+		table := NewTable(hundredPorts)
+		table.listConnectParity = tt.listed
+		for i, ports := range [][]uint16{{40000, 40002, 40003}, {40002, 40004, 40001}} {
+			for _, port := range ports {
+				s := socket(Established, fmt.Sprintf("10.0.0.1:%d", port), fmt.Sprintf("10.0.1.%d:80", i))
+				table.Add(&s)
+			}
+		}
+		if got := table.connectSupply(tt.units); got != tt.want {
+			t.Errorf("%s: got %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestCountBound has ports that were found to be bound: of those that connect() was to take over, only these are
+// held.
+func TestCountBound(t *testing.T) {
+	table := NewTable(reusing(hundredPorts, time.Second))
+	table.listConnectParity = true
+	for _, port := range []uint16{40000, 40001, 40002, 40003} {
+		open := socket(Established, fmt.Sprintf("10.0.0.1:%d", port), "10.0.1.1:80")
+		closed := socket(TimeWait, fmt.Sprintf("10.0.0.1:%d", port), "10.0.1.2:80")
+		table.Add(&open)
+		table.Add(&closed)
+	}
+	for _, port := range []uint16{40001, 40002, 40009} {
+		table.bound.Add(port)
+	}
+	table.countBound()
+	for _, d := range table.Report(everything).Destinations {
+		reusable := 0
+		if d.Address.Addr() == netip.MustParseAddr("10.0.1.2") {
+			reusable = 2
+		}
+		if d.BoundByOthers != 1 || d.Reusable != reusable {
+			t.Errorf("%v: %d bound by others, %d reusable, want 1 and %d", d.Address, d.BoundByOthers, d.Reusable, reusable)
+		}
+	}
+}
+
+// TestLearnFew learns of pools from minOwn ports on.
+func TestLearnFew(t *testing.T) {
+	h := newHost(t)
+	h.connect("10.0.0.1", "10.0.1.1:80", minOwn)
+	h.connect("10.0.0.1", "10.0.1.2:80", minOwn-1)
+	h.scan()
+	for _, source := range h.known.sources {
+		if len(source.pools) != 1 {
+			t.Errorf("%d pools are known, want 1", len(source.pools))
+		}
+	}
+}
+
 // TestKnowledgeBinds checks which ports of a pool are known to be bound.
 func TestKnowledgeBinds(t *testing.T) {
 	pool, other := poolKey{port: 80}, poolKey{port: 443}

@@ -268,10 +268,20 @@ func TestCloseRateMixed(t *testing.T) {
 		s.close(0, 300, 8, answered)
 		s.close(0, 300, 2, math.Inf(1))
 		for _, now := range []float64{61, 100, 250} {
-			if d := s.report(t, now); !near(d.CloseRate, 10, 0.2) {
-				t.Errorf("peers that close after %v s or never: close rate %v after %v s, want 10", answered, d.CloseRate, now)
+			if d := s.report(t, now); !near(d.CloseRate, 10, 0.2) || !near(d.Unanswered, 0.2, 0.01) {
+				t.Errorf("peers that close after %v s or never: close rate %v, unanswered %v after %v s, want 10 and 0.2", answered, d.CloseRate, d.Unanswered, now)
 			}
 		}
+	}
+}
+
+// TestCloseRateLate has peers that close after 5 s. Their connections count once where connect() takes over
+// ports at the end of each second.
+func TestCloseRateLate(t *testing.T) {
+	s := simulation{settings: reusing(thousandPorts, 0)}
+	s.close(0, 40, 50, 5)
+	if d := s.report(t, 39.9); !near(d.CloseRate, 50, 2) || d.Unanswered != 0 {
+		t.Errorf("close rate %v, unanswered %v, want 50 and 0", d.CloseRate, d.Unanswered)
 	}
 }
 

@@ -194,7 +194,7 @@ func TestReportCloseRate(t *testing.T) {
 func TestReportLimits(t *testing.T) {
 	s := tenPorts
 	s.PortRange = PortRange{Low: 32768, High: 60999}
-	const destinations = 100_000
+	const destinations = 5_000
 	var sockets []Socket
 	add := func(source string, i, ports int) {
 		remote := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 443)

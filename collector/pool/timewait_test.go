@@ -290,3 +290,35 @@ func TestUtilization(t *testing.T) {
 		}
 	}
 }
+
+// TestTimeWaitSeen checks what the times that TIME_WAIT had to go show together.
+func TestTimeWaitSeen(t *testing.T) {
+	every := func(from, to int) (seconds []float64) {
+		for s := to; s >= from; s-- {
+			seconds = append(seconds, float64(s)+0.5)
+		}
+		return seconds
+	}
+	for _, tt := range []struct {
+		name    string
+		expires []float64 // in seconds
+		want    TimeWaitSeen
+	}{
+		{"none", nil, TimeWaitSeen{}},
+		{"less than a second", []float64{0.5}, TimeWaitSeen{Longest: 500 * time.Millisecond}},
+		{"one second", []float64{1, 0}, TimeWaitSeen{Longest: time.Second, Steady: true}},
+		{"every second", every(0, 59), TimeWaitSeen{Longest: 59500 * time.Millisecond, Steady: true}},
+		{"but the first", every(1, 59), TimeWaitSeen{Longest: 59500 * time.Millisecond}},
+		{"but one", append(every(0, 29), every(31, 59)...), TimeWaitSeen{Longest: 59500 * time.Millisecond}},
+		{"every second of four minutes", every(0, 255), TimeWaitSeen{Longest: 255500 * time.Millisecond, Steady: true}},
+		{"too long to tell", every(0, 256), TimeWaitSeen{Longest: 256500 * time.Millisecond}},
+	} {
+		var w timeWaitSeconds
+		for _, s := range tt.expires {
+			w.add(time.Duration(s * float64(time.Second)))
+		}
+		if got := w.report(); got != tt.want {
+			t.Errorf("%s: got %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}
