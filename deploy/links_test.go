@@ -19,7 +19,7 @@ func TestLinks(t *testing.T) {
 	if err != nil || len(documents) == 0 {
 		t.Fatalf("documents: %q, %v", documents, err)
 	}
-	for _, path := range append(documents, "../README.md", "runbook.md") {
+	for _, path := range append(documents, "../README.md", "runbook.md", "helm/README.md") {
 		if fences := regexp.MustCompile("(?m)^ *```").FindAllString(readFile(t, path), -1); len(fences)%2 != 0 {
 			t.Errorf("%s: a block of code does not begin or end", path)
 		}

@@ -55,21 +55,30 @@ func load(t *testing.T) *chart.Chart {
 	return c
 }
 
-// template returns what helm template prints for these values, which are YAML.
-func template(c *chart.Chart, values string) (string, error) {
+// notesFile is the template whose text helm install prints.
+const notesFile = "ephemeral-port-exporter/templates/NOTES.txt"
+
+// render returns what the templates make of these values, which are YAML.
+func render(c *chart.Chart, values string) (map[string]string, error) {
 	parsed, err := loader.LoadValues(strings.NewReader(values))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	release := common.ReleaseOptions{Name: "prod", Namespace: "monitoring", Revision: 1, IsInstall: true}
-	render, err := util.ToRenderValues(c, parsed, release, nil)
+	all, err := util.ToRenderValues(c, parsed, release, nil)
+	if err != nil {
+		return nil, err
+	}
+	return engine.Render(c, all)
+}
+
+// template returns what helm template prints for these values.
+func template(c *chart.Chart, values string) (string, error) {
+	files, err := render(c, values)
 	if err != nil {
 		return "", err
 	}
-	files, err := engine.Render(c, render)
-	if err != nil {
-		return "", err
-	}
+	delete(files, notesFile)
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		if text := strings.TrimSpace(files[name]); text != "" {

@@ -52,8 +52,8 @@ func TestPackage(t *testing.T) {
 	}
 	const top = "ephemeral-port-exporter/"
 	if diff := cmp.Diff([]string{
-		top + ".helmignore", top + "Chart.yaml", top + "files/dashboard.json", top + "files/rules.yml",
-		top + "templates/_features.tpl", top + "templates/_helpers.tpl", top + "templates/daemonset.yaml", top + "templates/dashboard.yaml",
+		top + ".helmignore", top + "Chart.yaml", top + "README.md", top + "files/dashboard.json", top + "files/rules.yml",
+		top + "templates/NOTES.txt", top + "templates/_features.tpl", top + "templates/_helpers.tpl", top + "templates/daemonset.yaml", top + "templates/dashboard.yaml",
 		top + "templates/monitor.yaml", top + "templates/prometheusrule.yaml", top + "templates/serviceaccount.yaml",
 		top + "values.schema.json", top + "values.yaml",
 	}, slices.Sorted(maps.Keys(got))); diff != "" {

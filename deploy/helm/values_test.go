@@ -2,10 +2,13 @@ package helm
 
 import (
 	"encoding/json"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 )
 
@@ -100,12 +103,13 @@ func TestSchema(t *testing.T) {
 	check("", root, values)
 }
 
-// TestReadme checks that the values in install.md exist, and that its file of values makes all objects.
+// TestReadme checks that the table of the README has the values of values.yaml and their defaults, and that its file of
+// values makes all objects.
 func TestReadme(t *testing.T) {
-	_, chapter, _ := strings.Cut(readFile(t, "../docs/install.md"), "\n## Kubernetes\n")
-	_, example, found := strings.Cut(chapter, "\n```yaml\n")
+	readme := readFile(t, "README.md")
+	_, example, found := strings.Cut(readme, "\n```yaml\n")
 	if !found {
-		t.Fatal("install.md has no values")
+		t.Fatal("the README has no values")
 	}
 	example, _, _ = strings.Cut(example, "```\n")
 	m := build(t, example)
@@ -116,26 +120,62 @@ func TestReadme(t *testing.T) {
 	if err := yaml.Unmarshal([]byte(readFile(t, "values.yaml")), &values); err != nil {
 		t.Fatal(err)
 	}
-	_, table, found := strings.Cut(chapter, "\n| value of the chart |")
-	if !found {
-		t.Fatal("install.md has no table of values")
+	want := defaults(t, "", values, []string{"image", "log", "webConfig", "monitor", "rules", "dashboard"})
+	got := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (?:`([^`]+)` )?\\| (.+) \\|$").FindAllStringSubmatch(readme, -1) {
+		got[row[1]] = row[2]
 	}
-	table, _, _ = strings.Cut(table, "\n\n")
-	rows := 0
-	for line := range strings.Lines(table) {
-		column, _, _ := strings.Cut(strings.TrimPrefix(line, "| "), " | ")
-		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(column, -1) {
-			rows++
-			var value any = values
-			for key := range strings.SplitSeq(m[1], ".") {
-				section, _ := value.(map[string]any)
-				if value = section[key]; value == nil {
-					t.Errorf("values.yaml has no %s", m[1])
-				}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("values (-values.yaml +README.md):\n%s", diff)
+	}
+}
+
+// defaults returns the values by their paths, in JSON if they are no plain words. It takes these sections apart.
+func defaults(t *testing.T, path string, values map[string]any, sections []string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	for name, value := range values {
+		if section, ok := value.(map[string]any); ok && slices.Contains(sections, path+name) {
+			maps.Copy(all, defaults(t, path+name+".", section, nil))
+			continue
+		}
+		text, err := json.Marshal(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[path+name] = strings.Trim(string(text), `"`)
+	}
+	return all
+}
+
+// TestNotes checks what helm install prints.
+func TestNotes(t *testing.T) {
+	for values, want := range map[string][]string{
+		"{}": {
+			"The DaemonSet prod-ephemeral-port-exporter runs", "the TCP and UDP ports of the node.\nIts flags: --path.cgroup=/host/sys/fs/cgroup\n",
+			"at http://localhost:10149/ while", "kubectl --namespace monitoring port-forward POD 10149\n",
+			"\nNo monitor is on.", "scrape port 10149 of each node.\nRules and alerts are off, see rules.enabled. The dashboard is off, see dashboard.enabled.\n",
+		},
+		"{namespaces: all, snat: true, exact: true, connectFailures: true, owners: false, extraArgs: [--destination.limit=1]}": {
+			"of the node and of all pods, and the ports of source NAT.\nIt knows which ports are bound (exact).\nIt counts failed connects (connectFailures).\n" +
+				"Its flags: --namespaces=all --snat --exact --connect-failures --destination.limit=1\n",
+		},
+		"owners: false": {"ports of the node.\n\nSee the page"},
+		"{namespaces: named, owners: false, port: 9999, webConfig: {secretName: web, tls: true}}": {
+			"the node and of pods with a mounted network namespace.\n", "at https://localhost:9999/ while", "port-forward POD 9999\n",
+		},
+		"{monitor: {enabled: true, kind: ServiceMonitor, labels: {release: a}}, rules: {enabled: true}, dashboard: {enabled: true}}": {
+			"\nA ServiceMonitor has Prometheus scrape it, if the Prometheus selects these labels: {\"release\":\"a\"}.\nRules and alerts are on. The dashboard is on.\n",
+		},
+	} {
+		files, err := render(load(t), values)
+		if err != nil {
+			t.Fatalf("%s: %v", values, err)
+		}
+		for _, text := range want {
+			if !strings.Contains(files[notesFile], text) {
+				t.Errorf("%s: no %q in\n%s", values, text, files[notesFile])
 			}
 		}
-	}
-	if rows < 10 {
-		t.Errorf("install.md has %d values", rows)
 	}
 }
