@@ -3,6 +3,8 @@
 package main
 
 import (
+	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,11 +85,13 @@ func TestReadmeMetrics(t *testing.T) {
 	}
 }
 
-// TestReadmeFlags compares the table with the flags: names and defaults.
-func TestReadmeFlags(t *testing.T) {
+var update = flag.Bool("update", false, "write the tables that are generated from the program")
+
+// TestFlagsTable compares the table of flags with that of the program. With -update, it writes the table.
+func TestFlagsTable(t *testing.T) {
 	app := kingpin.New(name, "").Version("")
 	addFlags(app)
-	var want, got []string
+	want := "| flag | default | meaning |\n|---|---|---|\n"
 	for _, f := range app.Model().Flags {
 		if f.Hidden {
 			continue
@@ -96,18 +100,25 @@ func TestReadmeFlags(t *testing.T) {
 		if f.IsBoolFlag() && value == "" {
 			value = "false"
 		}
-		want = append(want, strings.TrimSpace("--"+f.Name+" "+value))
-	}
-	for _, row := range documentRows(t, documents+"reference.md", "--") {
-		got = append(got, strings.TrimSpace(row[0]+" "+row[1]))
-		if row[2] == "" {
-			t.Errorf("%s has no meaning", row[0])
+		if value != "" {
+			value = " `" + value + "`"
 		}
+		want += fmt.Sprintf("| `--%s` |%s | %s |\n", f.Name, value, f.Help)
 	}
-	slices.Sort(want)
-	slices.Sort(got)
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("flags (-program +reference.md):\n%s", diff)
+	const path, heading = documents + "reference.md", "\n## Flags\n\n"
+	before, after, _ := strings.Cut(readDocument(t, path), heading)
+	got, after, ok := strings.Cut(after, "\n\n")
+	if !ok {
+		t.Fatal("reference.md has no table of flags")
+	}
+	if *update {
+		if err := os.WriteFile(path, []byte(before+heading+want+"\n"+after), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if diff := cmp.Diff(want, got+"\n"); diff != "" {
+		t.Errorf("flags, see -update (-program +reference.md):\n%s", diff)
 	}
 }
 
