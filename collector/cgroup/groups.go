@@ -24,6 +24,7 @@ const (
 
 const (
 	superMagic = 0x63677270 // CGROUP2_SUPER_MAGIC of linux/magic.h
+	sysfsMagic = 0x62656572 // SYSFS_MAGIC
 	rootInode  = 1          // of the root of all control groups
 )
 
@@ -38,15 +39,24 @@ type Groups struct {
 }
 
 // Open returns the Groups of the cgroup2 file system that is mounted at path, or at path/unified, its
-// usual place beside hierarchies of version 1. The error is ErrNotMounted.
+// usual place beside hierarchies of version 1. The error is ErrNotMounted, and tells the likely cause.
 func Open(path string) (*Groups, error) {
+	cause := "the host has control groups of version 1 only, or cgroup2 is mounted elsewhere"
 	for _, mount := range []string{path, filepath.Join(path, "unified")} {
 		var st syscall.Statfs_t
-		if err := syscall.Statfs(mount, &st); err == nil && st.Type == superMagic {
+		if err := syscall.Statfs(mount, &st); err != nil {
+			continue
+		}
+		switch st.Type {
+		case superMagic:
 			return &Groups{mount: mount, known: map[uint64]Group{}}, nil
+		case sysfsMagic:
+			// The empty directory of sysfs, on which hosts mount their control groups. ip-netns(8) mounts a new
+			// sysfs over /sys.
+			cause = "nothing is mounted there: ip netns exec hides the control groups of the host, and nsenter --net does not"
 		}
 	}
-	return nil, fmt.Errorf("cgroup: %w at %s or %s", ErrNotMounted, path, filepath.Join(path, "unified"))
+	return nil, fmt.Errorf("cgroup: %w at %s or %s: %s", ErrNotMounted, path, filepath.Join(path, "unified"), cause)
 }
 
 // Complete reports whether the mount shows all control groups of the host. In a cgroup namespace, a

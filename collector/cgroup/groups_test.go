@@ -233,7 +233,7 @@ func TestOpenVersion1(t *testing.T) {
 		}
 	}
 	_, err := Open(dir)
-	if !errors.Is(err, ErrNotMounted) || !strings.Contains(err.Error(), dir+" or "+dir+"/unified") {
+	if !errors.Is(err, ErrNotMounted) || !strings.Contains(err.Error(), dir+" or "+dir+"/unified: the host has control groups of version 1 only") {
 		t.Errorf("got %v", err)
 	}
 }

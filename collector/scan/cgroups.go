@@ -13,7 +13,7 @@ import (
 func (s *Scanner) openCgroups() {
 	cgroups, err := cgroup.Open(s.cfg.Cgroup)
 	if err != nil {
-		s.cfg.Logger.Warn("Owners of destinations are not reported: this host has control groups of version 1 only, or cgroup2 is mounted elsewhere, see --path.cgroup", "err", err)
+		s.cfg.Logger.Warn("Owners of destinations are not reported: the control groups of the host are not there, see --path.cgroup", "err", err)
 		return
 	}
 	s.cgroups = cgroups

@@ -241,6 +241,11 @@ func TestOwnersHosts(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = unix.Unmount(to, unix.MNT_DETACH) })
 	}
+	sys := t.TempDir() // as ip netns exec mounts it over /sys
+	if err := unix.Mount("sysfs", sys, "sysfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(sys, unix.MNT_DETACH) })
 	isRoot := func() bool {
 		var st unix.Stat_t
 		return unix.Stat(tree.mount, &st) == nil && st.Ino == 1
@@ -252,6 +257,7 @@ func TestOwnersHosts(t *testing.T) {
 		{"version 2", tree.mount, "~/a/b 3, ~/c 2", ""},
 		{"hybrid", unified, "~/a/b 3, ~/c 2", ""},
 		{"version 1", t.TempDir(), "", "Owners of destinations are not reported"},
+		{"hidden", filepath.Join(sys, "fs/cgroup"), "", "ip netns exec hides the control groups"},
 		{"no such directory", filepath.Join(t.TempDir(), "nowhere"), "", "no cgroup2 file system at"},
 		{"a part", part, fmt.Sprintf("/b 3, cgroup-%d 2", st.Ino), partLog},
 	} {
