@@ -21,7 +21,7 @@ func newStatus(flags *flags) *status.Status {
 	if err != nil {
 		host = "this host"
 	}
-	return status.New(status.Info{Host: host, Version: version.Info(), MetricsPath: *flags.telemetryPath})
+	return status.New(status.Info{Host: host, Version: version.Version, Revision: version.GetRevision(), MetricsPath: *flags.telemetryPath})
 }
 
 // pageURL returns where a browser finds the status page of a server that got this listener. It is empty if

@@ -20,7 +20,7 @@ func TestVersion(t *testing.T) {
 	}
 	_, metrics := e.get(t, "/metrics")
 	_, page := e.get(t, "/?format=json")
-	var status struct{ Version string }
+	var status struct{ Version, Revision string }
 	if err := json.Unmarshal([]byte(page), &status); err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +30,7 @@ func TestVersion(t *testing.T) {
 		{"log", e.log.String(), `version="` + info + `"`},
 		{"log", e.log.String(), `user=unknown, date=unknown,`},
 		{"build_info", metrics, `\n` + name + `_build_info\{branch="unknown",[^\n]*revision="` + revision + `",[^\n]*version="` + version + `"\} 1\n`},
-		{"status page", status.Version, "^" + info + "$"},
+		{"status page", status.Version + " " + status.Revision, "^" + version + " " + revision + "$"},
 	} {
 		if !regexp.MustCompile(tt.want).MatchString(tt.text) {
 			t.Errorf("%s: no %s in\n%s", tt.where, tt.want, tt.text)

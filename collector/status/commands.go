@@ -9,14 +9,14 @@ import (
 	"ephemeral_port_exporter/collector/scan"
 )
 
-// A Command can be pasted into a shell.
-type Command struct {
+// A command can be pasted into a shell.
+type command struct {
 	Meaning, Line string
 }
 
 // destinationCommands returns the commands that show a pool in its namespace. There are none if the
 // namespace can only be entered by a name that no shell should see.
-func destinationCommands(n *scan.Namespace, d *pool.Destination) []Command {
+func destinationCommands(n *scan.Namespace, d *pool.Destination) []command {
 	enter, ok := enterCommand(n)
 	if !ok {
 		return nil
@@ -24,7 +24,7 @@ func destinationCommands(n *scan.Namespace, d *pool.Destination) []Command {
 	ports := n.TCP.Report.Settings.PortRange
 	filter := fmt.Sprintf("src %s dst %s dport = :%d sport ge :%d sport le :%d",
 		filterAddress(d.Source), filterAddress(d.Address.Addr()), d.Address.Port(), ports.Low, ports.High)
-	return []Command{
+	return []command{
 		{"Its ports by state", enter + "ss -Htan " + filter + " | awk '{print $1}' | sort | uniq -c"},
 		{"Its ports by process, as root", enter + "ss -Htanp " + filter + ` | grep -o 'users:(("[^"]*",pid=[0-9]*' | sort | uniq -c`},
 		{"The settings", enter + "sysctl " + sysctls(n.TCP.Report.Settings)},
@@ -59,6 +59,11 @@ func enterCommand(n *scan.Namespace) (prefix string, ok bool) {
 	default:
 		return "nsenter --net=" + quote(n.Path) + " ", true
 	}
+}
+
+// enterFirst says why there are no commands for a namespace.
+func enterFirst(n *scan.Namespace) string {
+	return fmt.Sprintf("Enter the network namespace with inode %d first: its path is not known, or no shell should see it.", n.Inode)
 }
 
 // quote writes a word for a shell.

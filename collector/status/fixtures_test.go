@@ -14,7 +14,7 @@ import (
 	"ephemeral_port_exporter/collector/snat"
 )
 
-var testInfo = Info{Host: "proxy-1", Version: "(version=1.2.3, branch=main, revision=abc)", MetricsPath: "/metrics"}
+var testInfo = Info{Host: "proxy-1", Version: "1.2.3", Revision: "abc", MetricsPath: "/metrics"}
 
 // read is the Result of what was read.
 var read = scan.Result{Outcome: scan.Collected}

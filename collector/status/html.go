@@ -27,13 +27,20 @@ const refreshSeconds = 10
 // parse parses a template of this package.
 func parse(text string) *template.Template {
 	return template.Must(template.New("").Funcs(template.FuncMap{
-		"style":     func() template.CSS { return template.CSS(style) },
-		"script":    func() template.JS { return template.JS(script) },
-		"refresh":   func() int { return refreshSeconds },
-		"lower":     strings.ToLower,
-		"legend":    func() any { return legend },
-		"natLegend": func() any { return natLegend },
+		"style":   func() template.CSS { return template.CSS(style) },
+		"script":  func() template.JS { return template.JS(script) },
+		"refresh": func() int { return refreshSeconds },
+		"lower":   strings.ToLower,
+		"groups":  groups,
 	}).Parse(text))
+}
+
+// groups returns the parts of an address between which a line may end: those of IPv6 end with a colon.
+func groups(address string) []string {
+	if strings.Count(address, ":") < 2 {
+		return []string{address}
+	}
+	return strings.SplitAfter(address, ":")
 }
 
 // SetHeader sets the header of an answer in a format. The browser may load nothing, and run and apply

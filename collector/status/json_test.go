@@ -25,12 +25,18 @@ func TestJSONFields(t *testing.T) {
 		got = append(got, m[1]+" "+m[2])
 	}
 	want := fieldsOf(reflect.TypeFor[document](), "")
+	for typ, path := range shared {
+		want = append(want, fieldsOf(typ, path)...)
+	}
 	slices.Sort(got)
 	slices.Sort(want)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("fields (-document +reference.md):\n%s", diff)
 	}
 }
+
+// shared are the types that stand in reference.md once, for all places.
+var shared = map[reflect.Type]string{reflect.TypeFor[documentCure](): "cures[].", reflect.TypeFor[documentOwner](): "owners[]."}
 
 // fieldsOf returns the fields of a type as reference.md has them.
 func fieldsOf(typ reflect.Type, path string) (fields []string) {
@@ -56,8 +62,15 @@ func fieldsOf(typ reflect.Type, path string) (fields []string) {
 		if options == "omitempty" {
 			description += ", optional"
 		}
+		nested := kind.Kind() == reflect.Struct && kind != reflect.TypeFor[time.Time]()
+		if nested {
+			description = "object"
+		}
 		fields = append(fields, path+name+" "+description)
-		if kind.Kind() == reflect.Slice && kind.Elem().Kind() == reflect.Struct {
+		if nested {
+			fields = append(fields, fieldsOf(kind, path+name+".")...)
+		}
+		if kind.Kind() == reflect.Slice && kind.Elem().Kind() == reflect.Struct && shared[kind.Elem()] == "" {
 			fields = append(fields, fieldsOf(kind.Elem(), path+name+"[].")...)
 		}
 	}

@@ -118,9 +118,9 @@ func TestNATHeadline(t *testing.T) {
 			[]string{"Connection tracking in pod has 90% of the flows that it may have: at 100%, packets of new connections are dropped."}, nil,
 		},
 		{"no limit", none, scan.Conntrack{Result: read, Entries: 90}, false, calm, []string{calmSentence}, nil},
-		{"failed", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, false, warning, []string{calmSentence, "The flows of connection tracking could not be read: " + failed.Error()}, nil},
-		{"failed without --snat", none, scan.Conntrack{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, false, warning, []string{calmSentence, "The flows of connection tracking could not be read: " + failed.Error()}, nil},
-		{"failed elsewhere", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, true, warning, []string{calmSentence, "The flows of connection tracking could not be read in 1 network namespace."}, nil},
+		{"failed", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, false, warning, []string{"The flows of connection tracking could not be read: " + failed.Error(), calmSentence}, nil},
+		{"failed without --snat", none, scan.Conntrack{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, false, warning, []string{"The flows of connection tracking could not be read: " + failed.Error(), calmSentence}, nil},
+		{"failed elsewhere", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, true, warning, []string{"The flows of connection tracking could not be read in 1 network namespace.", calmSentence}, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -133,9 +133,9 @@ func TestNATHeadline(t *testing.T) {
 			}
 			n.NAT, n.Conntrack = tt.nat, tt.conntrack
 			p := newPage(&s, testInfo, View{Format: Text}, visible)
-			got := append([]string{p.Headline}, p.Problems...)
-			if p.Level != tt.level || len(got) != len(tt.want) {
-				t.Fatalf("%v: %q, want %v: %q", p.Level, got, tt.level, tt.want)
+			got := said(p)
+			if p.Level() != tt.level || len(got) != len(tt.want) {
+				t.Fatalf("%v: %q, want %v: %q", p.Level(), got, tt.level, tt.want)
 			}
 			for i := range got {
 				if !strings.HasPrefix(got[i], tt.want[i]) {
@@ -144,7 +144,7 @@ func TestNATHeadline(t *testing.T) {
 			}
 			var rows []string
 			for _, r := range p.NAT {
-				rows = append(rows, strings.Join([]string{r.Protocol, r.Address, r.Source, r.Netns, r.Used, r.Failing, r.Ceiling}, " "))
+				rows = append(rows, strings.Join([]string{r.Protocol, r.Address, r.Source, r.Netns, r.Used, percent(r.pool.SearchFailure), natRate(r.pool.Ceiling)}, " "))
 			}
 			if diff := cmp.Diff(tt.rows, rows); diff != "" {
 				t.Errorf("rows (-want +got):\n%s", diff)
@@ -204,7 +204,11 @@ func TestNATDetails(t *testing.T) {
 	s.Namespaces[0].NAT, s.Namespaces[0].Conntrack = troubledNAT()
 	for _, f := range []Format{HTML, Text, JSON} {
 		got := draw(t, s, View{Format: f})
-		for _, want := range []string{"10.1.0.0 (9216)", "Choose the ports fully at random", "Do not translate inside the network", "sysctl -w net.netfilter.nf_conntrack_udp_timeout=10", "120345"} {
+		client := "10.1.0.0 (9216)"
+		if f == JSON {
+			client = `"client_ip": "10.1.0.0",`
+		}
+		for _, want := range []string{client, "Choose the ports fully at random", "Do not translate inside the network", "sysctl -w net.netfilter.nf_conntrack_udp_timeout=10", "120345"} {
 			if !strings.Contains(got, want) {
 				t.Errorf("%s: no %q", f, want)
 			}
@@ -237,8 +241,8 @@ func TestNATView(t *testing.T) {
 	} {
 		v := View{Format: Text, Destination: netip.MustParseAddrPort(address)}
 		p := newPage(&s, testInfo, v, visible)
-		if p.Level != want.level || !strings.HasPrefix(p.Headline, want.text) || len(p.NAT) != want.rows || len(p.Conntrack) != 0 {
-			t.Errorf("%s: %v, %q, %d pools, want %+v", address, p.Level, p.Headline, len(p.NAT), want)
+		if p.Level() != want.level || !strings.HasPrefix(p.Headline().Sentence, want.text) || len(p.NAT) != want.rows || len(p.Conntrack) != 0 {
+			t.Errorf("%s: %v, %q, %d pools, want %+v", address, p.Level(), p.Headline().Sentence, len(p.NAT), want)
 		}
 		if got := strings.Contains(draw(t, s, v), "Held for 10.1.0."); got != (want.rows > 0) {
 			t.Errorf("%s: details %v", address, got)
@@ -249,8 +253,8 @@ func TestNATView(t *testing.T) {
 	}
 	s.Namespaces[0].NAT = natOf(natFlows{snat.Established, false, "10.0.0.2:443", 1024, 64512})
 	p := newPage(&s, testInfo, View{Format: Text, Destination: netip.MustParseAddrPort("10.0.0.2:443")}, visible)
-	if p.Level != exhausted || len(p.Problems) != 1 || !strings.HasPrefix(p.Problems[0], "Source NAT: tcp to 10.0.0.2:443") {
-		t.Errorf("both: %v, %q", p.Level, p.Problems)
+	if p.Level() != exhausted || len(p.Findings) != 2 || !strings.HasPrefix(p.Headline().Sentence, "Source NAT: tcp to 10.0.0.2:443") {
+		t.Errorf("both: %v, %q", p.Level(), p.Problems())
 	}
 }
 

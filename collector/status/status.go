@@ -12,6 +12,7 @@ import (
 type Info struct {
 	Host        string // name of the host
 	Version     string
+	Revision    string // of the source, from which it was built
 	MetricsPath string
 }
 

@@ -19,6 +19,7 @@ import (
 	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/snat"
 )
 
 var updateGolden = flag.Bool("update-golden", false, "write the golden files in testdata anew")
@@ -31,6 +32,14 @@ func draw(t testing.TB, s scan.Snapshot, v View) string {
 		t.Fatal(err)
 	}
 	return b.String()
+}
+
+// said returns the sentences of the findings.
+func said(p *page) (sentences []string) {
+	for _, f := range p.Findings {
+		sentences = append(sentences, f.Sentence)
+	}
+	return sentences
 }
 
 // TestGolden compares all formats of all snapshots with files in testdata. These were written by
@@ -177,11 +186,11 @@ func TestHeadline(t *testing.T) {
 			warning, []string{"1 destination in danger: 10.0.0.3:5432 had 2 connects that failed, the last within 15 minutes."}},
 		{"failures elsewhere", "", failure(quiet(), scan.FailedPool{Source: netip.MustParseAddr("10.0.0.9"), Destination: netip.MustParseAddrPort("10.0.0.3:5432"), Failures: 2}),
 			warning, []string{"1 pool that holds few ports now had failed connects within 15 minutes."}},
-		{"failures not counted", "", broken, warning, []string{"No destination is in danger", "Failed connects could not be counted: bpf: gone"}},
+		{"failures not counted", "", broken, warning, []string{"Failed connects could not be counted: bpf: gone", "No destination is in danger"}},
 		{"no port", "", with(func(r *pool.Report) { r.CapacityPorts, r.MaxUtilization, r.Destinations = 0, 1, nil }), exhausted, []string{"No port is left for outgoing connections: connect() fails"}},
 		{"unreported", "", with(func(r *pool.Report) { r.MaxUtilization = 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
 		{"source", "", with(func(r *pool.Report) { r.Sources = trouble().Namespaces[0].TCP.Report.Sources }), critical, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports"}},
-		{"namespace failed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("no")}}}), warning, []string{"No destination is in danger", "1 network namespace could not be read"}},
+		{"namespace failed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("no")}}}), warning, []string{"1 network namespace could not be read", "No destination is in danger"}},
 		{"place not searched", "", searched, calm, []string{"No destination is in danger", "2 places could not be searched"}},
 		{"one", "10.0.0.3:5432", quiet(), calm, []string{"10.0.0.3:5432 is not in danger: <1% of its ports are in use."}},
 		{"one of two", "10.0.0.2:443", trouble(), critical, []string{"10.0.0.2:443 runs out of ports in 40 s.", "1 network namespace could not be read"}},
@@ -195,9 +204,9 @@ func TestHeadline(t *testing.T) {
 				v.Destination = netip.MustParseAddrPort(tt.destination)
 			}
 			p := newPage(&tt.snapshot, testInfo, v, visible)
-			got := append([]string{p.Headline}, p.Problems...)
-			if p.Level != tt.level || len(got) != len(tt.want) {
-				t.Fatalf("%v: %q, want %v: %q", p.Level, got, tt.level, tt.want)
+			got := said(p)
+			if p.Level() != tt.level || len(got) != len(tt.want) {
+				t.Fatalf("%v: %q, want %v: %q", p.Level(), got, tt.level, tt.want)
 			}
 			for i := range got {
 				if !strings.HasPrefix(got[i], tt.want[i]) {
@@ -224,14 +233,38 @@ func TestNarrow(t *testing.T) {
 	}
 	// Of the namespaces, those that have it, and those that may have it.
 	p = newPage(&s, testInfo, View{Destination: netip.MustParseAddrPort("10.0.0.3:5432")}, visible)
-	if len(p.Namespaces) != 2 || p.Namespaces[0].Name != "self" || p.Namespaces[1].Name != "netns-78" || len(p.Idle) != 0 {
-		t.Errorf("namespaces %+v, idle %+v", p.Namespaces, p.Idle)
+	if len(p.Namespaces) != 2 || p.Namespaces[0].Name != "self" || p.Namespaces[1].Name != "netns-78" {
+		t.Errorf("namespaces %+v", p.Namespaces)
 	}
 	for _, f := range []Format{HTML, Text, JSON} {
 		v.Format = f
 		if got := draw(t, s, v); strings.Contains(got, "10.0.0.9") || strings.Contains(got, "10.0.0.55") || strings.Contains(got, "10.0.0.77") || !strings.Contains(got, "10.1.0.7") {
 			t.Errorf("%s:\n%s", f, got)
 		}
+	}
+}
+
+// TestNarrowAddress checks that an address alone shows all ports of it, and no other address.
+func TestNarrowAddress(t *testing.T) {
+	s := quiet()
+	r := &s.Namespaces[0].TCP.Report
+	r.Destinations = append(r.Destinations, connections("10.0.0.1", "10.0.0.2:80", map[pool.State]int{pool.Established: 60}))
+	s.Namespaces[0].NAT = natOf(natFlows{snat.Established, false, "10.0.0.2:53", 1024, 100}, natFlows{snat.Established, false, "10.0.0.20:53", 1024, 100})
+	s.ConnectFailures = &scan.ConnectFailures{Pools: []scan.FailedPool{
+		{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.2:9")},
+		{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.20:9")},
+	}}
+	v := View{Destination: netip.MustParseAddrPort("10.0.0.2:0")}
+	p := newPage(&s, testInfo, v, visible)
+	if len(p.Destinations) != 2 || len(p.NAT) != 1 || len(p.Failed) != 1 || !v.shows(&s.Namespaces[0]) {
+		t.Errorf("%d destinations, %d pools of source NAT, %d failed", len(p.Destinations), len(p.NAT), len(p.Failed))
+	}
+	if want := "No pool of 10.0.0.2 is in danger: the worst, from 10.0.0.1 to 10.0.0.2:443, has 11% of its ports in use."; p.Headline().Sentence != want {
+		t.Errorf("%q, want %q", p.Headline().Sentence, want)
+	}
+	v.Destination = netip.MustParseAddrPort("10.0.0.5:0")
+	if p := newPage(&s, testInfo, v, visible); p.Headline().Sentence != "10.0.0.5 is not among the destinations here: it holds few ports now, or none." {
+		t.Errorf("%q", p.Headline().Sentence)
 	}
 }
 
@@ -259,11 +292,18 @@ func TestOwners(t *testing.T) {
 			t.Errorf("%s: an owner without a path:\n%s", f, got)
 		}
 	}
-	s.Cgroups = map[uint64]cgroup.Group{7: {Path: "/system.slice/haproxy.service"}}
-	for _, f := range []Format{HTML, Text, JSON} {
+	s.Cgroups = map[uint64]cgroup.Group{7: {Path: "/system.slice/haproxy.service", Workload: cgroup.Workload{PodUID: "1", ContainerID: "2"}}}
+	for _, f := range []Format{HTML, Text} {
 		if got := draw(t, s, View{Format: f, Destination: netip.MustParseAddrPort("10.0.0.2:443")}); strings.Count(got, "/system.slice/haproxy.service (150)") != 1 {
 			t.Errorf("%s: no owner:\n%s", f, got)
 		}
+	}
+	var d struct{ Destinations []documentDestination }
+	if err := json.Unmarshal([]byte(draw(t, s, View{Format: JSON})), &d); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]documentOwner{{"/system.slice/haproxy.service", "1", "2", 150}}, d.Destinations[0].Owners); diff != "" {
+		t.Errorf("JSON (-want +got):\n%s", diff)
 	}
 }
 

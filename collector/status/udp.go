@@ -12,24 +12,19 @@ import (
 	"ephemeral_port_exporter/collector/scan"
 )
 
-// A udpPool is a row of the table of UDP ports.
+// A udpPool is the UDP ports that one kind of socket can get, as the page shows them.
 type udpPool struct {
 	pool      *pool.UDPPool
 	namespace *scan.Namespace
+	owners    []scan.Owner
 	advice    *advice.Advice // nil unless it is in danger
 
-	Level                        level
-	Family, Netns                string
-	Used, Ports, Capacity, Alert string // Alert is empty unless it is in danger
-	Owners                       []string
-	Diagnosis                    string // empty unless it is in danger
-	Cures                        []cure
-	Command                      Command // shows its sockets
-	Enter                        string  // why there is no command
+	Level         level
+	Family, Netns string
+	Used          string
+	Owners        []string
+	Cures         []cure
 }
-
-// Key identifies the row to the script of the page.
-func (u *udpPool) Key() string { return "udp " + u.Netns + " " + u.Family }
 
 // addUDP adds the UDP ports of our own namespace, and of another one if they are in danger.
 func (p *page) addUDP(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
@@ -44,51 +39,24 @@ func (p *page) addUDP(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 	}
 	r := &n.UDP.Report
 	for i := range r.Pools {
-		u := &r.Pools[i]
-		if n.Name != scan.Self && advice.ReachedUDP(u).Level() == calm {
-			continue
+		if u := &r.Pools[i]; n.Name == scan.Self || advice.ReachedUDP(u).Level() > calm {
+			p.UDP = append(p.UDP, newUDPPool(s, n, u, c))
 		}
-		row := newUDPPool(n, u, c)
-		for _, o := range s.Resolve(u.Owners) {
-			row.Owners = append(row.Owners, fmt.Sprintf("%s (%d)", c.name(o.Path), o.Ports))
-		}
-		p.UDP = append(p.UDP, row)
 	}
 }
 
-func newUDPPool(n *scan.Namespace, u *pool.UDPPool, c cleaner) *udpPool {
+func newUDPPool(s *scan.Snapshot, n *scan.Namespace, u *pool.UDPPool, c cleaner) *udpPool {
+	owners := s.Resolve(u.Owners)
 	row := &udpPool{
-		pool: u, namespace: n, advice: advice.UDP(&n.UDP.Report, u), Level: advice.ReachedUDP(u).Level(),
-		Family: string(u.Family), Netns: c.name(n.Name), Used: percent(u.Utilization),
-		Ports: strconv.Itoa(u.Ports), Capacity: strconv.Itoa(n.UDP.Report.CapacityPorts),
+		pool: u, namespace: n, owners: owners, advice: advice.UDP(&n.UDP.Report, u), Level: advice.ReachedUDP(u).Level(),
+		Family: string(u.Family), Netns: c.name(n.Name), Used: percent(u.Utilization), Owners: ownerNames(owners, c),
 	}
-	if row.advice == nil {
-		return row
-	}
-	row.Diagnosis = row.advice.Diagnosis
-	row.Alert = advice.ReachedUDP(u).Alerts()[0]
-	enter, ok := enterCommand(n)
-	for _, of := range row.advice.Cures {
-		cure := cure{Title: of.Title, Anchor: of.Anchor(), Sentence: of.Sentence, Condition: of.Condition}
-		cure.Gain = fmt.Sprintf("Now %s free. Then %d.", plural(of.Now.Ports, "port is", "ports are"), of.Then.Ports)
-		if ok && of.Command != "" {
-			cure.Command = enter + of.Command
-		}
-		row.Cures = append(row.Cures, cure)
-	}
-	if !ok {
-		row.Enter = fmt.Sprintf("Enter the network namespace with inode %d first: its path is not known, or no shell should see it.", n.Inode)
-		return row
-	}
-	ports := n.UDP.Report.Settings.PortRange
-	row.Command = Command{"Its sockets by process, as root", fmt.Sprintf(
-		`%sss -Huanp sport ge :%d sport le :%d | grep -o 'users:(("[^"]*",pid=[0-9]*' | sort | uniq -c`, enter, ports.Low, ports.High)}
+	row.Cures = newCures(n, row.advice, "Free ports")
 	return row
 }
 
-// judgeUDP raises the level to that of the worst UDP pool. It returns a sentence for each namespace
-// with pools in danger, with the families that are as full as its worst.
-func (p *page) judgeUDP() (sentences []string) {
+// judgeUDP finds the namespaces with pools in danger, with the families that are as full as the worst.
+func (p *page) judgeUDP() {
 	for i, worst := range p.UDP {
 		if worst.Level == calm || slices.ContainsFunc(p.UDP[:i], func(u *udpPool) bool { return u.namespace == worst.namespace && u.Level > calm }) {
 			continue
@@ -99,36 +67,30 @@ func (p *page) judgeUDP() (sentences []string) {
 				families = append(families, u.Family)
 			}
 		}
-		p.Level = max(p.Level, worst.Level)
-		where := ""
-		if p.Others {
-			where = " in " + worst.Netns
-		}
-		of := "of " + strings.Join(families, ", ")
+		of, where, alerts := strings.Join(families, ", "), p.in(worst.Netns), advice.ReachedUDP(worst.pool).Alerts()
 		if worst.pool.Utilization >= 1 {
-			sentences = append(sentences, fmt.Sprintf("No UDP port %s is free%s: connect() and sendto() of new sockets fail.", of, where))
+			p.find(worst.Level, alerts, "No UDP port of %s is free%s: connect() and sendto() of new sockets fail.", of, where)
 		} else {
-			sentences = append(sentences, fmt.Sprintf("UDP sockets hold %s of the ports %s%s: at 100%% connect() and sendto() of new ones fail.", worst.Used, of, where))
+			p.find(worst.Level, alerts, "UDP sockets hold %s of the ports of %s%s: at 100%% connect() and sendto() of new ones fail.", worst.Used, of, where)
 		}
 	}
-	return sentences
 }
 
 // judgeUDPFailures says which namespaces could not be read, of those whose TCP sockets could.
 func (p *page) judgeUDPFailures(s *scan.Snapshot, c cleaner) {
-	others := 0
+	others, alerts := 0, []string{"EphemeralPortsUDPCollectFailing"}
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		switch {
 		case n.TCP.Err != nil || n.UDP.Err == nil || n.UDP.Outcome == scan.Unsupported:
 		case n.Name == scan.Self:
-			p.raise(warning, "The UDP ports of this host could not be read: "+c.sentence(n.UDP.Err.Error()))
+			p.find(warning, alerts, "The UDP ports of this host could not be read: %s", c.sentence(n.UDP.Err.Error()))
 		default:
 			others++
 		}
 	}
 	if others > 0 {
-		p.raise(warning, fmt.Sprintf("The UDP ports of %s could not be read.", plural(others, "network namespace", "network namespaces")))
+		p.find(warning, alerts, "The UDP ports of %s could not be read.", plural(others, "network namespace", "network namespaces"))
 	}
 }
 
@@ -138,68 +100,62 @@ func worstUDPFirst(a, b *udpPool) int {
 	return cmp.Or(cmp.Compare(b.pool.Utilization, a.pool.Utilization), cmp.Compare(a.Netns, b.Netns))
 }
 
-var udpColumns = []column{{0, false}, {14, false}, {40, true}, {47, true}, {55, true}, {65, false}}
+// udpTable shows UDP ports. Of each namespace, only the worst family has details: the cures for the others
+// are nearly the same.
+func (p *page) udpTable() table {
+	t := table{
+		ID: "udp", Title: "UDP ports, for all destinations together",
+		Columns: []column{{"Family", "FAMILY", 14, words}, {"Namespace", "NETNS", 26, words}, {"Used", "USED", 7, numbers}, {"Ports", "PORTS", 8, numbers}, {"Capacity", "CAPACITY", 10, numbers}},
+	}
+	detailed := map[*scan.Namespace]bool{}
+	for _, u := range p.UDP {
+		r := row{Level: u.Level, Owners: u.Owners, Cells: cells(
+			u.Family, u.Netns, u.Used, strconv.Itoa(u.pool.Ports), strconv.Itoa(u.namespace.UDP.Report.CapacityPorts))}
+		if u.Level > calm && !detailed[u.namespace] {
+			r.Details = u.details()
+			detailed[u.namespace] = true
+		}
+		t.Rows = append(t.Rows, r)
+	}
+	return t
+}
 
-// udp writes the table of UDP ports, and what helps those in danger.
-func (t *text) udp(p *page) {
-	if len(p.UDP) == 0 {
-		return
+// details tell what helps a pool in danger.
+func (u *udpPool) details() *details {
+	more := &details{
+		Key: "udp " + u.Netns + " " + u.Family, Title: "UDP of " + u.Family + " in " + u.Netns, Summary: plural(u.pool.Ports, "port in use", "ports in use"),
+		Sentences: []string{u.advice.Diagnosis}, Owners: "Held by", Cures: u.Cures, Alerts: advice.ReachedUDP(u.pool).Alerts(),
 	}
-	t.heading("UDP ports, for all destinations together")
-	t.row(udpColumns, "FAMILY", "NETNS", "USED", "PORTS", "CAPACITY")
-	for _, u := range p.UDP {
-		t.row(udpColumns, u.Family, u.Netns, u.Used, u.Ports, u.Capacity)
+	enter, ok := enterCommand(u.namespace)
+	if !ok {
+		more.Sentences = append(more.Sentences, enterFirst(u.namespace))
+		return more
 	}
-	detailed := map[*scan.Namespace]bool{} // the cures for its families are nearly the same
-	for _, u := range p.UDP {
-		if u.Diagnosis == "" || detailed[u.namespace] || len(detailed) == maxDetails {
-			continue
-		}
-		detailed[u.namespace] = true
-		t.heading("UDP of " + u.Family + " in " + u.Netns)
-		if len(u.Owners) > 0 {
-			t.paragraph("  ", "Held by "+strings.Join(u.Owners, ", ")+".")
-		}
-		if u.Enter != "" {
-			t.paragraph("  ", u.Enter)
-		}
-		t.paragraph("  ", u.Diagnosis)
-		t.cures(u.Cures)
-		if u.Enter == "" {
-			t.command("  ", u.Command.Line)
-		}
-	}
+	ports := u.namespace.UDP.Report.Settings.PortRange
+	more.Commands = []command{{"Its sockets by process, as root", fmt.Sprintf(
+		`%sss -Huanp sport ge :%d sport le :%d | grep -o 'users:(("[^"]*",pid=[0-9]*' | sort | uniq -c`, enter, ports.Low, ports.High)}}
+	return more
 }
 
 type documentUDP struct {
-	Netns       string            `json:"netns"`
-	Family      string            `json:"family"`
-	Level       string            `json:"level"`
-	Utilization float64           `json:"utilization_ratio"`
-	Ports       int               `json:"ports"`
-	Capacity    int               `json:"capacity_ports"`
-	Owners      []string          `json:"owners,omitempty"`
-	Diagnosis   string            `json:"diagnosis,omitempty"`
-	Cures       []documentUDPCure `json:"cures,omitempty"`
-}
-
-type documentUDPCure struct {
-	Title     string `json:"title"`
-	Sentence  string `json:"sentence"`
-	Condition string `json:"condition,omitempty"`
-	Command   string `json:"command,omitempty"`
-	Free      int    `json:"free_ports"`
-	FreeThen  int    `json:"free_ports_then"`
+	Netns       string          `json:"netns"`
+	Family      string          `json:"family"`
+	Level       string          `json:"level"`
+	Utilization float64         `json:"utilization_ratio"`
+	Ports       int             `json:"ports"`
+	Capacity    int             `json:"capacity_ports"`
+	Owners      []documentOwner `json:"owners,omitempty"`
+	Diagnosis   string          `json:"diagnosis,omitempty"`
+	Cures       []documentCure  `json:"cures,omitempty"`
 }
 
 func newDocumentUDP(u *udpPool) documentUDP {
 	doc := documentUDP{
 		Netns: u.namespace.Name, Family: u.Family, Level: u.Level.String(), Utilization: u.pool.Utilization,
-		Ports: u.pool.Ports, Capacity: u.namespace.UDP.Report.CapacityPorts, Owners: u.Owners, Diagnosis: u.Diagnosis,
+		Ports: u.pool.Ports, Capacity: u.namespace.UDP.Report.CapacityPorts, Owners: newDocumentOwners(u.owners),
 	}
-	for i, c := range u.Cures {
-		of := u.advice.Cures[i]
-		doc.Cures = append(doc.Cures, documentUDPCure{c.Title, c.Sentence, c.Condition, c.Command, of.Now.Ports, of.Then.Ports})
+	if u.advice != nil {
+		doc.Diagnosis, doc.Cures = u.advice.Diagnosis, newDocumentCures(u.Cures, u.advice)
 	}
 	return doc
 }

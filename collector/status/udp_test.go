@@ -64,10 +64,10 @@ func TestUDPHeadline(t *testing.T) {
 			"elsewhere", with(udpOf(10, 0), udpOf(27700, 0), udpOf(20000, 0)), exhausted, []string{"UDP sockets hold 98% of the ports of ipv4, dual_stack in pod: at 100%"},
 			[]string{"ipv4 pod 98%", "dual_stack pod 98%", "ipv4 self <1%", "dual_stack self <1%", "ipv6 self 0%"},
 		},
-		{"failed", with(scan.UDP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}), warning, []string{calmSentence, "The UDP ports of this host could not be read: " + failed.Error()}, nil},
+		{"failed", with(scan.UDP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}), warning, []string{"The UDP ports of this host could not be read: " + failed.Error(), calmSentence}, nil},
 		{
 			"failed elsewhere", with(scan.UDP{Result: scan.Result{Outcome: scan.Idle}}, scan.UDP{Result: scan.Result{Outcome: scan.Deadline, Err: failed}}), warning,
-			[]string{calmSentence, "The UDP ports of 1 network namespace could not be read."}, nil,
+			[]string{"The UDP ports of 1 network namespace could not be read.", calmSentence}, nil,
 		},
 		{"not supported", with(scan.UDP{Result: scan.Result{Outcome: scan.Unsupported, Err: failed}}), calm, []string{calmSentence}, nil},
 		{
@@ -78,9 +78,9 @@ func TestUDPHeadline(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newPage(&tt.snapshot, testInfo, View{Format: Text}, visible)
-			got := append([]string{p.Headline}, p.Problems...)
-			if p.Level != tt.level || len(got) != len(tt.want) {
-				t.Fatalf("%v: %q, want %v: %q", p.Level, got, tt.level, tt.want)
+			got := said(p)
+			if p.Level() != tt.level || len(got) != len(tt.want) {
+				t.Fatalf("%v: %q, want %v: %q", p.Level(), got, tt.level, tt.want)
 			}
 			for i := range got {
 				if !strings.HasPrefix(got[i], tt.want[i]) {
@@ -110,7 +110,11 @@ func TestUDPDetails(t *testing.T) {
 	s.Cgroups = map[uint64]cgroup.Group{7: {Path: "/system.slice/dns.service"}}
 	for _, f := range []Format{HTML, Text, JSON} {
 		got := draw(t, s, View{Format: f})
-		for _, want := range []string{"/system.slice/dns.service (28222)", "Close UDP sockets", "Widen the range", "Give back reserved ports", "net.ipv4.ip_local_port_range"} {
+		owner := "/system.slice/dns.service (28222)"
+		if f == JSON {
+			owner = `"cgroup": "/system.slice/dns.service"`
+		}
+		for _, want := range []string{owner, "Close UDP sockets", "Widen the range", "Give back reserved ports", "net.ipv4.ip_local_port_range"} {
 			if !strings.Contains(got, want) {
 				t.Errorf("%s: no %q:\n%s", f, want, got)
 			}

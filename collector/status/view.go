@@ -28,7 +28,7 @@ const (
 // A View says what of a Snapshot is drawn, and how.
 type View struct {
 	Format      Format
-	Destination netip.AddrPort // only this one; all if it is not valid
+	Destination netip.AddrPort // only this one, or with port 0 only those of its address; all if it is not valid
 	Paused      bool           // the page does not refresh itself
 }
 
@@ -47,13 +47,28 @@ func ParseView(r *http.Request) (View, error) {
 		return View{}, fmt.Errorf("format=%q is not valid: it must be %s, %s or %s", format, HTML, Text, JSON)
 	}
 	if destination := query.Get("destination"); destination != "" {
-		v.Destination, err = netip.ParseAddrPort(destination)
-		if err != nil {
-			return View{}, fmt.Errorf("destination=%q is not valid: it must be ADDRESS:PORT, such as 10.0.0.2:443 or [2001:db8::2]:443", destination)
+		if v.Destination, err = parseDestination(destination); err != nil {
+			return View{}, fmt.Errorf("destination=%q is not valid: it must be ADDRESS or ADDRESS:PORT, such as 10.0.0.2, 10.0.0.2:443 or [2001:db8::2]:443", destination)
 		}
-		v.Destination = netip.AddrPortFrom(v.Destination.Addr().Unmap(), v.Destination.Port())
 	}
 	return v, nil
+}
+
+// parseDestination parses an address, with a port or without.
+func parseDestination(s string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.AddrPortFrom(a.Unmap(), 0), nil
+	}
+	d, err := netip.ParseAddrPort(s)
+	return netip.AddrPortFrom(d.Addr().Unmap(), d.Port()), err
+}
+
+// destination writes the Destination as in the address of the view.
+func (v View) destination() string {
+	if v.Destination.Port() == 0 {
+		return v.Destination.Addr().String()
+	}
+	return v.Destination.String()
 }
 
 // acceptedFormat returns the format for the values of an Accept header: Text unless HTML or JSON is
@@ -79,19 +94,27 @@ func acceptedFormat(accept []string) Format {
 	return format
 }
 
+// has reports whether the view has a destination.
+func (v View) has(destination netip.AddrPort) bool {
+	if v.Destination.Port() == 0 {
+		return !v.Destination.IsValid() || destination.Addr() == v.Destination.Addr()
+	}
+	return destination == v.Destination
+}
+
 // shows reports whether the view has a namespace: all of them, or those with its destination and those
 // that may have it.
 func (v View) shows(n *scan.Namespace) bool {
 	return !v.Destination.IsValid() || n.TCP.Err != nil ||
-		slices.ContainsFunc(n.TCP.Report.Destinations, func(d pool.Destination) bool { return d.Address == v.Destination }) ||
-		slices.ContainsFunc(n.NAT.Report.Pools, func(d snat.Pool) bool { return d.Address == v.Destination })
+		slices.ContainsFunc(n.TCP.Report.Destinations, func(d pool.Destination) bool { return v.has(d.Address) }) ||
+		slices.ContainsFunc(n.NAT.Report.Pools, func(d snat.Pool) bool { return v.has(d.Address) })
 }
 
 // URL returns the address of the view, without its host.
 func (v View) URL() string {
 	var query []string
 	if v.Destination.IsValid() {
-		query = append(query, "destination="+url.QueryEscape(v.Destination.String()))
+		query = append(query, "destination="+url.QueryEscape(v.destination()))
 	}
 	if v.Paused {
 		query = append(query, "pause")

@@ -16,10 +16,10 @@ func TestParseView(t *testing.T) {
 		want          View
 		err           string
 	}{
-		{"?destination=10.0.0.2", "", View{}, `destination="10.0.0.2" is not valid: it must be ADDRESS:PORT, such as 10.0.0.2:443 or [2001:db8::2]:443`},
-		{"?destination=2001:db8::2:443x", "", View{}, "is not valid: it must be ADDRESS:PORT"},
-		{"?destination=example.com:443", "", View{}, "is not valid: it must be ADDRESS:PORT"},
-		{"?destination=10.0.0.2:70000", "", View{}, "is not valid: it must be ADDRESS:PORT"},
+		{"?destination=10.0.0.", "", View{}, `destination="10.0.0." is not valid: it must be ADDRESS or ADDRESS:PORT, such as 10.0.0.2, 10.0.0.2:443 or [2001:db8::2]:443`},
+		{"?destination=2001:db8::2:443x", "", View{}, "is not valid: it must be ADDRESS or ADDRESS:PORT"},
+		{"?destination=example.com:443", "", View{}, "is not valid: it must be ADDRESS or ADDRESS:PORT"},
+		{"?destination=10.0.0.2:70000", "", View{}, "is not valid: it must be ADDRESS or ADDRESS:PORT"},
 		{"?destination=%1b[2J%0a", "", View{}, `destination="\x1b[2J\n" is not valid`},
 		{"?format=xml", "", View{}, `format="xml" is not valid: it must be html, text or json`},
 		{"?destination=%zz", "", View{}, "the query of the address is not valid"},
@@ -38,6 +38,9 @@ func TestParseView(t *testing.T) {
 		{"?pause", browser, View{Format: HTML, Paused: true}, ""},
 		{"?destination=", "", View{Format: Text}, ""},
 		{"?destination=10.0.0.2:443", browser, View{Format: HTML, Destination: one}, ""},
+		{"?destination=10.0.0.2", "", View{Format: Text, Destination: netip.AddrPortFrom(one.Addr(), 0)}, ""},
+		{"?destination=::ffff:10.0.0.2", "", View{Format: Text, Destination: netip.AddrPortFrom(one.Addr(), 0)}, ""},
+		{"?destination=fe80::2%252", "", View{Format: Text, Destination: netip.AddrPortFrom(netip.MustParseAddr("fe80::2%2"), 0)}, ""},
 		{"?destination=%5B::ffff:10.0.0.2%5D:443", "", View{Format: Text, Destination: one}, ""},
 		{"?destination=[2001:db8::2]:443", "", View{Format: Text, Destination: netip.MustParseAddrPort("[2001:db8::2]:443")}, ""},
 		{"?destination=%5Bfe80%3A%3A2%252%5D:443", "", View{Format: Text, Destination: netip.MustParseAddrPort("[fe80::2%2]:443")}, ""},
@@ -66,6 +69,7 @@ func TestURL(t *testing.T) {
 		{Format: HTML, Paused: true},
 		{Format: Text, Destination: netip.MustParseAddrPort("10.0.0.2:443")},
 		{Format: HTML, Destination: netip.MustParseAddrPort("[fe80::2%a&b]:443"), Paused: true},
+		{Format: HTML, Destination: netip.MustParseAddrPort("[2001:db8::2]:0")},
 	} {
 		r := httptest.NewRequest("GET", v.URL(), nil)
 		r.Header.Set("Accept", "text/html")

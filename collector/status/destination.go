@@ -1,0 +1,274 @@
+package status
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
+)
+
+// A destination is a pool of ports of TCP, as the page shows it.
+type destination struct {
+	pool      *pool.Destination
+	namespace *scan.Namespace
+	failures  uint64
+	reached   advice.Reached
+	owners    []scan.Owner   // control groups that hold its ports, those with most first
+	advice    *advice.Advice // nil unless it is in danger
+
+	Level                  level
+	Address, Source, Netns string
+	Owners                 []string
+	Cures                  []cure
+}
+
+// newDestination returns a destination to which this many connects have failed.
+func newDestination(s *scan.Snapshot, n *scan.Namespace, d *pool.Destination, failures uint64, c cleaner) *destination {
+	owners := s.Resolve(d.Owners)
+	row := &destination{
+		pool: d, namespace: n, failures: failures, owners: owners, advice: advice.TCP(&n.TCP.Report, d, failures > 0),
+		Address: d.Address.String(), Source: d.Source.String(), Netns: c.name(n.Name), Owners: ownerNames(owners, c),
+	}
+	row.reached = advice.ReachedTCP(&n.TCP.Report, d, failures > 0)
+	row.Level = row.reached.Level()
+	row.Cures = newCures(n, row.advice, "Ports")
+	return row
+}
+
+// addDestinations adds the destinations of a namespace.
+func (p *page) addDestinations(s *scan.Snapshot, n *scan.Namespace, f failures, c cleaner) {
+	for i := range n.TCP.Report.Destinations {
+		d := &n.TCP.Report.Destinations[i]
+		failed := f.take(n.Name, d.Source, d.Address)
+		if p.View.has(d.Address) {
+			p.Destinations = append(p.Destinations, newDestination(s, n, d, failed, c))
+		}
+	}
+}
+
+// problem returns what is wrong with a destination, as the end of a sentence that begins with its
+// address.
+func (d *destination) problem() string {
+	switch p := d.pool; {
+	case p.Utilization >= 1:
+		return "is out of ports"
+	case d.reached.Has(advice.Exhaustion):
+		return "runs out of ports in " + seconds(p.Exhaustion)
+	case d.reached.Has(advice.Utilization):
+		return "has " + percent(p.Utilization) + " of its ports in use"
+	case d.reached.Has(advice.Load):
+		return "closes at " + percent(advice.LoadOf(p)) + " of its ceiling"
+	case d.reached.Has(advice.Failures):
+		return "had " + connects(d.failures) + " that failed, the last within 15 minutes"
+	case d.reached.Has(advice.InCloseWait):
+		return "has many connections that an application has not closed"
+	default:
+		return "does not answer many attempts to connect"
+	}
+}
+
+// worstFirst orders destinations: by level, then by the time that is left, then by utilization.
+func worstFirst(a, b *destination) int {
+	return cmp.Or(
+		cmp.Compare(b.Level, a.Level), cmp.Compare(a.pool.Exhaustion, b.pool.Exhaustion),
+		cmp.Compare(b.pool.Utilization, a.pool.Utilization), cmp.Compare(b.pool.Held, a.pool.Held),
+		a.pool.Address.Compare(b.pool.Address), a.pool.Source.Compare(b.pool.Source), cmp.Compare(a.Netns, b.Netns),
+	)
+}
+
+// destinationKinds are the kinds of segments of destinations. Those up to bound are the utilization.
+var destinationKinds = legend{
+	{"open", 'o', "open", "open: established"},
+	{"syn-sent", 's', "syn_sent", "syn_sent: the destination has not answered yet"},
+	{"close-wait", 'w', "close_wait", "close_wait: the application has not closed"},
+	{"closing", 'c', "closing", "closing: fin_wait, last_ack, closing"},
+	{"time-wait", 't', "time_wait", "time_wait"},
+	{"bound", 'b', "bound by others", "bound by other clients"},
+	{"reusable", 'r', "reusable", "time_wait that connect() may take over"},
+}
+
+// kindOf returns the kind of the ports in a state.
+func kindOf(s pool.State) string {
+	switch s {
+	case pool.Established, pool.SynRecv:
+		return "open"
+	case pool.SynSent:
+		return "syn-sent"
+	case pool.CloseWait:
+		return "close-wait"
+	case pool.TimeWait:
+		return "time-wait"
+	default:
+		return "closing"
+	}
+}
+
+// bar returns the bar of a destination.
+func (d *destination) bar() []segment {
+	ports := map[string]int{"bound": d.pool.BoundByOthers, "reusable": d.pool.Reusable}
+	for i, state := range pool.States {
+		ports[kindOf(state)] += d.pool.Ports[i]
+	}
+	ports["time-wait"] -= d.pool.Reusable
+	return destinationKinds.bar(ports, d.namespace.TCP.Report.CapacityPorts)
+}
+
+// destinationTable shows the destinations.
+func (p *page) destinationTable(s *scan.Snapshot) table {
+	t := table{
+		ID: "destinations", Title: "Destinations, worst first",
+		About:  "Full in: until no port is free at the present rate of closes; - if the ports suffice.",
+		Legend: destinationKinds,
+		Columns: []column{
+			{"Destination", "DESTINATION", 23, addresses}, {"Source", "SOURCE", 17, addresses}, {"Namespace", "NETNS", 14, words}, {"Ports in use", "USED", 7, bars},
+			{"Closes/s", "CLOSES/S", 10, numbers}, {"Ceiling/s", "CEILING/S", 11, numbers}, {"Full in", "FULL IN", 9, numbers},
+		},
+	}
+	if p.Counts {
+		t.Columns = append(t.Columns, column{"Failed connects", "FAILED", 10, numbers})
+	}
+	more, ports, alerts := 0, 0, []string(nil)
+	for i := range s.Namespaces {
+		r := &s.Namespaces[i].TCP.Report
+		more += r.UnreportedDestinations
+		ports += r.UnreportedPorts
+		if 2*r.UnreportedPorts > r.CapacityPorts {
+			alerts = []string{"EphemeralPortsUnreported"}
+		}
+	}
+	if more > 0 {
+		t.More = []finding{{calm, fmt.Sprintf("%s %s in all, and %s not listed: see --destination.min-ports and --destination.limit.",
+			plural(more, "more destination holds", "more destinations hold"), plural(ports, "port", "ports"), isOrAre(more)), alerts}}
+	}
+	for _, d := range p.Destinations {
+		cells := append([]cell{{Text: d.Address, Link: View{Format: HTML, Destination: d.pool.Address}.URL()}}, cells(
+			d.Source, d.Netns, percent(d.pool.Utilization), rate(d.pool.CloseRate), rate(d.pool.Ceiling), d.forecast())...)
+		cells[3].Bar = d.bar()
+		cells[4].Over = d.reached.Has(advice.Load)
+		if p.Counts {
+			cells = append(cells, cell{Text: strconv.FormatUint(d.failures, 10)})
+		}
+		t.Rows = append(t.Rows, row{Level: d.Level, Cells: cells, Owners: d.Owners, Details: d.details()})
+	}
+	return t
+}
+
+// forecast writes when the ports run out at the present rate.
+func (d *destination) forecast() string {
+	switch e := d.pool.Exhaustion; {
+	case d.pool.Utilization >= 1:
+		return "now"
+	case e < 24*3600:
+		return seconds(e)
+	default:
+		return "-"
+	}
+}
+
+// details tell what holds the ports of a destination, what helps, and how to see it.
+func (d *destination) details() *details {
+	more := &details{
+		Key: d.Netns + " " + d.Source + " " + d.Address, Title: d.Source + " to " + d.Address + " in " + d.Netns,
+		Sentences: d.sentences(), Owners: "Held by", Cures: d.Cures, Alerts: d.reached.Alerts(), Commands: destinationCommands(d.namespace, d.pool),
+	}
+	var states []stateCount
+	for i, state := range pool.States {
+		states = append(states, stateCount{state.String(), d.pool.Ports[i]})
+	}
+	more.Summary = summary(states, d.pool.Reusable)
+	if d.advice != nil {
+		more.Sentences = append(more.Sentences, d.advice.Diagnosis)
+	}
+	if more.Commands == nil {
+		more.Sentences = append(more.Sentences, enterFirst(d.namespace))
+	}
+	return more
+}
+
+// sentences say what holds the ports of a destination.
+func (d *destination) sentences() []string {
+	p, capacity := d.pool, d.namespace.TCP.Report.CapacityPorts
+	ports := fmt.Sprintf("Of %d ports, connections to this destination hold %d", capacity, p.Held)
+	free := fmt.Sprintf(" %d are free", max(capacity-(p.Held-p.Reusable)-p.BoundByOthers, 0))
+	if p.Reusable > 0 {
+		ports += fmt.Sprintf(", of which connect() may take over %d", p.Reusable)
+		free += ", those included"
+	}
+	if p.BoundByOthers > 0 {
+		ports += fmt.Sprintf(". Other clients have bound %d more", p.BoundByOthers)
+	}
+	sentences := []string{ports + "." + free + "."}
+	switch p.Timestamps {
+	case pool.Yes:
+		sentences = append(sentences, "The peer uses TCP timestamps.")
+	case pool.No:
+		sentences = append(sentences, "The peer does not use TCP timestamps: its ports in TIME_WAIT are never reusable.")
+	}
+	if timeWait := p.Ports[slices.Index(pool.States[:], pool.TimeWait)]; p.Held > 0 && timeWait == p.Held {
+		sentences = append(sentences, "All its ports are in TIME_WAIT: these connections belong to no process and no control group any more.")
+	}
+	return sentences
+}
+
+// judgeDestinations finds the worst destination, if it is in danger.
+func (p *page) judgeDestinations() {
+	inDanger := 0
+	for _, d := range p.Destinations {
+		if d.Level > calm {
+			inDanger++
+		}
+	}
+	if inDanger > 0 {
+		worst := p.Destinations[0]
+		p.find(worst.Level, worst.reached.Alerts(), "%s in danger: %s %s.", plural(inDanger, "destination", "destinations"), worst.Address, worst.problem())
+	}
+}
+
+type documentDestination struct {
+	Netns       string          `json:"netns"`
+	Source      string          `json:"source_ip"`
+	Destination string          `json:"destination_ip"`
+	Port        uint16          `json:"destination_port"`
+	Level       string          `json:"level"`
+	Utilization float64         `json:"utilization_ratio"`
+	Ports       map[string]int  `json:"ports"`
+	Reusable    int             `json:"reusable_ports"`
+	Unsure      int             `json:"reusable_unknown_ports,omitempty"`
+	Bound       int             `json:"bound_by_others_ports"`
+	Closes      float64         `json:"closes_per_second"`
+	Ceiling     float64         `json:"ceiling_requests_per_second"`
+	Exhaustion  *float64        `json:"exhaustion_seconds,omitempty"`
+	Timestamps  *bool           `json:"timestamps,omitempty"`
+	Failures    *uint64         `json:"connect_failures,omitempty"`
+	Owners      []documentOwner `json:"owners,omitempty"`
+	Diagnosis   string          `json:"diagnosis,omitempty"`
+	Cures       []documentCure  `json:"cures,omitempty"`
+}
+
+func newDocumentDestination(row *destination, counts bool) documentDestination {
+	d := row.pool
+	doc := documentDestination{
+		Netns: row.namespace.Name, Source: d.Source.String(), Destination: d.Address.Addr().String(), Port: d.Address.Port(),
+		Level: row.Level.String(), Utilization: d.Utilization, Ports: map[string]int{}, Reusable: d.Reusable, Unsure: d.ReusableUnknown, Bound: d.BoundByOthers,
+		Closes: d.CloseRate, Ceiling: d.Ceiling, Exhaustion: finite(d.Exhaustion), Owners: newDocumentOwners(row.owners),
+	}
+	for i, state := range pool.States {
+		doc.Ports[state.String()] = d.Ports[i]
+	}
+	if d.Timestamps != pool.Unknown {
+		yes := d.Timestamps == pool.Yes
+		doc.Timestamps = &yes
+	}
+	if counts {
+		doc.Failures = &row.failures
+	}
+	if row.advice != nil {
+		doc.Diagnosis = row.advice.Diagnosis
+		doc.Cures = newDocumentCures(row.Cures, row.advice)
+	}
+	return doc
+}

@@ -1,0 +1,138 @@
+package status
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
+)
+
+// A failed is a pool with failed connects that no destination shows.
+type failed struct {
+	pool            *scan.FailedPool
+	Netns, Owner    string // empty if not known
+	Address, Source string
+}
+
+// A poolKey is what failed connects tell of a pool. netns is empty if that is not known.
+type poolKey struct {
+	netns       string
+	source      netip.Addr
+	destination netip.AddrPort
+}
+
+func keyOf(netns string, source netip.Addr, destination netip.AddrPort) poolKey {
+	return poolKey{netns, source.WithZone(""), netip.AddrPortFrom(destination.Addr().WithZone(""), destination.Port())}
+}
+
+// failures are the failed connects of each pool, of all control groups.
+type failures map[poolKey]*failedPool
+
+// A failedPool is a pool with failed connects.
+type failedPool struct {
+	failures uint64
+	shown    bool // beside a destination
+}
+
+func failuresByPool(f *scan.ConnectFailures) failures {
+	pools := failures{}
+	if f == nil {
+		return pools
+	}
+	for _, p := range f.Pools {
+		key := keyOf(p.Netns, p.Source, p.Destination)
+		if pools[key] == nil {
+			pools[key] = &failedPool{}
+		}
+		pools[key].failures += p.Failures
+	}
+	return pools
+}
+
+// take returns how many connects of a pool failed, which a destination shows from now on.
+func (f failures) take(netns string, source netip.Addr, destination netip.AddrPort) (n uint64) {
+	for _, netns := range []string{netns, ""} {
+		if p := f[keyOf(netns, source, destination)]; p != nil {
+			p.shown = true
+			n += p.failures
+		}
+	}
+	return n
+}
+
+// addFailed adds the pools with failed connects that no destination shows.
+func (p *page) addFailed(f *scan.ConnectFailures, byPool failures, c cleaner) {
+	if f == nil {
+		return
+	}
+	for i := range f.Pools {
+		of := &f.Pools[i]
+		if byPool[keyOf(of.Netns, of.Source, of.Destination)].shown || !p.View.showsFailed(of) {
+			continue
+		}
+		p.Failed = append(p.Failed, failed{
+			pool: of, Netns: c.name(of.Netns), Owner: c.name(of.Cgroup.Path), Address: of.Destination.String(), Source: of.Source.String(),
+		})
+	}
+	slices.SortStableFunc(p.Failed, func(a, b failed) int { return cmp.Compare(b.pool.Failures, a.pool.Failures) })
+}
+
+// showsFailed reports whether the view has a pool with failed connects, whose addresses have no zone.
+func (v View) showsFailed(of *scan.FailedPool) bool {
+	v.Destination = netip.AddrPortFrom(v.Destination.Addr().WithZone(""), v.Destination.Port())
+	return v.has(of.Destination)
+}
+
+// failedTable shows the pools with failed connects that no destination shows.
+func (p *page) failedTable(counts *scan.ConnectFailures) table {
+	t := table{
+		ID: "failed", Title: "Failed connects of pools that hold few ports now",
+		Columns: []column{{"Destination", "DESTINATION", 23, addresses}, {"Source", "SOURCE", 17, addresses}, {"Namespace", "NETNS", 14, words}, {"Failed connects", "FAILED", 10, numbers}, {"Control group", "CONTROL GROUP", 0, words}},
+	}
+	if counts != nil && counts.Unattributed > 0 {
+		t.More = []finding{{calm, fmt.Sprintf("The pools of %s that failed are not listed: see --destination.limit.", connects(counts.Unattributed)), []string{"EphemeralPortsConnectFailingUnattributed"}}}
+	}
+	for _, f := range p.Failed {
+		t.Rows = append(t.Rows, row{Cells: cells(f.Address, f.Source, f.Netns, strconv.FormatUint(f.pool.Failures, 10), f.Owner)})
+	}
+	return t
+}
+
+// failing returns what a pool has reached of which only failed connects are known.
+func failing() advice.Reached {
+	return advice.ReachedTCP(&pool.Report{}, &pool.Destination{Exhaustion: math.Inf(1)}, true)
+}
+
+// judgeFailed finds the pools with failed connects that no destination shows.
+func (p *page) judgeFailed(f *scan.ConnectFailures) {
+	if n := len(p.Failed); n > 0 {
+		p.find(failing().Level(), failing().Alerts(), "%s few ports now had failed connects within 15 minutes.", plural(n, "pool that holds", "pools that hold"))
+	}
+	// They have no time. While connects fail in too many pools, some of these are listed.
+	if f != nil && f.Unattributed > 0 && len(f.Pools) > 0 {
+		p.find(failing().Level(), []string{"EphemeralPortsConnectFailingUnattributed"}, "%s failed in pools that are not listed, since the exporter started.", connects(f.Unattributed))
+	}
+}
+
+type documentFailed struct {
+	Netns       string `json:"netns,omitempty"`
+	Cgroup      string `json:"cgroup"`
+	PodUID      string `json:"pod_uid,omitempty"`
+	ContainerID string `json:"container_id,omitempty"`
+	Source      string `json:"source_ip"`
+	Destination string `json:"destination_ip"`
+	Port        uint16 `json:"destination_port"`
+	Failures    uint64 `json:"failures"`
+}
+
+func newDocumentFailed(f *scan.FailedPool) documentFailed {
+	return documentFailed{
+		f.Netns, f.Cgroup.Path, f.Cgroup.PodUID, f.Cgroup.ContainerID, f.Source.String(), f.Destination.Addr().String(), f.Destination.Port(), f.Failures,
+	}
+}

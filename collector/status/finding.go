@@ -1,0 +1,137 @@
+package status
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/scan"
+)
+
+// A finding is a sentence about how things stand. Its alerts have chapters in the runbook.
+type finding struct {
+	Level    level
+	Sentence string
+	Alerts   []string
+}
+
+// find adds a finding.
+func (p *page) find(l level, alerts []string, format string, args ...any) {
+	p.Findings = append(p.Findings, finding{l, fmt.Sprintf(format, args...), alerts})
+}
+
+// Headline returns the worst finding.
+func (p *page) Headline() finding { return p.Findings[0] }
+
+// Problems returns the findings besides the headline.
+func (p *page) Problems() []finding { return p.Findings[1:] }
+
+// Level returns that of the worst finding.
+func (p *page) Level() level { return p.Findings[0].Level }
+
+// judge adds the findings, worst first. There is one at least. What could not be read is never calm.
+func (p *page) judge(s *scan.Snapshot, c cleaner) {
+	self := &s.Namespaces[0]
+	if p.View.Destination.IsValid() {
+		p.judgeView(self, c)
+	} else {
+		p.judgeDestinations()
+		p.judgeCapacity(s, c)
+		p.judgeSources()
+		p.judgeUDP()
+		p.judgeNAT()
+		p.judgeConntrack()
+		p.judgeFailed(s.ConnectFailures)
+		if len(p.Findings) == 0 && self.TCP.Err == nil {
+			p.find(calm, nil, "%s", p.calmSentence())
+		}
+		p.judgeUDPFailures(s, c)
+	}
+	p.judgeNATFailures(s, c)
+	if f := s.ConnectFailures; f != nil && f.Err != nil {
+		p.find(warning, nil, "Failed connects could not be counted: %s", c.sentence(f.Err.Error()))
+	}
+	if n := unread(s); n > 0 {
+		p.find(warning, []string{"EphemeralPortsNamespacesUnread"}, "%s could not be read: nothing is known of the ports in there.", plural(n, "network namespace", "network namespaces"))
+	}
+	if s.DiscoveryFailures > 0 {
+		p.find(calm, nil, "%s could not be searched for network namespaces: some may be missing. The log has the causes.", plural(s.DiscoveryFailures, "place", "places"))
+	}
+	if self.TCP.Err != nil {
+		p.find(unknown, []string{"EphemeralPortsCollectFailing"}, "The ports of this host could not be read: nothing is known about them. %s", c.sentence(self.TCP.Err.Error()))
+	}
+	slices.SortStableFunc(p.Findings, func(a, b finding) int { return cmp.Compare(b.Level, a.Level) })
+}
+
+// unread returns how many other namespaces could not be read.
+func unread(s *scan.Snapshot) (n int) {
+	for i := range s.Namespaces[1:] {
+		if o := s.Namespaces[1+i].TCP.Outcome; o == scan.Failed || o == scan.Deadline {
+			n++
+		}
+	}
+	return n
+}
+
+// calmSentence says that no pool is in danger.
+func (p *page) calmSentence() string {
+	if len(p.Destinations) == 0 {
+		return "No destination is in danger: none holds enough ports to be listed."
+	}
+	worst := p.Destinations[0]
+	return fmt.Sprintf("No destination is in danger: the worst, %s, has %s of its ports in use.", worst.Address, percent(worst.pool.Utilization))
+}
+
+// judgeView judges the destination of the view.
+func (p *page) judgeView(self *scan.Namespace, c cleaner) {
+	address := c.name(p.View.destination())
+	if len(p.Destinations) > 0 {
+		switch d := p.Destinations[0]; {
+		case d.Level > calm:
+			p.find(d.Level, d.reached.Alerts(), "%s %s.", d.Address, d.problem())
+		case len(p.Destinations) > 1:
+			p.find(calm, nil, "No pool of %s is in danger: the worst, from %s to %s, has %s of its ports in use.", address, d.Source, d.Address, percent(d.pool.Utilization))
+		default:
+			p.find(calm, nil, "%s is not in danger: %s of its ports are in use.", address, percent(d.pool.Utilization))
+		}
+	}
+	if len(p.NAT) > 0 && (p.NAT[0].Level > calm || len(p.Destinations) == 0) {
+		p.find(p.NAT[0].Level, advice.ReachedSNAT(p.NAT[0].pool).Alerts(), "Source NAT: %s.", p.NAT[0].problem())
+	}
+	switch {
+	case len(p.Findings) > 0:
+	case len(p.Failed) > 0:
+		p.find(warning, failing().Alerts(), "%s holds few ports now or none, but had %s that failed, the last within 15 minutes.", address, connects(p.Failed[0].pool.Failures))
+	case self.TCP.Err == nil:
+		p.find(calm, nil, "%s is not among the destinations here: it holds few ports now, or none.", address)
+	}
+}
+
+// judgeCapacity finds the namespaces where no port is left, where limits leave out a destination in danger, or
+// where TIME_WAIT is full.
+func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
+	for i := range s.Namespaces {
+		n := &s.Namespaces[i]
+		r := &n.TCP.Report
+		if n.TCP.Outcome != scan.Collected || n.TCP.Err != nil {
+			continue
+		}
+		where := p.in(c.name(n.Name))
+		unreported := advice.ReachedUnreported(r)
+		switch {
+		case r.CapacityPorts == 0:
+			p.find(exhausted, unreported.Alerts(), "No port is left for outgoing connections%s: connect() fails unless its client has bound a port. Each port of the range is reserved or has a listener.", where)
+		case unreported.Level() > calm:
+			p.find(unreported.Level(), unreported.Alerts(), "A destination%s that limits leave out has %s of its ports in use: lower --destination.min-ports to see it.", where, percent(r.MaxUtilization))
+		}
+	}
+}
+
+// in writes where a namespace is named, if others than our own are watched.
+func (p *page) in(netns string) string {
+	if !p.Others {
+		return ""
+	}
+	return " in " + netns
+}

@@ -1,0 +1,98 @@
+package status
+
+import (
+	"fmt"
+	"strconv"
+
+	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
+)
+
+// A source is an address whose clients bind before they connect.
+type source struct {
+	pool           *pool.Source
+	Netns, Address string
+	Certain        bool // that most clients bind first
+}
+
+// bindsFirst reports whether most ports of a source are bound: its clients call bind() before
+// connect(), and share one pool for all destinations.
+func bindsFirst(s *pool.Source) bool { return 2*s.Bound > s.Ports }
+
+// mayBindFirst reports whether that looks likely, where it is not known.
+func mayBindFirst(s *pool.Source) bool { return s.Ports >= 10 && 2*s.BindParity > s.Ports }
+
+// addSources adds the sources of a namespace whose clients bind first.
+func (p *page) addSources(n *scan.Namespace, c cleaner) {
+	if p.View.Destination.IsValid() {
+		return
+	}
+	r := &n.TCP.Report
+	for i := range r.Sources {
+		s := &r.Sources[i]
+		if r.BoundKnown && bindsFirst(s) || !r.BoundKnown && mayBindFirst(s) {
+			p.Sources = append(p.Sources, source{pool: s, Netns: c.name(n.Name), Address: s.Address.String(), Certain: r.BoundKnown})
+		}
+	}
+}
+
+// level returns the level of a source.
+func (s *source) level() level {
+	if !s.Certain {
+		return calm
+	}
+	return advice.ReachedSource(s.pool).Level()
+}
+
+// judgeSources finds the sources in danger.
+func (p *page) judgeSources() {
+	for _, s := range p.Sources {
+		if l := s.level(); l > calm {
+			p.find(l, advice.ReachedSource(s.pool).Alerts(), "Clients that bind to %s before they connect use %s of its ports: at 100%% their bind() fails.", s.Address, percent(s.pool.Utilization))
+		}
+	}
+}
+
+// sourceTable shows the sources whose clients bind first.
+func (p *page) sourceTable(all *scan.Snapshot) table {
+	t := table{
+		ID: "sources", Title: "Addresses whose clients bind before they connect",
+		About:   "These clients share one pool for all destinations. At 100% their bind() fails.",
+		Alerts:  []string{"EphemeralPortsSourceNearlyExhausted"},
+		Columns: []column{{"Source", "SOURCE", 40, addresses}, {"Namespace", "NETNS", 17, words}, {"Used", "USED", 7, numbers}, {"Ports", "PORTS", 8, numbers}, {"Bound", "BOUND", 10, numbers}, {"Capacity", "CAPACITY", 10, numbers}},
+	}
+	more := 0
+	for i := range all.Namespaces {
+		more += all.Namespaces[i].TCP.Report.UnreportedSources
+	}
+	if more > 0 {
+		t.More = []finding{{calm, fmt.Sprintf("%s not listed: see --destination.limit.", plural(more, "more address is", "more addresses are")), nil}}
+	}
+	for _, s := range p.Sources {
+		bound := "unknown"
+		if s.Certain {
+			bound = strconv.Itoa(s.pool.Bound)
+		}
+		t.Rows = append(t.Rows, row{Level: s.level(), Cells: cells(
+			s.Address, s.Netns, percent(s.pool.Utilization), strconv.Itoa(s.pool.Ports), bound, strconv.Itoa(s.pool.Capacity))})
+	}
+	return t
+}
+
+type documentSource struct {
+	Netns       string  `json:"netns"`
+	Source      string  `json:"source_ip"`
+	Utilization float64 `json:"utilization_ratio"`
+	Ports       int     `json:"ports"`
+	Capacity    int     `json:"capacity_ports"`
+	Bound       *int    `json:"bound_ports,omitempty"`
+}
+
+func newDocumentSource(n *scan.Namespace, s *pool.Source) documentSource {
+	doc := documentSource{Netns: n.Name, Source: s.Address.String(), Utilization: s.Utilization, Ports: s.Ports, Capacity: s.Capacity}
+	if n.TCP.Report.BoundKnown {
+		doc.Bound = &s.Bound
+	}
+	return doc
+}
