@@ -59,7 +59,7 @@ func TestStatusBad(t *testing.T) {
 	s := &scanner{}
 	h := newServer(t, newConfig(s)).Handler
 	for query, want := range map[string]string{
-		"destination=%3Cscript%3E": `destination="<script>" is not valid: it must be ADDRESS:PORT, such as 10.0.0.2:443 or [2001:db8::2]:443`,
+		"destination=%3Cscript%3E": `destination="<script>" is not valid: it must be ADDRESS or ADDRESS:PORT, such as 10.0.0.2, 10.0.0.2:443 or [2001:db8::2]:443`,
 		"format=xml":               `format="xml" is not valid: it must be html, text or json`,
 	} {
 		w := get(h, "/?"+query)
