@@ -2,8 +2,10 @@ package advice
 
 import (
 	"math"
+	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -120,6 +122,28 @@ func TestReached(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { check(t, tt.got, tt.level, tt.alerts...) })
+	}
+}
+
+// TestQuestions checks that package pool asks peers for what advice depends on from the utilization on at which there
+// is advice.
+func TestQuestions(t *testing.T) {
+	settings := pool.Settings{PortRange: pool.PortRange{Low: 40000, High: 40099}, Timestamps: 1, TimeWaitLength: time.Minute}
+	for _, held := range []int{49, 50} {
+		table := pool.NewTable(settings)
+		for i := range held {
+			table.Add(&pool.Socket{
+				State:  pool.Established,
+				Local:  netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(40000+i)),
+				Remote: netip.MustParseAddrPort("10.0.0.2:443"),
+			})
+		}
+		limits := pool.Limits{Most: 1}
+		questions := table.Questions(limits)
+		r := table.Report(limits)
+		if advice := TCP(&r, &r.Destinations[0], false); (advice != nil) != (len(questions) == 1) || (held == 50) != (advice != nil) {
+			t.Errorf("%d of 100 ports held: %d questions, advice %v", held, len(questions), advice)
+		}
 	}
 }
 
