@@ -11,18 +11,8 @@ import (
 // Advice says what is wrong with a pool and what to change.
 type Advice struct {
 	Diagnosis string
-	Holders   []Holder // most ports first; of TCP only
-	Cures     []Cure   // best first; only those that help
+	Cures     []Cure // best first; only those that help
 }
-
-// A Holder makes ports unavailable to a TCP destination.
-type Holder struct {
-	Name  string // of a pool.State, or BoundByOthers
-	Ports int    // without those that connect() may take over
-}
-
-// BoundByOthers is the name of the Holder of pool.Destination.BoundByOthers.
-const BoundByOthers = "bound_by_others"
 
 // A Cure is a change that lets a pool have more connections. The runbook has a chapter with
 // the same Title.

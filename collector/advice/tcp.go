@@ -17,7 +17,7 @@ func TCP(r *pool.Report, d *pool.Destination, failing bool) *Advice {
 		return nil
 	}
 	p := newTCPPool(r, d, reached)
-	return &Advice{Diagnosis: p.diagnosis(), Holders: p.holders(), Cures: p.cures()}
+	return &Advice{Diagnosis: p.diagnosis(), Cures: p.cures()}
 }
 
 // A tcpPool is a destination that needs advice.
@@ -59,15 +59,24 @@ func (p *tcpPool) in(state pool.State) int {
 	return n
 }
 
-// holders returns what makes ports unavailable.
-func (p *tcpPool) holders() []Holder {
-	var all []Holder
+// A holder makes ports unavailable.
+type holder struct {
+	name  string // of a pool.State, or boundByOthers
+	ports int    // without those that connect() may take over
+}
+
+// boundByOthers is the name of the holder of Destination.BoundByOthers.
+const boundByOthers = "bound_by_others"
+
+// holders returns what makes ports unavailable, most ports first.
+func (p *tcpPool) holders() []holder {
+	var all []holder
 	for _, state := range pool.States {
-		all = append(all, Holder{state.String(), p.in(state)})
+		all = append(all, holder{state.String(), p.in(state)})
 	}
-	all = append(all, Holder{BoundByOthers, p.destination.BoundByOthers})
-	all = slices.DeleteFunc(all, func(h Holder) bool { return h.Ports <= 0 })
-	slices.SortStableFunc(all, func(a, b Holder) int { return cmp.Compare(b.Ports, a.Ports) })
+	all = append(all, holder{boundByOthers, p.destination.BoundByOthers})
+	all = slices.DeleteFunc(all, func(h holder) bool { return h.ports <= 0 })
+	slices.SortStableFunc(all, func(a, b holder) int { return cmp.Compare(b.ports, a.ports) })
 	return all
 }
 
@@ -85,10 +94,10 @@ func (p *tcpPool) diagnosis() string {
 	case len(holders) == 0:
 		text = "No port is in use now."
 	default:
-		text = fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", meaning(holders[0].Name), holders[0].Ports, p.used, p.report.CapacityPorts)
+		text = fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", meaning(holders[0].name), holders[0].ports, p.used, p.report.CapacityPorts)
 	}
 	for _, leak := range leaks {
-		if p.reached.Has(leak.of) && holders[0].Name != leak.state.String() {
+		if p.reached.Has(leak.of) && holders[0].name != leak.state.String() {
 			text += fmt.Sprintf(" %d are in %s: %s.", p.in(leak.state), strings.ToUpper(leak.state.String()), leak.meaning)
 		}
 	}
@@ -108,7 +117,7 @@ var leaks = [...]struct {
 	{InSynSent, pool.SynSent, "the destination does not answer"},
 }
 
-// meaning says what it means that a Holder has most ports.
+// meaning says what it means that a holder has most ports.
 func meaning(holder string) string {
 	switch state := strings.ToUpper(holder); holder {
 	case pool.Established.String():
@@ -121,7 +130,7 @@ func meaning(holder string) string {
 		return "Connections that the destination closed hold most ports, in CLOSE_WAIT: an application on this host has not closed them"
 	case pool.SynSent.String():
 		return "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer"
-	case BoundByOthers:
+	case boundByOthers:
 		return "Other sockets hold most ports: their clients bind before they connect"
 	default:
 		return "Connections in " + state + " hold most ports"

@@ -554,8 +554,8 @@ func TestTooLong(t *testing.T) {
 func TestHolders(t *testing.T) {
 	c := adviceCase{settings: usual, ports: map[pool.State]int{pool.Established: 9000, pool.TimeWait: 12000, pool.FinWait1: 3, pool.CloseWait: 0}, reusable: 4000, bound: 9500}
 	r, d := c.report()
-	want := []Holder{{"bound_by_others", 9500}, {"established", 9000}, {"time_wait", 8000}, {"fin_wait1", 3}}
-	if diff := cmp.Diff(want, TCP(r, d, false).Holders); diff != "" {
+	want := []holder{{"bound_by_others", 9500}, {"established", 9000}, {"time_wait", 8000}, {"fin_wait1", 3}}
+	if diff := cmp.Diff(want, newTCPPool(r, d, nil).holders(), cmp.AllowUnexported(holder{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
