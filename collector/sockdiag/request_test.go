@@ -4,6 +4,7 @@ package sockdiag
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -38,12 +39,20 @@ func TestRequest(t *testing.T) {
 		0, 0, uint16(60999),
 	)
 	zeroes := make([]byte, 48)
+	local4, remote4 := netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("10.0.0.2:443")
+	local6, remote6 := netip.MustParseAddrPort("[fe80::1]:40000"), netip.MustParseAddrPort("[fe80::2]:443")
+	ports := []byte{40000 >> 8, 40000 & 0xff, 443 >> 8, 443 & 0xff}
+	cookie := concat(^uint32(0), ^uint32(0))
 	tests := []struct {
 		name      string
 		got, want []byte
 	}{
 		{"getsock", req.getSock(), concat(0, 0, 0, 0, zeroes, uint32(1<<6|1<<1), uint32(0), filter)},
 		{"udp", request{states: Close.bit(), low: 1, high: 65535, udp: true}.byFamily(unix.AF_INET)[:8], concat(2, 17, 0, 0, uint32(1<<7))},
+		{"one socket", oneSocket(local4, remote4, 0),
+			concat(2, 6, 2, 0, ^uint32(0), ports, []byte{10, 0, 0, 1}, zeroes[:12], []byte{10, 0, 0, 2}, zeroes[:12], uint32(0), cookie)},
+		{"one socket on an interface", oneSocket(local6, remote6, 7),
+			concat(10, 6, 2, 0, ^uint32(0), ports, local6.Addr().AsSlice(), remote6.Addr().AsSlice(), uint32(7), cookie)},
 		{"by family", req.byFamily(unix.AF_INET6), concat(10, 6, 0, 0, uint32(1<<6|1<<1), zeroes, filter)},
 	}
 	for _, tt := range tests {

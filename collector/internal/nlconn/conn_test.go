@@ -146,6 +146,26 @@ func TestReceiveSignals(t *testing.T) {
 	}
 }
 
+// TestDeadlineNear checks that the timeout of the last moment before a deadline is not rounded to 0, which would
+// mean none.
+func TestDeadlineNear(t *testing.T) {
+	fd, kernel, err := sockdiagtest.Queue()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(kernel)
+	c := New(fd, make([]byte, BufferSize))
+	defer c.Close()
+	err = os.ErrDeadlineExceeded
+	for errors.Is(err, os.ErrDeadlineExceeded) { // on a busy machine
+		c.SetDeadline(time.Now().Add(900 * time.Microsecond))
+		err = c.applyDeadline()
+	}
+	if got := time.Duration(c.timeout.Nano()); err != nil || got != time.Millisecond {
+		t.Errorf("timeout of %v, %v, want %v", got, err, time.Millisecond)
+	}
+}
+
 // TestDialDescriptors leaves none behind, without the help of the garbage collector.
 func TestDialDescriptors(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))

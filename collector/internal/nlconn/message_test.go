@@ -76,6 +76,21 @@ func TestNext(t *testing.T) {
 	}
 }
 
+// findAttr does what Attr does, by NextAttr.
+func findAttr(b []byte, want uint16) ([]byte, error) {
+	for len(b) > 0 {
+		typ, value, rest, ok := NextAttr(b)
+		if !ok {
+			return nil, AttrError(b)
+		}
+		if typ == want {
+			return value, nil
+		}
+		b = rest
+	}
+	return nil, nil
+}
+
 func TestAttr(t *testing.T) {
 	b := []byte{5, 0, 1, 0, 9, 0, 0, 0, 6, 0, 2, 0x80, 7, 8} // the second is nested and without padding
 	tests := []struct {
@@ -90,18 +105,22 @@ func TestAttr(t *testing.T) {
 		{"length less than the header", []byte{3, 0, 1, 0}, 1, nil, "attribute length 3, 4 bytes left"},
 		{"too long", b[:13], 2, nil, "attribute length 6, 5 bytes left"},
 		{"nothing", nil, 1, nil, ""},
+		{"empty", []byte{4, 0, 1, 0}, 1, []byte{}, ""},
+		{"behind an empty one", []byte{4, 0, 1, 0, 5, 0, 2, 0, 9}, 2, []byte{9}, ""},
 		{"first", b, 1, []byte{9}, ""},
 		{"last", b, 2, []byte{7, 8}, ""},
 		{"absent", b, 3, nil, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := Attr(tt.b, tt.typ)
-			if (tt.text == "") != (err == nil) || err != nil && (!errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), tt.text)) {
-				t.Errorf("got %v, want an error that says %q", err, tt.text)
-			}
-			if !bytes.Equal(got, tt.want) {
-				t.Errorf("got %v, want %v", got, tt.want)
+			for name, find := range map[string]func([]byte, uint16) ([]byte, error){"Attr": Attr, "NextAttr": findAttr} {
+				got, err := find(tt.b, tt.typ)
+				if (tt.text == "") != (err == nil) || err != nil && (!errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), tt.text)) {
+					t.Errorf("%s: got %v, want an error that says %q", name, err, tt.text)
+				}
+				if !bytes.Equal(got, tt.want) {
+					t.Errorf("%s: got %v, want %v", name, got, tt.want)
+				}
 			}
 		})
 	}
