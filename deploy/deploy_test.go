@@ -16,7 +16,6 @@ import (
 const (
 	exporterProgram = "ephemeral_port_exporter"
 	promtoolProgram = "promtool"
-	helmTest        = "helm.test"
 	releaseProgram  = "release"
 )
 
@@ -24,7 +23,6 @@ func TestMain(m *testing.M) {
 	os.Exit(netnstest.Main(m,
 		netnstest.Program{Name: exporterProgram, Args: []string{"build", "ephemeral_port_exporter/cmd/ephemeral_port_exporter"}},
 		netnstest.Program{Name: promtoolProgram, Args: []string{"build", "-tags=remove_all_sd", "github.com/prometheus/prometheus/cmd/promtool"}, Dir: "promtool"},
-		netnstest.Program{Name: helmTest, Args: []string{"test", "-c", "."}, Dir: "helm"},
 		// .ci/release runs it from Go's build cache. It is built here because the tests have no network for the
 		// download of its modules.
 		netnstest.Program{Name: releaseProgram, Args: []string{"build", "."}, Dir: "release"}))

@@ -27,14 +27,8 @@ func helmManifests(t *testing.T) (paths []string) {
 	return paths
 }
 
-// TestHelm runs the tests of the nested module, which has Helm and the types of Kubernetes. It checks
-// that the flags of the chart exist.
+// TestHelm checks that the flags of the chart exist. Package chart has its other tests.
 func TestHelm(t *testing.T) {
-	cmd := exec.Command(netnstest.ProgramPath(helmTest))
-	cmd.Dir = "helm"
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("tests of %s: %v\n%s", cmd.Dir, err, out)
-	}
 	for _, path := range append(helmManifests(t), "helm/values.yaml") {
 		checkFlags(t, path, readFile(t, path))
 	}
