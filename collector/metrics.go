@@ -109,7 +109,7 @@ func newDescs() descs {
 			"Ports that are held and not reusable, and others that are bound (see bound_ports), divided by the capacity. 1 means that the next connect() to the destination fails with EADDRNOTAVAIL. Above 0.5, each connect() takes much longer.",
 			destination, nil),
 		destinationCeiling: prometheus.NewDesc("ephemeral_port_destination_ceiling_requests_per_second",
-			"Connections per second that this host can close first before the ports for the destination run out, while the connections that are open now stay open: the ports that these and bound ports leave, divided by the time that a closed connection holds its port. It equals requests per second if each request has a connection of its own that this host closes.",
+			"Connections per second that this host can close first before the ports for the destination run out, while the connections that are open now stay open: the ports that these and bound ports leave, divided by the time that a closed connection holds its port.",
 			destination, nil),
 		destinationCloses: prometheus.NewDesc("ephemeral_port_destination_closes_per_second",
 			"Connections to the destination per second that this host closes first, from the ages of its sockets in TIME_WAIT and FIN_WAIT2. Connections that the other side closes first do not count. At the ceiling, ports run out.",

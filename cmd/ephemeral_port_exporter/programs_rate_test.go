@@ -21,8 +21,8 @@ func TestProgramsRate(t *testing.T) {
 	}
 	netnstest.Tracefs(t)
 	for i, name := range []string{
-		"HAProxy, `mode tcp`", "nginx", "Squid, `server_persistent_connections off`", "Squid, likewise, `tcp_outgoing_address`",
-		"Apache, `disablereuse=on`", "Go, `DisableKeepAlives`", "Go, likewise, `LocalAddr`",
+		"HAProxy, `mode tcp`", "nginx", "Squid, `server_persistent_connections off`", "Squid, `server_persistent_connections off`, `tcp_outgoing_address`",
+		"Apache, `disablereuse=on`", "Go, `DisableKeepAlives`", "Go, `DisableKeepAlives`, `LocalAddr`",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

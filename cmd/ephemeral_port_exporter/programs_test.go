@@ -77,21 +77,21 @@ var programs = []program{
 	{"nginx", nginx("", ""), 0, byConnect, closesFirst, 1, nginxNoPort, 1},
 	{"nginx, `proxy_bind`", nginx("", "proxy_bind "+source+";"), 0, byConnect, closesFirst, 1, nginxNoPort, 1},
 	{"nginx, `proxy_http_version 1.1`, `proxy_set_header Connection \"\"`", nginx("", http11), 0, byConnect, closesFirst, 1, nginxNoPort, 1},
-	{"nginx, likewise, `keepalive`", nginx("keepalive 1;", http11), 0, byConnect, reuses, 1, nginxNoPort, 1},
+	{"nginx, HTTP 1.1, `keepalive`", nginx("keepalive 1;", http11), 0, byConnect, reuses, 1, nginxNoPort, 1},
 
 	{"Squid", squid(""), forward, byConnect, reuses, 1, "TCP_MISS/503", 1},
 	{"Squid, `server_persistent_connections off`", squid("server_persistent_connections off"), forward, byConnect, closesFirst, 1, "TCP_MISS/503", 1},
-	{"Squid, likewise, `tcp_outgoing_address`", squid("server_persistent_connections off\ntcp_outgoing_address " + source), forward,
+	{"Squid, `server_persistent_connections off`, `tcp_outgoing_address`", squid("server_persistent_connections off\ntcp_outgoing_address " + source), forward,
 		byBind, closesFirst, 1, "commBind Cannot bind socket FD … to …: (98) Address already in use", 1},
 
 	{"Apache", apache("", ""), 0, byConnect, reuses, 1, apacheNoPort, 1},
 	{"Apache, `disablereuse=on`", apache("", "disablereuse=on"), 0, byConnect, closesFirst, 1, apacheNoPort, 1},
-	{"Apache, likewise, `ProxySourceAddress`", apache("ProxySourceAddress "+source, "disablereuse=on"), 0,
+	{"Apache, `disablereuse=on`, `ProxySourceAddress`", apache("ProxySourceAddress "+source, "disablereuse=on"), 0,
 		byBind, closesFirst, 2, "(98)Address already in use: AH00956: http: failed to bind socket to local address", 1},
 
 	{"Go", goProxy(""), 0, byConnect, reuses, 3, goNoPort, 1},
 	{"Go, `DisableKeepAlives`", goProxy("DisableKeepAlives"), 0, byConnect, closesFirst, 3, goNoPort, 1},
-	{"Go, likewise, `LocalAddr`", goProxy("DisableKeepAlives LocalAddr"), 0, byBind, closesFirst, 1, "bind: address already in use", 1},
+	{"Go, `DisableKeepAlives`, `LocalAddr`", goProxy("DisableKeepAlives LocalAddr"), 0, byBind, closesFirst, 1, "bind: address already in use", 1},
 }
 
 const (
