@@ -1,12 +1,19 @@
 package main
 
+import (
+	"fmt"
+	"strconv"
+)
+
 // alertsRow lists the alerts that fire.
 func alertsRow() row {
-	severity := mappings(map[string]any{"type": "value", "options": map[string]any{
-		"critical": map[string]any{"color": "red", "index": 0},
-		"warning":  map[string]any{"color": "orange", "index": 1},
-		"info":     map[string]any{"color": "blue", "index": 2},
-	}})
+	// Severities are numbers, the worst one first: a table sorts by them, and shows their names.
+	expr, names := "topk(200, "+ourAlerts("ALERTS_FOR_STATE")+" and ignoring (alertstate) "+ourAlerts("ALERTS", `alertstate="firing"`)+")", map[string]any{}
+	for i, s := range []struct{ severity, color string }{{"critical", "red"}, {"warning", "orange"}, {"info", "blue"}} {
+		expr = fmt.Sprintf(`label_replace(%s, "severity", "%d", "severity", "%s")`, expr, i+1, s.severity)
+		names[strconv.Itoa(i+1)] = map[string]any{"text": s.severity, "color": s.color, "index": i}
+	}
+	severity := mappings(map[string]any{"type": "value", "options": names})
 	return row{title: "Firing alerts", panels: []*panel{
 		newTable("Firing alerts",
 			"The alerts of the rules that fire now, the latest 200 of them. A host leads to its row below, a destination to the status page of its host, an alert to the runbook.",
@@ -21,8 +28,7 @@ func alertsRow() row {
 			column{field: "cgroup", title: "Owner"},
 			column{
 				// An alert on UDP has a family of sockets for a protocol.
-				query: "1000 * label_join(" + withDestination("topk(200, "+ourAlerts("ALERTS_FOR_STATE")+
-					" and ignoring (alertstate) "+ourAlerts("ALERTS", `alertstate="firing"`)+")") + `, "protocol", "", "protocol", "family")`,
+				query: "1000 * label_join(" + withDestination(expr) + `, "protocol", "", "protocol", "family")`,
 				title: "Since", properties: []property{unit("dateTimeFromNow"), width(140)},
 			}).
 			noValue("No alert fires").

@@ -3,33 +3,32 @@ package main
 // destinationLegend names a series of a destination of the chosen host.
 const destinationLegend = "{{destination}} from {{source_ip}}, {{netns}}"
 
-// states are the TCP states that hold a port, with their colors. Ports in TIME_WAIT that connect() may
-// take over are green, as they are as good as free. Red is what an application leaks.
-var states = []struct{ name, color string }{
-	{"established", "blue"},
-	{"syn_sent", "orange"},
-	{"syn_recv", "light-orange"},
-	{"fin_wait1", "#7a7a85"},
-	{"fin_wait2", "#a2a2ad"},
-	{"closing", "#c8c8d0"},
-	{"last_ack", "#5a5a66"},
-	{"close_wait", "red"},
-	{"time_wait", "purple"},
-	{"reusable", "green"},
+// states are what holds a port: the names, TCP states and colors of the status page.
+var states = []struct{ name, tcp, color string }{
+	{"open", "established|syn_recv", "#2f6fdb"},
+	{"syn_sent", "syn_sent", "#8a4fd0"},
+	{"close_wait", "close_wait", "#c2185b"},
+	{"closing", "fin_wait1|fin_wait2|last_ack|closing", "#5e8aa3"},
+	{"time_wait", "time_wait", "#cc6d00"},
+	{"reusable", "", "#f0c58f"},
 }
 
 // hostRow shows the destinations of the chosen host.
 func hostRow() row {
 	byState := newGraph("Ports by state",
-		"Ports held by outgoing connections, over all destinations with series of their own. time_wait: those that connect() may not take over yet, reusable: those that it may. "+
+		"Ports held by outgoing connections, over all destinations with series of their own, in the colors of the status page. time_wait: ports that connect() may not take over yet. reusable: ports in TIME_WAIT that it may. closing: fin_wait1, fin_wait2, last_ack, closing. "+
 			"Much time_wait: connections are not kept alive. Much close_wait: an application does not close its connections. Much syn_sent: a destination does not answer.",
 		ports, 12).stacked()
-	held, reusable := "ephemeral_port_destination_ports", ofNamespaces("ephemeral_port_destination_reusable_ports")
-	byState.query("sum by (state) ("+ofNamespaces(held, `state!="time_wait"`)+")", "{{state}}")
-	byState.query("sum("+ofNamespaces(held, `state="time_wait"`)+") - sum("+reusable+")", "time_wait")
-	byState.query("sum("+reusable+")", "reusable")
+	reusable := "sum(" + ofNamespaces("ephemeral_port_destination_reusable_ports") + ")"
 	for _, s := range states {
-		byState.color(s.name, s.color)
+		expr := "sum(" + ofNamespaces("ephemeral_port_destination_ports", `state=~"`+s.tcp+`"`) + ")"
+		switch s.name {
+		case "time_wait":
+			expr += " - " + reusable
+		case "reusable":
+			expr = reusable
+		}
+		byState.query(expr, s.name).color(s.name, s.color)
 	}
 	failed, unattributed := ofNamespaces("ephemeral_port_connect_failures_total"), ofHost("ephemeral_port_connect_failures_unattributed_total")
 	return row{title: "Host: $instance", panels: []*panel{

@@ -3,9 +3,13 @@ package main
 import (
 	"bytes"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	tcp "ephemeral_port_exporter/collector/pool"
 )
 
 // TestDashboardJSON checks that the file is what the program writes.
@@ -20,5 +24,32 @@ func TestDashboardJSON(t *testing.T) {
 	}
 	if diff := cmp.Diff(want.String(), string(got)); diff != "" {
 		t.Errorf("dashboard.json is not up to date: go run ./deploy/grafana > deploy/grafana/dashboard.json (-want +got):\n%s", diff)
+	}
+}
+
+// TestStateColors checks that the dashboard colors states as the status page does, and that each TCP state has one color.
+func TestStateColors(t *testing.T) {
+	css, err := os.ReadFile("../../collector/status/style.css")
+	if err != nil {
+		t.Fatal(err)
+	}
+	light, _, _ := strings.Cut(string(css), "@media")
+	var got []string
+	for _, s := range states {
+		if want := "--" + strings.ReplaceAll(s.name, "_", "-") + ": " + s.color + ";"; !strings.Contains(light, want) {
+			t.Errorf("the stylesheet of the page has no %s", want)
+		}
+		if s.tcp != "" {
+			got = append(got, strings.Split(s.tcp, "|")...)
+		}
+	}
+	slices.Sort(got)
+	var want []string
+	for _, s := range tcp.States {
+		want = append(want, s.String())
+	}
+	slices.Sort(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("states (-pool +dashboard):\n%s", diff)
 	}
 }

@@ -11,12 +11,18 @@ func worstRow() row {
 	share := func(expr string) string { return withDestination(shareOfCapacity(ofThese(expr))) }
 	in := func(state string) string { return of("ephemeral_port_destination_ports", `state="`+state+`"`) }
 	failed := failures(of("ephemeral_port_connect_failures_total"), of("ephemeral_port_connect_failures_unattributed_total"), "5m")
+	// Connections in TIME_WAIT have no owner: of a destination that has nothing else, it is the last one seen, or the one
+	// whose connects fail.
+	owner := func(metric string) string {
+		return "topk by (" + pool + ") (1, sum by (" + pool + ", cgroup) (max_over_time(" + of(metric, `cgroup!=""`) + "[5m]) and on (" + pool + ") " + worst + "))"
+	}
+	owners := "(" + owner("ephemeral_port_destination_owner_ports") + ") or on (" + pool + ") (" + owner("ephemeral_port_connect_failures_total") + ")"
 	leak := colored(limit{0.2, "red"})
 	return row{title: "Worst destinations", panels: []*panel{
 		newTable("Worst destinations",
 			"The 20 destinations with the highest utilization in the last minute. Open to Reusable: ports in these states, as a share of the capacity. Open: in any state but TIME_WAIT, so also in CLOSE_WAIT and SYN_SENT. "+
 				"Reusable: in TIME_WAIT, and connect() may take them over. Load: closes per second, as a share of the rate at which the ports run out. "+
-				"Full in: forecast at the present rate of closes, which does not know of connections that stay open. Failed: connects in the last 5 minutes. Owner: the control group with most open connections. "+
+				"Full in: forecast at the present rate of closes, which does not know of connections that stay open. Failed: connects in the last 5 minutes. Owner: the control group with most open connections in the last 5 minutes, else with most failed connects. "+
 				"Timestamps: whether the peer uses them, without which tcp_tw_reuse has no effect. A destination leads to the status page of its host.",
 			11, []order{{"Used", true}},
 			column{field: "instance", title: "Host", properties: []property{links(toHost), width(140)}},
@@ -44,6 +50,6 @@ func worstRow() row {
 				width(100), valueText(map[string]string{"0": "no", "1": "yes"}),
 			}},
 			column{field: "cgroup", title: "Owner"},
-			column{query: withDestination("topk by (" + pool + ") (1, sum by (" + pool + ", cgroup) (" + of("ephemeral_port_destination_owner_ports") + " and on (" + pool + ") " + worst + "))")}),
+			column{query: withDestination(owners)}),
 	}}
 }
