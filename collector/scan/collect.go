@@ -12,13 +12,6 @@ import (
 	"ephemeral_port_exporter/procfs"
 )
 
-// collectSelf reads the process's own namespace. It needs no privilege.
-func (s *Scanner) collectSelf(deadline time.Time) Namespace {
-	self := Namespace{Name: Self}
-	s.collect(&self, &s.learned, deadline)
-	return self
-}
-
 // failure returns the Result of a source that could not be read because of err.
 func failure(err error) Result {
 	switch {
@@ -36,8 +29,9 @@ func (n *Namespace) fail(err error) {
 	n.TCP, n.UDP = TCP{Result: failure(err)}, UDP{Result: failure(err)}
 }
 
-// collect reads the sockets of the calling thread's namespace into n, with what is known of it.
-func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, deadline time.Time) {
+// collect reads the sockets of the calling thread's namespace into n, with what is known of it. It takes
+// the time of tcpPart and udpPart.
+func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, b *budget) {
 	start := time.Now()
 	ns, err := s.proc.Namespace()
 	if err != nil {
@@ -50,15 +44,19 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, deadline time.Tim
 		n.fail(err)
 		return
 	}
-	n.UDP = s.collectUDP(settings, deadline)
-	if n.TCP, err = s.collectTCP(ns, settings, known, deadline); err != nil {
+	n.UDP = s.countUDP(settings)
+	b.due[udpPart] = n.UDP.Outcome == Collected
+	if n.TCP, err = s.collectTCP(ns, settings, known, b.until(tcpPart)); err != nil {
 		n.TCP = TCP{Result: failure(err)}
-		return
+	} else {
+		n.TCP.Duration = time.Since(start)
+		if n.TimeWait, err = s.countTimeWait(ns); err != nil {
+			n.TimeWait.Result = failure(err)
+		}
 	}
-	if n.TimeWait, err = s.countTimeWait(ns); err != nil {
-		n.TimeWait.Result = failure(err)
+	if b.due[udpPart] {
+		s.collectUDP(&n.UDP, settings, b.until(udpPart))
 	}
-	n.TCP.Duration = time.Since(start)
 }
 
 // collectTCP reads the TCP sockets of the calling thread's namespace. The error is
@@ -135,7 +133,7 @@ func (s *Scanner) readTCPSettings(ns *procfs.Namespace, settings pool.Settings) 
 }
 
 // fillTable returns a Table of the calling thread's namespace. It adds to known which peers use
-// timestamps. If that contradicts what the Table assumed, it reads all sockets once more, and also if the Table
+// timestamps. Each question leaves half of the time for reading the sockets once more. If an answer contradicts what the Table assumed, it reads all sockets once more, and also if the Table
 // needs to know what connect() does with FIN_WAIT2, and a trial has told.
 //
 // unanswered says why it is not known of some peers whether they use timestamps. Then the Table has the worst
@@ -145,8 +143,8 @@ func (s *Scanner) fillTable(settings pool.Settings, known *pool.Knowledge, deadl
 		return nil, nil, err
 	}
 	questions := table.Questions(s.cfg.Limits)
-	answered, changed, unanswered := s.askTimestamps(questions, known, deadline)
-	told := table.AsksFinWait2() && s.askFinWait2(deadline)
+	answered, changed, unanswered := s.askTimestamps(questions, known, half(deadline))
+	told := table.AsksFinWait2() && s.askFinWait2(half(deadline))
 	if told {
 		settings.ReuseFinWait2 = s.finWait2
 	}
@@ -180,8 +178,7 @@ func (s *Scanner) askFinWait2(deadline time.Time) (known bool) {
 	if s.trial == nil {
 		return false
 	}
-	// The other half is for reading the sockets once more, and for what comes after them.
-	fact, err := s.trial.result(time.Now().Add(time.Until(deadline) / 2))
+	fact, err := s.trial.result(deadline)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return false
 	}

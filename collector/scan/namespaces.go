@@ -44,7 +44,7 @@ type candidate struct {
 
 // scanOthers surveys all namespaces except our own, and collects from the busy ones. It sets
 // self.Inode. It returns no namespaces if none could be visited; failures say why.
-func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []Namespace, failures []discoveryFailure) {
+func (s *Scanner) scanOthers(self *Namespace, b *budget) (namespaces []Namespace, failures []discoveryFailure) {
 	found, failures := s.discover()
 	var err error
 	if self.Inode, err = netns.Self(s.cfg.Proc); err != nil {
@@ -52,18 +52,14 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []
 	}
 
 	err = netns.Visit(s.cfg.Proc, func(v *netns.Visitor) error {
-		candidates := s.surveyAll(v, found, self.Inode, deadline)
+		candidates := s.surveyAll(v, found, self.Inode, half(b.until(socketsPart)))
 		s.retain(candidates)
 		assignLabels(candidates)
 		s.assignWorkloads(candidates)
-		now := time.Now()
-		busyDeadline := deadline
-		if s.cfg.SNAT {
-			busyDeadline = now.Add(deadline.Sub(now) / 2) // the other half is for source NAT
-		}
-		candidates = s.collectBusy(v, candidates, busyDeadline)
-		s.collectNAT(v, candidates, deadline)
-		s.assignCommands(candidates, deadline)
+		b.due[flowsPart] = slices.ContainsFunc(candidates, func(c candidate) bool { return c.known.natBusy })
+		candidates = s.collectBusy(v, candidates, b.until(socketsPart))
+		s.collectNAT(v, candidates, b.until(flowsPart))
+		s.assignCommands(candidates, b.end)
 		for _, c := range candidates {
 			namespaces = append(namespaces, c.Namespace)
 		}
@@ -75,11 +71,8 @@ func (s *Scanner) scanOthers(self *Namespace, deadline time.Time) (namespaces []
 	return namespaces, failures
 }
 
-// surveyAll surveys all namespaces except our own, in at most half of the time. Even if there are
-// thousands, the other half is left to collect from the busy ones.
+// surveyAll surveys all namespaces except our own.
 func (s *Scanner) surveyAll(v *netns.Visitor, found []netns.Namespace, self uint64, deadline time.Time) []candidate {
-	now := time.Now()
-	deadline = now.Add(deadline.Sub(now) / 2)
 	known := s.knownByInode()
 	sortByNeed(found, known)
 	candidates := make([]candidate, 0, len(found))
@@ -183,9 +176,7 @@ func (s *Scanner) collectBusy(v *netns.Visitor, candidates []candidate, deadline
 				continue
 			}
 		}
-		// One namespace takes at most half of the remaining time. The rest is for the others.
-		now := time.Now()
-		err := s.collectFrom(v, &c, now.Add(deadline.Sub(now)/2))
+		err := s.collectFrom(v, &c, half(deadline))
 		if errors.Is(err, netns.ErrGone) {
 			continue
 		}
@@ -235,6 +226,6 @@ func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time
 	}
 	c.known.collected = s.scans
 	s.addConntrack(&c.Namespace, &c.known.counters)
-	s.collect(&c.Namespace, &c.known.learned, deadline)
+	s.collect(&c.Namespace, &c.known.learned, newBudget(deadline))
 	return nil
 }

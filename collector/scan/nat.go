@@ -216,9 +216,7 @@ func (s *Scanner) collectNAT(v *netns.Visitor, candidates []candidate, deadline 
 				continue
 			}
 		}
-		// One namespace takes at most half of the remaining time. The rest is for the others.
-		now := time.Now()
-		if err := s.collectNATFrom(v, c, now.Add(deadline.Sub(now)/2)); err != nil && !errors.Is(err, netns.ErrGone) {
+		if err := s.collectNATFrom(v, c, half(deadline)); err != nil && !errors.Is(err, netns.ErrGone) {
 			c.NAT.Result = failure(err)
 		}
 	}
@@ -248,4 +246,14 @@ func (s *Scanner) surveyNAT(c *candidate) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.NAT.Result = failure(err)
 	}
+}
+
+// manyFlows reports whether a namespace of the last scan tracked many flows.
+func (s *Scanner) manyFlows() bool {
+	for _, k := range s.known {
+		if k.natBusy {
+			return true
+		}
+	}
+	return false
 }

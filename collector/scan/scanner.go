@@ -212,30 +212,26 @@ func (s *Scanner) Scan(ctx context.Context) Snapshot {
 // scan is Scan without logging.
 func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	s.scans++
-	now := time.Now()
-	selfDeadline := deadline
-	if s.cfg.othersInScope() {
-		selfDeadline = now.Add(deadline.Sub(now) / 2) // the other half is for the others
-	}
-	natDeadline := selfDeadline
-	if s.cfg.SNAT {
-		selfDeadline = now.Add(natDeadline.Sub(now) / 2) // the other half is for source NAT
-	}
-	self := s.collectSelf(selfDeadline)
+	b := newBudget(deadline)
+	self := Namespace{Name: Self}
 	s.addConntrack(&self, &s.counters)
+	b.due[natPart] = s.cfg.SNAT && self.Conntrack.Entries > 0
+	others := s.cfg.othersInScope()
+	b.due[surveyPart], b.due[socketsPart], b.due[flowsPart] = others, others, s.manyFlows()
+	s.collect(&self, &s.learned, b)
 	if s.cfg.SNAT {
-		s.addNAT(&self, natDeadline)
+		s.addNAT(&self, b.until(natPart))
 	}
 	var (
-		others   []Namespace
-		failures []discoveryFailure
+		namespaces []Namespace
+		failures   []discoveryFailure
 	)
-	if s.cfg.othersInScope() {
-		others, failures = s.scanOthers(&self, deadline)
+	if others {
+		namespaces, failures = s.scanOthers(&self, b)
 	}
 	snapshot := Snapshot{
-		Namespaces:        append([]Namespace{self}, others...),
-		OthersRead:        s.cfg.othersInScope(),
+		Namespaces:        append([]Namespace{self}, namespaces...),
+		OthersRead:        others,
 		DiscoveryFailures: len(failures),
 	}
 	shareLimit(snapshot.Namespaces, s.cfg.Limits.Most)

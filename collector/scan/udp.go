@@ -13,30 +13,30 @@ import (
 	"ephemeral_port_exporter/collector/sockdiag"
 )
 
-// collectUDP reads the UDP sockets of the calling thread's namespace, unless they are few: the kernel
-// walks those of the whole host. It takes at most half of the time. The rest is for TCP, and neither
-// silences the other.
-func (s *Scanner) collectUDP(settings pool.Settings, deadline time.Time) UDP {
+// countUDP counts the UDP sockets of the calling thread's namespace. They are Idle if they are few: the
+// kernel walks those of the whole host. Otherwise they are to be collected.
+func (s *Scanner) countUDP(settings pool.Settings) UDP {
 	sockstat, err := s.proc.Sockstat()
 	if err != nil {
 		return UDP{Result: failure(err)}
 	}
-	u := UDP{Result: Result{Outcome: Collected}, Sockets: sockstat.UDP}
-	if u.Sockets*idleFactor < pool.Capacity(settings) {
-		u.Outcome = Idle
-		return u
+	if sockstat.UDP*idleFactor < pool.Capacity(settings) {
+		return UDP{Result: Result{Outcome: Idle}, Sockets: sockstat.UDP}
 	}
+	return UDP{Result: Result{Outcome: Collected}, Sockets: sockstat.UDP}
+}
+
+// collectUDP reads the UDP sockets of the calling thread's namespace.
+func (s *Scanner) collectUDP(u *UDP, settings pool.Settings, deadline time.Time) {
 	table := pool.NewUDPTable(settings)
-	now := time.Now()
-	if err := s.dumpUDP(table, now.Add(deadline.Sub(now)/2)); err != nil {
+	if err := s.dumpUDP(table, deadline); err != nil {
 		u.Result = failure(err)
 		if errors.Is(err, sockdiag.ErrUnsupported) {
 			u.Outcome = Unsupported
 		}
-		return u
+		return
 	}
 	u.Report = table.Report()
-	return u
 }
 
 // dumpUDP fills a table over netlink socket diagnostics.
