@@ -56,10 +56,8 @@ func (fs *FS) Conntrack() (Conntrack, error) {
 // A ConntrackTimeouts says how long the kernel keeps a flow without packets, and with it a port of
 // NAT.
 type ConntrackTimeouts struct {
-	TCPEstablished time.Duration // nf_conntrack_tcp_timeout_established
-	TCPTimeWait    time.Duration // nf_conntrack_tcp_timeout_time_wait
-	UDP            time.Duration // nf_conntrack_udp_timeout: for flows without an answer, or shorter than 2 s
-	UDPStream      time.Duration // nf_conntrack_udp_timeout_stream: for other flows
+	TCPTimeWait time.Duration // nf_conntrack_tcp_timeout_time_wait
+	UDP         time.Duration // nf_conntrack_udp_timeout: for flows without an answer, or shorter than 2 s
 }
 
 // ConntrackTimeouts returns the timeouts of the calling thread's network namespace, sysctls
@@ -73,10 +71,8 @@ func (fs *FS) ConntrackTimeouts() (ConntrackTimeouts, error) {
 	defer dir.close()
 	var t ConntrackTimeouts
 	for file, timeout := range map[string]*time.Duration{
-		"nf_conntrack_tcp_timeout_established": &t.TCPEstablished,
-		"nf_conntrack_tcp_timeout_time_wait":   &t.TCPTimeWait,
-		"nf_conntrack_udp_timeout":             &t.UDP,
-		"nf_conntrack_udp_timeout_stream":      &t.UDPStream,
+		"nf_conntrack_tcp_timeout_time_wait": &t.TCPTimeWait,
+		"nf_conntrack_udp_timeout":           &t.UDP,
 	} {
 		s, err := dir.readInt(file)
 		if err != nil {

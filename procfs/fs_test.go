@@ -41,14 +41,12 @@ func mount(t *testing.T, files map[string]string) *FS {
 // withOthers returns one file, and valid ones of those that are read together with another.
 func withOthers(name, content string) map[string]string {
 	files := map[string]string{
-		"thread-self/net/sockstat":                               "TCP: inuse 4 orphan 0 tw 27 alloc 7 mem 1\nUDP: inuse 2 mem 0\nUDPLITE: inuse 9\n",
-		"sys/net/netfilter/nf_conntrack_count":                   "1000\n",
-		"sys/net/netfilter/nf_conntrack_max":                     "1001\n",
-		"sys/net/netfilter/nf_conntrack_buckets":                 "1002\n",
-		"sys/net/netfilter/nf_conntrack_tcp_timeout_established": "1000\n",
-		"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait":   "1001\n",
-		"sys/net/netfilter/nf_conntrack_udp_timeout":             "1002\n",
-		"sys/net/netfilter/nf_conntrack_udp_timeout_stream":      "1003\n",
+		"thread-self/net/sockstat":                             "TCP: inuse 4 orphan 0 tw 27 alloc 7 mem 1\nUDP: inuse 2 mem 0\nUDPLITE: inuse 9\n",
+		"sys/net/netfilter/nf_conntrack_count":                 "1000\n",
+		"sys/net/netfilter/nf_conntrack_max":                   "1001\n",
+		"sys/net/netfilter/nf_conntrack_buckets":               "1002\n",
+		"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait": "1001\n",
+		"sys/net/netfilter/nf_conntrack_udp_timeout":           "1002\n",
 	}
 	maps.DeleteFunc(files, func(other, _ string) bool {
 		return strings.HasPrefix(name, other+".") || strings.HasPrefix(name, other+"/")
@@ -81,10 +79,8 @@ var readers = []struct {
 	{"sys/net/netfilter/nf_conntrack_count", func(fs *FS, _ *Namespace) (any, error) { return fs.Conntrack() }},
 	{"sys/net/netfilter/nf_conntrack_max", func(fs *FS, _ *Namespace) (any, error) { return fs.Conntrack() }},
 	{"sys/net/netfilter/nf_conntrack_buckets", func(fs *FS, _ *Namespace) (any, error) { return fs.Conntrack() }},
-	{"sys/net/netfilter/nf_conntrack_tcp_timeout_established", func(fs *FS, _ *Namespace) (any, error) { return fs.ConntrackTimeouts() }},
 	{"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait", func(fs *FS, _ *Namespace) (any, error) { return fs.ConntrackTimeouts() }},
 	{"sys/net/netfilter/nf_conntrack_udp_timeout", func(fs *FS, _ *Namespace) (any, error) { return fs.ConntrackTimeouts() }},
-	{"sys/net/netfilter/nf_conntrack_udp_timeout_stream", func(fs *FS, _ *Namespace) (any, error) { return fs.ConntrackTimeouts() }},
 	{"thread-self/net/stat/nf_conntrack", func(fs *FS, _ *Namespace) (any, error) { return fs.ConntrackStats() }},
 	{"thread-self/net/netstat", func(fs *FS, _ *Namespace) (any, error) { return fs.TimeWaitOverflows() }},
 }
@@ -115,19 +111,17 @@ func TestMalformed(t *testing.T) {
 		"sys/net/ipv4/ip_local_reserved_ports": {
 			",", "1,", "1,,2", "a", "1-", "-1", "2-1", "1-2-3", "65536", "1 2", "1\n2", "1-65536",
 		},
-		"sys/net/ipv4/tcp_tw_reuse":                              {"", "a", "1 2", "4294967296", "1e3"},
-		"sys/net/ipv4/tcp_tw_reuse_delay":                        {"", "a", "99999999999999999999"},
-		"sys/net/ipv4/tcp_timestamps":                            {"", "yes"},
-		"sys/net/ipv4/tcp_fin_timeout":                           {"", "60s"},
-		"sys/net/ipv4/tcp_max_tw_buckets":                        {"", "many"},
-		"self/timens_offsets":                                    {"", "boottime 0 0\n", "monotonic 0\n", "monotonic x 0\n", "monotonic 0 x\n", "monotonic 99999999999 0\n"},
-		"sys/net/netfilter/nf_conntrack_count":                   {"", "a", "1 2", "4294967296"},
-		"sys/net/netfilter/nf_conntrack_max":                     {"", "unlimited"},
-		"sys/net/netfilter/nf_conntrack_buckets":                 {"", "0x400"},
-		"sys/net/netfilter/nf_conntrack_tcp_timeout_established": {"", "5d"},
-		"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait":   {"", "120s"},
-		"sys/net/netfilter/nf_conntrack_udp_timeout":             {"", "30 0"},
-		"sys/net/netfilter/nf_conntrack_udp_timeout_stream":      {"", "never"},
+		"sys/net/ipv4/tcp_tw_reuse":                            {"", "a", "1 2", "4294967296", "1e3"},
+		"sys/net/ipv4/tcp_tw_reuse_delay":                      {"", "a", "99999999999999999999"},
+		"sys/net/ipv4/tcp_timestamps":                          {"", "yes"},
+		"sys/net/ipv4/tcp_fin_timeout":                         {"", "60s"},
+		"sys/net/ipv4/tcp_max_tw_buckets":                      {"", "many"},
+		"self/timens_offsets":                                  {"", "boottime 0 0\n", "monotonic 0\n", "monotonic x 0\n", "monotonic 0 x\n", "monotonic 99999999999 0\n"},
+		"sys/net/netfilter/nf_conntrack_count":                 {"", "a", "1 2", "4294967296"},
+		"sys/net/netfilter/nf_conntrack_max":                   {"", "unlimited"},
+		"sys/net/netfilter/nf_conntrack_buckets":               {"", "0x400"},
+		"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait": {"", "120s"},
+		"sys/net/netfilter/nf_conntrack_udp_timeout":           {"", "30 0"},
 		"thread-self/net/stat/nf_conntrack": {
 			"", "insert_failed drop early_drop", "insert_failed drop early_drop\n", "insert_failed drop\n0 0\n", "drop early_drop insert\n0 0 0\n",
 			"insert_failed drop early_drop\n0 0\n", "insert_failed drop early_drop\n0 0 0 0\n", "insert_failed drop early_drop\n0 0 0\n\n",
@@ -210,8 +204,7 @@ func TestRead(t *testing.T) {
 		{"sys/net/netfilter/nf_conntrack_max", "0\n", Conntrack{Entries: 1000, Buckets: 1002}},
 		{"sys/net/netfilter/nf_conntrack_max.hidden", "", Conntrack{Entries: 1000, Buckets: 1002}},
 		{"sys/net/netfilter/nf_conntrack_buckets", "65536\n", Conntrack{Entries: 1000, Limit: 1001, Buckets: 65536}},
-		{"sys/net/netfilter/nf_conntrack_tcp_timeout_established", "432000\n", ConntrackTimeouts{120 * time.Hour, 1001 * time.Second, 1002 * time.Second, 1003 * time.Second}},
-		{"sys/net/netfilter/nf_conntrack_udp_timeout", "30\n", ConntrackTimeouts{1000 * time.Second, 1001 * time.Second, 30 * time.Second, 1003 * time.Second}},
+		{"sys/net/netfilter/nf_conntrack_udp_timeout", "30\n", ConntrackTimeouts{1001 * time.Second, 30 * time.Second}},
 		{"thread-self/net/stat/nf_conntrack", conntrack, ConntrackStats{[]uint32{15, 1<<32 - 1}, []uint32{16, 1<<32 - 1}, []uint32{1, 2}}},
 		{"thread-self/net/stat/nf_conntrack", "drop early_drop future insert_failed\n1 2 x 3\n", ConntrackStats{[]uint32{3}, []uint32{1}, []uint32{2}}},
 		{"sys/net/ipv4/ip_local_port_range", "32768\t60999\n", PortRange{32768, 60999}},
@@ -260,10 +253,8 @@ func TestKernel(t *testing.T) {
 	setSysctl(t, "ipv4/tcp_timestamps", "0")
 	setSysctl(t, "ipv4/tcp_fin_timeout", "17")
 	setSysctl(t, "ipv4/tcp_max_tw_buckets", "4711")
-	setSysctl(t, "netfilter/nf_conntrack_tcp_timeout_established", "11")
 	setSysctl(t, "netfilter/nf_conntrack_tcp_timeout_time_wait", "12")
 	setSysctl(t, "netfilter/nf_conntrack_udp_timeout", "13")
-	setSysctl(t, "netfilter/nf_conntrack_udp_timeout_stream", "14")
 	unused := make([]uint32, possibleCPUs(t))
 	want := map[string]any{
 		"sys/net/ipv4/ip_local_port_range": PortRange{41000, 41999},
@@ -274,7 +265,7 @@ func TestKernel(t *testing.T) {
 		"thread-self/net/sockstat":         Sockstat{},
 		"thread-self/net/netstat":          uint64(0),
 
-		"sys/net/netfilter/nf_conntrack_udp_timeout": ConntrackTimeouts{11 * time.Second, 12 * time.Second, 13 * time.Second, 14 * time.Second},
+		"sys/net/netfilter/nf_conntrack_udp_timeout": ConntrackTimeouts{12 * time.Second, 13 * time.Second},
 		"thread-self/net/stat/nf_conntrack":          ConntrackStats{unused, unused, unused},
 	}
 	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay"); err == nil {
@@ -355,12 +346,12 @@ func FuzzParse(f *testing.F) {
 	f.Add("monotonic         -1 500000000\nboottime           0         0\n")
 	f.Fuzz(func(t *testing.T, content string) {
 		parseMonotonicOffset(content)
-		if r, ok := parseLocalPortRange(content); ok && r.Size() < 1 {
+		if r, ok := parseLocalPortRange(content); ok && r.High < r.Low {
 			t.Errorf("range %v", r)
 		}
 		if ranges, ok := parseReservedPorts(content); ok {
 			for _, r := range ranges {
-				if r.Size() < 1 {
+				if r.High < r.Low {
 					t.Errorf("reserved %v", r)
 				}
 			}

@@ -20,12 +20,6 @@ type PortRange struct {
 	Low, High uint16
 }
 
-// Size returns the number of ports, at least 1.
-func (r PortRange) Size() int { return int(r.High) - int(r.Low) + 1 }
-
-// Contains reports whether port is in the range.
-func (r PortRange) Contains(port uint16) bool { return r.Low <= port && port <= r.High }
-
 // IPLocalPortRange returns the range from which the kernel chooses ports, for IPv4 and IPv6: sysctl
 // net.ipv4.ip_local_port_range.
 func (ns *Namespace) IPLocalPortRange() (PortRange, error) {

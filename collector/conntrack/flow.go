@@ -2,10 +2,7 @@
 
 package conntrack
 
-import (
-	"net/netip"
-	"time"
-)
+import "net/netip"
 
 // A Protocol is a protocol number of IP.
 type Protocol uint8
@@ -45,7 +42,7 @@ const (
 	Assured   Status = 1 << 2  // IPS_ASSURED: never dropped early for a new flow
 	SrcNAT    Status = 1 << 4  // IPS_SRC_NAT: the source address or port was changed
 	DstNAT    Status = 1 << 5  // IPS_DST_NAT: the destination address or port was changed
-	Offload   Status = 1 << 14 // IPS_OFFLOAD: in a flow table, without State and Expires
+	Offload   Status = 1 << 14 // IPS_OFFLOAD: in a flow table, without State
 )
 
 // A Tuple is the two ends of packets in one direction.
@@ -65,15 +62,7 @@ type Flow struct {
 
 	Status Status
 
-	// Expires is the time until the kernel drops the flow if no packet comes, rounded down to
-	// seconds. It is 0 with Offload.
-	Expires time.Duration
-
-	// OriginalZone and ReplyZone are the zones of the two directions (CT target of
-	// iptables-extensions(8)). Flows conflict only in the same zone. For the ports of SNAT, that
-	// is ReplyZone. 0 is the default zone.
-	OriginalZone, ReplyZone uint16
-
-	// Mark is the connection mark, or 0.
-	Mark uint32
+	// Zone is that of the direction of Reply (CT target of iptables-extensions(8)), in which the ports of
+	// SNAT conflict. 0 is the default zone.
+	Zone uint16
 }

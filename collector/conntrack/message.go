@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -27,8 +26,6 @@ const (
 	attrTupleReply = 2  // CTA_TUPLE_REPLY
 	attrStatus     = 3  // CTA_STATUS
 	attrProtoInfo  = 4  // CTA_PROTOINFO
-	attrTimeout    = 7  // CTA_TIMEOUT
-	attrMark       = 8  // CTA_MARK
 	attrZone       = 18 // CTA_ZONE
 
 	attrTupleIP    = 1 // CTA_TUPLE_IP
@@ -119,26 +116,17 @@ func (f *Flow) parse(b []byte) (ok bool, err error) {
 			if err == nil && orig.protocol != TCP && orig.protocol != UDP {
 				return false, nil
 			}
-			f.OriginalZone = orig.zone
 		case attrTupleReply:
 			err = reply.parse(value)
-			f.ReplyZone = reply.zone
+			f.Zone = reply.zone
 		case attrStatus:
 			var n uint32
 			n, err = parseUint32(value)
 			f.Status = Status(n)
 		case attrProtoInfo:
 			f.State, err = parseState(value)
-		case attrTimeout:
-			var n uint32
-			n, err = parseUint32(value)
-			f.Expires = time.Duration(n) * time.Second
-		case attrMark:
-			f.Mark, err = parseUint32(value)
 		case attrZone: // of both directions; the kernel sends it after the tuples, and then these have none
-			var zone uint16
-			zone, err = parseUint16(value)
-			f.OriginalZone, f.ReplyZone = zone, zone
+			f.Zone, err = parseUint16(value)
 		}
 		if err != nil {
 			return false, err

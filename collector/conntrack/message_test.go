@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -39,12 +38,12 @@ var (
 		Protocol: unix.IPPROTO_TCP, State: 7,
 		Original: conntracktest.Tuple{Source: client4, Destination: service4},
 		Reply:    conntracktest.Tuple{Source: server4, Destination: translated4},
-		Status:   0x1b6, Timeout: 119, Mark: 0x12345678,
+		Status:   0x1b6, Timeout: 119,
 	}
 	wantTCP4 = Flow{
 		Protocol: TCP, State: TimeWait,
 		Original: Tuple{client4, service4}, Reply: Tuple{server4, translated4},
-		Status: 0x1b6, Expires: 119 * time.Second, Mark: 0x12345678,
+		Status: 0x1b6,
 	}
 	udp6 = conntracktest.Flow{
 		Protocol: unix.IPPROTO_UDP,
@@ -54,7 +53,7 @@ var (
 	}
 	wantUDP6 = Flow{
 		Protocol: UDP, Original: Tuple{client6, server6}, Reply: Tuple{server6, translated6},
-		Status: 0x19a, Expires: 30 * time.Second,
+		Status: 0x19a,
 	}
 )
 
@@ -150,8 +149,6 @@ func TestReplyErrors(t *testing.T) {
 		{"addresses truncated", only(nest(1, attr(8, 1|0x8000, attr(5, 1)...))), ErrMalformed, "attribute length 5, 4 bytes left"},
 		{"ports truncated", only(nest(1, attr(8, 2|0x8000, attr(5, 1)...))), ErrMalformed, "attribute length 5, 4 bytes left"},
 		{"status of 3 bytes", and(attr(7, 3, 1, 2, 3, 0)), ErrMalformed, "number of 3 bytes, expected 4"},
-		{"timeout of 0 bytes", and(attr(4, 7)), ErrMalformed, "number of 0 bytes, expected 4"},
-		{"mark of 2 bytes", and(attr(6, 8, 1, 2, 0, 0)), ErrMalformed, "number of 2 bytes, expected 4"},
 		{"zone of 1 byte", and(attr(5, 18, 1, 0, 0, 0)), ErrMalformed, "number of 1 bytes, expected 2"},
 		{"protocol info truncated", and(attr(6, 4|0x8000, 1, 0, 0, 0)), ErrMalformed, "2 bytes, expected an attribute"},
 		{"TCP info truncated", and(nest(4, attr(8, 1|0x8000, 9, 0, 1, 0))), ErrMalformed, "attribute length 9, 4 bytes left"},
@@ -212,23 +209,22 @@ func TestReply(t *testing.T) {
 		{"unknown state", and(nest(4, nest(1, attr(5, 1, 200, 0, 0, 0)))), false, changed(func(f *Flow) { f.State = 200 })},
 		{"no TCP state", and(nest(4, nest(1))), false, changed(func(f *Flow) { f.State = None })},
 		{"longer status", and(attr(12, 3, 0, 0, 0, 0x10, 1, 2, 3, 4)), false, changed(func(f *Flow) { f.Status = SrcNAT })},
-		{"longest timeout", and(attr(8, 7, 255, 255, 255, 255)), false, changed(func(f *Flow) { f.Expires = (1<<32 - 1) * time.Second })},
 		{
 			"zone", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Zone = 0x1234 })), false,
-			changed(func(f *Flow) { f.OriginalZone, f.ReplyZone = 0x1234, 0x1234 }),
+			changed(func(f *Flow) { f.Zone = 0x1234 }),
 		},
 		{
 			"zone of one direction", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Original.Zone = 5 })), false,
-			changed(func(f *Flow) { f.OriginalZone = 5 }),
+			[]Flow{wantTCP4},
 		},
 		{
 			"zone of the other direction", row(r, with(tcp4, func(f *conntracktest.Flow) { f.Reply.Zone = 6 })), false,
-			changed(func(f *Flow) { f.ReplyZone = 6 }),
+			changed(func(f *Flow) { f.Zone = 6 }),
 		},
 		{"two and the end", slices.Concat(row(r, udp6), whole, r.Done(0)), true, []Flow{wantUDP6, wantTCP4}},
 		{
 			"nothing of one flow in the next", slices.Concat(row(r, with(tcp4, func(f *conntracktest.Flow) { f.Zone = 9 })), row(r, udp6)), false,
-			append(changed(func(f *Flow) { f.OriginalZone, f.ReplyZone = 9, 9 }), wantUDP6),
+			append(changed(func(f *Flow) { f.Zone = 9 }), wantUDP6),
 		},
 	}
 	for _, tt := range tests {
@@ -277,7 +273,7 @@ func FuzzFlow(f *testing.F) {
 					t.Errorf("impossible flow %+v", f)
 				}
 			}
-			if f.Protocol != TCP && f.Protocol != UDP || f.Expires < 0 {
+			if f.Protocol != TCP && f.Protocol != UDP {
 				t.Errorf("impossible flow %+v", f)
 			}
 		}}

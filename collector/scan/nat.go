@@ -176,7 +176,7 @@ func setNATRow(row *snat.Flow, f *conntrack.Flow) {
 	*row = snat.Flow{
 		Protocol: snat.TCP, State: natStateOf(f),
 		Client: f.Original.Source.Addr(), Translated: f.Reply.Destination, Destination: f.Reply.Source,
-		Zone: f.ReplyZone, SNAT: f.Status&conntrack.SrcNAT != 0,
+		Zone: f.Zone, SNAT: f.Status&conntrack.SrcNAT != 0,
 	}
 	if f.Protocol == conntrack.UDP {
 		row.Protocol = snat.UDP

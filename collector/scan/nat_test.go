@@ -102,14 +102,12 @@ func natProc(t *testing.T) string {
 	t.Helper()
 	dir := fixedProc(t)
 	for name, content := range map[string]string{
-		"sys/net/netfilter/nf_conntrack_count":                   "7\n",
-		"sys/net/netfilter/nf_conntrack_max":                     "4096\n",
-		"sys/net/netfilter/nf_conntrack_buckets":                 "1024\n",
-		"sys/net/netfilter/nf_conntrack_tcp_timeout_established": "432000\n",
-		"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait":   "120\n",
-		"sys/net/netfilter/nf_conntrack_udp_timeout":             "30\n",
-		"sys/net/netfilter/nf_conntrack_udp_timeout_stream":      "120\n",
-		"thread-self/net/stat/nf_conntrack":                      "entries insert_failed drop early_drop\n7 a 10 1\n7 0 1 2\n",
+		"sys/net/netfilter/nf_conntrack_count":                 "7\n",
+		"sys/net/netfilter/nf_conntrack_max":                   "4096\n",
+		"sys/net/netfilter/nf_conntrack_buckets":               "1024\n",
+		"sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait": "120\n",
+		"sys/net/netfilter/nf_conntrack_udp_timeout":           "30\n",
+		"thread-self/net/stat/nf_conntrack":                    "entries insert_failed drop early_drop\n7 a 10 1\n7 0 1 2\n",
 	} {
 		writeProc(t, dir, name, content)
 	}
@@ -421,9 +419,9 @@ func TestNATRow(t *testing.T) {
 	const nat = conntrack.SrcNAT
 	base := conntrack.Flow{
 		Protocol: conntrack.TCP, State: conntrack.Established, Status: nat,
-		Original:     conntrack.Tuple{Source: netip.MustParseAddrPort("10.0.0.1:1234"), Destination: netip.MustParseAddrPort("192.0.2.7:80")},
-		Reply:        conntrack.Tuple{Source: netip.MustParseAddrPort("192.0.2.1:443"), Destination: netip.MustParseAddrPort("192.0.2.9:40000")},
-		OriginalZone: 3, ReplyZone: 4,
+		Original: conntrack.Tuple{Source: netip.MustParseAddrPort("10.0.0.1:1234"), Destination: netip.MustParseAddrPort("192.0.2.7:80")},
+		Reply:    conntrack.Tuple{Source: netip.MustParseAddrPort("192.0.2.1:443"), Destination: netip.MustParseAddrPort("192.0.2.9:40000")},
+		Zone:     4,
 	}
 	want := snat.Flow{
 		Protocol: snat.TCP, State: snat.Established, Client: netip.MustParseAddr("10.0.0.1"),

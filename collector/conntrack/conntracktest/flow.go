@@ -25,7 +25,6 @@ type Flow struct {
 	Original, Reply Tuple
 	Status          uint32
 	Timeout         uint32 // seconds
-	Mark            uint32
 	Zone            uint16 // of both directions, unless 0
 }
 
@@ -37,7 +36,6 @@ const (
 	ctaProtoInfo  = 4
 	ctaNATSrc     = 6
 	ctaTimeout    = 7
-	ctaMark       = 8
 	ctaID         = 12
 	ctaNATDst     = 13
 	ctaZone       = 18
@@ -56,7 +54,6 @@ func (f Flow) Body() []byte {
 		b = append(b, attr16(ctaZone, f.Zone)...)
 	}
 	b = append(b, attr32(ctaStatus, f.Status)...)
-	b = append(b, attr32(ctaMark, f.Mark)...)
 	b = append(b, attr32(ctaID, 4711)...)
 	b = append(b, attr32(ctaTimeout, f.Timeout)...)
 	return append(b, f.protoInfo()...)
@@ -80,7 +77,6 @@ func (f Flow) order() []byte {
 		b = append(b, attr(ctaNATSrc|nested, natRange(f.Reply.Destination))...)
 	}
 	b = append(b, attr32(ctaStatus, f.Status|ipsConfirmed)...)
-	b = append(b, attr32(ctaMark, f.Mark)...)
 	b = append(b, attr32(ctaTimeout, f.Timeout)...)
 	return append(b, f.protoInfo()...)
 }
