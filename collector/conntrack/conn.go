@@ -27,9 +27,9 @@ type Conn struct {
 // BufferSize bytes and may be used again after Close. The error is ErrUnsupported if the kernel
 // has no NETLINK_NETFILTER. Whether the kernel will answer is told by Check.
 func Dial(buffer []byte) (*Conn, error) {
-	c, err := nlconn.Dial(unix.NETLINK_NETFILTER, buffer)
+	c, err := nlconn.Dial(unix.NETLINK_NETFILTER, "no NETLINK_NETFILTER here (a sandbox such as gVisor, or nfnetlink is not loaded: modprobe nf_conntrack_netlink)", buffer)
 	if err != nil {
-		return nil, dialError(err)
+		return nil, fmt.Errorf("conntrack: %w", err)
 	}
 	return &Conn{conn: c}, nil
 }
@@ -54,8 +54,8 @@ func (c *Conn) SetDeadline(t time.Time) { c.conn.SetDeadline(t) }
 // The kernel loads nf_conntrack and nf_conntrack_netlink for this request if it has them as
 // modules. Whoever must not load them looks for /proc/sys/net/netfilter/nf_conntrack_count first.
 func (c *Conn) Check() error {
-	if err := c.roundTrip(typeGetStats, netlink.Request, reply{typ: typeGetStats}); err != nil {
-		return fmt.Errorf("conntrack: count flows: %w", err)
+	if _, err := c.conn.Ask(typeGetStats, allFamilies()); err != nil {
+		return fmt.Errorf("conntrack: count flows: %w", answerError(err))
 	}
 	return nil
 }
@@ -76,16 +76,16 @@ func (c *Conn) Check() error {
 // walks it without softirqs until a datagram is full. That delays packets on this CPU, the longer the
 // fewer flows the namespace has.
 func (c *Conn) Flows(each func(*Flow)) error {
-	err := c.roundTrip(typeGet, netlink.Request|netlink.Dump, reply{typ: typeNew, each: each})
-	if err != nil {
+	if err := c.dump(each); err != nil {
 		return fmt.Errorf("conntrack: dump flows: %w", err)
 	}
 	return nil
 }
 
-// roundTrip sends one request about all address families and decodes the answer with r.
-func (c *Conn) roundTrip(typ netlink.HeaderType, flags netlink.HeaderFlags, r reply) (err error) {
-	if r.seq, err = c.conn.Send(typ, flags, make([]byte, sizeofGenMsg)); err != nil {
+// dump calls each for the flows of all address families.
+func (c *Conn) dump(each func(*Flow)) (err error) {
+	r := reply{each: each}
+	if r.seq, err = c.conn.Send(typeGet, netlink.Request|netlink.Dump, allFamilies()); err != nil {
 		return err
 	}
 	for {

@@ -17,7 +17,7 @@ import (
 var (
 	// ErrUnsupported means that this kernel cannot answer: it has no netlink, no nfnetlink or no
 	// nf_conntrack_netlink. A retry does not help.
-	ErrUnsupported = errors.New("not supported by this kernel")
+	ErrUnsupported = nlconn.ErrUnsupported
 
 	// ErrInterrupted means that the answer is incomplete. A retry may help.
 	ErrInterrupted = nlconn.ErrInterrupted
@@ -26,19 +26,7 @@ var (
 	ErrMalformed = nlconn.ErrMalformed
 )
 
-// dialError explains why the netlink socket could not be opened.
-func dialError(err error) error {
-	switch {
-	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT):
-		return fmt.Errorf("conntrack: open netlink socket: %w: no NETLINK_NETFILTER here (a sandbox such as gVisor, or nfnetlink is not loaded: modprobe nf_conntrack_netlink): %w", ErrUnsupported, err)
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("conntrack: open netlink socket: forbidden, allow AF_NETLINK in seccomp, RestrictAddressFamilies= or the LSM policy: %w", err)
-	default:
-		return fmt.Errorf("conntrack: open netlink socket: %w", err)
-	}
-}
-
-// answerError explains an error of nlconn.Next.
+// answerError explains an error of nlconn.Rows.
 func answerError(err error) error {
 	var answer *nlconn.Error
 	if !errors.As(err, &answer) || answer.Done {

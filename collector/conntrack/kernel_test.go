@@ -497,7 +497,8 @@ func TestKernelPrivilege(t *testing.T) {
 // TestKernelNoSubsystem checks what the kernel says to a subsystem of nfnetlink that is not loaded.
 func TestKernelNoSubsystem(t *testing.T) {
 	const unused = 200 << 8
-	err := dial(t).roundTrip(unused, 1, reply{typ: unused})
+	_, err := dial(t).conn.Ask(unused, allFamilies())
+	err = answerError(err)
 	if !errors.Is(err, ErrUnsupported) || !errors.Is(err, unix.EINVAL) {
 		t.Errorf("got %v, want %v", err, ErrUnsupported)
 	}

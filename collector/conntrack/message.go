@@ -45,47 +45,33 @@ const (
 	attrProtoInfoTCPState = 1 // CTA_PROTOINFO_TCP_STATE
 )
 
-// A reply decodes the datagrams that answer one request.
+// allFamilies returns a struct nfgenmsg, the body of a request about all address families.
+func allFamilies() []byte { return make([]byte, sizeofGenMsg) }
+
+// A reply decodes the datagrams that answer one request for flows.
 type reply struct {
-	typ  netlink.HeaderType // of every row
-	seq  uint32             // of the request
-	each func(*Flow)        // nil: a row of any kind ends the answer
+	seq  uint32 // of the request
+	each func(*Flow)
 
 	flow Flow // the argument of each
 }
 
 // datagram decodes the messages in b. It is done when the answer is complete.
 func (r *reply) datagram(b []byte) (done bool, err error) {
-	for len(b) > 0 {
-		typ, body, rest, err := nlconn.Next(b, r.seq)
-		if err != nil {
-			return false, answerError(err)
-		}
-		switch typ {
-		case r.typ:
-			if r.each == nil {
-				return true, nil
-			}
-			ok, err := r.flow.parse(body)
-			if err != nil {
-				return false, err
-			}
-			if ok {
-				r.each(&r.flow)
-			}
-		case netlink.Done:
-			if r.each == nil {
-				return false, fmt.Errorf("%w: no statistics", ErrMalformed)
-			}
-			return true, nil
-		case netlink.Noop:
-		default:
-			return false, fmt.Errorf("%w: message of type %d", ErrMalformed, typ)
-		}
-
-		b = rest
+	done, err = nlconn.Rows(b, r.seq, typeNew, r.row)
+	if err != nil { // errors.As allocates
+		err = answerError(err)
 	}
-	return false, nil
+	return done, err
+}
+
+// row decodes a message.
+func (r *reply) row(body []byte) error {
+	ok, err := r.flow.parse(body)
+	if ok {
+		r.each(&r.flow)
+	}
+	return err
 }
 
 // parse decodes a struct nfgenmsg and the attributes behind it. For an unknown address family,

@@ -166,7 +166,7 @@ func TestReplyErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			reply := reply{typ: typeNew, seq: 7, each: func(*Flow) {}}
+			reply := reply{seq: 7, each: func(*Flow) {}}
 			done, err := reply.datagram(tt.datagram)
 			if done || !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("got %v, %v, want an error %v that says %q", done, err, tt.want, tt.text)
@@ -230,7 +230,7 @@ func TestReply(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []Flow
-			reply := reply{typ: typeNew, seq: 7, each: func(f *Flow) { got = append(got, *f) }}
+			reply := reply{seq: 7, each: func(f *Flow) { got = append(got, *f) }}
 			done, err := reply.datagram(tt.datagram)
 			if done != tt.done || err != nil {
 				t.Errorf("got %v, %v, want %v", done, err, tt.done)
@@ -246,7 +246,7 @@ func TestReply(t *testing.T) {
 func TestReplyAllocates(t *testing.T) {
 	datagram := slices.Concat(slices.Repeat(row(testRequest, udp6), 50), slices.Repeat(row(testRequest, tcp4), 50))
 	flows := 0
-	reply := reply{typ: typeNew, seq: 7, each: func(*Flow) { flows++ }}
+	reply := reply{seq: 7, each: func(*Flow) { flows++ }}
 	allocs := testing.AllocsPerRun(10, func() {
 		if _, err := reply.datagram(datagram); err != nil {
 			t.Fatal(err)
@@ -266,7 +266,7 @@ func FuzzFlow(f *testing.F) {
 	f.Add(r.Error(unix.EINVAL))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		flows := 0
-		reply := reply{typ: typeNew, seq: 7, each: func(f *Flow) {
+		reply := reply{seq: 7, each: func(f *Flow) {
 			flows++
 			for _, end := range []netip.AddrPort{f.Original.Source, f.Original.Destination, f.Reply.Source, f.Reply.Destination} {
 				if !end.IsValid() || end.Addr().Zone() != "" {

@@ -33,9 +33,9 @@ type Conn struct {
 // BufferSize bytes and may be used again after Close. The error is ErrUnsupported if the kernel
 // has no NETLINK_SOCK_DIAG.
 func Dial(buffer []byte) (*Conn, error) {
-	c, err := nlconn.Dial(unix.NETLINK_SOCK_DIAG, buffer)
+	c, err := nlconn.Dial(unix.NETLINK_SOCK_DIAG, "no NETLINK_SOCK_DIAG here (a sandbox such as gVisor, or CONFIG_INET_DIAG=n)", buffer)
 	if err != nil {
-		return nil, dialError(err)
+		return nil, fmt.Errorf("sockdiag: %w", err)
 	}
 	return &Conn{conn: c}, nil
 }
@@ -105,19 +105,17 @@ func (c *Conn) Timestamps(local, remote netip.AddrPort, iface uint32) (timestamp
 }
 
 func (c *Conn) timestamps(local, remote netip.AddrPort, iface uint32) (timestamps, known bool, err error) {
-	seq, err := c.conn.Send(typeByFamily, netlink.Request, oneSocket(local, remote, iface))
-	if err != nil {
-		return false, false, err
-	}
-	b, err := c.conn.Receive()
-	if err != nil {
-		return false, false, err
-	}
-	var info []byte
-	r := reply{typ: typeByFamily, seq: seq, each: func(*Socket) {}, info: &info}
-	if _, err := r.datagram(b); errors.Is(err, unix.ENOENT) {
+	b, err := c.conn.Ask(typeByFamily, oneSocket(local, remote, iface))
+	if errors.Is(err, unix.ENOENT) {
 		return false, false, nil
 	} else if err != nil {
+		return false, false, answerError(err, false)
+	}
+	if len(b) < sizeofMsg {
+		return false, false, shortSocket(b)
+	}
+	info, err := nlconn.Attr(b[sizeofMsg:], attrInfo)
+	if err != nil {
 		return false, false, err
 	}
 	// struct tcp_info of linux/tcp.h begins with __u8 tcpi_state, tcpi_ca_state, tcpi_retransmits,

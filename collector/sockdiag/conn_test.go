@@ -193,27 +193,6 @@ func TestConnAllocations(t *testing.T) {
 	}
 }
 
-func TestDialErrors(t *testing.T) {
-	tests := []struct {
-		errno unix.Errno
-		want  error
-		text  string
-	}{
-		{unix.EPROTONOSUPPORT, ErrUnsupported, "gVisor"},
-		{unix.EAFNOSUPPORT, ErrUnsupported, "gVisor"},
-		{unix.EPERM, os.ErrPermission, "RestrictAddressFamilies"},
-		{unix.EMFILE, unix.EMFILE, "too many open files"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.errno.Error(), func(t *testing.T) {
-			err := dialError(os.NewSyscallError("socket", tt.errno))
-			if !errors.Is(err, tt.want) || !errors.Is(err, tt.errno) || !strings.Contains(err.Error(), tt.text) {
-				t.Errorf("got %v, want %v that says %q", err, tt.want, tt.text)
-			}
-		})
-	}
-}
-
 // dial returns a Conn to the test's namespace.
 func dial(t *testing.T) *Conn {
 	t.Helper()

@@ -17,7 +17,7 @@ import (
 var (
 	// ErrUnsupported means that this kernel cannot answer: it has no netlink or no sock_diag,
 	// or tcp_diag or udp_diag is not loaded. A retry does not help.
-	ErrUnsupported = errors.New("not supported by this kernel")
+	ErrUnsupported = nlconn.ErrUnsupported
 
 	// ErrInterrupted means that the answer is incomplete: the table changed during the
 	// dump, or the receive buffer overflowed. A retry may help.
@@ -35,19 +35,7 @@ var (
 	errNoUDPDiag  = fmt.Errorf("%w: udp_diag is not loaded: modprobe udp_diag", ErrUnsupported)
 )
 
-// dialError explains why the netlink socket could not be opened.
-func dialError(err error) error {
-	switch {
-	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT):
-		return fmt.Errorf("sockdiag: open netlink socket: %w: no NETLINK_SOCK_DIAG here (a sandbox such as gVisor, or CONFIG_INET_DIAG=n): %w", ErrUnsupported, err)
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("sockdiag: open netlink socket: forbidden, allow AF_NETLINK in seccomp, RestrictAddressFamilies= or the LSM policy: %w", err)
-	default:
-		return fmt.Errorf("sockdiag: open netlink socket: %w", err)
-	}
-}
-
-// answerError explains an error of nlconn.Next.
+// answerError explains an error of nlconn.Rows.
 func answerError(err error, udp bool) error {
 	var answer *nlconn.Error
 	if !errors.As(err, &answer) {

@@ -36,44 +36,32 @@ type reply struct {
 	udp  bool               // it is about UDP sockets
 	each func(*Socket)
 	rows int
-	info *[]byte // where to put INET_DIAG_INFO, unless nil
 
 	socket Socket // the argument of each
 }
 
-// datagram decodes the messages in b. It is done when it finds NLMSG_DONE: then the answer is
-// complete.
+// datagram decodes the messages in b. It is done when the answer is complete.
 func (r *reply) datagram(b []byte) (done bool, err error) {
-	for len(b) > 0 {
-		typ, body, rest, err := nlconn.Next(b, r.seq)
-		if err != nil {
-			return false, answerError(err, r.udp)
-		}
-		switch typ {
-		case r.typ:
-			ok, err := r.socket.parse(body)
-			if err != nil {
-				return false, err
-			}
-			if ok {
-				r.rows++
-				r.each(&r.socket)
-			}
-			if r.info != nil {
-				if *r.info, err = nlconn.Attr(body[sizeofMsg:], attrInfo); err != nil {
-					return false, err
-				}
-			}
-		case netlink.Done:
-			return true, nil
-		case netlink.Noop:
-		default:
-			return false, fmt.Errorf("%w: message of type %d", ErrMalformed, typ)
-		}
-
-		b = rest
+	done, err = nlconn.Rows(b, r.seq, r.typ, r.row)
+	if err != nil { // errors.As allocates
+		err = answerError(err, r.udp)
 	}
-	return false, nil
+	return done, err
+}
+
+// row decodes a message.
+func (r *reply) row(body []byte) error {
+	ok, err := r.socket.parse(body)
+	if ok {
+		r.rows++
+		r.each(&r.socket)
+	}
+	return err
+}
+
+// shortSocket returns the error of a struct inet_diag_msg that is not whole.
+func shortSocket(b []byte) error {
+	return fmt.Errorf("%w: socket of %d bytes, expected at least %d", ErrMalformed, len(b), sizeofMsg)
 }
 
 // parse decodes a struct inet_diag_msg and the attributes behind it. For an unknown address
@@ -92,7 +80,7 @@ func (s *Socket) parse(b []byte) (ok bool, err error) {
 	//                                   	__u32	idiag_inode;
 	//                                   };
 	if len(b) < sizeofMsg {
-		return false, fmt.Errorf("%w: socket of %d bytes, expected at least %d", ErrMalformed, len(b), sizeofMsg)
+		return false, shortSocket(b)
 	}
 
 	var local, remote netip.Addr

@@ -3,7 +3,6 @@
 package nlconn
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -33,45 +32,22 @@ type Conn struct {
 }
 
 // Dial opens a connection to a part of the kernel, a NETLINK_* protocol of linux/netlink.h. The Conn
-// receives into buffer, which must have BufferSize bytes and may be used again after Close.
-func Dial(protocol int, buffer []byte) (*Conn, error) {
-	nc, err := netlink.Dial(protocol, nil)
+// receives into buffer, which must have BufferSize bytes and may be used again after Close. absent says what a kernel
+// lacks that does not have the protocol: the error is then ErrUnsupported.
+//
+// It is a blocking socket. netlink.Dial opens one for the runtime's poller: each datagram that the kernel
+// queues would wake a thread without need. That would take a sixth of the time of a dump of sockets.
+func Dial(protocol int, absent string, buffer []byte) (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
-		return nil, err
-	}
-	fd, err := takeDescriptor(nc)
-	if err != nil {
-		return nil, err
+		return nil, dialError(os.NewSyscallError("socket", err), absent)
 	}
 	// From here on the kernel rejects messages of other senders (netlink_getsockbyportid).
 	if err := unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		unix.Close(fd)
-		return nil, os.NewSyscallError("connect", err)
+		return nil, dialError(os.NewSyscallError("connect", err), absent)
 	}
 	return New(fd, buffer), nil
-}
-
-// takeDescriptor returns a blocking descriptor of the socket of nc and closes nc. With the
-// runtime's poller, each datagram that the kernel queues would wake a thread without need. That
-// would take a sixth of the time of a dump of sockets.
-func takeDescriptor(nc *netlink.Conn) (fd int, err error) {
-	defer nc.Close()
-	raw, err := nc.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	var dupErr error
-	err = raw.Control(func(from uintptr) {
-		fd, dupErr = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	if err := errors.Join(err, os.NewSyscallError("fcntl", dupErr)); err != nil {
-		return -1, err
-	}
-	if err := unix.SetNonblock(fd, false); err != nil {
-		unix.Close(fd)
-		return -1, os.NewSyscallError("fcntl", err)
-	}
-	return fd, nil
 }
 
 // New returns a Conn that uses fd: a blocking datagram socket whose peer answers requests. The Conn
@@ -91,13 +67,11 @@ func (c *Conn) SetDeadline(t time.Time) { c.deadline = t }
 // next request.
 func (c *Conn) Send(typ netlink.HeaderType, flags netlink.HeaderFlags, body []byte) (seq uint32, err error) {
 	c.seq++
-	b := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(body))
-	binary.NativeEndian.PutUint32(b[0:], uint32(unix.SizeofNlMsghdr+len(body)))
-	binary.NativeEndian.PutUint16(b[4:], uint16(typ))
-	binary.NativeEndian.PutUint16(b[6:], uint16(flags))
-	binary.NativeEndian.PutUint32(b[8:], c.seq)
-	b = append(b, body...)
-
+	message := netlink.Message{Header: netlink.Header{Length: uint32(unix.SizeofNlMsghdr + len(body)), Type: typ, Flags: flags, Sequence: c.seq}, Data: body}
+	b, err := message.MarshalBinary()
+	if err != nil {
+		return 0, fmt.Errorf("send request: %w", err)
+	}
 	for {
 		_, err := unix.Write(c.fd, b)
 		switch {
@@ -110,7 +84,28 @@ func (c *Conn) Send(typ netlink.HeaderType, flags netlink.HeaderFlags, body []by
 	}
 }
 
-// Receive returns one datagram of the answer, valid until the next call. Next takes it apart.
+// Ask sends a request that has one message of the same type as its answer, and returns the body of that, valid until the
+// next call. The error is that of Receive or Rows.
+func (c *Conn) Ask(typ netlink.HeaderType, body []byte) (answer []byte, err error) {
+	seq, err := c.Send(typ, netlink.Request, body)
+	if err != nil {
+		return nil, err
+	}
+	b, err := c.Receive()
+	if err != nil {
+		return nil, err
+	}
+	_, err = Rows(b, seq, typ, func(body []byte) error {
+		answer = body
+		return nil
+	})
+	if err == nil && answer == nil {
+		err = fmt.Errorf("%w: end without an answer", ErrMalformed)
+	}
+	return answer, err
+}
+
+// Receive returns one datagram of the answer, valid until the next call. Rows takes it apart.
 //
 // The error is os.ErrDeadlineExceeded, ErrInterrupted, ErrMalformed or an errno of read(2).
 func (c *Conn) Receive() ([]byte, error) {

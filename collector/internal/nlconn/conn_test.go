@@ -166,6 +166,29 @@ func TestDeadlineNear(t *testing.T) {
 	}
 }
 
+// TestDialErrors checks the explanations of a socket that cannot be opened.
+func TestDialErrors(t *testing.T) {
+	for _, tt := range []struct {
+		errno unix.Errno
+		want  error
+		text  string
+	}{
+		{unix.EPROTONOSUPPORT, ErrUnsupported, "modprobe it"},
+		{unix.EAFNOSUPPORT, ErrUnsupported, "modprobe it"},
+		{unix.EPERM, os.ErrPermission, "RestrictAddressFamilies"},
+		{unix.EACCES, os.ErrPermission, "RestrictAddressFamilies"},
+		{unix.EMFILE, unix.EMFILE, "too many open files"},
+	} {
+		err := dialError(os.NewSyscallError("socket", tt.errno), "modprobe it")
+		if !errors.Is(err, tt.want) || !errors.Is(err, tt.errno) || !strings.Contains(err.Error(), tt.text) {
+			t.Errorf("%v: got %v, want %v that says %q", tt.errno, err, tt.want, tt.text)
+		}
+	}
+	if _, err := Dial(1<<10, "modprobe it", nil); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("no such protocol: got %v, want %v", err, ErrUnsupported)
+	}
+}
+
 // TestDialDescriptors leaves none behind, without the help of the garbage collector.
 func TestDialDescriptors(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
@@ -178,7 +201,7 @@ func TestDialDescriptors(t *testing.T) {
 	}
 	before := open()
 	for range 10 {
-		c, err := Dial(unix.NETLINK_SOCK_DIAG, make([]byte, BufferSize))
+		c, err := Dial(unix.NETLINK_SOCK_DIAG, "", make([]byte, BufferSize))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -195,7 +218,7 @@ func TestDialDescriptors(t *testing.T) {
 
 // TestConnForeignSender checks that no other process can send an answer to a Conn.
 func TestConnForeignSender(t *testing.T) {
-	c, err := Dial(unix.NETLINK_SOCK_DIAG, make([]byte, BufferSize))
+	c, err := Dial(unix.NETLINK_SOCK_DIAG, "", make([]byte, BufferSize))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,10 @@ import (
 
 // Errors for errors.Is. Besides these, an expired deadline is os.ErrDeadlineExceeded.
 var (
+	// ErrUnsupported means that this kernel cannot answer: it has no netlink, or not this protocol of it.
+	// A retry does not help.
+	ErrUnsupported = errors.New("not supported by this kernel")
+
 	// ErrInterrupted means that the answer is incomplete: the table changed during the
 	// dump, or the receive buffer overflowed. A retry may help.
 	ErrInterrupted = errors.New("dump was interrupted")
@@ -35,3 +39,15 @@ func (e *Error) Error() string {
 
 // Unwrap returns the errno.
 func (e *Error) Unwrap() error { return e.Errno }
+
+// dialError explains why a socket could not be opened.
+func dialError(err error, absent string) error {
+	switch {
+	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT):
+		return fmt.Errorf("open netlink socket: %w: %s: %w", ErrUnsupported, absent, err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("open netlink socket: forbidden, allow AF_NETLINK in seccomp, RestrictAddressFamilies= or the LSM policy: %w", err)
+	default:
+		return fmt.Errorf("open netlink socket: %w", err)
+	}
+}

@@ -16,12 +16,38 @@ const (
 	attrTypeMask = 0x3fff // NLA_TYPE_MASK: without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 )
 
-// Next returns the first message of b, part of a datagram that answers the request with this sequence
+// Rows calls each with the body of every message of a type in a datagram that answers the request with this sequence
+// number. It is done when it finds NLMSG_DONE: then the answer is complete.
+//
+// The error is an *Error, ErrInterrupted, ErrMalformed or that of each.
+func Rows(b []byte, request uint32, row netlink.HeaderType, each func(body []byte) error) (done bool, err error) {
+	for len(b) > 0 {
+		typ, body, rest, err := next(b, request)
+		if err != nil {
+			return false, err
+		}
+		switch typ {
+		case row:
+			if err := each(body); err != nil {
+				return false, err
+			}
+		case netlink.Done:
+			return true, nil
+		case netlink.Noop:
+		default:
+			return false, fmt.Errorf("%w: message of type %d", ErrMalformed, typ)
+		}
+		b = rest
+	}
+	return false, nil
+}
+
+// next returns the first message of b, part of a datagram that answers the request with this sequence
 // number, and what is behind it. b must not be empty. The type is netlink.Done at the end of a whole
 // dump, netlink.Noop, or one of the protocol.
 //
 // The error is an *Error, ErrInterrupted or ErrMalformed.
-func Next(b []byte, request uint32) (typ netlink.HeaderType, body, rest []byte, err error) {
+func next(b []byte, request uint32) (typ netlink.HeaderType, body, rest []byte, err error) {
 	if len(b) < unix.SizeofNlMsghdr {
 		return 0, nil, nil, fmt.Errorf("%w: %d bytes, expected a message header of %d", ErrMalformed, len(b), unix.SizeofNlMsghdr)
 	}

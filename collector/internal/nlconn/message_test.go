@@ -45,7 +45,7 @@ func TestNextErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, _, _, err := Next(tt.b, 7); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+			if _, _, _, err := next(tt.b, 7); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("got %v, want %v that says %q", err, tt.want, tt.text)
 			}
 		})
@@ -65,7 +65,7 @@ func TestNext(t *testing.T) {
 		{netlink.Done, []byte{0, 0, 0, 0}},
 		{20, []byte{6}},
 	} {
-		typ, body, rest, err := Next(b, 7)
+		typ, body, rest, err := next(b, 7)
 		if err != nil || typ != want.typ || !bytes.Equal(body, want.body) {
 			t.Fatalf("got type %d, %v, %v, want %d, %v", typ, body, err, want.typ, want.body)
 		}
