@@ -36,6 +36,7 @@ const (
 	UDPPool     Kind = "udp"         // a pool.UDPPool
 	SNATPool    Kind = "snat"        // a snat.Pool
 	Conntrack   Kind = "conntrack"   // the flows that connection tracking has
+	TimeWait    Kind = "time_wait"   // the sockets in TIME_WAIT of a namespace, of which some were too many
 )
 
 // A Quantity is what a Threshold compares.
@@ -43,12 +44,13 @@ type Quantity string
 
 // The quantities.
 const (
-	Utilization   Quantity = "utilization"    // of the ports; of Conntrack, flows as a share of their limit
+	Utilization   Quantity = "utilization"    // of the ports; of Conntrack and TimeWait, as a share of the limit
 	Load          Quantity = "load"           // closes per second, as a share of the ceiling
 	Exhaustion    Quantity = "exhaustion"     // seconds until the ports run out; reached below the threshold
 	Failures      Quantity = "failures"       // connects that failed because no port was free
 	InCloseWait   Quantity = "close_wait"     // ports in CLOSE_WAIT, as a share of the capacity
 	InSynSent     Quantity = "syn_sent"       // ports in SYN_SENT, as a share of the capacity
+	MayRise       Quantity = "may_rise"       // utilization below half, if open connections are a part of it
 	SearchFailure Quantity = "search_failure" // share of the searches for a port that find none
 )
 
@@ -77,6 +79,7 @@ var thresholds = [...]Threshold{
 	{Destination, Failures, 1, Warning, "EphemeralPortsConnectFailing"},
 	{Destination, InCloseWait, 0.2, Warning, "EphemeralPortsCloseWait"},
 	{Destination, InSynSent, 0.2, Warning, "EphemeralPortsSynSent"},
+	{Destination, MayRise, 0.3, Calm, "EphemeralPortsOpenConnectionsRise"}, // one scan shows no trend
 
 	{Unreported, Utilization, 0.8, Critical, "EphemeralPortsWorstUnreported"},
 	{Unreported, Utilization, 0.5, Warning, ""},
@@ -94,6 +97,8 @@ var thresholds = [...]Threshold{
 	{SNATPool, SearchFailure, 0.01, Critical, "EphemeralPortsSNATNearlyExhausted"},
 
 	{Conntrack, Utilization, 0.9, Critical, "EphemeralPortsConntrackNearlyFull"},
+
+	{TimeWait, Utilization, 0.95, Warning, "EphemeralPortsTimeWaitOverflow"},
 }
 
 // Thresholds returns all thresholds.
@@ -102,7 +107,7 @@ func Thresholds() []Threshold { return slices.Clone(thresholds[:]) }
 // Reached are the thresholds that something has reached, at most one of each quantity, the worst level first.
 type Reached []Threshold
 
-// Level returns the worst level. It is Calm if no threshold is reached.
+// Level returns the worst level. It is Calm if no threshold is reached, or only one that is a hint.
 func (r Reached) Level() Level {
 	if len(r) == 0 {
 		return Calm
@@ -158,8 +163,15 @@ func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
 		values[InCloseWait] = float64(portsIn(d, pool.CloseWait)) / float64(r.CapacityPorts)
 		values[InSynSent] = float64(portsIn(d, pool.SynSent)) / float64(r.CapacityPorts)
 	}
+	// To fire, that alert takes 5 minutes of a rise that leads to 1 within 10.
+	if u := d.Utilization; u < 0.5 && 2*float64(openPorts(d)) >= (1-u)*float64(r.CapacityPorts) {
+		values[MayRise] = u
+	}
 	return reached(Destination, values)
 }
+
+// openPorts returns how many ports of a destination are not in TIME_WAIT.
+func openPorts(d *pool.Destination) int { return d.Held - portsIn(d, pool.TimeWait) }
 
 // LoadOf returns closes per second as a share of the ceiling: at 1 the ports run out. It is 0 where open connections
 // leave no port, as utilization tells that.
@@ -201,4 +213,13 @@ func ReachedSNAT(p *snat.Pool) Reached {
 // ReachedConntrack returns what connection tracking has reached whose flows are this share of their limit.
 func ReachedConntrack(share float64) Reached {
 	return reached(Conntrack, map[Quantity]float64{Utilization: share})
+}
+
+// ReachedTimeWait returns what the sockets in TIME_WAIT of a namespace have reached, of which the kernel has
+// dropped some because of the limit. At the limit, their number swings: many are freed at once.
+func ReachedTimeWait(sockets, limit int, overflows uint64) Reached {
+	if overflows == 0 {
+		return nil
+	}
+	return reached(TimeWait, map[Quantity]float64{Utilization: float64(sockets) / float64(max(limit, 1))})
 }

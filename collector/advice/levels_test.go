@@ -118,6 +118,9 @@ func TestReached(t *testing.T) {
 		{"source NAT, many searches fail", nat(0.6, 0.1), Exhausted, []string{"EphemeralPortsSNATExhausted", "EphemeralPortsSNATHalfUsed"}},
 		{"source NAT, both", nat(0.99, 0.9), Exhausted, []string{"EphemeralPortsSNATExhausted"}},
 		{"flows, under 90%", ReachedConntrack(0.899), Calm, nil},
+		{"TIME_WAIT, under 95%", ReachedTimeWait(949, 1000, 7), Calm, nil},
+		{"TIME_WAIT, 95%", ReachedTimeWait(950, 1000, 7), Warning, []string{"EphemeralPortsTimeWaitOverflow"}},
+		{"TIME_WAIT, none lost", ReachedTimeWait(1000, 1000, 0), Calm, nil},
 		{"flows, 90%", ReachedConntrack(0.9), Critical, []string{"EphemeralPortsConntrackNearlyFull"}},
 	}
 	for _, tt := range tests {

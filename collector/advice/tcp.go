@@ -10,10 +10,10 @@ import (
 )
 
 // TCP returns advice about a destination of the report. failing says that connects to it fail
-// because no port is free. It returns nil if the destination is calm, see ReachedTCP.
+// because no port is free. It returns nil if the destination has reached nothing, see ReachedTCP.
 func TCP(r *pool.Report, d *pool.Destination, failing bool) *Advice {
 	reached := ReachedTCP(r, d, failing)
-	if reached.Level() == Calm {
+	if len(reached) == 0 {
 		return nil
 	}
 	p := newTCPPool(r, d, reached)

@@ -13,8 +13,10 @@ import (
 
 // A conntrack is what the kernel counts of the flows of a namespace, where it matters.
 type conntrack struct {
-	scan  *scan.Conntrack
-	Netns string
+	scan   *scan.Conntrack
+	advice *advice.Advice // nil unless it is nearly full
+	cures  []cure
+	Netns  string
 }
 
 // addConntrack adds the counts of connection tracking of a namespace, if it has pools of source NAT, or if the
@@ -26,7 +28,9 @@ func (p *page) addConntrack(n *scan.Namespace, c cleaner) {
 	}
 	pools := len(n.NAT.Report.Pools) > 0
 	if pools || fillOf(t) >= 0.5 || t.Dropped+t.InsertFailed+t.EarlyDropped > 0 {
-		p.Conntrack = append(p.Conntrack, conntrack{t, c.name(n.Name)})
+		row := conntrack{scan: t, advice: advice.Tracking(t.Entries, t.Limit), Netns: c.name(n.Name)}
+		row.cures = newCures(&scan.Namespace{Name: scan.Self}, row.advice, "Flows") // the limit is that of the host
+		p.Conntrack = append(p.Conntrack, row)
 	}
 }
 
@@ -69,7 +73,15 @@ func (p *page) conntrackTable() table {
 				counts[i] = strconv.FormatUint(n, 10)
 			}
 		}
-		t.Rows = append(t.Rows, row{Cells: cells(append([]string{of.Netns, strconv.Itoa(of.scan.Entries), limit, used}, counts...)...)})
+		reached := advice.ReachedConntrack(fillOf(of.scan))
+		r := row{Level: reached.Level(), Cells: cells(append([]string{of.Netns, strconv.Itoa(of.scan.Entries), limit, used}, counts...)...)}
+		if of.advice != nil {
+			r.Details = &details{
+				Key: "conntrack " + of.Netns, Title: "Connection tracking in " + of.Netns, Summary: plural(of.scan.Entries, "flow", "flows"),
+				Sentences: []string{of.advice.Diagnosis}, Cures: of.cures, Alerts: reached.Alerts(),
+			}
+		}
+		t.Rows = append(t.Rows, r)
 	}
 	return t
 }

@@ -92,6 +92,8 @@ func (p *page) judgeView(self *scan.Namespace, c cleaner) {
 			p.find(d.Level, d.reached.Alerts(), "%s %s.", d.Address, d.problem())
 		case len(p.Destinations) > 1:
 			p.find(calm, nil, "No pool of %s is in danger: the worst, from %s to %s, has %s of its ports in use.", address, d.Source, d.Address, percent(d.pool.Utilization))
+		case d.reached.Has(advice.MayRise):
+			p.find(calm, d.reached.Alerts(), "%s of the ports to %s are in use, many by open connections. One collection does not show whether these rise.", percent(d.pool.Utilization), d.Address)
 		default:
 			p.find(calm, nil, "%s is not in danger: %s of its ports are in use.", address, percent(d.pool.Utilization))
 		}
@@ -124,6 +126,9 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 			p.find(exhausted, unreported.Alerts(), "No port is left for outgoing connections%s: connect() fails unless its client has bound a port. Each port of the range is reserved or has a listener.", where)
 		case unreported.Level() > calm:
 			p.find(unreported.Level(), unreported.Alerts(), "A destination%s that limits leave out has %s of its ports in use: lower --destination.min-ports to see it.", where, percent(r.MaxUtilization))
+		}
+		if full := advice.ReachedTimeWait(n.TimeWait.Sockets, n.TimeWait.Limit, n.TimeWait.Overflows); full.Level() > calm {
+			p.find(full.Level(), full.Alerts(), "TIME_WAIT%s has %d of at most %d sockets: the connections that are closed then skip it, and the ceilings do not hold. Raise tcp_max_tw_buckets, or keep connections alive.", where, n.TimeWait.Sockets, n.TimeWait.Limit)
 		}
 	}
 }

@@ -10,6 +10,11 @@ import (
 // A setting is a sysctl or what follows from it.
 type setting struct{ Name, Value, Meaning string }
 
+// AboutSettings says where they are compared.
+func (p *page) AboutSettings() finding {
+	return finding{calm, "They can differ between hosts.", []string{"EphemeralPortsSettingsDiffer"}}
+}
+
 // settingsOf returns the settings of our own namespace.
 func settingsOf(n *scan.Namespace) []setting {
 	if n.TCP.Err != nil {

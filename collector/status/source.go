@@ -12,6 +12,8 @@ import (
 // A source is an address whose clients bind before they connect.
 type source struct {
 	pool           *pool.Source
+	advice         *advice.Advice // nil unless it is in danger
+	cures          []cure
 	Netns, Address string
 	Certain        bool // that most clients bind first
 }
@@ -32,7 +34,12 @@ func (p *page) addSources(n *scan.Namespace, c cleaner) {
 	for i := range r.Sources {
 		s := &r.Sources[i]
 		if r.BoundKnown && bindsFirst(s) || !r.BoundKnown && mayBindFirst(s) {
-			p.Sources = append(p.Sources, source{pool: s, Netns: c.name(n.Name), Address: s.Address.String(), Certain: r.BoundKnown})
+			row := source{pool: s, Netns: c.name(n.Name), Address: s.Address.String(), Certain: r.BoundKnown}
+			if row.Certain {
+				row.advice = advice.BindFirst(r, s)
+				row.cures = newCures(n, row.advice, "Free ports")
+			}
+			p.Sources = append(p.Sources, row)
 		}
 	}
 }
@@ -74,8 +81,15 @@ func (p *page) sourceTable(all *scan.Snapshot) table {
 		if s.Certain {
 			bound = strconv.Itoa(s.pool.Bound)
 		}
-		t.Rows = append(t.Rows, row{Level: s.level(), Cells: cells(
-			s.Address, s.Netns, percent(s.pool.Utilization), strconv.Itoa(s.pool.Ports), bound, strconv.Itoa(s.pool.Capacity))})
+		r := row{Level: s.level(), Cells: cells(
+			s.Address, s.Netns, percent(s.pool.Utilization), strconv.Itoa(s.pool.Ports), bound, strconv.Itoa(s.pool.Capacity))}
+		if s.advice != nil {
+			r.Details = &details{
+				Key: "source " + s.Netns + " " + s.Address, Title: "Clients that bind to " + s.Address + " in " + s.Netns, Summary: plural(s.pool.Ports, "port in use", "ports in use"),
+				Sentences: []string{s.advice.Diagnosis}, Cures: s.cures, Alerts: advice.ReachedSource(s.pool).Alerts(),
+			}
+		}
+		t.Rows = append(t.Rows, r)
 	}
 	return t
 }

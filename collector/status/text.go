@@ -25,6 +25,7 @@ func newText(p *page) string {
 		for _, setting := range p.Settings {
 			t.row([]column{{Width: 26}, {Width: 14}, {}}, setting.Name, setting.Value, setting.Meaning)
 		}
+		t.paragraph("  ", p.AboutSettings().String())
 	}
 	if len(p.Notes) > 0 {
 		t.heading("Not in these numbers")
@@ -73,7 +74,7 @@ func (t *text) table(of *table, always bool) {
 		t.paragraph("  ", of.Legend.String())
 	}
 	if of.About != "" && len(of.Rows) > 0 {
-		t.paragraph("  ", of.About)
+		t.paragraph("  ", finding{Sentence: of.About, Alerts: of.Alerts}.String())
 	}
 	for i, r := range of.Rows {
 		if r.Details != nil && i < maxDetails && (r.Level > calm || always) {
@@ -90,8 +91,8 @@ func (f finding) String() string {
 	return f.Sentence + " " + runbookOf(f.Alerts)
 }
 
-// runbookOf writes which chapters of the runbook apply.
-func runbookOf(alerts []string) string { return "In the runbook: " + strings.Join(alerts, ", ") + "." }
+// runbookOf names the chapters of the runbook.
+func runbookOf(alerts []string) string { return "See " + strings.Join(alerts, ", ") + "." }
 
 // String says what the letters of bars mean.
 func (l legend) String() string {

@@ -1,0 +1,48 @@
+package advice
+
+import (
+	"fmt"
+
+	"ephemeral_port_exporter/collector/pool"
+)
+
+// BindFirst returns advice about a source whose clients bind before they connect, for all destinations together.
+// It returns nil if the source is calm, see ReachedSource. Outlook.Ports is how many more of these clients get a
+// port, and there is no ceiling.
+func BindFirst(r *pool.Report, s *pool.Source) *Advice {
+	if ReachedSource(s).Level() == Calm {
+		return nil
+	}
+	p := &tcpPool{report: r, destination: &pool.Destination{Hold: 1}, now: Outlook{Ports: s.Capacity - s.Ports}}
+	cures := []Cure{p.letKernelChoose(s), p.widen(), p.giveBackReserved(), p.moreBound(s)}
+	for i := range cures {
+		cures[i].Now.Ceiling, cures[i].Then.Ceiling = 0, 0
+	}
+	return &Advice{
+		Diagnosis: fmt.Sprintf("Clients bind before they connect, so they share one pool for all destinations. Of its %d ports, %d are in use, %d of these by bind().", s.Capacity, s.Ports, s.Bound),
+		Cures:     helpful(cures...),
+	}
+}
+
+// letKernelChoose gives the clients of a source a pool for each destination.
+func (p *tcpPool) letKernelChoose(s *pool.Source) Cure {
+	return Cure{
+		Title:    "Connect without binding a port",
+		Sentence: fmt.Sprintf("Clients bound %d ports before they connected. Let them set IP_BIND_ADDRESS_NO_PORT, or not bind: then each destination has all ports.", s.Bound), N: s.Bound,
+		Now: p.now, Then: Outlook{Ports: p.report.CapacityPorts},
+	}
+}
+
+// moreBound adds sources, so many that less than half of all ports are in use.
+func (p *tcpPool) moreBound(s *pool.Source) Cure {
+	if s.Capacity == 0 {
+		return Cure{}
+	}
+	n := max(2*s.Ports/s.Capacity, 1)
+	return Cure{
+		Title:    "More source addresses",
+		Sentence: fmt.Sprintf("With at least %d more, less than half of the ports are in use.", n), N: n,
+		Now: p.now, Then: Outlook{Ports: p.now.Ports + n*s.Capacity},
+		Condition: "Clients bind to all addresses alike.",
+	}
+}
