@@ -50,7 +50,7 @@ const (
 	Failures      Quantity = "failures"       // connects that failed because no port was free
 	InCloseWait   Quantity = "close_wait"     // ports in CLOSE_WAIT, as a share of the capacity
 	InSynSent     Quantity = "syn_sent"       // ports in SYN_SENT, as a share of the capacity
-	MayRise       Quantity = "may_rise"       // utilization below half, if open connections are a part of it
+	MayRise       Quantity = "may_rise"       // utilization, if open connections may be on the rise and nothing else is reached
 	SearchFailure Quantity = "search_failure" // share of the searches for a port that find none
 )
 
@@ -163,11 +163,15 @@ func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
 		values[InCloseWait] = float64(portsIn(d, pool.CloseWait)) / float64(r.CapacityPorts)
 		values[InSynSent] = float64(portsIn(d, pool.SynSent)) / float64(r.CapacityPorts)
 	}
-	// To fire, that alert takes 5 minutes of a rise that leads to 1 within 10.
-	if u := d.Utilization; u < 0.5 && 2*float64(openPorts(d)) >= (1-u)*float64(r.CapacityPorts) {
+	// To fire, the alert takes 5 minutes of a rise that leads to 1 within 10.
+	if u := d.Utilization; 2*float64(openPorts(d)) >= (1-u)*float64(r.CapacityPorts) {
 		values[MayRise] = u
 	}
-	return reached(Destination, values)
+	all := reached(Destination, values)
+	if all.Level() > Calm {
+		return slices.DeleteFunc(all, func(t Threshold) bool { return t.Of == MayRise })
+	}
+	return all
 }
 
 // openPorts returns how many ports of a destination are not in TIME_WAIT.

@@ -20,6 +20,7 @@ func TestReachedTCP(t *testing.T) {
 		return func(d *pool.Destination) { d.Ports[slices.Index(pool.States[:], state)] = ports }
 	}
 	used := func(u float64) change { return func(d *pool.Destination) { d.Utilization = u } }
+	held := func(ports int) change { return func(d *pool.Destination) { d.Held = ports } }
 	load := func(rate, ceiling float64) change {
 		return func(d *pool.Destination) { d.CloseRate, d.Ceiling = rate, ceiling }
 	}
@@ -33,6 +34,10 @@ func TestReachedTCP(t *testing.T) {
 	}{
 		{name: "nothing", level: Calm},
 		{name: "under half", changes: []change{used(0.499), load(79, 100), in10min(600), in(pool.CloseWait, 199), in(pool.SynSent, 199)}, level: Calm},
+		{name: "open connections may rise", changes: []change{used(0.35), held(325)}, level: Calm, alerts: []string{"EphemeralPortsOpenConnectionsRise"}},
+		{name: "open connections are few", changes: []change{used(0.35), held(324)}, level: Calm},
+		{name: "open connections, and little in use", changes: []change{used(0.299), held(900)}, level: Calm},
+		{name: "open connections and another threshold", changes: []change{used(0.5), held(500)}, level: Warning, alerts: []string{"EphemeralPortsHalfUsed"}},
 		{name: "half", changes: []change{used(0.5)}, level: Warning, alerts: []string{"EphemeralPortsHalfUsed"}},
 		{name: "under 80%", changes: []change{used(0.799)}, level: Warning, alerts: []string{"EphemeralPortsHalfUsed"}},
 		{name: "80%", changes: []change{used(0.8)}, level: Critical, alerts: []string{"EphemeralPortsNearlyExhausted"}},
