@@ -64,6 +64,9 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 	if f := snapshot.ConnectFailures; f != nil && f.ReclaimErr != nil {
 		s.cfg.Logger.Error("The table of connect failures fills up, because slots cannot be freed", "err", f.ReclaimErr)
 	}
+	if f := snapshot.ConnectFailures; f != nil && f.MissedRunsErr != nil {
+		s.cfg.Logger.Warn("It is not known whether the kernel skips counts of connect failures", "err", f.MissedRunsErr)
+	}
 }
 
 // logDetails logs what is not known of a namespace besides its sockets, if the last scan knew it.

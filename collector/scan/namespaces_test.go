@@ -748,7 +748,7 @@ func TestNamespacesFailure(t *testing.T) {
 		inodes[inodeOf(t, path)] = name
 	}
 	s := namedScanner(t, dir)
-	s.cfg.Timeout = 3 * time.Second // half of it is for the slow one
+	s.cfg.Timeout = 3 * time.Second // the slow one takes half of what is for other namespaces
 	var log bytes.Buffer
 	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	s.dial = func(buffer []byte) (*sockdiag.Conn, error) {

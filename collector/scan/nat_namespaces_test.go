@@ -261,7 +261,7 @@ func TestNATNamespacesFailure(t *testing.T) {
 		mountNAT(t, filepath.Join(dir, name), range100, flows)
 	}
 	s, log := natNamespaces(t, dir, range100)
-	s.cfg.Timeout = 4 * time.Second // half of it is for the slow one
+	s.cfg.Timeout = 4 * time.Second // the slow one takes half of what is for other namespaces
 	var order []string
 	s.dialNAT = func(buffer []byte) (*conntrack.Conn, error) {
 		name := inNamespace(t, dir)

@@ -277,7 +277,7 @@ func TestNATBesideFaults(t *testing.T) {
 			h := newFakeHost(t, natProc(t))
 			h.sockets = &f
 			if errors.Is(f.want, os.ErrDeadlineExceeded) {
-				h.cfg.Timeout = 3 * time.Second // half of it is for the flows
+				h.cfg.Timeout = 3 * time.Second // an eighth of it is for the flows
 			}
 			n, log := h.scanOnce(t)
 			if !errors.Is(n.TCP.Err, f.want) {

@@ -161,7 +161,8 @@ type ConnectFailures struct {
 	TableUtilization float64 // of the kernel's table of pools; 1: further pools are unattributed
 	ReclaimErr       error   // set if slots of that table could not be freed
 	MissedRuns       uint64  // how often the kernel skipped the program that counts; never falls
-	MissedRunsKnown  bool    // false before Linux 6.7
+	MissedRunsKnown  bool    // false before Linux 6.7, and with MissedRunsErr
+	MissedRunsErr    error   // set if they could not be read
 }
 
 // A FailedPool is a pool in which connects failed, by control group. It is listed until none failed

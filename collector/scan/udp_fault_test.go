@@ -128,7 +128,7 @@ func TestUDPFaults(t *testing.T) {
 			s, log := udpFaultyScanner(t, &none, &current)
 			current = f
 			if errors.Is(f.want, os.ErrDeadlineExceeded) {
-				s.cfg.Timeout = 3 * time.Second // half of it is for each
+				s.cfg.Timeout = 3 * time.Second // an eighth of it is for UDP
 			}
 			if !errors.Is(f.want, os.ErrDeadlineExceeded) {
 				if _, err := s.Check(); err != nil {
@@ -178,7 +178,7 @@ func TestUDPBesideFaults(t *testing.T) {
 			var none *fault
 			s, _ := udpFaultyScanner(t, &f, &none)
 			if errors.Is(f.want, os.ErrDeadlineExceeded) {
-				s.cfg.Timeout = 3 * time.Second // half of it is for each
+				s.cfg.Timeout = 3 * time.Second // an eighth of it is for UDP
 			}
 			n := s.Scan(t.Context()).Namespaces[0]
 			if !errors.Is(n.TCP.Err, f.want) {
