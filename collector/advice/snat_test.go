@@ -107,6 +107,17 @@ func TestSNAT(t *testing.T) {
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
+		{"two clients with half of the ports each", snatSettings, func(table *snat.Table) {
+			flows(table, 40, tcpFlow(snat.Established, 40000))
+			second := tcpFlow(snat.Established, 40040)
+			second.Client = netip.MustParseAddr("10.1.0.3")
+			flows(table, 40, second)
+		}, []string{
+			established + "80 of the 80 ports in use, of 100.",
+			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
+			"More translated addresses: 100, +Inf to 200, +Inf",
+			"More destination addresses or ports: 100, +Inf to 200, +Inf",
+		}},
 		{"many clients", snatSettings, func(table *snat.Table) { manyClients(table, 100, tcpFlow(snat.Established, 40000)) }, []string{
 			established + "100 of the 100 ports in use, of 100.",
 			"Let NAT use all ports: 100, 0 to 64512, +Inf",

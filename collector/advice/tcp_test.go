@@ -481,6 +481,23 @@ func TestNoReuse(t *testing.T) {
 	}
 }
 
+// TestReuse has reuse where it would help.
+func TestReuse(t *testing.T) {
+	for name, change := range map[string]func(c *adviceCase){
+		"usual":                                func(*adviceCase) {},
+		"half of the clients bind first":       func(c *adviceCase) { c.own = 10000 },
+		"most ports that are bound, elsewhere": func(c *adviceCase) { c.bound, c.own = 6000, 6000 },
+		"no timestamps here":                   func(c *adviceCase) { c.timestamps, c.settings.Timestamps = pool.No, 0 },
+	} {
+		c := adviceCase{settings: usual, ports: timeWait20000, rate: 400}
+		change(&c)
+		r, d := c.report()
+		if !slices.ContainsFunc(TCP(r, d, true).Cures, func(cure Cure) bool { return cure.Title == "Reuse ports in TIME_WAIT" }) {
+			t.Errorf("%s: no reuse in %+v", name, TCP(r, d, true).Cures)
+		}
+	}
+}
+
 // TestConnectWithoutBinding checks that clients that bind first gain reuse as well.
 func TestConnectWithoutBinding(t *testing.T) {
 	c := adviceCase{settings: with(usual, func(s *pool.Settings) { s.TWReuse = 1 }), ports: timeWait20000, own: 20000}
