@@ -98,6 +98,16 @@ func TestDocuments(t *testing.T) {
 	}
 }
 
+// TestDocumentsOnce checks that only the first request reads and renders documents.
+func TestDocumentsOnce(t *testing.T) {
+	files := fstest.MapFS{"runbook.md": {Data: []byte("# Runbook\n")}, "docs/model.md": {Data: []byte("# The model\n")}}
+	h := Documents(files)
+	getDocument(t, h, "/docs/model")
+	clear(files)
+	getDocument(t, h, "/docs/model")
+	getDocument(t, h, "/runbook")
+}
+
 // TestDocumentLinks checks what becomes of each kind of link.
 func TestDocumentLinks(t *testing.T) {
 	h := Documents(fstest.MapFS{
