@@ -133,8 +133,8 @@ func TestReached(t *testing.T) {
 	}
 }
 
-// TestQuestions checks that package pool asks peers for what advice depends on from the utilization on at which there
-// is advice.
+// TestQuestions checks that package pool asks peers for what advice depends on from the utilization on at which a
+// destination is in danger.
 func TestQuestions(t *testing.T) {
 	settings := pool.Settings{PortRange: pool.PortRange{Low: 40000, High: 40099}, Timestamps: 1, TimeWaitLength: time.Minute}
 	for _, held := range []int{49, 50} {
@@ -149,8 +149,8 @@ func TestQuestions(t *testing.T) {
 		limits := pool.Limits{Most: 1}
 		questions := table.Questions(limits)
 		r := table.Report(limits)
-		if advice := TCP(&r, &r.Destinations[0], false); (advice != nil) != (len(questions) == 1) || (held == 50) != (advice != nil) {
-			t.Errorf("%d of 100 ports held: %d questions, advice %v", held, len(questions), advice)
+		if danger := ReachedTCP(&r, &r.Destinations[0], false).Level() > Calm; danger != (len(questions) == 1) || (held == 50) != danger {
+			t.Errorf("%d of 100 ports held: %d questions, danger %v", held, len(questions), danger)
 		}
 	}
 }

@@ -18,7 +18,7 @@ func (p *tcpPool) cures() []Cure {
 	all := []Cure{p.closeLeaks(), p.giveUpEarlier()}
 	// Where a leak has most ports, more of them would only last longer. Where it is all that is wrong, they suffice.
 	leaked := p.in(pool.CloseWait) + p.in(pool.SynSent)
-	if 2*leaked <= p.demand() && p.reached.Has(Utilization, Load, Exhaustion, Failures) {
+	if 2*leaked <= p.demand() && p.reached.Has(Utilization, Load, Exhaustion, Failures, MayRise) {
 		all = append(all, p.keepAlive(), p.reuse(), p.widen(), p.giveBackReserved(), p.moveListeners(),
 			p.connectWithoutBinding(), p.moreSources(), p.moreDestinations(), p.closeSecond())
 	}
