@@ -165,14 +165,18 @@ func TestEndToEndSNAT(t *testing.T) {
 	var page struct {
 		Level string
 		SNAT  []struct {
-			Source string `json:"source_ip"`
-			Owners []string
+			Source  string `json:"source_ip"`
+			Clients []struct {
+				Client string `json:"client_ip"`
+				Ports  int
+			}
 		}
 	}
 	if err := getJSON("http://127.0.0.1:10149/?destination="+gatewayServer+"&format=json", &page); err != nil {
 		t.Fatal(err)
 	}
-	if page.Level != "exhausted" || len(page.SNAT) != 1 || page.SNAT[0].Source != gatewayAddress || page.SNAT[0].Owners[0] != "10.1.0.2 (100)" {
+	if page.Level != "exhausted" || len(page.SNAT) != 1 || page.SNAT[0].Source != gatewayAddress ||
+		page.SNAT[0].Clients[0].Client != "10.1.0.2" || page.SNAT[0].Clients[0].Ports != 100 {
 		t.Errorf("the status page of the alert: %+v", page)
 	}
 
