@@ -363,7 +363,7 @@ func TestRun(t *testing.T) {
 	}
 
 	if status, body := e.get(t, "/?format=html"); status != http.StatusOK || !strings.Contains(body, "No destination is in danger") ||
-		!strings.Contains(body, `href="/metrics"`) || !strings.Contains(body, "<p>ephemeral_port_exporter (version=") {
+		!strings.Contains(body, `href="/metrics"`) || !strings.Contains(body, "<p>ephemeral_port_exporter (devel), revision ") {
 		t.Errorf("/: status %d, body:\n%s", status, body)
 	}
 	if status, body := e.get(t, "/-/ready"); status != http.StatusOK || body != "OK\n" {
