@@ -256,7 +256,12 @@ func (t *Table) countBound() {
 			}
 		}
 		for port := range t.lists.All(c.reuse) {
-			if t.bound.Has(port) {
+			switch {
+			case !t.bound.Has(port):
+			case c.doubted:
+				c.bound++
+				c.unsure--
+			default:
 				c.bound++
 				c.reusable--
 			}

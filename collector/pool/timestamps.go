@@ -18,8 +18,8 @@ type Question struct {
 	counted bool  // the answer may change what the Table counted
 }
 
-// adviceFrom is the utilization from which on advice may be to have connect() take over ports: the lowest threshold of
-// package advice, which a test of it compares.
+// adviceFrom is the utilization from which on a destination is in danger, as in package advice, which has a test of
+// that. Below it, advice about ports in TIME_WAIT may be about a peer that nobody asked, and says so.
 const adviceFrom = 0.5
 
 // Questions returns those whose answers would change a report with these limits, or its advice, one

@@ -143,6 +143,28 @@ func TestAnswer(t *testing.T) {
 	}
 }
 
+// TestDoubtBound checks that ports that clients have bound are not among those that connect() may take over, also
+// where it is not known whether it does.
+func TestDoubtBound(t *testing.T) {
+	table := NewTable(reusing(hundredPorts, time.Second))
+	for port := range 30 {
+		s := socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.1.1:80")
+		if port > 0 {
+			s.State, s.Mini, s.Expires = TimeWait, true, 50*time.Second
+		}
+		table.Add(&s)
+	}
+	table.Doubt(table.Questions(everything)[0])
+	for port := range uint16(10) {
+		table.bound.Add(40001 + 2*port) // of bind parity
+	}
+	table.countBound()
+	d := table.Report(everything).Destinations[0]
+	if d.Reusable != 0 || d.ReusableUnknown != 19 || d.Utilization != 0.3 {
+		t.Errorf("%d reusable ports and %d that may be, utilization %v, want 0, 19, 0.3", d.Reusable, d.ReusableUnknown, d.Utilization)
+	}
+}
+
 // TestDoubt checks that a question without an answer is as bad as the worst answer, unless it was answered before.
 func TestDoubt(t *testing.T) {
 	for _, delay := range []time.Duration{time.Second, 0} { // with tcp_tw_reuse_delay and without
