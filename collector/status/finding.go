@@ -49,6 +49,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.judgeUDPFailures(s, c)
 	}
 	p.judgeNATFailures(s, c)
+	p.judgeTimeWaitFailures(s, c)
 	if f := s.ConnectFailures; f != nil && f.Err != nil {
 		p.find(warning, nil, "Failed connects could not be counted: %s", c.sentence(f.Err.Error()))
 	}
@@ -130,6 +131,23 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 		if full := advice.ReachedTimeWait(n.TimeWait.Sockets, n.TimeWait.Limit, n.TimeWait.Overflows); full.Level() > calm {
 			p.find(full.Level(), full.Alerts(), "TIME_WAIT%s has %d of at most %d sockets: the connections that are closed then skip it, and the ceilings do not hold. Raise tcp_max_tw_buckets, or keep connections alive.", where, n.TimeWait.Sockets, n.TimeWait.Limit)
 		}
+	}
+}
+
+// judgeTimeWaitFailures says of which namespaces it is not known whether TIME_WAIT is full.
+func (p *page) judgeTimeWaitFailures(s *scan.Snapshot, c cleaner) {
+	others := 0
+	for i := range s.Namespaces {
+		switch n := &s.Namespaces[i]; {
+		case n.TimeWait.Err == nil:
+		case n.Name == scan.Self:
+			p.find(warning, nil, "The counters of TIME_WAIT could not be read: %s", c.sentence(n.TimeWait.Err.Error()))
+		default:
+			others++
+		}
+	}
+	if others > 0 {
+		p.find(warning, nil, "The counters of TIME_WAIT could not be read in %s.", plural(others, "network namespace", "network namespaces"))
 	}
 }
 

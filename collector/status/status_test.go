@@ -205,6 +205,9 @@ func TestHeadline(t *testing.T) {
 	broken.ConnectFailures = &scan.ConnectFailures{Err: errors.New("bpf: gone")}
 	searched := quiet()
 	searched.DiscoveryFailures = 2
+	uncounted, uncountedElsewhere := quiet(), other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: pool.Report{CapacityPorts: 100}}})
+	uncounted.Namespaces[0].TimeWait = scan.TimeWait{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("sockstat: gone")}}
+	uncountedElsewhere.Namespaces[1].TimeWait = uncounted.Namespaces[0].TimeWait
 	halfRead := failedHost()
 	halfRead.OthersRead = true
 	halfRead.Namespaces = append(halfRead.Namespaces, scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: trouble().Namespaces[1].TCP.Report}})
@@ -229,6 +232,8 @@ func TestHeadline(t *testing.T) {
 		{"failures elsewhere", "", failure(quiet(), scan.FailedPool{Source: netip.MustParseAddr("10.0.0.9"), Destination: netip.MustParseAddrPort("10.0.0.3:5432"), Failures: 2}),
 			warning, []string{"1 pool that holds few ports now had failed connects within 15 minutes."}},
 		{"failures not counted", "", broken, warning, []string{"Failed connects could not be counted: bpf: gone", "No destination is in danger"}},
+		{"TIME_WAIT not counted", "", uncounted, warning, []string{"The counters of TIME_WAIT could not be read: sockstat: gone", "No destination is in danger"}},
+		{"TIME_WAIT not counted elsewhere", "", uncountedElsewhere, warning, []string{"The counters of TIME_WAIT could not be read in 1 network namespace.", "No destination is in danger"}},
 		{"no port", "", with(func(r *pool.Report) { r.CapacityPorts, r.MaxUtilization, r.Destinations = 0, 1, nil }), exhausted, []string{"No port is left for outgoing connections: connect() fails"}},
 		{"unreported", "", with(func(r *pool.Report) { r.MaxUtilization = 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
 		{"source", "", with(func(r *pool.Report) { r.Sources = trouble().Namespaces[0].TCP.Report.Sources }), critical, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports"}},
