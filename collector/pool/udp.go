@@ -119,14 +119,19 @@ type UDPPool struct {
 
 // Report returns the report of the sockets that were added.
 func (t *UDPTable) Report() UDPReport {
-	r := UDPReport{Settings: t.settings, CapacityPorts: t.capacity, Sockets: t.sockets, ServerPorts: slices.Collect(t.servers.All())}
+	r := UDPReport{Settings: t.settings, CapacityPorts: t.capacity, Sockets: t.sockets, ServerPorts: portsOf(&t.servers)}
 	for i, family := range UDPFamilies {
 		c := &t.pools[i]
-		p := UDPPool{Family: family, Ports: t.usable.Common(&c.held), Owners: c.owners.largest(), HeldPorts: slices.Collect(c.held.All())}
+		p := UDPPool{Family: family, Ports: t.usable.Common(&c.held), Owners: c.owners.largest(), HeldPorts: portsOf(&c.held)}
 		p.Utilization = utilization(p.Ports, t.capacity)
 		r.Pools[i] = p
 	}
 	return r
+}
+
+// portsOf returns the ports of a set in ascending order.
+func portsOf(ports *portset.Map) []uint16 {
+	return slices.AppendSeq(make([]uint16, 0, ports.Size()), ports.All())
 }
 
 // MaxUtilization returns the utilization of the pool that is used most.

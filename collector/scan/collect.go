@@ -133,8 +133,8 @@ func (s *Scanner) readTCPSettings(ns *procfs.Namespace, settings pool.Settings) 
 }
 
 // fillTable returns a Table of the calling thread's namespace. It adds to known which peers use
-// timestamps. Each question leaves half of the time for reading the sockets once more. If an answer contradicts what the Table assumed, it reads all sockets once more, and also if the Table
-// needs to know what connect() does with FIN_WAIT2, and a trial has told.
+// timestamps. It reads all sockets once more if an answer contradicts what the Table assumed, or if a trial has told
+// what connect() does with FIN_WAIT2 and the Table needs that. Each question leaves half of the time for this.
 //
 // unanswered says why it is not known of some peers whether they use timestamps. Then the Table has the worst
 // case of what they may do. Reading the sockets once more only makes it better: it stays as it is if there is no time.

@@ -75,7 +75,7 @@ func (s *Scanner) logDetails(n Namespace, logged map[string]bool) {
 		message string
 		err     error
 	}{
-		{"It is not known whether destinations use TCP timestamps, so their ports in TIME_WAIT count as used", n.TCP.TimestampsErr},
+		{"It is not known whether destinations use TCP timestamps, so ports in TIME_WAIT may count as used", n.TCP.TimestampsErr},
 		{"The counters of TIME_WAIT cannot be read", n.TimeWait.Err},
 	} {
 		if detail.err == nil || errors.Is(detail.err, os.ErrDeadlineExceeded) && n.Name != Self {

@@ -176,7 +176,7 @@ func byDanger(a, b Pool) int {
 	)
 }
 
-// ShareLimit bounds several reports together, as ShareLimit does.
+// ShareLimit bounds several reports together, as that of package pool does.
 func ShareLimit(reports []*Report, most int) {
 	pools := func(r *Report) []Pool { return r.Pools }
 	for i, n := range limit.Shares(reports, most, pools, byDanger) {

@@ -21,7 +21,7 @@ func (p *page) addNotes(s *scan.Snapshot, c cleaner) {
 		if n.TCP.TimestampsErr == nil {
 			unsure += of
 		} else if of > 0 {
-			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s in TIME_WAIT may be free, but count as used: it could not be read whether their destinations use TCP timestamps. %s",
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s of closed connections may be free, but count as used: it could not be read whether their destinations use TCP timestamps. %s",
 				c.name(n.Name), plural(of, "port", "ports"), c.sentence(n.TCP.TimestampsErr.Error())))
 		}
 		switch {

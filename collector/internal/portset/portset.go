@@ -140,7 +140,7 @@ func (m *Map) Common(other *Map) int {
 const maxSparse = 128
 
 // A Set is a set of ports that needs little memory for few ports. A transparent proxy
-// Has one source address, and so one Set, for every client.
+// has one source address, and so one Set, for every client.
 type Set struct {
 	sparse []uint16 // sorted; nil once dense is set
 	dense  *Map
