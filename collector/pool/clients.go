@@ -61,7 +61,7 @@ type evidence struct {
 	held             [2]int // ports, by parity
 	taken            int    // ports of connect parity that connect() could not choose, of the pool with most
 	newBindParity    int    // ports of bind parity that nobody on the source held at the last scan
-	newConnectParity int    // likewise of connect parity, where those of bind parity were free
+	newConnectParity int    // the same of connect parity, where those of bind parity were free
 }
 
 // presume returns what is known of clients before their new ports are judged. others are those of

@@ -18,7 +18,7 @@ func byDanger(a, b Destination) int {
 	)
 }
 
-// sourceByDanger orders sources likewise.
+// sourceByDanger orders sources: the greatest utilization first, then most ports, then by address.
 func sourceByDanger(a, b Source) int {
 	return cmp.Or(cmp.Compare(b.Utilization, a.Utilization), cmp.Compare(b.Ports, a.Ports), a.Address.Compare(b.Address))
 }

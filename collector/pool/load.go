@@ -33,7 +33,7 @@ type flow struct {
 	closeTimes
 	older  [ageBins + 2]int // see closedPorts.older
 	rate   float64          // connections per second
-	recent float64          // likewise, for the forecast
+	recent float64          // the same for the forecast
 }
 
 // newLoad returns the load of a pool. second is how much of the second of CLOCK_MONOTONIC had passed when its

@@ -35,7 +35,7 @@ type Report struct {
 	MaxSourceUtilization float64
 
 	Destinations []Destination // those in most danger, see byDanger, in descending order
-	Sources      []Source      // likewise, see sourceByDanger
+	Sources      []Source      // the same of sources, see sourceByDanger
 
 	UnreportedDestinations int // not in Destinations because of the limits
 	UnreportedPorts        int // held by unreported destinations

@@ -35,7 +35,7 @@ type natFault struct {
 	answer func(sockdiagtest.Request) [][]byte
 	dial   error
 	change func(t *testing.T, proc string) // of procfs, when the kernel is asked for flows
-	before func(t *testing.T, proc string) // likewise, before the scan
+	before func(t *testing.T, proc string) // of procfs, before the scan
 	want   error                           // if it has a type
 	text   string
 }

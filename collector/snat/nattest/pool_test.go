@@ -112,7 +112,7 @@ table ip zones {
 		name    string
 		ruleset string
 		to      netip.AddrPort // of other connections
-		udp     bool           // likewise
+		udp     bool           // whether they use UDP
 		want    int            // of them find a port
 	}{
 		{name: "other clients", to: server, want: 0},
