@@ -59,7 +59,7 @@ func (n *snatPool) diagnosis() string {
 		}
 	}
 	state := slices.MaxFunc(snat.States(p.Protocol), func(a, b snat.State) int { return cmp.Compare(inUse(a), inUse(b)) })
-	text := fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", snatMeaning(state), inUse(state), n.used, n.report.CapacityPorts)
+	text := fmt.Sprintf("%s. They hold %d of the %d ports in use; the pool has %d.", snatMeaning(state), inUse(state), n.used, n.report.CapacityPorts)
 	if free := n.report.CapacityPorts - p.Held; n.reached.Has(SearchFailure) && free > 0 {
 		text += fmt.Sprintf(" %d%% of the kernel's searches for a port fail although %d are free, because it does not try all.", int(100*p.SearchFailure), free)
 	}
@@ -73,7 +73,7 @@ func (n *snatPool) diagnosis() string {
 func snatMeaning(s snat.State) string {
 	switch s {
 	case snat.Established:
-		return "Open connections hold most ports, or such whose ends are gone: connection tracking keeps these for days"
+		return "Open connections hold most ports, or connections whose ends are gone: connection tracking keeps these for days"
 	case snat.SynSent, snat.Unreplied:
 		return "Flows without an answer hold most ports: the destination does not answer"
 	case snat.TimeWait, snat.Close, snat.SynSent2:

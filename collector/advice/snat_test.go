@@ -91,9 +91,9 @@ func TestSNAT(t *testing.T) {
 		return f
 	}
 	const (
-		established = "Open connections hold most ports, or such whose ends are gone: connection tracking keeps these for days. These are "
+		established = "Open connections hold most ports, or connections whose ends are gone: connection tracking keeps these for days. They hold "
 		alone       = " are held for 10.1.0.2 alone."
-		exchanges   = "Single exchanges over UDP hold most ports, until they expire. These are "
+		exchanges   = "Single exchanges over UDP hold most ports, until they expire. They hold "
 	)
 	tests := []struct {
 		name     string
@@ -103,7 +103,7 @@ func TestSNAT(t *testing.T) {
 	}{
 		{"no danger", snatSettings, func(table *snat.Table) { manyClients(table, 49, tcpFlow(snat.Established, 40000)) }, nil},
 		{"one client", snatSettings, func(table *snat.Table) { flows(table, 80, tcpFlow(snat.Established, 40000)) }, []string{
-			established + "80 of the 80 ports in use, of 100. 80" + alone,
+			established + "80 of the 80 ports in use; the pool has 100. 80" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
@@ -113,19 +113,19 @@ func TestSNAT(t *testing.T) {
 			second.Client = netip.MustParseAddr("10.1.0.3")
 			flows(table, 40, second)
 		}, []string{
-			established + "80 of the 80 ports in use, of 100.",
+			established + "80 of the 80 ports in use; the pool has 100.",
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More translated addresses: 100, +Inf to 200, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
 		{"many clients", snatSettings, func(table *snat.Table) { manyClients(table, 100, tcpFlow(snat.Established, 40000)) }, []string{
-			established + "100 of the 100 ports in use, of 100.",
+			established + "100 of the 100 ports in use; the pool has 100.",
 			"Let NAT use all ports: 100, 0 to 64512, +Inf",
 			"More translated addresses: 100, 0 to 300, +Inf",
 			"More destination addresses or ports: 100, 0 to 300, +Inf",
 		}},
 		{"no answer", snatSettings, func(table *snat.Table) { flows(table, 50, tcpFlow(snat.SynSent, 40000)) }, []string{
-			"Flows without an answer hold most ports: the destination does not answer. These are 50 of the 50 ports in use, of 100. 50" + alone,
+			"Flows without an answer hold most ports: the destination does not answer. They hold 50 of the 50 ports in use; the pool has 100. 50" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
@@ -134,7 +134,7 @@ func TestSNAT(t *testing.T) {
 			flows(table, 25, tcpFlow(snat.SynSent, 40030))
 			flows(table, 45, tcpFlow(snat.TimeWait, 40055))
 		}, []string{
-			established + "30 of the 55 ports in use, of 100. 100" + alone,
+			established + "30 of the 55 ports in use; the pool has 100. 100" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
@@ -144,12 +144,12 @@ func TestSNAT(t *testing.T) {
 			own.SNAT = false
 			flows(table, 60, own)
 		}, []string{
-			"Closed connections hold most ports. These are 60 of the 60 ports in use, of 100. 60 are held for 192.0.2.1 alone.",
+			"Closed connections hold most ports. They hold 60 of the 60 ports in use; the pool has 100. 60 are held for 192.0.2.1 alone.",
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
 		{"TIME_WAIT before 6.5", old, func(table *snat.Table) { manyClients(table, 90, tcpFlow(snat.TimeWait, 40000)) }, []string{
-			"Closed connections hold most ports. These are 90 of the 90 ports in use, of 100.",
+			"Closed connections hold most ports. They hold 90 of the 90 ports in use; the pool has 100.",
 			"Let NAT use all ports: 100, 0.833 to 64512, 538",
 			"More translated addresses: 100, 0.833 to 200, 1.67",
 			"Shorter timeouts of connection tracking: 100, 0.833 to 100, 1.67, sysctl -w net.netfilter.nf_conntrack_tcp_timeout_time_wait=60",
@@ -158,7 +158,7 @@ func TestSNAT(t *testing.T) {
 			"More destination addresses or ports: 100, 0.833 to 200, 1.67",
 		}},
 		{"hidden timeouts", hidden, func(table *snat.Table) { manyClients(table, 90, tcpFlow(snat.TimeWait, 40000)) }, []string{
-			"Closed connections hold most ports. These are 90 of the 90 ports in use, of 100.",
+			"Closed connections hold most ports. They hold 90 of the 90 ports in use; the pool has 100.",
 			"Let NAT use all ports: 100, NaN to 64512, NaN",
 			"More translated addresses: 100, NaN to 200, NaN",
 			"More destination addresses or ports: 100, NaN to 200, NaN",
@@ -167,46 +167,46 @@ func TestSNAT(t *testing.T) {
 			flows(table, 81, tcpFlow(snat.Established, 40000))
 			flows(table, 19, tcpFlow(snat.TimeWait, 40081))
 		}, []string{
-			established + "81 of the 100 ports in use, of 100. 100" + alone,
+			established + "81 of the 100 ports in use; the pool has 100. 100" + alone,
 			"Let NAT use all ports: 100, 0.158 to 64512, 537",
 			"More destination addresses or ports: 100, 0.158 to 300, 1.82",
 		}},
 		{"UDP", snatSettings, func(table *snat.Table) { manyClients(table, 90, udp(snat.Replied)) }, []string{
-			exchanges + "90 of the 90 ports in use, of 100.",
+			exchanges + "90 of the 90 ports in use; the pool has 100.",
 			"Let NAT use all ports: 100, 3.33 to 64512, 2.15e+03",
 			"More translated addresses: 100, 3.33 to 200, 6.67",
 			"Shorter timeouts of connection tracking: 100, 3.33 to 100, 10, sysctl -w net.netfilter.nf_conntrack_udp_timeout=10",
 			"More destination addresses or ports: 100, 3.33 to 200, 6.67",
 		}},
 		{"UDP with a short timeout", with(func(s *snat.Settings) { s.UDP = shortUDP }), func(table *snat.Table) { flows(table, 90, udp(snat.Replied)) }, []string{
-			exchanges + "90 of the 90 ports in use, of 100. 90" + alone,
+			exchanges + "90 of the 90 ports in use; the pool has 100. 90" + alone,
 			"Let NAT use all ports: 100, 10 to 64512, 6.45e+03",
 			"More destination addresses or ports: 100, 10 to 200, 20",
 		}},
 		{"all of 128 ports are tried", snatSettings, func(table *snat.Table) { flows(table, 99, tcpFlow(snat.Established, 40000)) }, []string{
-			established + "99 of the 99 ports in use, of 100. 99" + alone,
+			established + "99 of the 99 ports in use; the pool has 100. 99" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 		}},
 		{"a block", thousand, func(table *snat.Table) { flows(table, 800, tcpFlow(snat.Established, 40000)) }, []string{
-			established + "800 of the 800 ports in use, of 1000. 23% of the kernel's searches for a port fail although 200 are free, because it does not try all. 800" + alone,
+			established + "800 of the 800 ports in use; the pool has 1000. 23% of the kernel's searches for a port fail although 200 are free, because it does not try all. 800" + alone,
 			"Choose the ports fully at random: 1000, +Inf to 1000, +Inf, failure 0.24 to 0.00",
 			"Let NAT use all ports: 1000, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 1000, +Inf to 2000, +Inf",
 		}},
 		{"nearly all taken, however they lie", thousand, func(table *snat.Table) { flows(table, 995, tcpFlow(snat.Established, 40000)) }, []string{
-			established + "995 of the 995 ports in use, of 1000. 75% of the kernel's searches for a port fail although 5 are free, because it does not try all. 995" + alone,
+			established + "995 of the 995 ports in use; the pool has 1000. 75% of the kernel's searches for a port fail although 5 are free, because it does not try all. 995" + alone,
 			"Let NAT use all ports: 1000, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 1000, +Inf to 2000, +Inf",
 		}},
 		{"all ports already", all, func(table *snat.Table) { flows(table, 20000, tcpFlow(snat.Established, 30000)) }, nil},
 		{"all ports already, in danger", all, func(table *snat.Table) { flows(table, 50000, tcpFlow(snat.Established, 10000)) }, []string{
-			established + "50000 of the 50000 ports in use, of 64512. 27% of the kernel's searches for a port fail although 14512 are free, because it does not try all. 50000" + alone,
+			established + "50000 of the 50000 ports in use; the pool has 64512. 27% of the kernel's searches for a port fail although 14512 are free, because it does not try all. 50000" + alone,
 			"Choose the ports fully at random: 64512, +Inf to 64512, +Inf, failure 0.28 to 0.00",
 			"More destination addresses or ports: 64512, +Inf to 129024, +Inf",
 		}},
 		{"private destination", snatSettings, func(table *snat.Table) { flows(table, 80, private("10.96.0.10:53")) }, []string{
-			established + "80 of the 80 ports in use, of 100. 80" + alone,
+			established + "80 of the 80 ports in use; the pool has 100. 80" + alone,
 			"Let NAT use all ports: 100, +Inf to 64512, +Inf",
 			"More destination addresses or ports: 100, +Inf to 200, +Inf",
 			"Do not translate inside the network: 100, +Inf to 100, +Inf",
@@ -224,16 +224,16 @@ func TestSNAT(t *testing.T) {
 // TestSNATDiagnosis has flows in one state hold most ports, where none is taken over.
 func TestSNATDiagnosis(t *testing.T) {
 	const (
-		closed  = "Closed connections hold most ports. These are 60 of"
-		closing = "Connections that are being closed hold most ports. These are 60 of"
-		silent  = "Flows without an answer hold most ports: the destination does not answer. These are 60 of"
+		closed  = "Closed connections hold most ports. They hold 60 of"
+		closing = "Connections that are being closed hold most ports. They hold 60 of"
+		silent  = "Flows without an answer hold most ports: the destination does not answer. They hold 60 of"
 	)
 	s := snatSettings
 	s.TakesOver = false
 	for state, want := range map[snat.State]string{
 		snat.SynSent:     silent,
 		snat.SynRecv:     closing,
-		snat.Established: "Open connections hold most ports, or such whose ends are gone: connection tracking keeps these for days. These are 60 of",
+		snat.Established: "Open connections hold most ports, or connections whose ends are gone: connection tracking keeps these for days. They hold 60 of",
 		snat.FinWait:     closing,
 		snat.CloseWait:   closing,
 		snat.LastAck:     closing,
@@ -241,8 +241,8 @@ func TestSNATDiagnosis(t *testing.T) {
 		snat.Close:       closed,
 		snat.SynSent2:    closed,
 		snat.Unreplied:   silent,
-		snat.Replied:     "Single exchanges over UDP hold most ports, until they expire. These are 60 of",
-		snat.Assured:     "Longer exchanges over UDP hold most ports. These are 60 of",
+		snat.Replied:     "Single exchanges over UDP hold most ports, until they expire. They hold 60 of",
+		snat.Assured:     "Longer exchanges over UDP hold most ports. They hold 60 of",
 	} {
 		got := snatAdvice(t, s, func(table *snat.Table) {
 			f := tcpFlow(state, 40000)

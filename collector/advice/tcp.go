@@ -90,11 +90,11 @@ func (p *tcpPool) diagnosis() string {
 	holders := p.holders()
 	switch {
 	case p.reached.Has(Load) && 2*p.closed > p.demand():
-		text = fmt.Sprintf("This host closes %s connections per second first. The ports suffice for %s.", perSecond(d.CloseRate), perSecond(d.Ceiling))
+		text = fmt.Sprintf("This host is the first to close %s connections per second; its ports suffice for %s.", perSecond(d.CloseRate), perSecond(d.Ceiling))
 	case len(holders) == 0:
 		text = "No port is in use now."
 	default:
-		text = fmt.Sprintf("%s. These are %d of the %d ports in use, of %d.", meaning(holders[0].name), holders[0].ports, p.used, p.report.CapacityPorts)
+		text = fmt.Sprintf("%s. They hold %d of the %d ports in use; the pool has %d.", meaning(holders[0].name), holders[0].ports, p.used, p.report.CapacityPorts)
 	}
 	for _, leak := range leaks {
 		if p.reached.Has(leak.of) && holders[0].name != leak.state.String() {

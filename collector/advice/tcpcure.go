@@ -71,7 +71,7 @@ func (p *tcpPool) reuse() Cure {
 	if !p.considerable(p.closed) || p.bindFirst() || never || s.Reusable(d.Loopback) {
 		return Cure{}
 	}
-	command, condition, timestamps := "sysctl -w", "", d.Timestamps
+	command, condition, fact, timestamps := "sysctl -w", "", "", d.Timestamps
 	switch {
 	case s.Timestamps == 0:
 		command += " net.ipv4.tcp_timestamps=1"
@@ -79,7 +79,7 @@ func (p *tcpPool) reuse() Cure {
 		timestamps = pool.Unknown
 	case d.Loopback:
 	case timestamps == pool.Yes:
-		condition = "The destination uses TCP timestamps: it does."
+		fact = " The destination uses TCP timestamps, which this needs."
 	default:
 		condition = "The destination uses TCP timestamps: it is not known whether it does."
 	}
@@ -93,7 +93,7 @@ func (p *tcpPool) reuse() Cure {
 	}
 	return Cure{
 		Title:    "Reuse ports in TIME_WAIT",
-		Sentence: fmt.Sprintf("A closed connection then holds its port for %.3g s%s instead of %.3g s.", hold, atMost, d.Hold),
+		Sentence: fmt.Sprintf("A closed connection then holds its port for %.3g s%s instead of %.3g s.%s", hold, atMost, d.Hold, fact),
 		Now:      p.now, Then: outlook(p.now.Ports, d.Open, hold),
 		Command: command, Condition: condition,
 	}

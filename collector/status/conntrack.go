@@ -113,7 +113,7 @@ func natNote(n *scan.Namespace) string {
 	dropped := plural(int(n.Conntrack.InsertFailed), "packet", "packets")
 	switch {
 	case n.NAT.Outcome == "": // with --snat, something is known of each network namespace that tracks flows
-		return fmt.Sprintf("Ports of source NAT: connection tracking dropped %s so far, as it does if none is free. --snat shows these ports.", dropped)
+		return fmt.Sprintf("Ports of source NAT: connection tracking dropped %s so far, which happens when no port is free. --snat shows these ports.", dropped)
 	case n.NAT.Err != nil, slices.ContainsFunc(n.NAT.Report.Pools, func(p snat.Pool) bool { return p.SearchFailure > 0 }):
 		return ""
 	default:

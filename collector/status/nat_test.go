@@ -181,7 +181,7 @@ func TestNATNote(t *testing.T) {
 		{"no connection tracking", none, untracked, ""},
 		{"no drops", none, scan.Conntrack{Result: read, Entries: 40, Counted: true}, ""},
 		{"drops, but no flows now", none, scan.Conntrack{Result: read, Counted: true, InsertFailed: 7}, ""},
-		{"drops", none, dropped, "connection tracking dropped 7 packets so far, as it does if none is free. --snat shows"},
+		{"drops", none, dropped, "connection tracking dropped 7 packets so far, which happens when no port is free. --snat shows"},
 		{"drops without a pool that is short of ports", natOf(), dropped, "source NAT dropped 7 packets so far: no pool is short of ports now."},
 		{"drops and such a pool", natOf(natFlows{snat.Established, false, "198.51.100.7:443", 1024, 40000}), dropped, ""},
 		{"drops with --snat that failed", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("i/o timeout")}}, dropped, ""},
