@@ -199,6 +199,12 @@ func ReachedUnreported(r *pool.Report) Reached {
 	return reached(Unreported, map[Quantity]float64{Utilization: r.MaxUtilization})
 }
 
+// MostlyBound reports whether nearly all ports that the worst destination lacks are bound. Every destination lacks
+// these, so that none stands out, and no limit hides the cause.
+func MostlyBound(r *pool.Report) bool {
+	return r.BoundKnown && float64(r.BoundPorts) >= 0.9*r.MaxUtilization*float64(r.CapacityPorts)
+}
+
 // ReachedSource returns what a source has reached whose clients bind before they connect.
 func ReachedSource(s *pool.Source) Reached {
 	return reached(Source, map[Quantity]float64{Utilization: s.Utilization})

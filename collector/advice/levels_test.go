@@ -109,6 +109,7 @@ func TestReached(t *testing.T) {
 		{"unreported, half", unreported(0.5, 0.4, 0.1), Warning, nil},
 		{"unreported, 80%", unreported(0.8, 0.79), Critical, []string{"EphemeralPortsWorstUnreported"}},
 		{"the worst is reported", unreported(0.8, 0.8), Calm, nil},
+		{"all lack bound ports", ReachedUnreported(&pool.Report{CapacityPorts: 100, BoundPorts: 80, BoundKnown: true, MaxUtilization: 0.8}), Critical, []string{"EphemeralPortsWorstUnreported"}},
 		{"source, under half", source(0.499), Calm, nil},
 		{"source, half", source(0.5), Warning, nil},
 		{"source, 80%", source(0.8), Critical, []string{"EphemeralPortsSourceNearlyExhausted"}},

@@ -88,13 +88,19 @@ func (p *page) calmSentence() string {
 func (p *page) judgeView(self *scan.Namespace, c cleaner) {
 	address := c.name(p.View.destination())
 	if len(p.Destinations) > 0 {
+		hint := slices.IndexFunc(p.Destinations, func(d *destination) bool { return d.reached.Has(advice.MayRise) })
 		switch d := p.Destinations[0]; {
 		case d.Level > calm:
 			p.find(d.Level, d.reached.Alerts(), "%s %s.", d.Address, d.problem())
+		case hint >= 0:
+			d = p.Destinations[hint]
+			from := ""
+			if len(p.Destinations) > 1 {
+				from = "from " + d.Source + " "
+			}
+			p.find(calm, d.reached.Alerts(), "%s of the ports %sto %s are in use, many by open connections. One collection does not show whether these rise.", percent(d.pool.Utilization), from, d.Address)
 		case len(p.Destinations) > 1:
 			p.find(calm, nil, "No pool of %s is in danger: the worst, from %s to %s, has %s of its ports in use.", address, d.Source, d.Address, percent(d.pool.Utilization))
-		case d.reached.Has(advice.MayRise):
-			p.find(calm, d.reached.Alerts(), "%s of the ports to %s are in use, many by open connections. One collection does not show whether these rise.", percent(d.pool.Utilization), d.Address)
 		default:
 			p.find(calm, nil, "%s is not in danger: %s of its ports are in use.", address, percent(d.pool.Utilization))
 		}
@@ -111,8 +117,8 @@ func (p *page) judgeView(self *scan.Namespace, c cleaner) {
 	}
 }
 
-// judgeCapacity finds the namespaces where no port is left, where limits leave out a destination in danger, or
-// where TIME_WAIT is full.
+// judgeCapacity finds the namespaces where no port is left, where clients that bind have taken most, where limits
+// leave out a destination in danger, or where TIME_WAIT is full.
 func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
@@ -125,6 +131,8 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 		switch {
 		case r.CapacityPorts == 0:
 			p.find(exhausted, unreported.Alerts(), "No port is left for outgoing connections%s: connect() fails unless its client has bound a port. Each port of the range is reserved or has a listener.", where)
+		case unreported.Level() > calm && advice.MostlyBound(r):
+			p.find(unreported.Level(), unreported.Alerts(), "Clients%s that bind before they connect have taken %s of the ports from every destination.", where, percent(float64(r.BoundPorts)/float64(r.CapacityPorts)))
 		case unreported.Level() > calm:
 			p.find(unreported.Level(), unreported.Alerts(), "A destination%s that limits leave out has %s of its ports in use: lower --destination.min-ports to see it.", where, percent(r.MaxUtilization))
 		}

@@ -208,6 +208,7 @@ func TestHeadline(t *testing.T) {
 	uncounted, uncountedElsewhere := quiet(), other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: pool.Report{CapacityPorts: 100}}})
 	uncounted.Namespaces[0].TimeWait = scan.TimeWait{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("sockstat: gone")}}
 	uncountedElsewhere.Namespaces[1].TimeWait = uncounted.Namespaces[0].TimeWait
+	rising := connections("10.0.0.1", "10.0.0.3:5432", map[pool.State]int{pool.Established: 9800})
 	halfRead := failedHost()
 	halfRead.OthersRead = true
 	halfRead.Namespaces = append(halfRead.Namespaces, scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: trouble().Namespaces[1].TCP.Report}})
@@ -236,10 +237,23 @@ func TestHeadline(t *testing.T) {
 		{"TIME_WAIT not counted elsewhere", "", uncountedElsewhere, warning, []string{"The counters of TIME_WAIT could not be read in 1 network namespace.", "No destination is in danger"}},
 		{"no port", "", with(func(r *pool.Report) { r.CapacityPorts, r.MaxUtilization, r.Destinations = 0, 1, nil }), exhausted, []string{"No port is left for outgoing connections: connect() fails"}},
 		{"unreported", "", with(func(r *pool.Report) { r.MaxUtilization = 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
+		{"bound, all destinations listed", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 25000, 25000./28220 }), critical, []string{"Clients that bind before they connect have taken 88% of the ports from every destination."}},
+		{"bound, where nothing is listed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: pool.Report{CapacityPorts: 100, BoundPorts: 80, BoundKnown: true, MaxUtilization: 0.85}}}), critical,
+			[]string{"Clients in pod that bind before they connect have taken 80% of the ports from every destination."}},
+		{"unreported, and some ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 22000, 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
+		{"unreported, and it is not known which ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.BoundKnown, r.MaxUtilization = 28000, false, 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
 		{"source", "", with(func(r *pool.Report) { r.Sources = trouble().Namespaces[0].TCP.Report.Sources }), critical, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports"}},
 		{"namespace failed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("no")}}}), warning, []string{"1 network namespace could not be read", "No destination is in danger"}},
 		{"place not searched", "", searched, calm, []string{"No destination is in danger", "2 places could not be searched"}},
 		{"one", "10.0.0.3:5432", quiet(), calm, []string{"10.0.0.3:5432 is not in danger: <1% of its ports are in use."}},
+		{"one, open connections may rise", "10.0.0.3:5432", with(func(r *pool.Report) { r.Destinations[1] = rising }), calm, []string{"35% of the ports to 10.0.0.3:5432 are in use, many by open connections. One collection"}},
+		{"one of two sources where they may rise", "10.0.0.3:5432", with(func(r *pool.Report) {
+			closing := connections("10.0.0.2", "10.0.0.3:5432", map[pool.State]int{pool.TimeWait: 13000})
+			r.Destinations = append(r.Destinations[:1:1], rising, closing)
+		}), calm, []string{"35% of the ports from 10.0.0.1 to 10.0.0.3:5432 are in use, many by open connections. One collection"}},
+		{"two sources", "10.0.0.3:5432", with(func(r *pool.Report) {
+			r.Destinations = append(r.Destinations, connections("10.0.0.2", "10.0.0.3:5432", map[pool.State]int{pool.TimeWait: 9000}))
+		}), calm, []string{"No pool of 10.0.0.3:5432 is in danger: the worst, from 10.0.0.2 to 10.0.0.3:5432, has 32% of its ports in use."}},
 		{"one of two", "10.0.0.2:443", trouble(), critical, []string{"10.0.0.2:443 runs out of ports in 40 s.", "1 network namespace could not be read"}},
 		{"absent", "[2001:db8::1]:1", quiet(), calm, []string{"[2001:db8::1]:1 is not among the destinations here"}},
 		{"only failures", "10.0.0.55:9", trouble(), warning, []string{"10.0.0.55:9 holds few ports now or none, but had 3 connects that failed", "1 network namespace"}},
