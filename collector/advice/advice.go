@@ -23,6 +23,7 @@ type Cure struct {
 	Now, Then Outlook // Then is a prediction
 	Command   string  // does it, or finds what to change; to be run in the namespace; may be empty
 	Condition string  // of the prediction; may be empty
+	Requests  bool    // the ceilings of Now and Then are of requests; that of closed connections stays
 }
 
 // Anchor returns the anchor of the chapter in the runbook.

@@ -213,7 +213,7 @@ func (n *snatPool) keepAlive() Cure {
 	return Cure{
 		Title:    "Keep connections alive",
 		Sentence: fmt.Sprintf("Let clients send %d requests on each connection.", requests), N: requests,
-		Now: n.now, Then: Outlook{Ports: n.now.Ports, Ceiling: n.now.Ceiling * requests},
+		Now: n.now, Then: Outlook{Ports: n.now.Ports, Ceiling: n.now.Ceiling * requests}, Requests: true,
 		Condition: "The destination keeps connections open, too.",
 	}
 }

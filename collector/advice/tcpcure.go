@@ -60,7 +60,7 @@ func (p *tcpPool) keepAlive() Cure {
 	return Cure{
 		Title:    "Keep connections alive",
 		Sentence: fmt.Sprintf("Send at least %d times as many requests on each connection: then the load is less than half of the ceiling.", n), N: n,
-		Now: p.now, Then: Outlook{Ports: p.now.Ports, Ceiling: p.now.Ceiling * float64(n)},
+		Now: p.now, Then: Outlook{Ports: p.now.Ports, Ceiling: p.now.Ceiling * float64(n)}, Requests: true,
 		Condition: "The destination keeps connections open, too.",
 	}
 }

@@ -47,7 +47,11 @@ func gainsOf(of advice.Cure, ports string) []gain {
 	}
 	gains := []gain{{ports, strconv.Itoa(of.Now.Ports), strconv.Itoa(of.Then.Ports)}}
 	if hasCeiling(of) {
-		gains = append(gains, gain{"Ceiling/s", ceiling(of.Now.Ceiling), ceiling(of.Then.Ceiling)})
+		name := "Ceiling/s"
+		if of.Requests {
+			name = "Requests/s"
+		}
+		gains = append(gains, gain{name, ceiling(of.Now.Ceiling), ceiling(of.Then.Ceiling)})
 	}
 	return slices.DeleteFunc(gains, func(g gain) bool { return g.Now == g.Then })
 }
@@ -79,6 +83,7 @@ type documentCure struct {
 type documentOutlook struct {
 	Ports         int      `json:"ports"`
 	Ceiling       *float64 `json:"ceiling_per_second,omitempty"`
+	Requests      *float64 `json:"requests_per_second,omitempty"`
 	SearchFailure *float64 `json:"search_failure_ratio,omitempty"`
 }
 
@@ -89,7 +94,11 @@ func newDocumentCures(cures []cure, a *advice.Advice) (docs []documentCure) {
 			Title: c.Title, Sentence: c.Sentence, Condition: c.Condition, Command: c.Command,
 			Now: documentOutlook{Ports: of.Now.Ports}, Then: documentOutlook{Ports: of.Then.Ports}, NoPort: of.Then.NoPort,
 		}
-		if hasCeiling(of) {
+		switch {
+		case !hasCeiling(of):
+		case of.Requests:
+			doc.Now.Requests, doc.Then.Requests = finite(of.Now.Ceiling), finite(of.Then.Ceiling)
+		default:
 			doc.Now.Ceiling, doc.Then.Ceiling = finite(of.Now.Ceiling), finite(of.Then.Ceiling)
 		}
 		if of.Now.SearchFailure > 0 {

@@ -108,3 +108,43 @@ func TestJSON(t *testing.T) {
 		t.Errorf("failed: %+v", failed)
 	}
 }
+
+// TestRequests checks that the gain of keep-alive is in requests: the ceiling of closes stays.
+func TestRequests(t *testing.T) {
+	for _, format := range []Format{HTML, Text} {
+		text := regexp.MustCompile(`<[^>]*>|\s+`).ReplaceAllString(draw(t, trouble(), View{Format: format}), " ")
+		if !regexp.MustCompile(`Keep connections alive.*? Requests/s +450 +1350 `).MatchString(text) {
+			t.Errorf("%s: no requests per second", format)
+		}
+	}
+	var d struct {
+		Destinations, SNAT []struct {
+			Cures []struct {
+				Title     string
+				Now, Then map[string]float64
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(draw(t, trouble(), View{Format: JSON})), &d); err != nil {
+		t.Fatal(err)
+	}
+	alive, others := 0, 0
+	for _, of := range slices.Concat(d.Destinations, d.SNAT) {
+		for _, c := range of.Cures {
+			_, requests := c.Then["requests_per_second"]
+			_, ceiling := c.Then["ceiling_per_second"]
+			if keep := c.Title == "Keep connections alive"; requests != keep || ceiling && keep || keep && c.Then["requests_per_second"] < 2*c.Now["requests_per_second"] {
+				t.Errorf("%+v", c)
+			}
+			if requests {
+				alive++
+			}
+			if ceiling {
+				others++
+			}
+		}
+	}
+	if alive == 0 || others == 0 {
+		t.Errorf("%d cures with requests, %d with a ceiling", alive, others)
+	}
+}
