@@ -1,7 +1,6 @@
 package status
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -84,25 +83,6 @@ func (p *page) conntrackTable() table {
 		t.Rows = append(t.Rows, r)
 	}
 	return t
-}
-
-// judgeNATFailures says of which namespaces the flows could not be read.
-func (p *page) judgeNATFailures(s *scan.Snapshot, c cleaner) {
-	others, alerts := 0, []string{"EphemeralPortsSNATCollectFailing"}
-	for i := range s.Namespaces {
-		n := &s.Namespaces[i]
-		err := cmp.Or(n.NAT.Err, n.Conntrack.Err)
-		switch {
-		case err == nil:
-		case n.Name == scan.Self:
-			p.find(warning, alerts, "The flows of connection tracking could not be read: %s", c.sentence(err.Error()))
-		default:
-			others++
-		}
-	}
-	if others > 0 {
-		p.find(warning, alerts, "The flows of connection tracking could not be read in %s.", plural(others, "network namespace", "network namespaces"))
-	}
 }
 
 // natNote says what packets that were dropped can mean where no pool of source NAT shows why.

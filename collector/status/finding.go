@@ -48,8 +48,14 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		}
 		p.judgeUDPFailures(s, c)
 	}
-	p.judgeNATFailures(s, c)
-	p.judgeTimeWaitFailures(s, c)
+	p.judgeUnread(s, c, "The flows of connection tracking", []string{"EphemeralPortsSNATCollectFailing"}, func(n *scan.Namespace) error { return n.NAT.Err })
+	p.judgeUnread(s, c, "The counters of connection tracking", nil, func(n *scan.Namespace) error {
+		if n.NAT.Err != nil {
+			return nil
+		}
+		return n.Conntrack.Err
+	})
+	p.judgeUnread(s, c, "The counters of TIME_WAIT", nil, func(n *scan.Namespace) error { return n.TimeWait.Err })
 	if f := s.ConnectFailures; f != nil && f.Err != nil {
 		p.find(warning, nil, "Failed connects could not be counted: %s", c.sentence(f.Err.Error()))
 	}
@@ -142,20 +148,21 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 	}
 }
 
-// judgeTimeWaitFailures says of which namespaces it is not known whether TIME_WAIT is full.
-func (p *page) judgeTimeWaitFailures(s *scan.Snapshot, c cleaner) {
+// judgeUnread says of which namespaces something could not be read: those where errorOf returns an error.
+func (p *page) judgeUnread(s *scan.Snapshot, c cleaner, what string, alerts []string, errorOf func(*scan.Namespace) error) {
 	others := 0
 	for i := range s.Namespaces {
-		switch n := &s.Namespaces[i]; {
-		case n.TimeWait.Err == nil:
+		n := &s.Namespaces[i]
+		switch err := errorOf(n); {
+		case err == nil:
 		case n.Name == scan.Self:
-			p.find(warning, nil, "The counters of TIME_WAIT could not be read: %s", c.sentence(n.TimeWait.Err.Error()))
+			p.find(warning, alerts, "%s could not be read: %s", what, c.sentence(err.Error()))
 		default:
 			others++
 		}
 	}
 	if others > 0 {
-		p.find(warning, nil, "The counters of TIME_WAIT could not be read in %s.", plural(others, "network namespace", "network namespaces"))
+		p.find(warning, alerts, "%s could not be read in %s.", what, plural(others, "network namespace", "network namespaces"))
 	}
 }
 

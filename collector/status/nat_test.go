@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -119,8 +120,9 @@ func TestNATHeadline(t *testing.T) {
 		},
 		{"no limit", none, scan.Conntrack{Result: read, Entries: 90}, false, calm, []string{calmSentence}, nil},
 		{"failed", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, false, warning, []string{"The flows of connection tracking could not be read: " + failed.Error(), calmSentence}, nil},
-		{"failed without --snat", none, scan.Conntrack{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, false, warning, []string{"The flows of connection tracking could not be read: " + failed.Error(), calmSentence}, nil},
+		{"failed without --snat", none, scan.Conntrack{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, false, warning, []string{"The counters of connection tracking could not be read: " + failed.Error(), calmSentence}, nil},
 		{"failed elsewhere", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, true, warning, []string{"The flows of connection tracking could not be read in 1 network namespace.", calmSentence}, nil},
+		{"failed elsewhere without --snat", none, scan.Conntrack{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, true, warning, []string{"The counters of connection tracking could not be read in 1 network namespace.", calmSentence}, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -141,6 +143,10 @@ func TestNATHeadline(t *testing.T) {
 				if !strings.HasPrefix(got[i], tt.want[i]) {
 					t.Errorf("said %q, want %q", got[i], tt.want[i])
 				}
+			}
+			alert := slices.ContainsFunc(p.Findings, func(f finding) bool { return slices.Contains(f.Alerts, "EphemeralPortsSNATCollectFailing") })
+			if alert != (tt.nat.Err != nil) {
+				t.Errorf("links to the alert about --snat: %v", alert)
 			}
 			var rows []string
 			for _, r := range p.NAT {
