@@ -27,10 +27,15 @@ func (p *page) addConntrack(n *scan.Namespace, c cleaner) {
 	}
 	pools := len(n.NAT.Report.Pools) > 0
 	if pools || fillOf(t) >= 0.5 || t.Dropped+t.InsertFailed+t.EarlyDropped > 0 {
-		row := conntrack{scan: t, advice: advice.Tracking(t.Entries, t.Limit), Netns: c.name(n.Name)}
-		row.cures = newCures(&scan.Namespace{Name: scan.Self}, row.advice, "Flows") // the limit is that of the host
-		p.Conntrack = append(p.Conntrack, row)
+		p.Conntrack = append(p.Conntrack, newConntrack(n, c))
 	}
+}
+
+// newConntrack returns what connection tracking of a namespace has. The limit, and so the cure, is of the host.
+func newConntrack(n *scan.Namespace, c cleaner) conntrack {
+	row := conntrack{scan: &n.Conntrack, advice: advice.Tracking(n.Conntrack.Entries, n.Conntrack.Limit), Netns: c.name(n.Name)}
+	row.cures = newCures(&scan.Namespace{Name: scan.Self}, row.advice, "Flows")
+	return row
 }
 
 // fillOf returns the tracked flows as a share of the limit, 0 without one.
@@ -103,20 +108,28 @@ func natNote(n *scan.Namespace) string {
 
 // A documentConntrack is what a namespace tells of connection tracking.
 type documentConntrack struct {
-	Entries         *int     `json:"conntrack_entries,omitempty"`
-	Limit           *int     `json:"conntrack_limit_entries,omitempty"`
-	InsertFailed    *uint64  `json:"conntrack_insert_failed_total,omitempty"`
-	Dropped         *uint64  `json:"conntrack_dropped_total,omitempty"`
-	EarlyDropped    *uint64  `json:"conntrack_early_dropped_total,omitempty"`
-	MaxUtilization  *float64 `json:"snat_max_utilization_ratio,omitempty"`
-	UnreportedPools *int     `json:"snat_unreported_pools,omitempty"`
-	UnreportedPorts *int     `json:"snat_unreported_ports,omitempty"`
-	Error           string   `json:"snat_error,omitempty"`
+	Level           string         `json:"conntrack_level,omitempty"`
+	Diagnosis       string         `json:"conntrack_diagnosis,omitempty"`
+	Cures           []documentCure `json:"conntrack_cures,omitempty"`
+	Entries         *int           `json:"conntrack_entries,omitempty"`
+	Limit           *int           `json:"conntrack_limit_entries,omitempty"`
+	InsertFailed    *uint64        `json:"conntrack_insert_failed_total,omitempty"`
+	Dropped         *uint64        `json:"conntrack_dropped_total,omitempty"`
+	EarlyDropped    *uint64        `json:"conntrack_early_dropped_total,omitempty"`
+	MaxUtilization  *float64       `json:"snat_max_utilization_ratio,omitempty"`
+	UnreportedPools *int           `json:"snat_unreported_pools,omitempty"`
+	UnreportedPorts *int           `json:"snat_unreported_ports,omitempty"`
+	Error           string         `json:"snat_error,omitempty"`
 }
 
 func newDocumentConntrack(n *scan.Namespace) *documentConntrack {
 	doc := &documentConntrack{}
 	if t := &n.Conntrack; t.Outcome == scan.Collected {
+		row := newConntrack(n, visible)
+		doc.Level = advice.ReachedConntrack(fillOf(t)).Level().String()
+		if row.advice != nil {
+			doc.Diagnosis, doc.Cures = row.advice.Diagnosis, newDocumentCures(row.cures, row.advice)
+		}
 		doc.Entries = &t.Entries
 		if t.Limit > 0 {
 			doc.Limit = &t.Limit

@@ -2,6 +2,7 @@ package status
 
 import (
 	"encoding/json"
+	"net/netip"
 	"os"
 	"reflect"
 	"regexp"
@@ -11,6 +12,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/scan"
 )
 
 // TestJSONFields compares the table in reference.md with the fields of the document: names, types, and
@@ -146,5 +150,49 @@ func TestRequests(t *testing.T) {
 	}
 	if alive == 0 || others == 0 {
 		t.Errorf("%d cures with requests, %d with a ceiling", alive, others)
+	}
+}
+
+// TestJSONAdvice checks that JSON judges sources and connection tracking as the page does.
+func TestJSONAdvice(t *testing.T) {
+	s := quiet()
+	n := &s.Namespaces[0]
+	bind := pool.Source{Address: netip.MustParseAddr("10.0.0.77"), Ports: 25000, Bound: 24990, Capacity: 28222, Utilization: 0.885}
+	connect := bind
+	connect.Bound = 10
+	n.TCP.Report.Sources = []pool.Source{bind, connect}
+	n.Conntrack = scan.Conntrack{Result: read, Entries: 95, Limit: 100}
+	type judged struct {
+		Level, Diagnosis string
+		Cures            []struct{ Command string }
+	}
+	get := func() (sources []judged, tracking judged) {
+		var d struct {
+			Sources    []judged
+			Namespaces []struct {
+				Level     string                     `json:"conntrack_level"`
+				Diagnosis string                     `json:"conntrack_diagnosis"`
+				Conntrack []struct{ Command string } `json:"conntrack_cures"`
+			}
+		}
+		if err := json.Unmarshal([]byte(draw(t, s, View{Format: JSON})), &d); err != nil {
+			t.Fatal(err)
+		}
+		return d.Sources, judged{d.Namespaces[0].Level, d.Namespaces[0].Diagnosis, d.Namespaces[0].Conntrack}
+	}
+	sources, tracking := get()
+	if of := sources[0]; of.Level != "critical" || !strings.HasPrefix(of.Diagnosis, "Clients bind before") || len(of.Cures) < 2 {
+		t.Errorf("a source whose clients bind: %+v", of)
+	}
+	if of := sources[1]; of.Level != "calm" || of.Diagnosis != "" || of.Cures != nil {
+		t.Errorf("a source whose clients connect: %+v", of)
+	}
+	if tracking.Level != "critical" || tracking.Diagnosis == "" || len(tracking.Cures) != 1 || tracking.Cures[0].Command != "sysctl -w net.netfilter.nf_conntrack_max=200" {
+		t.Errorf("connection tracking: %+v", tracking)
+	}
+	n.TCP.Report.BoundKnown, n.Conntrack.Entries = false, 89
+	sources, tracking = get()
+	if of := sources[0]; of.Level != "calm" || of.Cures != nil || tracking.Level != "calm" || tracking.Diagnosis != "" || tracking.Cures != nil {
+		t.Errorf("what is not known, and what is calm: %+v, %+v", of, tracking)
 	}
 }

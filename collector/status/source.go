@@ -32,16 +32,20 @@ func (p *page) addSources(n *scan.Namespace, c cleaner) {
 	}
 	r := &n.TCP.Report
 	for i := range r.Sources {
-		s := &r.Sources[i]
-		if r.BoundKnown && bindsFirst(s) || !r.BoundKnown && mayBindFirst(s) {
-			row := source{pool: s, Netns: c.name(n.Name), Address: s.Address.String(), Certain: r.BoundKnown}
-			if row.Certain {
-				row.advice = advice.BindFirst(r, s)
-				row.cures = newCures(n, row.advice, "Free ports")
-			}
-			p.Sources = append(p.Sources, row)
+		if s := &r.Sources[i]; r.BoundKnown && bindsFirst(s) || !r.BoundKnown && mayBindFirst(s) {
+			p.Sources = append(p.Sources, newSource(n, s, c))
 		}
 	}
+}
+
+// newSource returns a source of a namespace.
+func newSource(n *scan.Namespace, s *pool.Source, c cleaner) source {
+	row := source{pool: s, Netns: c.name(n.Name), Address: s.Address.String(), Certain: n.TCP.Report.BoundKnown && bindsFirst(s)}
+	if row.Certain {
+		row.advice = advice.BindFirst(&n.TCP.Report, s)
+		row.cures = newCures(n, row.advice, "Free ports")
+	}
+	return row
 }
 
 // level returns the level of a source.
@@ -95,16 +99,23 @@ func (p *page) sourceTable(all *scan.Snapshot) table {
 }
 
 type documentSource struct {
-	Netns       string  `json:"netns"`
-	Source      string  `json:"source_ip"`
-	Utilization float64 `json:"utilization_ratio"`
-	Ports       int     `json:"ports"`
-	Capacity    int     `json:"capacity_ports"`
-	Bound       *int    `json:"bound_ports,omitempty"`
+	Netns       string         `json:"netns"`
+	Source      string         `json:"source_ip"`
+	Level       string         `json:"level"`
+	Utilization float64        `json:"utilization_ratio"`
+	Ports       int            `json:"ports"`
+	Capacity    int            `json:"capacity_ports"`
+	Bound       *int           `json:"bound_ports,omitempty"`
+	Diagnosis   string         `json:"diagnosis,omitempty"`
+	Cures       []documentCure `json:"cures,omitempty"`
 }
 
 func newDocumentSource(n *scan.Namespace, s *pool.Source) documentSource {
-	doc := documentSource{Netns: n.Name, Source: s.Address.String(), Utilization: s.Utilization, Ports: s.Ports, Capacity: s.Capacity}
+	row := newSource(n, s, visible)
+	doc := documentSource{Netns: n.Name, Source: row.Address, Level: row.level().String(), Utilization: s.Utilization, Ports: s.Ports, Capacity: s.Capacity}
+	if row.advice != nil {
+		doc.Diagnosis, doc.Cures = row.advice.Diagnosis, newDocumentCures(row.cures, row.advice)
+	}
 	if n.TCP.Report.BoundKnown {
 		doc.Bound = &s.Bound
 	}
