@@ -154,6 +154,31 @@ func TestReadmeLog(t *testing.T) {
 	}
 }
 
+// TestReadmeSample checks that the status page that the README shows is what the program prints, where "…" stands for
+// at least one line.
+func TestReadmeSample(t *testing.T) {
+	_, section, _ := strings.Cut(readDocument(t, "../../README.md"), "\nThe same in a terminal")
+	_, section, _ = strings.Cut(section, "\n```\n")
+	sample, _, found := strings.Cut(section, "```\n")
+	if !found {
+		t.Fatal("the README has no sample")
+	}
+	page := strings.Split(readDocument(t, "../../collector/status/testdata/trouble.text"), "\n")
+	next, leftOut := 0, false // the lines before next are in the sample, or left out
+	for line := range strings.Lines(sample) {
+		line = strings.TrimSuffix(line, "\n")
+		if line == "…" {
+			next, leftOut = next+1, true
+			continue
+		}
+		at := slices.Index(page[min(next, len(page)):], line)
+		if at < 0 || at > 0 && !leftOut {
+			t.Fatalf("the page does not go on with this line of the sample: %q", line)
+		}
+		next, leftOut = next+at+1, false
+	}
+}
+
 // TestReadmeIncident runs the incident that the README shows, and gets what it says.
 func TestReadmeIncident(t *testing.T) {
 	if _, err := exec.LookPath("curl"); err != nil {
