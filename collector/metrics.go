@@ -103,7 +103,7 @@ func newDescs() descs {
 			"Ports of closed connections to the destination that connect() may take over now, see tcp_tw_reuse: in TIME_WAIT, and on kernels that do so in FIN_WAIT2.",
 			destination, nil),
 		destinationReusableUnknownPorts: prometheus.NewDesc("ephemeral_port_destination_reusable_unknown_ports",
-			"Ports of closed connections to the destination of which it is not known whether connect() takes them over: in FIN_WAIT2, kernels before 6.12 do, unless they have the change of that release; in TIME_WAIT, it depends on TCP timestamps, which this scrape could not find out. They count as used, so utilization can be too high by these. Absent where it is known or there are none.",
+			"Ports of closed connections to the destination of which it is not known whether connect() may take them over. Those in FIN_WAIT2: kernels before 6.12 take them over, unless they have the change of 6.12, and their version does not tell. Those in TIME_WAIT: it depends on TCP timestamps, which this scrape could not find out. All count as used, so utilization can be too high by these. Absent where this is known or there are none.",
 			destination, nil),
 		destinationUtilization: prometheus.NewDesc("ephemeral_port_destination_utilization_ratio",
 			"Ports that are held and not reusable, and others that are bound (see bound_ports), divided by the capacity. 1 means that the next connect() to the destination fails with EADDRNOTAVAIL. Above 0.5, each connect() takes much longer.",
