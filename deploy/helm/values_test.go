@@ -152,17 +152,20 @@ func defaults(t *testing.T, path string, values map[string]any, sections []strin
 func TestNotes(t *testing.T) {
 	for values, want := range map[string][]string{
 		"{}": {
-			"The DaemonSet prod-ephemeral-port-exporter runs", "the TCP and UDP ports of the node.\nIts flags: --path.cgroup=/host/sys/fs/cgroup\n",
+			"The DaemonSet prod-ephemeral-port-exporter runs", "the TCP and UDP ports of the node.\nFlags of these features and extraArgs: --path.cgroup=/host/sys/fs/cgroup\n",
 			"at http://localhost:10149/ while", "kubectl --namespace monitoring port-forward POD 10149\n",
 			"\nNo monitor is on.", "scrape port 10149 of each node.\nRules and alerts are off, see rules.enabled. The dashboard is off, see dashboard.enabled.\n",
 		},
 		"{namespaces: all, snat: true, exact: true, connectFailures: true, owners: false, extraArgs: [--destination.limit=1]}": {
 			"of the node and of all pods, and the ports of source NAT.\nIt knows which ports are bound (exact).\nIt counts failed connects (connectFailures).\n" +
-				"Its flags: --namespaces=all --snat --exact --connect-failures --destination.limit=1\n",
+				"Flags of these features and extraArgs: --namespaces=all --snat --exact --connect-failures --destination.limit=1\n",
 		},
 		"owners: false": {"ports of the node.\n\nSee the page"},
 		"{namespaces: named, owners: false, port: 9999, webConfig: {secretName: web, tls: true}}": {
 			"the node and of pods with a mounted network namespace.\n", "at https://localhost:9999/ while", "port-forward POD 9999\n",
+		},
+		"monitor: {enabled: true}": {
+			"\nA PodMonitor has Prometheus scrape it. If the Prometheus selects monitors by labels, set monitor.labels.\nRules and",
 		},
 		"{monitor: {enabled: true, kind: ServiceMonitor, labels: {release: a}}, rules: {enabled: true}, dashboard: {enabled: true}}": {
 			"\nA ServiceMonitor has Prometheus scrape it, if the Prometheus selects these labels: {\"release\":\"a\"}.\nRules and alerts are on. The dashboard is on.\n",
