@@ -68,7 +68,7 @@ func newDescs() descs {
 			"Ports that may be bound too: the exporter has not seen yet how the clients that hold them choose ports.",
 			namespace, nil),
 		maxUtilization: prometheus.NewDesc("ephemeral_port_max_utilization_ratio",
-			"Highest utilization of a destination, including destinations without series of their own. 1 means that the next connect() to that destination fails.",
+			"Highest utilization of a destination, including destinations without series of their own, and those without sockets: these lack the ports that are bound. 1 means that the next connect() to that destination fails.",
 			namespace, nil),
 
 		tcpTWReuse: prometheus.NewDesc("ephemeral_port_tcp_tw_reuse",
