@@ -35,7 +35,7 @@ func newPausedProc(t *testing.T) pausedProc {
 		"sys/net/ipv4/tcp_tw_reuse":            "2\n",
 		"sys/net/ipv4/tcp_tw_reuse_delay":      "1000\n",
 		"sys/net/ipv4/tcp_timestamps":          "1\n",
-		"sys/net/ipv4/tcp_fin_timeout":         "60\n",
+		"sys/net/ipv4/tcp_max_tw_buckets":      "131072\n",
 		"thread-self/net/sockstat":             "TCP: inuse 1 orphan 0 tw 0 alloc 1 mem 0\nUDP: inuse 0 mem 0\n",
 		"thread-self/net/netstat":              "TcpExt: TCPTimeWaitOverflow\nTcpExt: 0\n",
 	} {
@@ -47,7 +47,7 @@ func newPausedProc(t *testing.T) pausedProc {
 			t.Fatal(err)
 		}
 	}
-	p := pausedProc{dir, filepath.Join(dir, "sys/net/ipv4/tcp_max_tw_buckets")}
+	p := pausedProc{dir, filepath.Join(dir, "sys/net/ipv4/tcp_fin_timeout")}
 	if err := unix.Mkfifo(p.fifo, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func (p pausedProc) pause(t *testing.T) (goOn func()) {
 			t.Fatal(err)
 		}
 		return func() {
-			if _, err := unix.Write(fd, []byte("131072\n")); err != nil {
+			if _, err := unix.Write(fd, []byte("60\n")); err != nil {
 				t.Error(err)
 			}
 			unix.Close(fd)
