@@ -141,8 +141,7 @@ func (p *page) destinationTable(s *scan.Snapshot) table {
 		}
 	}
 	if more > 0 {
-		t.More = []finding{{calm, fmt.Sprintf("%s %s in all, and %s not listed: see --destination.min-ports and --destination.limit.",
-			plural(more, "more destination holds", "more destinations hold"), plural(ports, "port", "ports"), isOrAre(more)), alerts}}
+		t.More = []finding{{calm, leftOut(more, "destination", ports), alerts}}
 	}
 	for _, d := range p.Destinations {
 		cells := append([]cell{{Text: d.Address, Link: View{Format: HTML, Destination: d.pool.Address}.URL()}}, cells(

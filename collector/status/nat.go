@@ -139,8 +139,7 @@ func (p *page) natTable(s *scan.Snapshot) table {
 		ports += r.UnreportedPorts
 	}
 	if more > 0 {
-		t.More = []finding{{calm, fmt.Sprintf("%s %s in all, and %s not listed: see --destination.min-ports and --destination.limit.",
-			plural(more, "more pool holds", "more pools hold"), plural(ports, "port", "ports"), isOrAre(more)), nil}}
+		t.More = []finding{{calm, leftOut(more, "pool", ports), nil}}
 	}
 	for _, n := range p.NAT {
 		cells := append([]cell{{Text: n.Address, Link: View{Format: HTML, Destination: n.pool.Address}.URL()}}, cells(

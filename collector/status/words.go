@@ -41,12 +41,13 @@ func plural(n int, singular, plural string) string {
 	return fmt.Sprintf("%d %s", n, plural)
 }
 
-// isOrAre returns the verb for a number of things.
-func isOrAre(n int) string {
+// leftOut says that the limits leave out n things of a kind, and how many ports these hold.
+func leftOut(n int, kind string, ports int) string {
+	holds := fmt.Sprintf("%d more %ss hold %s in all, and are", n, kind, plural(ports, "port", "ports"))
 	if n == 1 {
-		return "is"
+		holds = fmt.Sprintf("1 more %s holds %s in all, and is", kind, plural(ports, "port", "ports"))
 	}
-	return "are"
+	return holds + " not listed: see --destination.min-ports and --destination.limit."
 }
 
 func connects(n uint64) string { return plural(int(n), "connect", "connects") }
