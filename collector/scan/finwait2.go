@@ -20,7 +20,7 @@ import (
 // A finWait2Trial finds out whether connect() takes over a mini-socket in FIN_WAIT2 where tcp_tw_reuse
 // applies. Linux 6.12 has stopped that, stable branches did at different times, and no version tells.
 // So the trial has such a socket on the port that connect() tries first, in a network namespace of its own, and
-// connects in the next second. There is a second port, so that no connect() fails: others may count that.
+// connects a second later. There is a second port, so that no connect() fails: others may count that.
 type finWait2Trial struct {
 	done chan struct{}
 	fact pool.Fact
@@ -101,8 +101,7 @@ func tryFinWait2(proc string, prepared func()) (pool.Fact, error) {
 	if err != nil {
 		return pool.Unknown, err
 	}
-	// The kernel's clock has ticks of up to 10 ms.
-	time.Sleep(now.Truncate(time.Second) + time.Second + 20*time.Millisecond - now)
+	time.Sleep(time.Second + 20*time.Millisecond) // the kernel's clock has ticks of up to 10 ms
 	got, err := connectOnce(server)
 	if err != nil {
 		return pool.Unknown, err
