@@ -17,7 +17,7 @@ type Settings struct {
 
 	TWReuse        int           // tcp_tw_reuse: 0 never, 1 always, 2 on loopback
 	TWReuseDelay   time.Duration // tcp_tw_reuse_delay; 0 if the kernel does not have it (before 6.14)
-	TWReuseLate    bool          // without tcp_tw_reuse_delay: connect() waits up to 2 s (before 4.19)
+	TWReuseLate    bool          // without tcp_tw_reuse_delay: connect() waits up to 2 s (before 4.19), or may, for all that is known
 	ReuseFinWait2  Fact          // where tcp_tw_reuse applies, connect() takes over mini-sockets in FIN_WAIT2 too (before 6.12)
 	Timestamps     int           // tcp_timestamps: 0 off
 	FinTimeout     time.Duration // tcp_fin_timeout

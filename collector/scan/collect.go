@@ -112,7 +112,7 @@ func readPorts(ns *procfs.Namespace) (pool.Settings, error) {
 // readTCPSettings returns all Settings of a namespace, given those of readPorts.
 func (s *Scanner) readTCPSettings(ns *procfs.Namespace, settings pool.Settings) (_ pool.Settings, err error) {
 	settings.TimeWaitLength, settings.Tick = s.cfg.TimeWaitLength, s.tick
-	settings.TWReuseLate, settings.ReuseFinWait2 = s.kernel.before(4, 19), s.finWait2
+	settings.TWReuseLate, settings.ReuseFinWait2 = s.reuseLate, s.finWait2
 	if settings.TWReuse, err = ns.TCPTWReuse(); err != nil {
 		return pool.Settings{}, err
 	}

@@ -5,6 +5,7 @@ package scan
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -157,5 +158,32 @@ func TestTimeWaitFaults(t *testing.T) {
 				t.Errorf("log: got %q, want one warning", got)
 			}
 		})
+	}
+}
+
+// TestTimeOffsetUnknown checks that no port counts as free too early where it is not known when a second of the kernel's
+// begins.
+func TestTimeOffsetUnknown(t *testing.T) {
+	var none *fault
+	known, _ := faultyScanner(t, &none)
+	removeProc(t, known.cfg.Proc, "sys/net/ipv4/tcp_tw_reuse_delay")
+	cfg := known.cfg
+	var log bytes.Buffer
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	writeProc(t, cfg.Proc, "self/timens_offsets", "none\n")
+	unknown := newScanner(t, cfg)
+	for want, s := range map[bool]*Scanner{false: known, true: unknown} {
+		ns, err := s.proc.Namespace()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		settings, err := s.readTCPSettings(ns, pool.Settings{})
+		if err != nil || settings.TWReuseDelay != 0 || settings.TWReuseLate != (want || s.kernel.before(4, 19)) {
+			t.Errorf("got %+v, %v, want late reuse %v", settings, err, want)
+		}
+	}
+	if !strings.Contains(log.String(), "The offset of the time namespace is not known") {
+		t.Errorf("log: %q", log.String())
 	}
 }

@@ -30,6 +30,7 @@ type Scanner struct {
 	tick            time.Duration // of the kernel's timers
 	kernel          version
 	clockOffset     time.Duration // see procfs.FS.MonotonicOffset
+	reuseLate       bool          // see pool.Settings
 	dial            func(buffer []byte) (*sockdiag.Conn, error)
 	dialNAT         func(buffer []byte) (*conntrack.Conn, error)
 	natTakesOver    bool               // see snat.Settings
@@ -107,6 +108,7 @@ func (s *Scanner) readKernel() (err error) {
 	if s.kernel, err = kernelVersion(); err != nil {
 		return err
 	}
+	s.reuseLate = s.kernel.before(4, 19)
 	if !s.kernel.before(6, 12) {
 		s.finWait2 = pool.No
 	} else if s.cfg.Trials {
@@ -114,7 +116,8 @@ func (s *Scanner) readKernel() (err error) {
 	}
 	s.clockOffset, err = s.proc.MonotonicOffset()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // if it is not a proc file system, the first scan explains that
-		s.cfg.Logger.Warn("The offset of the time namespace is not known, and taken for none", "err", err)
+		s.reuseLate = true // when a second of the kernel's begins is not known, but after 2 s one has
+		s.cfg.Logger.Warn("The offset of the time namespace is not known, so ports in TIME_WAIT count as held for 2 s before Linux 6.14", "err", err)
 	}
 	return nil
 }
