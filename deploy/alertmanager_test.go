@@ -11,20 +11,22 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 const alertmanagerConfig = "alertmanager/alertmanager.yml"
 
 // TestAlertmanagerConfig checks the configuration with amtool.
 func TestAlertmanagerConfig(t *testing.T) {
-	run(t, tool(t, "amtool", "prometheus-alertmanager"), "check-config", alertmanagerConfig)
+	deploytest.Run(t, deploytest.Tool(t, "amtool", "prometheus-alertmanager"), "check-config", alertmanagerConfig)
 }
 
 // TestAlertmanagerRoutes checks the receiver of each severity.
 func TestAlertmanagerRoutes(t *testing.T) {
-	amtool := tool(t, "amtool", "prometheus-alertmanager")
+	amtool := deploytest.Tool(t, "amtool", "prometheus-alertmanager")
 	for severity, want := range map[string]string{"critical": "pager", "warning": "chat", "info": "chat"} {
-		out := run(t, amtool, "config", "routes", "test", "--config.file="+alertmanagerConfig, "severity="+severity)
+		out := deploytest.Run(t, amtool, "config", "routes", "test", "--config.file="+alertmanagerConfig, "severity="+severity)
 		if !strings.Contains(out, want+"\n") {
 			t.Errorf("severity %s goes to %q, want %s", severity, out, want)
 		}
@@ -33,14 +35,14 @@ func TestAlertmanagerRoutes(t *testing.T) {
 
 // TestAlertmanagerMessages renders the messages about 12 hosts.
 func TestAlertmanagerMessages(t *testing.T) {
-	amtool := tool(t, "amtool", "prometheus-alertmanager")
+	amtool := deploytest.Tool(t, "amtool", "prometheus-alertmanager")
 	var config struct {
 		Receivers []struct {
 			PagerDuty []map[string]string `yaml:"pagerduty_configs"`
 			Slack     []map[string]string `yaml:"slack_configs"`
 		}
 	}
-	unmarshal(t, alertmanagerConfig, &config)
+	deploytest.Unmarshal(t, alertmanagerConfig, &config)
 	var alerts []map[string]any
 	for i := range 12 {
 		alerts = append(alerts, map[string]any{"status": "firing", "annotations": map[string]string{
@@ -54,8 +56,8 @@ func TestAlertmanagerMessages(t *testing.T) {
 	}
 	dir := t.TempDir()
 	render := func(text string) string {
-		return strings.TrimSpace(run(t, amtool, "template", "render", "--template.text="+text,
-			"--template.data="+write(t, dir, "data.json", string(data)), "--template.glob="+write(t, dir, "empty.tmpl", "")))
+		return strings.TrimSpace(deploytest.Run(t, amtool, "template", "render", "--template.text="+text,
+			"--template.data="+deploytest.Write(t, dir, "data.json", string(data)), "--template.glob="+deploytest.Write(t, dir, "empty.tmpl", "")))
 	}
 	pager, slack := config.Receivers[0].PagerDuty[0], config.Receivers[1].Slack[0]
 	if got, want := render(pager["severity"]), "critical"; got != want {

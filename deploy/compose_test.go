@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // TestCompose checks that mounted files exist, and are mounted where the programs read them.
@@ -21,7 +23,7 @@ func TestCompose(t *testing.T) {
 		}
 		Volumes map[string]any
 	}
-	unmarshal(t, path, &compose)
+	deploytest.Unmarshal(t, path, &compose)
 	mounted := map[string]bool{}
 	for name, service := range compose.Services {
 		if service.Image == "" || service.NetworkMode != "host" {
@@ -55,14 +57,14 @@ func TestCompose(t *testing.T) {
 
 	// Prometheus reads its rules from the directory of its configuration. Grafana reads its
 	// dashboard from the path in the provisioning.
-	dashboards := readFile(t, "grafana/provisioning/dashboards/ephemeral_port.yml")
+	dashboards := deploytest.Read(t, "grafana/provisioning/dashboards/ephemeral_port.yml")
 	_, dir, _ := strings.Cut(dashboards, "path: ")
 	for _, to := range []string{"/etc/prometheus/rules.yml", "/etc/grafana/provisioning", strings.TrimSpace(dir) + "/ephemeral_port.json"} {
 		if !mounted[to] {
 			t.Errorf("nothing is mounted at %s", to)
 		}
 	}
-	if !strings.Contains(readFile(t, path), "/d/"+readDashboard(t).UID+"\n") {
+	if !strings.Contains(deploytest.Read(t, path), "/d/"+readDashboard(t).UID+"\n") {
 		t.Error("the address of the dashboard is wrong")
 	}
 }

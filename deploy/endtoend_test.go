@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // startExporter runs the real exporter on its default port.
@@ -28,13 +29,13 @@ func startExporter(t *testing.T, flags ...string) *exec.Cmd {
 // configuration.
 func startPrometheus(t *testing.T, replace ...string) {
 	t.Helper()
-	program := tool(t, "prometheus", "prometheus")
+	program := deploytest.Tool(t, "prometheus", "prometheus")
 	dir := t.TempDir()
-	write(t, dir, "rules.yml", strings.ReplaceAll(shorten(t, readFile(t, "prometheus/rules.yml")), "[1m]", "[5s]"))
+	deploytest.Write(t, dir, "rules.yml", strings.ReplaceAll(shorten(t, deploytest.Read(t, "prometheus/rules.yml")), "[1m]", "[5s]"))
 	replace = append(replace, "_interval: 15s", "_interval: 1s")
-	config := strings.NewReplacer(replace...).Replace(readFile(t, "prometheus/prometheus.yml"))
+	config := strings.NewReplacer(replace...).Replace(deploytest.Read(t, "prometheus/prometheus.yml"))
 	background(t, program,
-		"--config.file="+write(t, dir, "prometheus.yml", config), "--storage.tsdb.path="+filepath.Join(dir, "data"),
+		"--config.file="+deploytest.Write(t, dir, "prometheus.yml", config), "--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address=127.0.0.1:9090")
 }
 

@@ -25,6 +25,7 @@ import (
 	ports "ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/snat"
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // The fleet that the dashboard must be able to show, with the default of --destination.limit, and
@@ -155,7 +156,7 @@ func series(t *testing.T, host int) map[string]string {
 // rules, as the rules make them.
 func makeFleet(t *testing.T, data string) {
 	t.Helper()
-	promtool := tool(t, "promtool", "prometheus")
+	promtool := deploytest.Tool(t, "promtool", "prometheus")
 	path := filepath.Join(t.TempDir(), "fleet.txt")
 	f, err := os.Create(path)
 	if err != nil {
@@ -177,10 +178,10 @@ func makeFleet(t *testing.T, data string) {
 	if err := w.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	run(t, promtool, "tsdb", "create-blocks-from", "openmetrics", "--quiet", path, data)
+	deploytest.Run(t, promtool, "tsdb", "create-blocks-from", "openmetrics", "--quiet", path, data)
 	for range 2 { // some rules read what others have recorded
 		stop := prometheusOf(t, data)
-		run(t, promtool, "tsdb", "create-blocks-from", "rules", "--url=http://127.0.0.1:9090",
+		deploytest.Run(t, promtool, "tsdb", "create-blocks-from", "rules", "--url=http://127.0.0.1:9090",
 			"--start="+fleetEnd.Add(-testRange-testBefore).Format(time.RFC3339), "--end="+fleetEnd.Format(time.RFC3339),
 			"--eval-interval="+testStep.String(), "--output-dir="+data, "prometheus/rules.yml")
 		stop()
@@ -190,8 +191,8 @@ func makeFleet(t *testing.T, data string) {
 // prometheusOf runs Prometheus on a data directory, without targets, until the test ends or stop is called.
 func prometheusOf(t *testing.T, data string) (stop func()) {
 	t.Helper()
-	cmd := background(t, tool(t, "prometheus", "prometheus"),
-		"--config.file="+write(t, t.TempDir(), "prometheus.yml", ""), "--storage.tsdb.path="+data,
+	cmd := background(t, deploytest.Tool(t, "prometheus", "prometheus"),
+		"--config.file="+deploytest.Write(t, t.TempDir(), "prometheus.yml", ""), "--storage.tsdb.path="+data,
 		"--storage.tsdb.retention.time=100y", "--storage.tsdb.allow-overlapping-blocks", "--web.listen-address=127.0.0.1:9090")
 	waitFor(t, "vector(1)")
 	return func() {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // dashboard is the part of Grafana's classic dashboard model that the tests check.
@@ -84,7 +86,7 @@ type panel struct {
 func readDashboard(t *testing.T) dashboard {
 	t.Helper()
 	var d dashboard
-	if err := json.Unmarshal([]byte(readFile(t, "grafana/dashboard.json")), &d); err != nil {
+	if err := json.Unmarshal([]byte(deploytest.Read(t, "grafana/dashboard.json")), &d); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -256,9 +258,13 @@ var topk = regexp.MustCompile(`topk\(10, ((?:max_over_time|increase)\([^()]+\[\$
 
 // TestDashboardQueries checks the queries with promtool, and that their metrics exist.
 func TestDashboardQueries(t *testing.T) {
-	metrics := readFile(t, "../collector/testdata/metrics.prom")
-	var rules ruleGroups
-	unmarshal(t, "prometheus/rules.yml", &rules)
+	metrics := deploytest.Read(t, "../collector/testdata/metrics.prom")
+	var rules struct {
+		Groups []struct {
+			Rules []struct{ Record, Expr string }
+		}
+	}
+	deploytest.Unmarshal(t, "prometheus/rules.yml", &rules)
 	recorded := map[string]string{}
 	for _, g := range rules.Groups {
 		for _, r := range g.Rules {
@@ -320,7 +326,7 @@ func TestDashboardQueries(t *testing.T) {
 		}
 		check("annotation", a.Expr)
 	}
-	run(t, tool(t, "promtool", "prometheus"), "check", "rules", "--lint=none", write(t, t.TempDir(), "dashboard.yml", file.String()))
+	deploytest.Run(t, deploytest.Tool(t, "promtool", "prometheus"), "check", "rules", "--lint=none", deploytest.Write(t, t.TempDir(), "dashboard.yml", file.String()))
 
 	// These have no place: snat_max_utilization_ratio has unreported pools too, ports of unknown reuse count as used and
 	// are rare, and expired failures are a part of a recorded number.
@@ -387,7 +393,7 @@ tests:
 	if panels != 2 {
 		t.Errorf("%d panels of failed connects", panels)
 	}
-	runPromtool(t, "test", "rules", write(t, t.TempDir(), "failures.yml", file.String()))
+	deploytest.Run(t, deploytest.Tool(t, "promtool", "prometheus"), "test", "rules", deploytest.Write(t, t.TempDir(), "failures.yml", file.String()))
 }
 
 // testDashboardQueries runs queries in the live Prometheus of an end-to-end test: those about failed
@@ -415,7 +421,7 @@ func TestGrafanaProvisioning(t *testing.T) {
 		APIVersion  int `yaml:"apiVersion"`
 		Datasources []struct{ Name, Type, URL string }
 	}
-	unmarshal(t, "grafana/provisioning/datasources/prometheus.yml", &sources)
+	deploytest.Unmarshal(t, "grafana/provisioning/datasources/prometheus.yml", &sources)
 	if sources.APIVersion != 1 || len(sources.Datasources) != 1 || sources.Datasources[0].Type != "prometheus" || sources.Datasources[0].URL != "http://localhost:9090" {
 		t.Errorf("data sources: %+v", sources)
 	}
@@ -426,7 +432,7 @@ func TestGrafanaProvisioning(t *testing.T) {
 			Options    struct{ Path string }
 		}
 	}
-	unmarshal(t, "grafana/provisioning/dashboards/ephemeral_port.yml", &dashboards)
+	deploytest.Unmarshal(t, "grafana/provisioning/dashboards/ephemeral_port.yml", &dashboards)
 	if dashboards.APIVersion != 1 || len(dashboards.Providers) != 1 || dashboards.Providers[0].Type != "file" || dashboards.Providers[0].Options.Path == "" {
 		t.Errorf("dashboards: %+v", dashboards)
 	}

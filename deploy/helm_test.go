@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // helmManifests returns what the chart makes of the values in its testdata.
@@ -30,7 +31,7 @@ func helmManifests(t *testing.T) (paths []string) {
 // TestHelm checks that the flags of the chart exist. Package chart has its other tests.
 func TestHelm(t *testing.T) {
 	for _, path := range append(helmManifests(t), "helm/values.yaml") {
-		checkFlags(t, path, readFile(t, path))
+		checkFlags(t, path, deploytest.Read(t, path))
 	}
 }
 
@@ -40,7 +41,7 @@ func TestHelmPrivileges(t *testing.T) {
 	netnstest.HostRoot(t)
 	for _, path := range helmManifests(t) {
 		t.Run(filepath.Base(path), func(t *testing.T) {
-			_, document, _ := strings.Cut(readFile(t, path), "/templates/daemonset.yaml\n")
+			_, document, _ := strings.Cut(deploytest.Read(t, path), "/templates/daemonset.yaml\n")
 			document, _, _ = strings.Cut(document, "\n---\n")
 			var daemonSet struct {
 				Spec struct {
@@ -102,7 +103,7 @@ func listens(t *testing.T, user int, capabilities []string, escalation bool, arg
 	if !escalation {
 		flags = append(flags, "--no-new-privs")
 	}
-	cmd := exec.Command(tool(t, "setpriv", "util-linux"), append(flags, args...)...)
+	cmd := exec.Command(deploytest.Tool(t, "setpriv", "util-linux"), append(flags, args...)...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

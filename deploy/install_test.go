@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // onMachine lets the calling test change /etc, /usr, /var and /run. It sees those of the machine, but /run is
@@ -131,7 +132,7 @@ func exporterFiles(t *testing.T) []string {
 // installBlock returns the first block of install.md after some words.
 func installBlock(t *testing.T, after, language string) string {
 	t.Helper()
-	_, rest, _ := strings.Cut(readFile(t, "docs/install.md"), after)
+	_, rest, _ := strings.Cut(deploytest.Read(t, "docs/install.md"), after)
 	_, rest, _ = strings.Cut(rest, "\n```"+language+"\n")
 	block, _, ok := strings.Cut(rest, "\n```\n")
 	if !ok {
@@ -159,7 +160,7 @@ const (
 // runUnit runs the exporter as the installed unit says, as an ordinary user. The caller ends it.
 func runUnit(t *testing.T, unitDir string) *exec.Cmd {
 	t.Helper()
-	unit := readFile(t, unitDir+unitFile)
+	unit := deploytest.Read(t, unitDir+unitFile)
 	m := regexp.MustCompile(`(?m)^ExecStart=(.+)$`).FindStringSubmatch(unit)
 	if m == nil || !strings.Contains(unit, "\nEnvironmentFile=-"+defaultFile+"\n") {
 		t.Fatalf("no ExecStart or EnvironmentFile in\n%s", unit)
@@ -244,7 +245,7 @@ func testPackages(t *testing.T, older, version string) {
 	} {
 		for _, systemd := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/systemd=%v", name, systemd), func(t *testing.T) {
-				tool(t, p.tool, p.debianPackage)
+				deploytest.Tool(t, p.tool, p.debianPackage)
 				onMachine(t)
 				if systemd {
 					pretendSystemd(t)
@@ -282,13 +283,13 @@ func testPackages(t *testing.T, older, version string) {
 				}
 
 				const setting = `ARGS="--web.listen-address=127.0.0.1:10149"` + "\n"
-				write(t, "/etc/default", exporterProgram, setting)
+				deploytest.Write(t, "/etc/default", exporterProgram, setting)
 				if !systemd {
 					shell(t, "/", "SYSTEMD_OFFLINE=1 systemctl enable ephemeral_port_exporter.socket")
 				}
 				shell(t, newerFolder, p.upgrade)
 				checkCalls("when it is upgraded", p.upgradeCalls)
-				if got := readFile(t, defaultFile); got != setting {
+				if got := deploytest.Read(t, defaultFile); got != setting {
 					t.Errorf("the upgrade changed %s to %q", defaultFile, got)
 				}
 				checkVersion(newer)
@@ -310,7 +311,7 @@ func checkInstalled(t *testing.T) {
 	packaged := strings.NewReplacer("/usr/local/bin/ephemeral_port_exporter", "/usr/bin/ephemeral_port_exporter")
 	check := func(installed, source string) {
 		t.Helper()
-		if diff := cmp.Diff(packaged.Replace(readFile(t, source)), readFile(t, installed)); diff != "" {
+		if diff := cmp.Diff(packaged.Replace(deploytest.Read(t, source)), deploytest.Read(t, installed)); diff != "" {
 			t.Errorf("%s (-checkout +installed):\n%s", installed, diff)
 		}
 	}
@@ -320,7 +321,7 @@ func checkInstalled(t *testing.T) {
 	// Some containers leave documents out.
 	if config, _ := filepath.Glob("/etc/dpkg/dpkg.cfg.d/*"); config != nil {
 		for _, path := range config {
-			if strings.Contains(readFile(t, path), "path-exclude") {
+			if strings.Contains(deploytest.Read(t, path), "path-exclude") {
 				return
 			}
 		}
@@ -355,7 +356,7 @@ func testReadmeInstall(t *testing.T, folder, version string) {
 				t.Errorf("calls of systemctl (-want +got):\n%s", diff)
 			}
 			for installed, source := range map[string]string{defaultFile: ".default", "/etc/systemd/system" + unitFile: ".service"} {
-				if diff := cmp.Diff(readFile(t, "systemd/ephemeral_port_exporter"+source), readFile(t, installed)); diff != "" {
+				if diff := cmp.Diff(deploytest.Read(t, "systemd/ephemeral_port_exporter"+source), deploytest.Read(t, installed)); diff != "" {
 					t.Errorf("%s (-checkout +installed):\n%s", installed, diff)
 				}
 			}
@@ -371,9 +372,9 @@ func testReadmeInstall(t *testing.T, folder, version string) {
 // testReadmeTLS runs the blocks of install.md for a drop-in and for TLS. A Prometheus with the
 // configuration of install.md scrapes the result.
 func testReadmeTLS(t *testing.T, folder, version string) {
-	prometheus := tool(t, "prometheus", "prometheus")
-	tool(t, "htpasswd", "apache2-utils")
-	tool(t, "openssl", "openssl")
+	prometheus := deploytest.Tool(t, "prometheus", "prometheus")
+	deploytest.Tool(t, "htpasswd", "apache2-utils")
+	deploytest.Tool(t, "openssl", "openssl")
 	onMachine(t)
 	pretendSystemd(t)
 	// Some containers leave documents out.
@@ -384,8 +385,8 @@ func testReadmeTLS(t *testing.T, folder, version string) {
 	// What systemd does for LoadCredential=.
 	const dropIns = "/etc/systemd/system/ephemeral_port_exporter.service.d/"
 	const credentials = "/run/credentials/ephemeral_port_exporter.service"
-	readFile(t, dropIns+"all-namespaces.conf")
-	loaded := regexp.MustCompile(`(?m)^LoadCredential=(\S+?):(\S+)$`).FindAllStringSubmatch(readFile(t, dropIns+"tls.conf"), -1)
+	deploytest.Read(t, dropIns+"all-namespaces.conf")
+	loaded := regexp.MustCompile(`(?m)^LoadCredential=(\S+?):(\S+)$`).FindAllStringSubmatch(deploytest.Read(t, dropIns+"tls.conf"), -1)
 	if len(loaded) != 3 {
 		t.Errorf("%d credentials, want the configuration, the certificate and its key", len(loaded))
 	}
@@ -400,13 +401,13 @@ func testReadmeTLS(t *testing.T, folder, version string) {
 	}
 	runUnit(t, "/usr/lib/systemd/system")
 
-	certificate := readFile(t, "/etc/ephemeral_port_exporter/server.crt")
+	certificate := deploytest.Read(t, "/etc/ephemeral_port_exporter/server.crt")
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(certificate)) {
 		t.Fatal("no certificate")
 	}
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
-	password := strings.TrimSpace(readFile(t, "/etc/ephemeral_port_exporter/password"))
+	password := strings.TrimSpace(deploytest.Read(t, "/etc/ephemeral_port_exporter/password"))
 	if got := scrapeVersion(t, "https://prometheus:"+password+"@localhost:10149/metrics", client); got != version {
 		t.Errorf("version %s runs, want %s", got, version)
 	}
@@ -419,11 +420,11 @@ func testReadmeTLS(t *testing.T, folder, version string) {
 		t.Errorf("status %s with a wrong password", resp.Status)
 	}
 
-	write(t, "/etc/prometheus", "ephemeral_port.crt", certificate)
-	write(t, "/etc/prometheus", "ephemeral_port.password", password+"\n")
+	deploytest.Write(t, "/etc/prometheus", "ephemeral_port.crt", certificate)
+	deploytest.Write(t, "/etc/prometheus", "ephemeral_port.password", password+"\n")
 	config := "global: {scrape_interval: 1s}\n" + installBlock(t, "\n## TLS and authentication\n", "yaml")
 	dir := t.TempDir()
-	background(t, prometheus, "--config.file="+write(t, dir, "prometheus.yml", config),
+	background(t, prometheus, "--config.file="+deploytest.Write(t, dir, "prometheus.yml", config),
 		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:9090")
 	waitFor(t, `up{job="ephemeral_port"} == 1`)
 }
@@ -431,7 +432,7 @@ func testReadmeTLS(t *testing.T, folder, version string) {
 // TestReadmeDocker compares the lines for Docker with the table of capabilities.
 func TestReadmeDocker(t *testing.T) {
 	capabilities := map[string][]string{}
-	for _, m := range regexp.MustCompile(`(?m)^\| CAP_(\w+) \| ([^|]+) \| ([^|]+) \|`).FindAllStringSubmatch(readFile(t, "docs/security.md"), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\| CAP_(\w+) \| ([^|]+) \| ([^|]+) \|`).FindAllStringSubmatch(deploytest.Read(t, "docs/security.md"), -1) {
 		for _, flag := range regexp.MustCompile(`--[a-z-]+(=\w+)?`).FindAllString(m[2], -1) {
 			if !strings.Contains(m[3], "not as root") {
 				capabilities[flag] = append(capabilities[flag], m[1])

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // TestLinks checks that the links of the documents lead to existing files and chapters, and that each block of code
@@ -20,10 +22,10 @@ func TestLinks(t *testing.T) {
 		t.Fatalf("documents: %q, %v", documents, err)
 	}
 	for _, path := range append(documents, "../README.md", "runbook.md", "helm/README.md") {
-		if fences := regexp.MustCompile("(?m)^ *```").FindAllString(readFile(t, path), -1); len(fences)%2 != 0 {
+		if fences := regexp.MustCompile("(?m)^ *```").FindAllString(deploytest.Read(t, path), -1); len(fences)%2 != 0 {
 			t.Errorf("%s: a block of code does not begin or end", path)
 		}
-		links := link.FindAllStringSubmatch(readFile(t, path), -1)
+		links := link.FindAllStringSubmatch(deploytest.Read(t, path), -1)
 		if len(links) == 0 {
 			t.Errorf("%s has no links", path)
 		}
@@ -44,7 +46,7 @@ func TestLinks(t *testing.T) {
 				continue
 			}
 			found := false
-			for _, h := range heading.FindAllStringSubmatch(readFile(t, target), -1) {
+			for _, h := range heading.FindAllStringSubmatch(deploytest.Read(t, target), -1) {
 				found = found || anchor == strings.ToLower(strings.ReplaceAll(h[1], " ", "-"))
 			}
 			if !found {

@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // faster divides the waiting times of the shipped files, so that tests wait seconds, not minutes. The
@@ -50,7 +50,7 @@ func TestShorten(t *testing.T) {
 	if got := shorten(t, config); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	rules := readFile(t, "prometheus/rules.yml")
+	rules := deploytest.Read(t, "prometheus/rules.yml")
 	if got, want := len(durations.FindAllString(rules, -1)), strings.Count(rules, "- alert: ")+strings.Count(rules, "keep_firing_for: "); got != want {
 		t.Errorf("%d waiting times in rules.yml, want %d", got, want)
 	}
@@ -109,16 +109,6 @@ func getText(url string) (string, error) {
 	}
 	b, err := io.ReadAll(resp.Body)
 	return string(b), err
-}
-
-// write writes a file for a program and returns its path.
-func write(t *testing.T, dir, name, content string) string {
-	t.Helper()
-	path := filepath.Join(dir, name)
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 // A webhook replaces the receivers of alertmanager.yml and stores their notifications.
@@ -181,20 +171,20 @@ func (w *webhook) wait(t *testing.T, want string) {
 // times are shortened, and one webhook replaces all receivers.
 func startAlertmanager(t *testing.T) *webhook {
 	t.Helper()
-	program := tool(t, "prometheus-alertmanager", "prometheus-alertmanager")
+	program := deploytest.Tool(t, "prometheus-alertmanager", "prometheus-alertmanager")
 	w := &webhook{groups: map[string]bool{}}
 	server := &http.Server{Addr: "127.0.0.1:5001", Handler: w}
 	go func() { _ = server.ListenAndServe() }()
 	t.Cleanup(func() { server.Close() })
 
-	config, _, _ := strings.Cut(shorten(t, readFile(t, "alertmanager/alertmanager.yml")), "\nreceivers:\n")
+	config, _, _ := strings.Cut(shorten(t, deploytest.Read(t, "alertmanager/alertmanager.yml")), "\nreceivers:\n")
 	config += "\nreceivers:\n"
 	for _, name := range []string{"pager", "chat"} {
 		config += "  - {name: " + name + ", webhook_configs: [{url: 'http://127.0.0.1:5001/'}]}\n"
 	}
 	dir := t.TempDir()
 	background(t, program,
-		"--config.file="+write(t, dir, "alertmanager.yml", config), "--storage.path="+dir,
+		"--config.file="+deploytest.Write(t, dir, "alertmanager.yml", config), "--storage.path="+dir,
 		"--web.listen-address=127.0.0.1:9093", "--cluster.listen-address=")
 	eventually(t, "Alertmanager", func() error {
 		var status any

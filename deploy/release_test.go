@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // testRevision is the revision of the releases that tests make: not every checkout has a history.
@@ -41,7 +42,7 @@ func makeRelease(t *testing.T, version string) (folder, made string) {
 	}
 	made = version
 	if made == "" {
-		made = regexp.MustCompile(`\n## (\S+) / \d{4}-\d\d-\d\d\n`).FindStringSubmatch(readFile(t, "CHANGELOG.md"))[1]
+		made = regexp.MustCompile(`\n## (\S+) / \d{4}-\d\d-\d\d\n`).FindStringSubmatch(deploytest.Read(t, "CHANGELOG.md"))[1]
 	}
 	return folder, made
 }
@@ -87,7 +88,7 @@ func testReleaseNames(t *testing.T, folder, version string) {
 		t.Errorf("%s: %v\n%s", check, err, out)
 	}
 
-	globs := regexp.MustCompile(`ephemeral[-_]port[-_]exporter[-_]\*(?:\$\([^)]*\)|[^ \n])*\.(?:deb|rpm|tar\.gz|oci\.tar)`).FindAllString(readFile(t, "docs/install.md"), -1)
+	globs := regexp.MustCompile(`ephemeral[-_]port[-_]exporter[-_]\*(?:\$\([^)]*\)|[^ \n])*\.(?:deb|rpm|tar\.gz|oci\.tar)`).FindAllString(deploytest.Read(t, "docs/install.md"), -1)
 	for _, glob := range globs {
 		glob = strings.NewReplacer("$(dpkg --print-architecture)", "amd64", "$(uname -m)", "x86_64").Replace(glob)
 		if files, err := filepath.Glob(filepath.Join(folder, glob)); err != nil || len(files) != 1 {
@@ -102,7 +103,7 @@ func testReleaseNames(t *testing.T, folder, version string) {
 // testReleaseReproducible makes the release again and compares all bytes.
 func testReleaseReproducible(t *testing.T, folder string) {
 	again, _ := makeRelease(t, "")
-	if diff := cmp.Diff(readFile(t, filepath.Join(folder, "SHA256SUMS")), readFile(t, filepath.Join(again, "SHA256SUMS"))); diff != "" {
+	if diff := cmp.Diff(deploytest.Read(t, filepath.Join(folder, "SHA256SUMS")), deploytest.Read(t, filepath.Join(again, "SHA256SUMS"))); diff != "" {
 		t.Errorf("checksums of two releases (-first +second):\n%s", diff)
 	}
 }
@@ -153,7 +154,7 @@ func testReleaseArchives(t *testing.T, folder, version string) {
 				continue // testReleaseManual checks these
 			}
 			got = append(got, path)
-			if string(content) != readFile(t, filepath.Join("..", path)) {
+			if string(content) != deploytest.Read(t, filepath.Join("..", path)) {
 				t.Errorf("%s: %s is not that of the checkout", base, path)
 			}
 		}
@@ -185,7 +186,7 @@ func testReleaseManual(t *testing.T, folder, version string) {
 
 	const page = "/man/man1/ephemeral_port_exporter.1.gz"
 	for _, program := range []string{"man", "lexgrog"} {
-		tool(t, program, "man-db")
+		deploytest.Tool(t, program, "man-db")
 	}
 	cmd := exec.Command("man", "--warnings", "--local-file", share+page)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "MANWIDTH=80")
@@ -203,7 +204,7 @@ func testReleaseManual(t *testing.T, folder, version string) {
 	if strings.Contains(string(text), "build date") {
 		t.Errorf("the header has all of the version:\n%s", text)
 	}
-	if got := run(t, "lexgrog", share+page); !strings.Contains(got, `"ephemeral_port_exporter - Prometheus exporter for `) {
+	if got := deploytest.Run(t, "lexgrog", share+page); !strings.Contains(got, `"ephemeral_port_exporter - Prometheus exporter for `) {
 		t.Errorf("man -k finds %s", got)
 	}
 
@@ -222,11 +223,11 @@ typeset -A compstate
 words=(ephemeral_port_exporter --web.tel) CURRENT=2
 _ephemeral_port_exporter`,
 	} {
-		if got, err := exec.Command(tool(t, program, program), "-c", path+script, program, share).Output(); err != nil || string(got) != "--web.telemetry-path\n" {
+		if got, err := exec.Command(deploytest.Tool(t, program, program), "-c", path+script, program, share).Output(); err != nil || string(got) != "--web.telemetry-path\n" {
 			t.Errorf("%s completes %q, %v", program, got, err)
 		}
 	}
-	if first, _, _ := strings.Cut(readFile(t, share+"/zsh/site-functions/_ephemeral_port_exporter"), "\n"); first != "#compdef ephemeral_port_exporter" {
+	if first, _, _ := strings.Cut(deploytest.Read(t, share+"/zsh/site-functions/_ephemeral_port_exporter"), "\n"); first != "#compdef ephemeral_port_exporter" {
 		t.Errorf("zsh does not load a completion that begins with %q", first)
 	}
 }
@@ -239,12 +240,12 @@ func testPackageFiles(t *testing.T, folder string) {
 		"*_amd64.deb":  {"dpkg-deb --fsys-tarfile $1 | tar t | sed 's/^[.]//'", "/usr/share/zsh/vendor-completions/_ephemeral_port_exporter"},
 		"*.x86_64.rpm": {"rpm -qlp $1", "/usr/share/zsh/site-functions/_ephemeral_port_exporter"},
 	} {
-		tool(t, "rpm", "rpm")
+		deploytest.Tool(t, "rpm", "rpm")
 		packages, err := filepath.Glob(filepath.Join(folder, pattern))
 		if err != nil || len(packages) != 1 {
 			t.Fatalf("%s: %q, %v", pattern, packages, err)
 		}
-		files := strings.Fields(run(t, "bash", "-c", tt.list, "list", packages[0]))
+		files := strings.Fields(deploytest.Run(t, "bash", "-c", tt.list, "list", packages[0]))
 		for _, want := range []string{bash, man, tt.zsh} {
 			if !slices.Contains(files, want) {
 				t.Errorf("%s has no %s", pattern, want)
@@ -262,7 +263,7 @@ func testPackageFiles(t *testing.T, folder string) {
 			}
 			documents++
 			source := strings.Replace(strings.TrimPrefix(file, doc+"/"), "README.md", "../README.md", 1)
-			for _, m := range regexp.MustCompile(`\]\(([^)#]+)`).FindAllStringSubmatch(readFile(t, source), -1) {
+			for _, m := range regexp.MustCompile(`\]\(([^)#]+)`).FindAllStringSubmatch(deploytest.Read(t, source), -1) {
 				target := filepath.Join(filepath.Dir(file), strings.TrimPrefix(m[1], "deploy/"))
 				if !strings.HasPrefix(m[1], "https://") && !slices.Contains(files, target) {
 					t.Errorf("%s: %s links to %s, which is not there", pattern, file, m[1])
@@ -318,7 +319,7 @@ func checkMaterials(t *testing.T, path, version string, binary []byte) {
 		}
 		Components []component
 	}
-	if err := json.Unmarshal([]byte(readFile(t, path)), &bom); err != nil {
+	if err := json.Unmarshal([]byte(deploytest.Read(t, path)), &bom); err != nil {
 		t.Fatal(err)
 	}
 	exporter := bom.Metadata.Component
@@ -420,7 +421,7 @@ type imageConfig struct {
 // dockerfile returns the configuration of the image that the Dockerfile makes.
 func dockerfile(t *testing.T, version string) imageConfig {
 	t.Helper()
-	_, text, ok := strings.Cut(readFile(t, "../Dockerfile"), "\nFROM scratch\n")
+	_, text, ok := strings.Cut(deploytest.Read(t, "../Dockerfile"), "\nFROM scratch\n")
 	if !ok {
 		t.Fatal("the image of the Dockerfile is not from scratch")
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // A gateway is the network namespace of the tests while it translates the addresses of clients in another one.
@@ -32,7 +33,7 @@ const (
 // newGateway has the network namespace of the tests masquerade connections to a server with 100 ports.
 func newGateway(t *testing.T) *gateway {
 	t.Helper()
-	nft := tool(t, "nft", "nftables")
+	nft := deploytest.Tool(t, "nft", "nftables")
 	// Not TempDir: ip(8) takes the "#" of some as the start of a comment.
 	dir, err := os.MkdirTemp("", "gateway-")
 	if err != nil {

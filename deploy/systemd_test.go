@@ -15,12 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // checkFlags reports flags in a text that the exporter does not have.
 func checkFlags(t *testing.T, path, text string) {
 	t.Helper()
-	help := run(t, netnstest.ProgramPath(exporterProgram), "--help")
+	help := deploytest.Run(t, netnstest.ProgramPath(exporterProgram), "--help")
 	for _, flag := range regexp.MustCompile(`--[a-z][a-z.-]*[a-z]`).FindAllString(text, -1) {
 		name := strings.TrimPrefix(flag, "--")
 		if !regexp.MustCompile(`--(\[no-\])?` + regexp.QuoteMeta(name) + `[ =]`).MatchString(help) {
@@ -35,9 +36,9 @@ const systemdService = "systemd/ephemeral_port_exporter.service"
 // to the service, which has the same effect.
 func systemdVariants(t *testing.T) map[string]string {
 	t.Helper()
-	service := readFile(t, systemdService)
-	namespaces, failures := readFile(t, "systemd/all-namespaces.conf"), readFile(t, "systemd/connect-failures.conf")
-	exact, tls, snat := readFile(t, "systemd/exact.conf"), readFile(t, "systemd/tls.conf"), readFile(t, "systemd/snat.conf")
+	service := deploytest.Read(t, systemdService)
+	namespaces, failures := deploytest.Read(t, "systemd/all-namespaces.conf"), deploytest.Read(t, "systemd/connect-failures.conf")
+	exact, tls, snat := deploytest.Read(t, "systemd/exact.conf"), deploytest.Read(t, "systemd/tls.conf"), deploytest.Read(t, "systemd/snat.conf")
 	return map[string]string{
 		"service": service, "all-namespaces": service + namespaces, "connect-failures": service + failures, "exact": service + exact, "tls": service + tls,
 		"snat": service + snat, "all": service + namespaces + failures + exact + tls + snat,
@@ -46,31 +47,31 @@ func systemdVariants(t *testing.T) map[string]string {
 
 // TestSystemdUnits checks that systemd accepts the units, and that their flags exist.
 func TestSystemdUnits(t *testing.T) {
-	analyze := tool(t, "systemd-analyze", "systemd")
+	analyze := deploytest.Tool(t, "systemd-analyze", "systemd")
 	binary := netnstest.ProgramPath(exporterProgram)
 	for variant, service := range systemdVariants(t) {
 		dir := t.TempDir()
 		service = strings.ReplaceAll(service, "/usr/local/bin/ephemeral_port_exporter", binary)
-		out := run(t, analyze, "verify", "--man=no",
-			write(t, dir, "ephemeral_port_exporter.service", service),
-			write(t, dir, "ephemeral_port_exporter.socket", readFile(t, "systemd/ephemeral_port_exporter.socket")))
+		out := deploytest.Run(t, analyze, "verify", "--man=no",
+			deploytest.Write(t, dir, "ephemeral_port_exporter.service", service),
+			deploytest.Write(t, dir, "ephemeral_port_exporter.socket", deploytest.Read(t, "systemd/ephemeral_port_exporter.socket")))
 		if out != "" {
 			t.Errorf("%s: systemd-analyze verify: %s", variant, out)
 		}
 	}
 	for _, name := range []string{"ephemeral_port_exporter.service", "ephemeral_port_exporter.socket", "ephemeral_port_exporter.default", "all-namespaces.conf", "connect-failures.conf", "exact.conf", "tls.conf", "snat.conf"} {
-		checkFlags(t, name, readFile(t, filepath.Join("systemd", name)))
+		checkFlags(t, name, deploytest.Read(t, filepath.Join("systemd", name)))
 	}
 }
 
 // TestSystemdSecurity checks the exposure level: at most 1.5 of 10, of which the network takes 0.5. With
 // capabilities, it is at most 3.
 func TestSystemdSecurity(t *testing.T) {
-	analyze := tool(t, "systemd-analyze", "systemd")
+	analyze := deploytest.Tool(t, "systemd-analyze", "systemd")
 	most := map[string]float64{"service": 1.5, "all-namespaces": 3, "connect-failures": 3, "exact": 3, "tls": 1.5, "snat": 3, "all": 3}
 	for variant, service := range systemdVariants(t) {
-		path := write(t, t.TempDir(), "ephemeral_port_exporter.service", service)
-		out := run(t, analyze, "security", "--offline=true", "--no-pager", path)
+		path := deploytest.Write(t, t.TempDir(), "ephemeral_port_exporter.service", service)
+		out := deploytest.Run(t, analyze, "security", "--offline=true", "--no-pager", path)
 		m := regexp.MustCompile(`Overall exposure level for \S+: ([0-9.]+)`).FindStringSubmatch(out)
 		if m == nil {
 			t.Fatalf("%s: no exposure level in\n%s", variant, out)
@@ -93,7 +94,7 @@ func TestSystemdCapabilities(t *testing.T) {
 		"exact.conf":                      "CAP_BPF CAP_PERFMON",
 		"snat.conf":                       "CAP_NET_ADMIN",
 	} {
-		unit := readFile(t, filepath.Join("systemd", name))
+		unit := deploytest.Read(t, filepath.Join("systemd", name))
 		for _, setting := range []string{"CapabilityBoundingSet", "AmbientCapabilities"} {
 			if got := regexp.MustCompile(`(?m)^`+setting+`=.*$`).FindAllString(unit, -1); len(got) != 1 || got[0] != setting+"="+want {
 				t.Errorf("%s: %q, want %s=%s", name, got, setting, want)
@@ -104,14 +105,14 @@ func TestSystemdCapabilities(t *testing.T) {
 
 // TestSystemdMemory checks that the service has a memory limit.
 func TestSystemdMemory(t *testing.T) {
-	if !strings.Contains(readFile(t, systemdService), "\nMemoryMax=256M\n") {
+	if !strings.Contains(deploytest.Read(t, systemdService), "\nMemoryMax=256M\n") {
 		t.Error("the service has no memory limit")
 	}
 }
 
 // TestSystemdPort checks that the port of the socket unit is the default port.
 func TestSystemdPort(t *testing.T) {
-	if !strings.Contains(readFile(t, "systemd/ephemeral_port_exporter.socket"), "\nListenStream="+defaultPort(t)+"\n") {
+	if !strings.Contains(deploytest.Read(t, "systemd/ephemeral_port_exporter.socket"), "\nListenStream="+defaultPort(t)+"\n") {
 		t.Error("the socket unit has another port than the exporter")
 	}
 }
@@ -119,7 +120,7 @@ func TestSystemdPort(t *testing.T) {
 // defaultPort returns the default port of the exporter.
 func defaultPort(t *testing.T) string {
 	t.Helper()
-	m := regexp.MustCompile(`--web\.listen-address=:(\d+)`).FindStringSubmatch(run(t, netnstest.ProgramPath(exporterProgram), "--help"))
+	m := regexp.MustCompile(`--web\.listen-address=:(\d+)`).FindStringSubmatch(deploytest.Run(t, netnstest.ProgramPath(exporterProgram), "--help"))
 	if m == nil {
 		t.Fatal("no default listen address in --help")
 	}
@@ -137,7 +138,7 @@ func TestSystemdCalls(t *testing.T) {
 			Includes struct{ Caps []string }
 		}
 	}
-	if err := json.Unmarshal([]byte(readFile(t, "seccomp/ephemeral_port_exporter.json")), &profile); err != nil {
+	if err := json.Unmarshal([]byte(deploytest.Read(t, "seccomp/ephemeral_port_exporter.json")), &profile); err != nil {
 		t.Fatal(err)
 	}
 	families := map[int]string{unix.AF_UNIX: "AF_UNIX", unix.AF_INET: "AF_INET", unix.AF_INET6: "AF_INET6", unix.AF_NETLINK: "AF_NETLINK"}
@@ -160,7 +161,7 @@ func TestSystemdCalls(t *testing.T) {
 				}
 			}
 		}
-		text := readFile(t, filepath.Join("systemd", unit))
+		text := deploytest.Read(t, filepath.Join("systemd", unit))
 		for _, setting := range []string{"SystemCallFilter", "RestrictAddressFamilies"} {
 			var got []string
 			for _, m := range regexp.MustCompile(`(?m)^`+setting+`=(.*)$`).FindAllStringSubmatch(text, -1) {

@@ -1,6 +1,6 @@
 //go:build linux
 
-package deploy
+package prometheus
 
 import (
 	"fmt"
@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v2"
+
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // A rulesTest is one test of "promtool test rules".
@@ -49,7 +51,7 @@ func (r *rulesTest) expect(expr string, want map[string]float64) {
 // testRules runs promtool on tests of the shipped rules, with that interval of scrapes and evaluations.
 func testRules(t *testing.T, interval string, tests ...rulesTest) {
 	t.Helper()
-	rules, err := filepath.Abs("prometheus/rules.yml")
+	rules, err := filepath.Abs("rules.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +62,7 @@ func testRules(t *testing.T, interval string, tests ...rulesTest) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runPromtool(t, "test", "rules", write(t, t.TempDir(), "test.yml", string(b)))
+	runPromtool(t, "test", "rules", deploytest.Write(t, t.TempDir(), "test.yml", string(b)))
 }
 
 // scrapes is the number of scrapes every 15 s in half an hour.

@@ -1,6 +1,6 @@
 // promtool of a current Prometheus, to test the rules with; kept out of the exporter's own module. v0.316.0 needs
 // versions of modules that cannot be downloaded. go run refuses v0.314.0, because its go.mod replaces a module.
-module ephemeral_port_exporter/deploy/promtool
+module ephemeral_port_exporter/deploy/prometheus/promtool
 
 go 1.26.0
 

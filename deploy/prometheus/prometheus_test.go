@@ -1,6 +1,6 @@
 //go:build linux
 
-package deploy
+package prometheus
 
 import (
 	"encoding/json"
@@ -14,6 +14,7 @@ import (
 
 	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/deploy/deploytest"
 )
 
 // ruleGroups is the part of a rule file that the tests check.
@@ -31,27 +32,27 @@ type ruleGroups struct {
 // succeed.
 func runPromtool(t *testing.T, args ...string) {
 	t.Helper()
-	run(t, netnstest.ProgramPath(promtoolProgram), args...)
-	run(t, tool(t, "promtool", "prometheus"), args...)
+	deploytest.Run(t, netnstest.ProgramPath(promtoolProgram), args...)
+	deploytest.Run(t, deploytest.Tool(t, "promtool", "prometheus"), args...)
 }
 
 // TestPrometheusConfig checks the configuration and the rules with promtool.
 func TestPrometheusConfig(t *testing.T) {
-	runPromtool(t, "check", "config", "--lint=all", "--lint-fatal", "prometheus/prometheus.yml")
-	runPromtool(t, "check", "rules", "--lint=all", "--lint-fatal", "prometheus/rules.yml")
-	if strings.Contains(readFile(t, "prometheus/prometheus.yml"), "target_label: instance") {
+	runPromtool(t, "check", "config", "--lint=all", "--lint-fatal", "prometheus.yml")
+	runPromtool(t, "check", "rules", "--lint=all", "--lint-fatal", "rules.yml")
+	if strings.Contains(deploytest.Read(t, "prometheus.yml"), "target_label: instance") {
 		t.Error("prometheus.yml changes the label instance: the links of the alerts need its address and port")
 	}
 }
 
 // TestRules checks that each alert fires, does not fire just below its threshold, and resolves.
 func TestRules(t *testing.T) {
-	runPromtool(t, "test", "rules", "prometheus/rules_test.yml")
+	runPromtool(t, "test", "rules", "rules_test.yml")
 }
 
 // TestQueries checks that the queries in the documents are valid.
 func TestQueries(t *testing.T) {
-	documents, err := filepath.Glob("docs/*.md")
+	documents, err := filepath.Glob("../docs/*.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,8 +62,8 @@ func TestQueries(t *testing.T) {
 		Labels map[string]string `json:"labels"`
 	}
 	var rules []rule
-	for _, path := range append(documents, "../README.md", "runbook.md") {
-		for i, m := range regexp.MustCompile("(?s)\n```promql\n(.*?)\n```\n").FindAllStringSubmatch(readFile(t, path), -1) {
+	for _, path := range append(documents, "../../README.md", "../runbook.md") {
+		for i, m := range regexp.MustCompile("(?s)\n```promql\n(.*?)\n```\n").FindAllStringSubmatch(deploytest.Read(t, path), -1) {
 			rules = append(rules, rule{fmt.Sprint("query", i), m[1], map[string]string{"document": path}})
 		}
 	}
@@ -73,15 +74,15 @@ func TestQueries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runPromtool(t, "check", "rules", write(t, t.TempDir(), "queries.yml", string(file)))
+	runPromtool(t, "check", "rules", deploytest.Write(t, t.TempDir(), "queries.yml", string(file)))
 }
 
 // TestAlerts checks that each alert has its annotations, a chapter and a row in the runbook, and a test.
 func TestAlerts(t *testing.T) {
 	var rules ruleGroups
-	unmarshal(t, "prometheus/rules.yml", &rules)
-	runbook := readFile(t, "runbook.md")
-	tests := readFile(t, "prometheus/rules_test.yml")
+	deploytest.Unmarshal(t, "rules.yml", &rules)
+	runbook := deploytest.Read(t, "../runbook.md")
+	tests := deploytest.Read(t, "rules_test.yml")
 	alerts := 0
 	for _, g := range rules.Groups {
 		for _, r := range g.Rules {
@@ -139,7 +140,7 @@ func TestAlerts(t *testing.T) {
 	}
 	for line := range strings.Lines(runbook) {
 		name, ok := strings.CutPrefix(strings.TrimSpace(line), "## Ephemeral")
-		if ok && !strings.Contains(readFile(t, "prometheus/rules.yml"), "alert: Ephemeral"+name+"\n") {
+		if ok && !strings.Contains(deploytest.Read(t, "rules.yml"), "alert: Ephemeral"+name+"\n") {
 			t.Errorf("runbook.md has a chapter for Ephemeral%s, which is no alert", name)
 		}
 	}
@@ -193,8 +194,8 @@ func TestThresholds(t *testing.T) {
 	delete(want, "") // levels without an alert
 
 	var rules ruleGroups
-	unmarshal(t, "prometheus/rules.yml", &rules)
-	runbook := readFile(t, "runbook.md")
+	deploytest.Unmarshal(t, "rules.yml", &rules)
+	runbook := deploytest.Read(t, "../runbook.md")
 	for _, g := range rules.Groups {
 		for _, r := range g.Rules {
 			if at, ok := hints[r.Alert]; ok && !strings.HasSuffix(r.Expr, fmt.Sprintf(" >= %v", at)) {
