@@ -22,12 +22,12 @@ import (
 // scrapesFlag makes TestMemoryOverScrapes a long test:
 //
 //	go test ./cmd/ephemeral_port_exporter -run TestMemoryOverScrapes -v -scrapes 10000
-var scrapesFlag = flag.Int("scrapes", 160, "number of scrapes of TestMemoryOverScrapes in each mode")
+var scrapesFlag = flag.Int("scrapes", 100, "number of scrapes of TestMemoryOverScrapes in each mode")
 
 // TestMemoryOverScrapes checks that resident memory, descriptors and goroutines of the exporter do not grow with
 // the number of scrapes.
 func TestMemoryOverScrapes(t *testing.T) {
-	const warmUp, mostGrowth = 60, 8 << 10 // scrapes, KiB
+	const warmUp, mostGrowth = 40, 8 << 10 // scrapes, KiB
 	dir := t.TempDir()
 	for i := range 20 {
 		netnstest.Mount(t, filepath.Join(dir, fmt.Sprint("tenant", i)), func() {

@@ -795,11 +795,7 @@ func TestNamespacesFailure(t *testing.T) {
 // TestNamespacesChurn makes and removes namespaces, at most twenty a second, while another
 // goroutine scrapes.
 func TestNamespacesChurn(t *testing.T) {
-	const scrapes = 100
-	namespaces := 400
-	if testing.Short() {
-		namespaces = 100
-	}
+	const scrapes, namespaces = 50, 100
 	dir := t.TempDir()
 	s := namedScanner(t, dir)
 	var log bytes.Buffer
