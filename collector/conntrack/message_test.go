@@ -134,6 +134,8 @@ func TestReplyErrors(t *testing.T) {
 		{"two protocols", only(nest(1, good), nest(2, ip, nest(2, attr(5, 1, 17, 0, 0, 0), attr(6, 2, 0, 1, 0, 0), attr(6, 3, 0, 2, 0, 0)))), ErrMalformed, "flow without addresses"},
 		{"two families", only(nest(1, good), nest(2, ip6, proto)), ErrMalformed, "flow without addresses"},
 		{"two families in a tuple", only(nest(1, good), nest(2, ip, nest(1, attr(20, 4, server6.Addr().AsSlice()...)), proto)), ErrMalformed, "flow without addresses"},
+		{"source of the other family", only(nest(1, nest(1, attr(20, 3, client6.Addr().AsSlice()...), attr(8, 2, 10, 0, 0, 2)), proto), nest(2, good)), ErrMalformed, "flow without addresses"},
+		{"destination of the other family", only(nest(1, nest(1, attr(8, 1, 10, 0, 0, 1), attr(20, 4, server6.Addr().AsSlice()...)), proto), nest(2, good)), ErrMalformed, "flow without addresses"},
 		{"one IPv6 address", r.Message(uint16(typeNew), 0, slices.Concat([]byte{unix.AF_INET6, 0, 0, 0}, nest(1, nest(1, attr(20, 3, client6.Addr().AsSlice()...)), proto), nest(2, ip6, proto))), ErrMalformed, "flow without addresses"},
 		{"IPv4 address of 3 bytes", only(nest(1, nest(1, attr(7, 1, 10, 0, 0, 0)))), ErrMalformed, "address of 3 bytes, expected 4"},
 		{"IPv6 address of 4 bytes", only(nest(1, nest(1, attr(8, 4, 10, 0, 0, 0)))), ErrMalformed, "address of 4 bytes, expected 16"},

@@ -90,6 +90,7 @@ func TestReplyErrors(t *testing.T) {
 		{"refused", r.Error(unix.EINVAL), unix.EINVAL, "refused by the kernel"},
 		{"acknowledgement", r.Error(0), ErrMalformed, "acknowledgement"},
 		{"failed", r.Done(unix.ENOMEM), unix.ENOMEM, "failed in the kernel"},
+		{"failed with an errno of a refusal", r.Done(unix.EPERM), unix.EPERM, "failed in the kernel"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
