@@ -32,6 +32,7 @@ type Kind string
 const (
 	Destination Kind = "destination" // a pool.Destination
 	Unreported  Kind = "unreported"  // the worst destination, if the limits leave it out
+	BoundPorts  Kind = "bound"       // the ports of a namespace that are bound, so that no plain connect() gets them
 	Source      Kind = "source"      // a pool.Source whose clients bind before they connect
 	UDPPool     Kind = "udp"         // a pool.UDPPool
 	SNATPool    Kind = "snat"        // a snat.Pool
@@ -83,6 +84,10 @@ var thresholds = [...]Threshold{
 
 	{Unreported, Utilization, 0.8, Critical, "EphemeralPortsWorstUnreported"},
 	{Unreported, Utilization, 0.5, Warning, ""},
+
+	{BoundPorts, Utilization, 0.98, Exhausted, "EphemeralPortsAllBound"},
+	{BoundPorts, Utilization, 0.8, Critical, "EphemeralPortsNearlyAllBound"},
+	{BoundPorts, Utilization, 0.5, Warning, "EphemeralPortsHalfBound"},
 
 	{Source, Utilization, 0.8, Critical, "EphemeralPortsSourceNearlyExhausted"},
 	{Source, Utilization, 0.5, Warning, ""},
@@ -191,18 +196,25 @@ func portsIn(d *pool.Destination, state pool.State) int {
 	return d.Ports[slices.Index(pool.States[:], state)]
 }
 
-// ReachedUnreported returns what the worst destination has reached, if the report does not contain it.
+// ReachedUnreported returns what the worst destination has reached, if the report does not contain it. Where bound
+// ports alone reach as much, it returns nothing: every destination lacks these, and no limit hides the cause.
 func ReachedUnreported(r *pool.Report) Reached {
 	if len(r.Destinations) > 0 && r.Destinations[0].Utilization >= r.MaxUtilization {
 		return nil
 	}
-	return reached(Unreported, map[Quantity]float64{Utilization: r.MaxUtilization})
+	all := reached(Unreported, map[Quantity]float64{Utilization: r.MaxUtilization})
+	if all.Level() <= ReachedBound(r).Level() {
+		return nil
+	}
+	return all
 }
 
-// MostlyBound reports whether nearly all ports that the worst destination lacks are bound. Every destination lacks
-// these, so that none stands out, and no limit hides the cause.
-func MostlyBound(r *pool.Report) bool {
-	return r.BoundKnown && float64(r.BoundPorts) >= 0.9*r.MaxUtilization*float64(r.CapacityPorts)
+// ReachedBound returns what the bound ports of a namespace have reached.
+func ReachedBound(r *pool.Report) Reached {
+	if !r.BoundKnown || r.CapacityPorts == 0 {
+		return nil
+	}
+	return reached(BoundPorts, map[Quantity]float64{Utilization: float64(r.BoundPorts) / float64(r.CapacityPorts)})
 }
 
 // ReachedSource returns what a source has reached whose clients bind before they connect.

@@ -94,6 +94,9 @@ func TestReached(t *testing.T) {
 		}
 		return ReachedUnreported(&r)
 	}
+	bound := func(ports int) Reached {
+		return ReachedBound(&pool.Report{CapacityPorts: 100, BoundPorts: ports, BoundKnown: true})
+	}
 	source := func(u float64) Reached { return ReachedSource(&pool.Source{Utilization: u}) }
 	udp := func(u float64) Reached { return ReachedUDP(&pool.UDPPool{Utilization: u}) }
 	nat := func(u, failure float64) Reached {
@@ -109,7 +112,14 @@ func TestReached(t *testing.T) {
 		{"unreported, half", unreported(0.5, 0.4, 0.1), Warning, nil},
 		{"unreported, 80%", unreported(0.8, 0.79), Critical, []string{"EphemeralPortsWorstUnreported"}},
 		{"the worst is reported", unreported(0.8, 0.8), Calm, nil},
-		{"all lack bound ports", ReachedUnreported(&pool.Report{CapacityPorts: 100, BoundPorts: 80, BoundKnown: true, MaxUtilization: 0.8}), Critical, []string{"EphemeralPortsWorstUnreported"}},
+		{"all lack bound ports", ReachedUnreported(&pool.Report{CapacityPorts: 100, BoundPorts: 80, BoundKnown: true, MaxUtilization: 0.85}), Calm, nil},
+		{"all lack bound ports, one has more", ReachedUnreported(&pool.Report{CapacityPorts: 100, BoundPorts: 79, BoundKnown: true, MaxUtilization: 0.8}), Critical, []string{"EphemeralPortsWorstUnreported"}},
+		{"bound, under half", bound(49), Calm, nil},
+		{"bound, half", bound(50), Warning, []string{"EphemeralPortsHalfBound"}},
+		{"bound, 80%", bound(80), Critical, []string{"EphemeralPortsNearlyAllBound"}},
+		{"bound, 98%", bound(98), Exhausted, []string{"EphemeralPortsAllBound"}},
+		{"bound, not known", ReachedBound(&pool.Report{CapacityPorts: 100, BoundPorts: 100}), Calm, nil},
+		{"bound, no capacity", ReachedBound(&pool.Report{BoundKnown: true}), Calm, nil},
 		{"source, under half", source(0.499), Calm, nil},
 		{"source, half", source(0.5), Warning, nil},
 		{"source, 80%", source(0.8), Critical, []string{"EphemeralPortsSourceNearlyExhausted"}},

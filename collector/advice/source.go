@@ -14,7 +14,7 @@ func BindFirst(r *pool.Report, s *pool.Source) *Advice {
 		return nil
 	}
 	p := &tcpPool{report: r, destination: &pool.Destination{Hold: 1}, now: Outlook{Ports: s.Capacity - s.Ports}}
-	cures := []Cure{p.letKernelChoose(s), p.widen(), p.giveBackReserved(), p.moreBound(s)}
+	cures := []Cure{p.letKernelChoose(s.Bound), p.widen(), p.giveBackReserved(), p.moreBound(s)}
 	for i := range cures {
 		cures[i].Now.Ceiling, cures[i].Then.Ceiling = 0, 0
 	}
@@ -24,11 +24,11 @@ func BindFirst(r *pool.Report, s *pool.Source) *Advice {
 	}
 }
 
-// letKernelChoose gives the clients of a source a pool for each destination.
-func (p *tcpPool) letKernelChoose(s *pool.Source) Cure {
+// letKernelChoose gives clients that bound so many ports a pool for each destination.
+func (p *tcpPool) letKernelChoose(bound int) Cure {
 	return Cure{
 		Title:    "Connect without binding a port",
-		Sentence: fmt.Sprintf("Clients bound %d ports before they connected. Let them set IP_BIND_ADDRESS_NO_PORT, or not bind: then each destination has all ports.", s.Bound), N: s.Bound,
+		Sentence: fmt.Sprintf("Clients bound %d ports before they connected. Let them set IP_BIND_ADDRESS_NO_PORT, or not bind: then each destination has all ports.", bound), N: bound,
 		Now: p.now, Then: Outlook{Ports: p.report.CapacityPorts},
 	}
 }

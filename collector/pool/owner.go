@@ -9,7 +9,7 @@ import (
 // MaxOwners is how many owners of a destination are reported at most.
 const MaxOwners = 3
 
-// An Owner is a control group that holds ports of a destination.
+// An Owner is a control group that holds ports.
 type Owner struct {
 	Cgroup uint64 // Socket.Cgroup
 	Ports  int    // held by its sockets
@@ -25,4 +25,15 @@ func (c *ownerCounts) largest() []Owner {
 		owners = append(owners, Owner{n.Key, n.Ports})
 	}
 	return owners
+}
+
+// boundOwners returns Report.BoundOwners.
+func (t *Table) boundOwners() []Owner {
+	var bound ownerCounts
+	for i := range t.counts {
+		if c := &t.counts[i]; 2*int(c.bound) > c.held() {
+			bound.Merge(&c.owners.Counts)
+		}
+	}
+	return bound.largest()
 }

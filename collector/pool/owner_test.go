@@ -76,3 +76,26 @@ func TestOwnersMany(t *testing.T) {
 		t.Errorf("%d owners (-want +got):\n%s", len(owners), diff)
 	}
 }
+
+// TestBoundOwners checks that the owners of bound ports are those of the pools that have most of their ports bound.
+func TestBoundOwners(t *testing.T) {
+	table := NewTable(Settings{PortRange: PortRange{Low: 32768, High: 60999}, TimeWaitLength: tenPorts.TimeWaitLength})
+	table.KnowBound()
+	add := func(destination string, bound Fact, cgroups ...uint64) {
+		for _, cgroup := range cgroups {
+			table.Add(&Socket{
+				State: Established, Cgroup: cgroup, Bound: bound,
+				Local: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(32768+table.sockets)), Remote: netip.MustParseAddrPort(destination),
+			})
+		}
+	}
+	add("192.0.2.1:443", Yes, 7, 7, 0, 8)
+	add("192.0.2.2:443", Yes, 8, 8)
+	add("192.0.2.2:443", No, 9)
+	add("192.0.2.3:443", Yes, 10)
+	add("192.0.2.3:443", No, 9, 9)
+	add("192.0.2.4:443", Yes, 0)
+	if diff := cmp.Diff([]Owner{{8, 3}, {7, 2}, {9, 1}}, table.Report(Limits{Most: 10}).BoundOwners); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

@@ -23,6 +23,10 @@ type Report struct {
 	BoundUnknown int
 	BoundKnown   bool
 
+	// BoundOwners are the control groups of the sockets in pools whose ports are mostly bound: those with most
+	// sockets, in descending order. Nobody owns a mini-socket.
+	BoundOwners []Owner
+
 	// ListenerPorts are the ports with a listener, in the range and outside, in ascending order.
 	ListenerPorts []uint16
 
@@ -129,6 +133,7 @@ func (t *Table) Report(limits Limits) Report {
 		BoundPorts:    t.bound.Size(),
 		BoundKnown:    t.boundKnown || t.inferred,
 		BoundUnknown:  t.unknown,
+		BoundOwners:   t.boundOwners(),
 		ListenerPorts: t.listening.All(),
 		Sockets:       t.sockets,
 		TimeWait:      t.seen.report(),

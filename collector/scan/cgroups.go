@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/cgroup"
+	"ephemeral_port_exporter/collector/pool"
 )
 
 // openCgroups looks for the cgroup2 file system. It logs if there is none or only a part of it:
@@ -32,16 +33,19 @@ func (s *Scanner) findCgroups(snapshot *Snapshot, deadline time.Time) {
 		return
 	}
 	var ids []uint64
-	for i := range snapshot.Namespaces {
-		for _, d := range snapshot.Namespaces[i].TCP.Report.Destinations {
-			for _, o := range d.Owners {
-				ids = append(ids, o.Cgroup)
-			}
+	add := func(owners []pool.Owner) {
+		for _, o := range owners {
+			ids = append(ids, o.Cgroup)
 		}
-		for _, p := range snapshot.Namespaces[i].UDP.Report.Pools {
-			for _, o := range p.Owners {
-				ids = append(ids, o.Cgroup)
-			}
+	}
+	for i := range snapshot.Namespaces {
+		n := &snapshot.Namespaces[i]
+		add(n.TCP.Report.BoundOwners)
+		for _, d := range n.TCP.Report.Destinations {
+			add(d.Owners)
+		}
+		for _, p := range n.UDP.Report.Pools {
+			add(p.Owners)
 		}
 	}
 	snapshot.Cgroups, snapshot.CgroupsErr = s.cgroups.Find(ids, deadline)

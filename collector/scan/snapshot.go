@@ -131,7 +131,7 @@ type Owner struct {
 	Ports int // held by its sockets that are not in TIME_WAIT
 }
 
-// Resolve returns the owners of a destination or UDP pool of the snapshot, at most pool.MaxOwners.
+// Resolve returns owners of a report of the snapshot, at most pool.MaxOwners.
 // Control groups with the same path are one owner: the older ones are removed, and still have sockets.
 func (s Snapshot) Resolve(of []pool.Owner) []Owner {
 	if s.Cgroups == nil {

@@ -40,6 +40,9 @@ func TestAlerts(t *testing.T) {
 		}
 		return s
 	}
+	bound := func(ports int) scan.Snapshot {
+		return host(func(n *scan.Namespace) { n.TCP.Report.BoundPorts = ports })
+	}
 	to := func(ports int) scan.Snapshot {
 		return host(func(n *scan.Namespace) { n.NAT = natOf(natFlows{snat.Established, false, "10.0.0.2:443", 1024, ports}) })
 	}
@@ -65,6 +68,9 @@ func TestAlerts(t *testing.T) {
 
 		"EphemeralPortsConnectFailingUnattributed": {failing(17), View{}, warning, false},
 		"EphemeralPortsWorstUnreported":            {host(func(n *scan.Namespace) { n.TCP.Report.MaxUtilization = 0.9 }), View{}, critical, false},
+		"EphemeralPortsHalfBound":                  {bound(15000), View{}, warning, true},
+		"EphemeralPortsNearlyAllBound":             {bound(23000), View{}, critical, true},
+		"EphemeralPortsAllBound":                   {bound(28220), View{}, exhausted, true},
 		"EphemeralPortsSourceNearlyExhausted": {host(func(n *scan.Namespace) {
 			n.TCP.Report.Sources = []pool.Source{{Address: netip.MustParseAddr("10.0.0.77"), Ports: 25000, Bound: 24990, Capacity: 28222, Utilization: 0.885}}
 		}), View{}, critical, true},

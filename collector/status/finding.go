@@ -33,6 +33,7 @@ func (p *page) Level() level { return p.Findings[0].Level }
 // judge adds the findings, worst first. There is one at least. What could not be read is never calm.
 func (p *page) judge(s *scan.Snapshot, c cleaner) {
 	self := &s.Namespaces[0]
+	p.judgeBound()
 	if p.View.Destination.IsValid() {
 		p.judgeView(self, c)
 	} else {
@@ -115,7 +116,7 @@ func (p *page) judgeView(self *scan.Namespace, c cleaner) {
 		p.find(p.NAT[0].Level, advice.ReachedSNAT(p.NAT[0].pool).Alerts(), "Source NAT: %s.", p.NAT[0].problem())
 	}
 	switch {
-	case len(p.Findings) > 0:
+	case len(p.Destinations)+len(p.NAT) > 0:
 	case len(p.Failed) > 0:
 		p.find(warning, failing().Alerts(), "%s holds few ports now or none, but had %s that failed, the last within 15 minutes.", address, connects(p.Failed[0].pool.Failures))
 	case self.TCP.Err == nil:
@@ -123,8 +124,8 @@ func (p *page) judgeView(self *scan.Namespace, c cleaner) {
 	}
 }
 
-// judgeCapacity finds the namespaces where no port is left, where clients that bind have taken most, where limits
-// leave out a destination in danger, or where TIME_WAIT is full.
+// judgeCapacity finds the namespaces where no port is left, where limits leave out a destination in danger, or where
+// TIME_WAIT is full.
 func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
@@ -137,8 +138,6 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 		switch {
 		case r.CapacityPorts == 0:
 			p.find(exhausted, unreported.Alerts(), "No port is left for outgoing connections%s: connect() fails unless its client has bound a port. Each port of the range is reserved or has a listener.", where)
-		case unreported.Level() > calm && advice.MostlyBound(r):
-			p.find(unreported.Level(), unreported.Alerts(), "Clients%s that bind before they connect have taken %s of the ports from every destination.", where, percent(float64(r.BoundPorts)/float64(r.CapacityPorts)))
 		case unreported.Level() > calm:
 			p.find(unreported.Level(), unreported.Alerts(), "A destination%s that limits leave out has %s of its ports in use: lower --destination.min-ports to see it.", where, percent(r.MaxUtilization))
 		}

@@ -152,6 +152,19 @@ func quiet() scan.Snapshot {
 	return hostOf(r)
 }
 
+// allBound is a host where clients of one address have bound all ports.
+func allBound() scan.Snapshot {
+	r := defaults()
+	d := connections("10.0.0.77", "10.0.0.2:443", map[pool.State]int{pool.Established: 28220})
+	d.BoundByOthers, d.Utilization, d.Exhaustion, d.Ceiling = 0, 1, 0, 0
+	r.Destinations, r.MaxUtilization, r.BoundPorts = []pool.Destination{d}, 1, 28220
+	r.BoundOwners = []pool.Owner{{Cgroup: 7, Ports: 28220}}
+	r.Sources = []pool.Source{{Address: netip.MustParseAddr("10.0.0.1"), Ports: 3, Capacity: 28222}, {Address: d.Source, Ports: 28220, Bound: 28220, Capacity: 28220}}
+	s := hostOf(r)
+	s.Cgroups = map[uint64]cgroup.Group{7: {Path: "/system.slice/squid.service"}}
+	return s
+}
+
 // failedHost is a host whose sockets cannot be read.
 func failedHost() scan.Snapshot {
 	return scan.Snapshot{Time: at, Namespaces: []scan.Namespace{{

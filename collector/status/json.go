@@ -23,6 +23,7 @@ type document struct {
 	Level        string                `json:"level"`
 	Headline     string                `json:"headline"`
 	Problems     []string              `json:"problems"`
+	Bound        []documentBound       `json:"bound,omitempty"`
 	Destinations []documentDestination `json:"destinations"`
 	Sources      []documentSource      `json:"sources"`
 	UDP          []documentUDP         `json:"udp,omitempty"`
@@ -67,6 +68,9 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 	}
 	for _, f := range p.Problems() {
 		d.Problems = append(d.Problems, f.Sentence)
+	}
+	for _, row := range p.Bound {
+		d.Bound = append(d.Bound, newDocumentBound(row))
 	}
 	for _, row := range p.Destinations {
 		d.Destinations = append(d.Destinations, newDocumentDestination(row, p.Counts))

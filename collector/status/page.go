@@ -17,6 +17,7 @@ type page struct {
 	Findings []finding // worst first
 
 	// By subject. HTML and text draw the Tables of these.
+	Bound        []*bound
 	Destinations []*destination
 	Sources      []source
 	UDP          []*udpPool
@@ -40,6 +41,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	failures := failuresByPool(s.ConnectFailures)
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
+		p.addBound(s, n, c)
 		p.addDestinations(s, n, failures, c)
 		p.addSources(n, c)
 		p.addUDP(s, n, c)
@@ -56,7 +58,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	p.Settings = settingsOf(&s.Namespaces[0])
 	p.judge(s, c)
 	for _, t := range []table{
-		p.destinationTable(s), p.natTable(s), p.conntrackTable(), p.failedTable(s.ConnectFailures), p.sourceTable(s), p.udpTable(), p.namespaceTable(s.Namespaces),
+		p.boundTable(), p.destinationTable(s), p.natTable(s), p.conntrackTable(), p.failedTable(s.ConnectFailures), p.sourceTable(s), p.udpTable(), p.namespaceTable(s.Namespaces),
 	} {
 		if len(t.Rows)+len(t.More) > 0 {
 			p.Tables = append(p.Tables, t)

@@ -212,6 +212,8 @@ func TestHeadline(t *testing.T) {
 	halfRead := failedHost()
 	halfRead.OthersRead = true
 	halfRead.Namespaces = append(halfRead.Namespaces, scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: trouble().Namespaces[1].TCP.Report}})
+	boundElsewhere := other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: allBound().Namespaces[0].TCP.Report}})
+	boundElsewhere.Namespaces[1].TCP.Report.Destinations = nil
 	tests := []struct {
 		name, destination string
 		snapshot          scan.Snapshot
@@ -237,10 +239,16 @@ func TestHeadline(t *testing.T) {
 		{"TIME_WAIT not counted elsewhere", "", uncountedElsewhere, warning, []string{"The counters of TIME_WAIT could not be read in 1 network namespace.", "No destination is in danger"}},
 		{"no port", "", with(func(r *pool.Report) { r.CapacityPorts, r.MaxUtilization, r.Destinations = 0, 1, nil }), exhausted, []string{"No port is left for outgoing connections: connect() fails"}},
 		{"unreported", "", with(func(r *pool.Report) { r.MaxUtilization = 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
-		{"bound, all destinations listed", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 25000, 25000./28220 }), critical, []string{"Clients that bind before they connect have taken 88% of the ports from every destination."}},
+		{"bound, all destinations listed", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 25000, 25000./28220 }), critical, []string{"88% of the ports of this namespace are lost to every plain connect(), whatever its destination: 25000 of 28220 ports are bound."}},
 		{"bound, where nothing is listed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: pool.Report{CapacityPorts: 100, BoundPorts: 80, BoundKnown: true, MaxUtilization: 0.85}}}), critical,
-			[]string{"Clients in pod that bind before they connect have taken 80% of the ports from every destination."}},
-		{"unreported, and some ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 22000, 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
+			[]string{"80% of the ports of pod are lost to every plain connect(), whatever its destination: 80 of 100 ports are bound."}},
+		{"all bound, and a destination at once", "", allBound(), exhausted, []string{"Every plain connect() of this namespace fails: 28220 of 28220 ports are bound.", "1 destination in danger: 10.0.0.2:443 is out of ports."}},
+		{"nearly all bound", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 28000, 28000./28220 }), exhausted, []string{"Every plain connect() of this namespace fails, or can fail at any moment: 28000 of 28220 ports are bound."}},
+		{"all bound, one without sockets", "10.0.0.9:80", allBound(), exhausted, []string{"Every plain connect() of this namespace fails: 28220 of 28220 ports are bound.", "10.0.0.9:80 is not among the destinations here"}},
+		{"all bound, one that failed", "10.0.0.9:80", failure(allBound(), scan.FailedPool{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.9:80"), Failures: 7}),
+			exhausted, []string{"Every plain connect() of this namespace fails: 28220 of 28220 ports are bound.", "10.0.0.9:80 holds few ports now or none, but had 7 connects that failed"}},
+		{"all bound, one elsewhere", "10.0.0.2:443", boundElsewhere, calm, []string{"10.0.0.2:443 is not in danger: 11% of its ports are in use."}},
+		{"unreported, and some ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 22000, 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use", "77% of the ports of this namespace are lost"}},
 		{"unreported, and it is not known which ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.BoundKnown, r.MaxUtilization = 28000, false, 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
 		{"source", "", with(func(r *pool.Report) { r.Sources = trouble().Namespaces[0].TCP.Report.Sources }), critical, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports"}},
 		{"namespace failed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("no")}}}), warning, []string{"1 network namespace could not be read", "No destination is in danger"}},

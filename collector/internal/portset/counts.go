@@ -25,22 +25,37 @@ type Count[K comparable] struct {
 }
 
 // Add counts a port.
-func (c *Counts[K]) Add(key K) {
+func (c *Counts[K]) Add(key K) { c.add(key, 1) }
+
+// Merge counts the ports of another pool too.
+func (c *Counts[K]) Merge(other *Counts[K]) {
 	var nobody K
-	switch {
-	case key == c.first:
-		c.ports++
-	case c.first == nobody:
-		c.first, c.ports = key, 1
-	default:
-		c.addOther(key)
+	if other.first == nobody {
+		return
+	}
+	c.add(other.first, other.ports)
+	for key, n := range other.others {
+		c.add(key, *n)
 	}
 }
 
-// addOther counts a port of a key that is not the first.
-func (c *Counts[K]) addOther(key K) {
+// add counts ports of a key.
+func (c *Counts[K]) add(key K, ports uint32) {
+	var nobody K
+	switch {
+	case key == c.first:
+		c.ports += ports
+	case c.first == nobody:
+		c.first, c.ports = key, ports
+	default:
+		c.addOther(key, ports)
+	}
+}
+
+// addOther counts ports of a key that is not the first.
+func (c *Counts[K]) addOther(key K, ports uint32) {
 	if n, ok := c.others[key]; ok {
-		*n++
+		*n += ports
 		return
 	}
 	if len(c.others) >= maxOthers {
@@ -49,8 +64,7 @@ func (c *Counts[K]) addOther(key K) {
 	if c.others == nil {
 		c.others = map[K]*uint32{}
 	}
-	n := uint32(1)
-	c.others[key] = &n
+	c.others[key] = &ports
 }
 
 // Largest returns those with most ports, at most that many, in descending order, and then by key.

@@ -1,0 +1,123 @@
+//go:build linux
+
+package scan
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
+)
+
+const boundPorts = 60
+
+// bindAll has clients of 198.51.100.1 bind all ports of a new namespace, each port for a destination of its own. It
+// returns them, and what a scanner says that has seen them come, and the exact reader.
+func bindAll(t *testing.T) (*load, map[string]pool.Report) {
+	t.Helper()
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("40000 %d", 40000+boundPorts-1))
+	netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "1024-39999,40100-65535")
+	cfg := testConfig()
+	cfg.Limits.MinPorts = 10 // the default
+	s := newScanner(t, cfg)
+	selfReport(t, s)
+	l := newLoad(t)
+	for i := range boundPorts {
+		if l.connect(boundClient(i, netnstest.BindFirst), 1) != 1 {
+			t.Fatalf("%d ports bound", i)
+		}
+		if i%20 == 0 {
+			selfReport(t, s)
+		}
+	}
+	reports := map[string]pool.Report{"dump": selfReport(t, s)}
+	if netnstest.IsHostRoot() {
+		reports["exact"] = collectExact(t)
+	}
+	return l, reports
+}
+
+// boundClient returns the client of a destination, on the address of all that bind.
+func boundClient(i int, how netnstest.Bind) netnstest.Client {
+	return clientTo("198.51.100.1", fmt.Sprintf("198.51.100.7:%d", 1000+i)).bind(how).Client
+}
+
+// TestAllBound has clients bind all ports. Each plain connect() fails then, and the cures keep what they promise.
+func TestAllBound(t *testing.T) {
+	const other = "198.51.100.2"
+	plain := clientTo(other, "198.51.100.9:443").bind(netnstest.BindNoPort)
+	tests := []struct {
+		title string
+		apply func(t *testing.T, l *load, cure advice.Cure) (victim netnstest.Client)
+	}{
+		{"Connect without binding a port", func(_ *testing.T, l *load, _ advice.Cure) netnstest.Client {
+			l.close(len(l.open))
+			for i := range boundPorts {
+				l.connect(boundClient(i, netnstest.BindNoPort), 1)
+			}
+			return plain.Client
+		}},
+		{"Bind on another address", func(t *testing.T, _ *load, _ advice.Cure) netnstest.Client {
+			// Not on the address of those that bind.
+			for _, how := range []netnstest.Bind{netnstest.BindFirst, netnstest.BindReuseAddr} {
+				if _, err := boundClient(boundPorts, how).Connect(); !errors.Is(err, unix.EADDRINUSE) {
+					t.Errorf("bind() on the address of the others: %v, want EADDRINUSE", err)
+				}
+			}
+			return clientTo(other, "198.51.100.9:443").bind(netnstest.BindFirst).Client
+		}},
+		{"Widen the range", func(t *testing.T, _ *load, cure advice.Cure) netnstest.Client {
+			if out, err := exec.Command("sh", "-c", cure.Command).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", cure.Command, err, out)
+			}
+			return plain.Client
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.title, func(t *testing.T) {
+			l, reports := bindAll(t)
+			for _, c := range []oracleClient{
+				plain, clientTo("198.51.100.1", "198.51.100.9:443"), clientTo("198.51.100.1", "198.51.100.7:1000"),
+				plain.mapped(), clientTo("2001:db8::1", "[2001:db8::7]:80").bind(netnstest.BindNoPort),
+			} {
+				if _, err := c.Connect(); !errors.Is(err, unix.EADDRNOTAVAIL) {
+					t.Errorf("plain connect() from %v to %v: %v, want EADDRNOTAVAIL", c.source, c.Destination, err)
+				}
+			}
+			var cure advice.Cure
+			for reader, r := range reports {
+				if r.BoundPorts != boundPorts || r.CapacityPorts != boundPorts || advice.ReachedBound(&r).Level() != advice.Exhausted {
+					t.Errorf("%s: %d of %d ports are bound", reader, r.BoundPorts, r.CapacityPorts)
+				}
+				if unreported := advice.ReachedUnreported(&r); unreported != nil {
+					t.Errorf("%s: a destination that limits leave out has %v", reader, unreported)
+				}
+				if sources := advice.BoundSources(&r); len(sources) != 1 || sources[0].Address.String() != "198.51.100.1" || sources[0].Bound != boundPorts {
+					t.Errorf("%s: bound on %+v", reader, sources)
+				}
+				if len(r.BoundOwners) != 1 || r.BoundOwners[0].Ports != boundPorts {
+					t.Errorf("%s: bound by %+v", reader, r.BoundOwners)
+				}
+				for _, c := range advice.Bound(&r).Cures {
+					if c.Title == tt.title {
+						cure = c
+					}
+				}
+			}
+			if cure.Now.Ports != 0 || cure.Then.Ports == 0 {
+				t.Fatalf("%+v", cure)
+			}
+			victim := tt.apply(t, l, cure)
+			if granted, refusal := victim.Fill(t, cure.Then.Ports+1); granted != cure.Then.Ports || refusal == nil {
+				t.Errorf("%d ports granted, %v, want %d", granted, refusal, cure.Then.Ports)
+			}
+		})
+	}
+}
