@@ -133,7 +133,7 @@ func newDescs() descs {
 			"Those of source_ports that are bound, see bound_ports. If they are more than half, clients bind before they connect: watch the source utilization.",
 			source, nil),
 		sourceUtilization: prometheus.NewDesc("ephemeral_port_source_utilization_ratio",
-			"Ports in use on the source address, divided by the ports that bind(ip, 0) can choose from. 1 means that the next bind(ip, 0) fails with EADDRINUSE. It does not affect clients that only call connect().",
+			"Ports in use on the source address, divided by the ports that bind(ip, 0) can choose from. 1 means that the next bind(ip, 0) fails with EADDRINUSE. It does not affect clients that only call connect(). Absent with sysctl ip_autobind_reuse = 1: then it depends on SO_REUSEADDR whether bind() fails.",
 			source, nil),
 
 		unreportedDestinations: prometheus.NewDesc("ephemeral_port_unreported_destinations",
@@ -319,7 +319,9 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 		if r.BoundKnown {
 			gauge(d.sourceBoundPorts, float64(src.Bound), ip)
 		}
-		gauge(d.sourceUtilization, src.Utilization, ip)
+		if !r.Settings.AutobindReuse {
+			gauge(d.sourceUtilization, src.Utilization, ip)
+		}
 	}
 
 	gauge(d.unreportedDestinations, float64(r.UnreportedDestinations))

@@ -62,6 +62,7 @@ var readers = []struct {
 }{
 	{"sys/net/ipv4/ip_local_port_range", func(_ *FS, ns *Namespace) (any, error) { return ns.IPLocalPortRange() }},
 	{"sys/net/ipv4/ip_local_reserved_ports", func(_ *FS, ns *Namespace) (any, error) { return ns.IPLocalReservedPorts() }},
+	{"sys/net/ipv4/ip_autobind_reuse", func(_ *FS, ns *Namespace) (any, error) { return ns.IPAutobindReuse() }},
 	{"sys/net/ipv4/tcp_tw_reuse", func(_ *FS, ns *Namespace) (any, error) { return ns.TCPTWReuse() }},
 	{"sys/net/ipv4/tcp_tw_reuse_delay", func(_ *FS, ns *Namespace) (any, error) {
 		delay, ok, err := ns.TCPTWReuseDelay()
@@ -111,6 +112,7 @@ func TestMalformed(t *testing.T) {
 		"sys/net/ipv4/ip_local_reserved_ports": {
 			",", "1,", "1,,2", "a", "1-", "-1", "2-1", "1-2-3", "65536", "1 2", "1\n2", "1-65536",
 		},
+		"sys/net/ipv4/ip_autobind_reuse":                       {"", "on", "0 1"},
 		"sys/net/ipv4/tcp_tw_reuse":                            {"", "a", "1 2", "4294967296", "1e3"},
 		"sys/net/ipv4/tcp_tw_reuse_delay":                      {"", "a", "99999999999999999999"},
 		"sys/net/ipv4/tcp_timestamps":                          {"", "yes"},
@@ -162,7 +164,7 @@ func TestUnreadable(t *testing.T) {
 	for _, r := range readers {
 		t.Run(filepath.Base(r.file), func(t *testing.T) {
 			got, err := readFrom(t, mount(t, withOthers(r.file+".absent", "")), r.read)
-			if r.file == "sys/net/ipv4/tcp_tw_reuse_delay" || r.file == "thread-self/net/sockstat6" || r.file == "self/timens_offsets" || r.file == "sys/net/netfilter/nf_conntrack_max" {
+			if r.file == "sys/net/ipv4/ip_autobind_reuse" || r.file == "sys/net/ipv4/tcp_tw_reuse_delay" || r.file == "thread-self/net/sockstat6" || r.file == "self/timens_offsets" || r.file == "sys/net/netfilter/nf_conntrack_max" {
 				if err != nil {
 					t.Errorf("absent: got %v, %v, want no error", got, err)
 				}
@@ -212,6 +214,9 @@ func TestRead(t *testing.T) {
 		{"sys/net/ipv4/ip_local_reserved_ports", "\n", []PortRange(nil)},
 		{"sys/net/ipv4/ip_local_reserved_ports", "", []PortRange(nil)},
 		{"sys/net/ipv4/ip_local_reserved_ports", "8080,9000-9010,65535\n", []PortRange{{8080, 8080}, {9000, 9010}, {65535, 65535}}},
+		{"sys/net/ipv4/ip_autobind_reuse", "0\n", false},
+		{"sys/net/ipv4/ip_autobind_reuse", "1\n", true},
+		{"sys/net/ipv4/ip_autobind_reuse.absent", "", false},
 		{"sys/net/ipv4/tcp_tw_reuse", "2\n", 2},
 		{"sys/net/ipv4/tcp_tw_reuse_delay", "1500\n", 1500 * time.Millisecond},
 		{"sys/net/ipv4/tcp_timestamps", "0\n", 0},
@@ -228,7 +233,7 @@ func TestRead(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(fmt.Sprintf("%s/%q", filepath.Base(tt.file), tt.content), func(t *testing.T) {
 			for _, r := range readers {
-				if r.file != strings.TrimSuffix(tt.file, ".hidden") {
+				if r.file != strings.TrimSuffix(strings.TrimSuffix(tt.file, ".hidden"), ".absent") {
 					continue
 				}
 				got, err := readFrom(t, mount(t, withOthers(tt.file, tt.content)), r.read)
@@ -271,6 +276,10 @@ func TestKernel(t *testing.T) {
 	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_tw_reuse_delay"); err == nil {
 		setSysctl(t, "ipv4/tcp_tw_reuse_delay", "250")
 		want["sys/net/ipv4/tcp_tw_reuse_delay"] = 250 * time.Millisecond
+	}
+	if _, err := os.Stat("/proc/sys/net/ipv4/ip_autobind_reuse"); err == nil {
+		setSysctl(t, "ipv4/ip_autobind_reuse", "1")
+		want["sys/net/ipv4/ip_autobind_reuse"] = true
 	}
 	for _, r := range readers {
 		got, err := readFrom(t, NewFS("/proc"), r.read)

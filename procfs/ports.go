@@ -54,6 +54,16 @@ func (ns *Namespace) IPLocalReservedPorts() ([]PortRange, error) {
 	return ranges, nil
 }
 
+// IPAutobindReuse returns whether bind() to port 0 takes ports whose sockets all have SO_REUSEADDR, like itself, where no
+// other is free: sysctl net.ipv4.ip_autobind_reuse. Kernels before 5.7 do not have it, and never do.
+func (ns *Namespace) IPAutobindReuse() (bool, error) {
+	n, err := ns.readInt("ip_autobind_reuse")
+	if isNotExist(err) {
+		return false, nil
+	}
+	return n != 0, err
+}
+
 // parseLocalPortRange parses "32768	60999".
 func parseLocalPortRange(content string) (PortRange, bool) {
 	fields := strings.Fields(content)

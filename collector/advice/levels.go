@@ -52,6 +52,7 @@ const (
 	InCloseWait   Quantity = "close_wait"     // ports in CLOSE_WAIT, as a share of the capacity
 	InSynSent     Quantity = "syn_sent"       // ports in SYN_SENT, as a share of the capacity
 	MayRise       Quantity = "may_rise"       // utilization, if open connections may be on the rise and nothing else is reached
+	MayShare      Quantity = "may_share"      // utilization, if bind() may take ports in use too: it depends on SO_REUSEADDR
 	SearchFailure Quantity = "search_failure" // share of the searches for a port that find none
 )
 
@@ -91,6 +92,7 @@ var thresholds = [...]Threshold{
 
 	{Source, Utilization, 0.8, Critical, "EphemeralPortsSourceNearlyExhausted"},
 	{Source, Utilization, 0.5, Warning, ""},
+	{Source, MayShare, 0.8, Warning, ""},
 
 	{UDPPool, Utilization, 0.98, Exhausted, "EphemeralPortsUDPExhausted"},
 	{UDPPool, Utilization, 0.8, Critical, "EphemeralPortsUDPNearlyExhausted"},
@@ -217,8 +219,11 @@ func ReachedBound(r *pool.Report) Reached {
 	return reached(BoundPorts, map[Quantity]float64{Utilization: float64(r.BoundPorts) / float64(r.CapacityPorts)})
 }
 
-// ReachedSource returns what a source has reached whose clients bind before they connect.
-func ReachedSource(s *pool.Source) Reached {
+// ReachedSource returns what a source of the report has reached whose clients bind before they connect.
+func ReachedSource(r *pool.Report, s *pool.Source) Reached {
+	if r.Settings.AutobindReuse {
+		return reached(Source, map[Quantity]float64{MayShare: s.Utilization})
+	}
 	return reached(Source, map[Quantity]float64{Utilization: s.Utilization})
 }
 

@@ -97,7 +97,10 @@ func TestReached(t *testing.T) {
 	bound := func(ports int) Reached {
 		return ReachedBound(&pool.Report{CapacityPorts: 100, BoundPorts: ports, BoundKnown: true})
 	}
-	source := func(u float64) Reached { return ReachedSource(&pool.Source{Utilization: u}) }
+	source := func(u float64) Reached { return ReachedSource(&pool.Report{}, &pool.Source{Utilization: u}) }
+	shared := func(u float64) Reached {
+		return ReachedSource(&pool.Report{Settings: pool.Settings{AutobindReuse: true}}, &pool.Source{Utilization: u})
+	}
 	udp := func(u float64) Reached { return ReachedUDP(&pool.UDPPool{Utilization: u}) }
 	nat := func(u, failure float64) Reached {
 		return ReachedSNAT(&snat.Pool{Utilization: u, SearchFailure: failure})
@@ -123,6 +126,8 @@ func TestReached(t *testing.T) {
 		{"source, under half", source(0.499), Calm, nil},
 		{"source, half", source(0.5), Warning, nil},
 		{"source, 80%", source(0.8), Critical, []string{"EphemeralPortsSourceNearlyExhausted"}},
+		{"source that may share, under 80%", shared(0.799), Calm, nil},
+		{"source that may share, 80%", shared(1), Warning, nil},
 		{"UDP, under 80%", udp(0.799), Calm, nil},
 		{"UDP, 80%", udp(0.8), Critical, []string{"EphemeralPortsUDPNearlyExhausted"}},
 		{"UDP, 98%", udp(0.98), Exhausted, []string{"EphemeralPortsUDPExhausted"}},

@@ -10,7 +10,7 @@ import (
 // It returns nil if the source is calm, see ReachedSource. Outlook.Ports is how many more of these clients get a
 // port, and there is no ceiling.
 func BindFirst(r *pool.Report, s *pool.Source) *Advice {
-	if ReachedSource(s).Level() == Calm {
+	if ReachedSource(r, s).Level() == Calm {
 		return nil
 	}
 	p := &tcpPool{report: r, destination: &pool.Destination{Hold: 1}, now: Outlook{Ports: s.Capacity - s.Ports}}
@@ -18,10 +18,14 @@ func BindFirst(r *pool.Report, s *pool.Source) *Advice {
 	for i := range cures {
 		cures[i].Now.Ceiling, cures[i].Then.Ceiling = 0, 0
 	}
-	return &Advice{
+	a := &Advice{
 		Diagnosis: fmt.Sprintf("Clients bind before they connect, so they share one pool for all destinations. Of its %d ports, %d are in use, %d of these by bind().", s.Capacity, s.Ports, s.Bound),
 		Cures:     helpful(cures...),
 	}
+	if r.Settings.AutobindReuse {
+		a.Diagnosis += " With ip_autobind_reuse=1, bind() goes on when all are in use, if it has SO_REUSEADDR and all sockets of a port have it. Else it fails."
+	}
+	return a
 }
 
 // letKernelChoose gives clients that bound so many ports a pool for each destination.

@@ -120,7 +120,7 @@ type Source struct {
 	Bound       int     // ports that are bound, as far as that is known
 	BindParity  int     // ports with the parity that bind(ip, 0) tries first
 	Capacity    int     // ports that bind(ip, 0) can choose from
-	Utilization float64 // from 0 to 1; at 1 the next bind(ip, 0) fails
+	Utilization float64 // from 0 to 1; at 1 the next bind(ip, 0) fails, with Settings.AutobindReuse perhaps
 }
 
 // Report returns the report of the sockets that were added, bounded by the limits.

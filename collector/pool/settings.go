@@ -15,6 +15,8 @@ type Settings struct {
 	PortRange     PortRange   // ip_local_port_range
 	ReservedPorts []PortRange // ip_local_reserved_ports, inside and outside PortRange
 
+	AutobindReuse bool // ip_autobind_reuse: bind(ip, 0) also takes ports whose sockets all have SO_REUSEADDR, if it has that too
+
 	TWReuse        int           // tcp_tw_reuse: 0 never, 1 always, 2 on loopback
 	TWReuseDelay   time.Duration // tcp_tw_reuse_delay; 0 if the kernel does not have it (before 6.14)
 	TWReuseLate    bool          // without tcp_tw_reuse_delay: connect() waits up to 2 s (before 4.19), or may, for all that is known

@@ -5,6 +5,7 @@ package scan
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"testing"
 
@@ -119,5 +120,39 @@ func TestAllBound(t *testing.T) {
 				t.Errorf("%d ports granted, %v, want %d", granted, refusal, cure.Then.Ports)
 			}
 		})
+	}
+}
+
+// TestAutobindReuse has ip_autobind_reuse set: where clients with SO_REUSEADDR have bound all ports of their address,
+// bind() goes on for those that have it, and fails for others. So no threshold of the source says that it fails.
+func TestAutobindReuse(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+	netnstest.Sysctl(t, "ipv4/ip_autobind_reuse", "1")
+	s := newScanner(t, testConfig())
+	selfReport(t, s)
+	client := func(destination string, how netnstest.Bind) oracleClient {
+		return clientTo("198.51.100.1", destination).bind(how)
+	}
+	for range 10 {
+		client("198.51.100.7:80", netnstest.BindReuseAddr).Hold(t, 10)
+		selfReport(t, s)
+	}
+	r := selfReport(t, s)
+	src := sourceOf(t, r, netip.MustParseAddr("198.51.100.1"))
+	if src.Ports != 100 || src.Capacity != 100 || src.Bound != 100 || r.BoundPorts != 100 {
+		t.Errorf("%d ports are bound, source %+v", r.BoundPorts, src)
+	}
+	if reached := advice.ReachedSource(&r, &src); reached.Level() != advice.Warning || reached.Alerts() != nil {
+		t.Errorf("the source has reached %v", reached)
+	}
+	for i := range 100 { // each with a destination of its own: bind() does not know whether the port has this one already
+		client(fmt.Sprintf("198.51.100.8:%d", 1000+i), netnstest.BindReuseAddr).Hold(t, 1)
+	}
+	if _, err := client("198.51.100.9:80", netnstest.BindFirst).Connect(); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("bind() without SO_REUSEADDR: %v, want EADDRINUSE", err)
+	}
+	if _, err := client("198.51.100.9:80", netnstest.BindNoPort).Connect(); !errors.Is(err, unix.EADDRNOTAVAIL) {
+		t.Errorf("plain connect(): %v, want EADDRNOTAVAIL", err)
 	}
 }

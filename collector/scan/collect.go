@@ -113,6 +113,9 @@ func readPorts(ns *procfs.Namespace) (pool.Settings, error) {
 func (s *Scanner) readTCPSettings(ns *procfs.Namespace, settings pool.Settings) (_ pool.Settings, err error) {
 	settings.TimeWaitLength, settings.Tick = s.cfg.TimeWaitLength, s.tick
 	settings.TWReuseLate, settings.ReuseFinWait2 = s.reuseLate, s.finWait2
+	if settings.AutobindReuse, err = ns.IPAutobindReuse(); err != nil {
+		return pool.Settings{}, err
+	}
 	if settings.TWReuse, err = ns.TCPTWReuse(); err != nil {
 		return pool.Settings{}, err
 	}

@@ -153,7 +153,7 @@ type documentReport struct {
 	Bound                 *int     `json:"bound_ports,omitempty"`
 	BoundUnknown          *int     `json:"bound_unknown_ports,omitempty"`
 	MaxUtilization        float64  `json:"max_utilization_ratio"`
-	MaxSourceUtilization  float64  `json:"max_source_utilization_ratio"`
+	MaxSourceUtilization  *float64 `json:"max_source_utilization_ratio,omitempty"`
 	TWReuse               int      `json:"tcp_tw_reuse"`
 	TWReuseDelay          *float64 `json:"tcp_tw_reuse_delay_seconds,omitempty"`
 	Timestamps            int      `json:"tcp_timestamps"`
@@ -197,11 +197,14 @@ func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 	doc.documentReport = &documentReport{
 		RangeLow: settings.PortRange.Low, RangeHigh: settings.PortRange.High,
 		Reserved: r.ReservedPorts, Blocked: r.BlockedPorts, Capacity: r.CapacityPorts,
-		MaxUtilization: r.MaxUtilization, MaxSourceUtilization: r.MaxSourceUtilization,
+		MaxUtilization: r.MaxUtilization,
 		TWReuse: settings.TWReuse, Timestamps: settings.Timestamps,
 		FinTimeout: settings.FinTimeout.Seconds(), TimeWaitLength: settings.TimeWaitLength.Seconds(),
 		UnreportedDestination: r.UnreportedDestinations, UnreportedPorts: r.UnreportedPorts, UnreportedSources: r.UnreportedSources,
 		Duration: n.TCP.Duration.Seconds(), Sockets: r.Sockets,
+	}
+	if !settings.AutobindReuse {
+		doc.MaxSourceUtilization = &r.MaxSourceUtilization
 	}
 	if r.BoundKnown {
 		doc.Bound, doc.BoundUnknown = &r.BoundPorts, &r.BoundUnknown

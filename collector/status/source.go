@@ -12,6 +12,7 @@ import (
 // A source is an address whose clients bind before they connect.
 type source struct {
 	pool           *pool.Source
+	reached        advice.Reached // empty unless Certain
 	advice         *advice.Advice // nil unless it is in danger
 	cures          []cure
 	Netns, Address string
@@ -42,25 +43,22 @@ func (p *page) addSources(n *scan.Namespace, c cleaner) {
 func newSource(n *scan.Namespace, s *pool.Source, c cleaner) source {
 	row := source{pool: s, Netns: c.name(n.Name), Address: s.Address.String(), Certain: n.TCP.Report.BoundKnown && bindsFirst(s)}
 	if row.Certain {
+		row.reached = advice.ReachedSource(&n.TCP.Report, s)
 		row.advice = advice.BindFirst(&n.TCP.Report, s)
 		row.cures = newCures(n, row.advice, "Free ports")
 	}
 	return row
 }
 
-// level returns the level of a source.
-func (s *source) level() level {
-	if !s.Certain {
-		return calm
-	}
-	return advice.ReachedSource(s.pool).Level()
-}
-
 // judgeSources finds the sources in danger.
 func (p *page) judgeSources() {
 	for _, s := range p.Sources {
-		if l := s.level(); l > calm {
-			p.find(l, advice.ReachedSource(s.pool).Alerts(), "Clients that bind to %s before they connect use %s of its ports: at 100%% their bind() fails.", s.Address, percent(s.pool.Utilization))
+		end := "at 100% their bind() fails"
+		if s.reached.Has(advice.MayShare) {
+			end = "at 100% the bind() of those without SO_REUSEADDR fails"
+		}
+		if l := s.reached.Level(); l > calm {
+			p.find(l, s.reached.Alerts(), "Clients that bind to %s before they connect use %s of its ports: %s.", s.Address, percent(s.pool.Utilization), end)
 		}
 	}
 }
@@ -69,7 +67,7 @@ func (p *page) judgeSources() {
 func (p *page) sourceTable(all *scan.Snapshot) table {
 	t := table{
 		ID: "sources", Title: "Addresses whose clients bind before they connect",
-		About:   "These clients share one pool for all destinations. At 100% their bind() fails.",
+		About:   "These clients share one pool for all destinations. At 100% their bind() fails, unless ip_autobind_reuse is 1.",
 		Alerts:  []string{"EphemeralPortsSourceNearlyExhausted"},
 		Columns: []column{{"Source", "SOURCE", 40, addresses}, {"Namespace", "NETNS", 17, words}, {"Used", "USED", 7, numbers}, {"Ports", "PORTS", 8, numbers}, {"Bound", "BOUND", 10, numbers}, {"Capacity", "CAPACITY", 10, numbers}},
 	}
@@ -85,12 +83,12 @@ func (p *page) sourceTable(all *scan.Snapshot) table {
 		if s.Certain {
 			bound = strconv.Itoa(s.pool.Bound)
 		}
-		r := row{Level: s.level(), Cells: cells(
+		r := row{Level: s.reached.Level(), Cells: cells(
 			s.Address, s.Netns, percent(s.pool.Utilization), strconv.Itoa(s.pool.Ports), bound, strconv.Itoa(s.pool.Capacity))}
 		if s.advice != nil {
 			r.Details = &details{
 				Key: "source " + s.Netns + " " + s.Address, Title: "Clients that bind to " + s.Address + " in " + s.Netns, Summary: plural(s.pool.Ports, "port in use", "ports in use"),
-				Sentences: []string{s.advice.Diagnosis}, Cures: s.cures, Alerts: advice.ReachedSource(s.pool).Alerts(),
+				Sentences: []string{s.advice.Diagnosis}, Cures: s.cures, Alerts: s.reached.Alerts(),
 			}
 		}
 		t.Rows = append(t.Rows, r)
@@ -102,7 +100,7 @@ type documentSource struct {
 	Netns       string         `json:"netns"`
 	Source      string         `json:"source_ip"`
 	Level       string         `json:"level"`
-	Utilization float64        `json:"utilization_ratio"`
+	Utilization *float64       `json:"utilization_ratio,omitempty"`
 	Ports       int            `json:"ports"`
 	Capacity    int            `json:"capacity_ports"`
 	Bound       *int           `json:"bound_ports,omitempty"`
@@ -112,7 +110,10 @@ type documentSource struct {
 
 func newDocumentSource(n *scan.Namespace, s *pool.Source) documentSource {
 	row := newSource(n, s, visible)
-	doc := documentSource{Netns: n.Name, Source: row.Address, Level: row.level().String(), Utilization: s.Utilization, Ports: s.Ports, Capacity: s.Capacity}
+	doc := documentSource{Netns: n.Name, Source: row.Address, Level: row.reached.Level().String(), Ports: s.Ports, Capacity: s.Capacity}
+	if !n.TCP.Report.Settings.AutobindReuse {
+		doc.Utilization = &s.Utilization
+	}
 	if row.advice != nil {
 		doc.Diagnosis, doc.Cures = row.advice.Diagnosis, newDocumentCures(row.cures, row.advice)
 	}

@@ -251,6 +251,9 @@ func TestHeadline(t *testing.T) {
 		{"unreported, and some ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 22000, 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use", "77% of the ports of this namespace are lost"}},
 		{"unreported, and it is not known which ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.BoundKnown, r.MaxUtilization = 28000, false, 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
 		{"source", "", with(func(r *pool.Report) { r.Sources = trouble().Namespaces[0].TCP.Report.Sources }), critical, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports"}},
+		{"source that may share ports", "", with(func(r *pool.Report) {
+			r.Sources, r.Settings.AutobindReuse = trouble().Namespaces[0].TCP.Report.Sources, true
+		}), warning, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports: at 100% the bind() of those without SO_REUSEADDR fails."}},
 		{"namespace failed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("no")}}}), warning, []string{"1 network namespace could not be read", "No destination is in danger"}},
 		{"place not searched", "", searched, calm, []string{"No destination is in danger", "2 places could not be searched"}},
 		{"one", "10.0.0.3:5432", quiet(), calm, []string{"10.0.0.3:5432 is not in danger: <1% of its ports are in use."}},
