@@ -51,6 +51,7 @@ const (
 	Failures      Quantity = "failures"       // connects that failed because no port was free
 	InCloseWait   Quantity = "close_wait"     // ports in CLOSE_WAIT, as a share of the capacity
 	InSynSent     Quantity = "syn_sent"       // ports in SYN_SENT, as a share of the capacity
+	MostSynSent   Quantity = "most_syn_sent"  // ports in SYN_SENT, as a share of those that are not in TIME_WAIT, if they are many
 	MayRise       Quantity = "may_rise"       // utilization, if open connections may be on the rise and nothing else is reached
 	MayShare      Quantity = "may_share"      // utilization, if bind() may take ports in use too: it depends on SO_REUSEADDR
 	SearchFailure Quantity = "search_failure" // share of the searches for a port that find none
@@ -81,6 +82,7 @@ var thresholds = [...]Threshold{
 	{Destination, Failures, 1, Warning, "EphemeralPortsConnectFailing"},
 	{Destination, InCloseWait, 0.2, Warning, "EphemeralPortsCloseWait"},
 	{Destination, InSynSent, 0.2, Warning, "EphemeralPortsSynSent"},
+	{Destination, MostSynSent, 0.5, Warning, "EphemeralPortsSynSent"},
 	{Destination, MayRise, 0.3, Calm, "EphemeralPortsOpenConnectionsRise"}, // one scan shows no trend
 
 	{Unreported, Utilization, 0.8, Critical, "EphemeralPortsWorstUnreported"},
@@ -170,6 +172,9 @@ func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
 		values[InCloseWait] = float64(portsIn(d, pool.CloseWait)) / float64(r.CapacityPorts)
 		values[InSynSent] = float64(portsIn(d, pool.SynSent)) / float64(r.CapacityPorts)
 	}
+	if n := portsIn(d, pool.SynSent); n >= manySynSent {
+		values[MostSynSent] = float64(n) / float64(openPorts(d))
+	}
 	// To fire, the alert takes 5 minutes of a rise that leads to 1 within 10.
 	if u := d.Utilization; 2*float64(openPorts(d)) >= (1-u)*float64(r.CapacityPorts) {
 		values[MayRise] = u
@@ -180,6 +185,9 @@ func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
 	}
 	return all
 }
+
+// manySynSent is how many ports in SYN_SENT there must be to be compared with those of other connections.
+const manySynSent = 100
 
 // openPorts returns how many ports of a destination are not in TIME_WAIT.
 func openPorts(d *pool.Destination) int { return d.Held - portsIn(d, pool.TimeWait) }

@@ -33,7 +33,8 @@ func TestReachedTCP(t *testing.T) {
 		alerts  []string
 	}{
 		{name: "nothing", level: Calm},
-		{name: "under half", changes: []change{used(0.499), load(79, 100), in10min(600), in(pool.CloseWait, 199), in(pool.SynSent, 199)}, level: Calm},
+		{name: "under half", changes: []change{used(0.499), load(79, 100), in10min(600), in(pool.CloseWait, 199)}, level: Calm},
+		{name: "under a fifth without an answer", changes: []change{in(pool.SynSent, 199), held(400)}, level: Calm},
 		{name: "open connections may rise", changes: []change{used(0.35), held(325)}, level: Calm, alerts: []string{"EphemeralPortsOpenConnectionsRise"}},
 		{name: "open connections are few", changes: []change{used(0.35), held(324)}, level: Calm},
 		{name: "open connections, and little in use", changes: []change{used(0.299), held(900)}, level: Calm},
@@ -51,6 +52,10 @@ func TestReachedTCP(t *testing.T) {
 		{name: "failing", failing: true, level: Warning, alerts: []string{"EphemeralPortsConnectFailing"}},
 		{name: "a leak", changes: []change{in(pool.CloseWait, 200)}, level: Warning, alerts: []string{"EphemeralPortsCloseWait"}},
 		{name: "no answer", changes: []change{in(pool.SynSent, 200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
+		{name: "most without an answer", changes: []change{in(pool.SynSent, 100), held(200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
+		{name: "less than half without an answer", changes: []change{in(pool.SynSent, 100), held(201)}, level: Calm},
+		{name: "few without an answer", changes: []change{in(pool.SynSent, 99), held(99)}, level: Calm},
+		{name: "closed ones are no answer", changes: []change{in(pool.SynSent, 100), in(pool.TimeWait, 5000), held(5200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
 		{
 			name: "all", changes: []change{used(0.8), load(100, 100), in10min(10), in(pool.CloseWait, 400), in(pool.SynSent, 400)}, failing: true, level: Critical,
 			alerts: []string{

@@ -97,24 +97,27 @@ func (p *tcpPool) diagnosis() string {
 		text = fmt.Sprintf("%s. They hold %d of the %d ports in use; the pool has %d.", meaning(holders[0].name), holders[0].ports, p.used, p.report.CapacityPorts)
 	}
 	for _, leak := range leaks {
-		if p.reached.Has(leak.of) && holders[0].name != leak.state.String() {
+		if p.reached.Has(leak.of...) && holders[0].name != leak.state.String() {
 			text += fmt.Sprintf(" %d are in %s: %s.", p.in(leak.state), strings.ToUpper(leak.state.String()), leak.meaning)
 		}
 	}
 	if p.reached.Has(Failures) && !p.reached.Has(Utilization, Load, Exhaustion) {
 		text += " Connects failed although ports are free: there were none before, or the clients have a smaller range of their own (IP_LOCAL_PORT_RANGE), or others bind ports."
 	}
+	if p.reached.Has(InSynSent, MostSynSent) && !p.reached.Has(Utilization, Load, Exhaustion, Failures) {
+		text += fmt.Sprintf(" Ports here are not the limit: %d are free. A firewall or a NAT gateway on the way that is full looks like this, too.", p.report.CapacityPorts-p.used)
+	}
 	return text
 }
 
 // leaks are states that connections stay in if something is wrong, however many ports others hold.
 var leaks = [...]struct {
-	of      Quantity
+	of      []Quantity
 	state   pool.State
 	meaning string
 }{
-	{InCloseWait, pool.CloseWait, "an application on this host has not closed them"},
-	{InSynSent, pool.SynSent, "the destination does not answer"},
+	{[]Quantity{InCloseWait}, pool.CloseWait, "an application on this host has not closed them"},
+	{[]Quantity{InSynSent, MostSynSent}, pool.SynSent, "the destination does not answer"},
 }
 
 // meaning says what it means that a holder has most ports.

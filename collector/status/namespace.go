@@ -198,7 +198,7 @@ func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 		RangeLow: settings.PortRange.Low, RangeHigh: settings.PortRange.High,
 		Reserved: r.ReservedPorts, Blocked: r.BlockedPorts, Capacity: r.CapacityPorts,
 		MaxUtilization: r.MaxUtilization,
-		TWReuse: settings.TWReuse, Timestamps: settings.Timestamps,
+		TWReuse:        settings.TWReuse, Timestamps: settings.Timestamps,
 		FinTimeout: settings.FinTimeout.Seconds(), TimeWaitLength: settings.TimeWaitLength.Seconds(),
 		UnreportedDestination: r.UnreportedDestinations, UnreportedPorts: r.UnreportedPorts, UnreportedSources: r.UnreportedSources,
 		Duration: n.TCP.Duration.Seconds(), Sockets: r.Sockets,
