@@ -140,8 +140,8 @@ func newDescs() descs {
 			"Destinations without series of their own, see --destination.min-ports and --destination.limit.",
 			namespace, nil),
 		unreportedPorts: prometheus.NewDesc("ephemeral_port_unreported_ports",
-			"Ports held by destinations without series of their own.",
-			namespace, nil),
+			"Ports held by destinations without series of their own, by TCP state.",
+			[]string{"netns", "state"}, nil),
 
 		unreportedSources: prometheus.NewDesc("ephemeral_port_unreported_sources",
 			"Number of source addresses without series of their own, see --destination.limit.",
@@ -325,7 +325,9 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 	}
 
 	gauge(d.unreportedDestinations, float64(r.UnreportedDestinations))
-	gauge(d.unreportedPorts, float64(r.UnreportedPorts))
+	for i, state := range pool.States {
+		gauge(d.unreportedPorts, float64(r.UnreportedPorts[i]), state.String())
+	}
 	gauge(d.unreportedSources, float64(r.UnreportedSources))
 	gauge(d.collectSockets, float64(r.Sockets))
 }

@@ -74,7 +74,7 @@ func TestMetrics(t *testing.T) {
 		Sources: []pool.Source{
 			{Address: netip.MustParseAddr("10.0.0.1"), Ports: 45, Bound: 30, Capacity: 28226, Utilization: 0.125},
 		},
-		UnreportedDestinations: 3, UnreportedPorts: 9, UnreportedSources: 2,
+		UnreportedDestinations: 3, UnreportedPorts: [len(pool.States)]int{7, 2}, UnreportedSources: 2,
 		Sockets: 74,
 	}
 	natReport := snat.Report{

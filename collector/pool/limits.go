@@ -41,10 +41,25 @@ func ShareLimit(reports []*Report, most int) {
 // keepDestinations leaves out all destinations but the first n.
 func (r *Report) keepDestinations(n int) {
 	for _, d := range r.Destinations[n:] {
-		r.UnreportedDestinations++
-		r.UnreportedPorts += d.Held
+		r.leaveOut(d.Ports)
 	}
 	r.Destinations = r.Destinations[:n]
+}
+
+// leaveOut counts an unreported destination that holds these ports.
+func (r *Report) leaveOut(ports [len(States)]int) {
+	r.UnreportedDestinations++
+	for i, n := range ports {
+		r.UnreportedPorts[i] += n
+	}
+}
+
+// AllUnreported returns the sum of UnreportedPorts.
+func (r *Report) AllUnreported() (sum int) {
+	for _, n := range r.UnreportedPorts {
+		sum += n
+	}
+	return sum
 }
 
 // keepSources leaves out all sources but the first n.

@@ -17,7 +17,7 @@ func TestShareLimit(t *testing.T) {
 		for i, h := range held {
 			address := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 80)
 			u := utilization(h, capacity)
-			r.Destinations = append(r.Destinations, Destination{Address: address, Held: h, Utilization: u})
+			r.Destinations = append(r.Destinations, Destination{Address: address, Held: h, Ports: [len(States)]int{h}, Utilization: u})
 			r.Sources = append(r.Sources, Source{Address: address.Addr(), Ports: h, Utilization: u})
 		}
 		return &r
@@ -50,7 +50,7 @@ func TestShareLimit(t *testing.T) {
 			if !slices.Equal(held, ports) {
 				t.Errorf("limit %d: destinations %v, sources %v", tt.most, held, ports)
 			}
-			got = append(got, fmt.Sprintf("%v %d %d %d", held, r.UnreportedDestinations, r.UnreportedPorts, r.UnreportedSources))
+			got = append(got, fmt.Sprintf("%v %d %d %d", held, r.UnreportedDestinations, r.AllUnreported(), r.UnreportedSources))
 		}
 		if got := strings.Join(got, " | "); got != tt.want {
 			t.Errorf("limit %d: got %s, want %s", tt.most, got, tt.want)

@@ -41,9 +41,9 @@ type Report struct {
 	Destinations []Destination // those in most danger, see byDanger, in descending order
 	Sources      []Source      // the same of sources, see sourceByDanger
 
-	UnreportedDestinations int // not in Destinations because of the limits
-	UnreportedPorts        int // held by unreported destinations
-	UnreportedSources      int // not in Sources because of the limits
+	UnreportedDestinations int              // not in Destinations because of the limits
+	UnreportedPorts        [len(States)]int // held by unreported destinations, by state in the order of States
+	UnreportedSources      int              // not in Sources because of the limits
 
 	Sockets  int // that were added to the Table
 	TimeWait TimeWaitSeen
@@ -147,8 +147,7 @@ func (t *Table) Report(limits Limits) Report {
 		held := counts.held()
 		r.MaxUtilization = max(r.MaxUtilization, utilization(held-int(counts.reusable)+t.boundByOthers(counts), t.capacity))
 		if held < limits.MinPorts {
-			r.UnreportedDestinations++
-			r.UnreportedPorts += held
+			r.leaveOut(counts.ports())
 			continue
 		}
 		candidates = append(candidates, candidate{t.destination(key, counts), counts})
@@ -205,9 +204,7 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 		Loopback:      counts.loopback,
 		BoundByOthers: t.boundByOthers(counts),
 	}
-	for i, state := range States {
-		d.Ports[i] = int(counts.states[state])
-	}
+	d.Ports = counts.ports()
 	d.Utilization = utilization(d.Held-d.Reusable+d.BoundByOthers, t.capacity)
 	return d
 }

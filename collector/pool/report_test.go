@@ -220,7 +220,7 @@ func TestReportLimits(t *testing.T) {
 	if len(r.Destinations) != 256 || len(r.Sources) != 256 {
 		t.Errorf("got %d destinations, %d sources, want 256 of each", len(r.Destinations), len(r.Sources))
 	}
-	sum := r.UnreportedPorts
+	sum := r.AllUnreported()
 	for i, d := range r.Destinations {
 		sum += d.Held
 		if want := 319 - i; d.Held != want {
@@ -242,8 +242,8 @@ func TestReportLimits(t *testing.T) {
 
 	// MaxUtilization includes destinations that are not reported.
 	none := tableOf(s, nil, sockets...).Report(Limits{MinPorts: 1, Most: 0})
-	if len(none.Destinations) != 0 || none.UnreportedPorts != len(sockets) || none.MaxUtilization != r.MaxUtilization {
-		t.Errorf("limit 0: got %d destinations, %d ports unreported, utilization %v", len(none.Destinations), none.UnreportedPorts, none.MaxUtilization)
+	if len(none.Destinations) != 0 || none.AllUnreported() != len(sockets) || none.MaxUtilization != r.MaxUtilization {
+		t.Errorf("limit 0: got %d destinations, %d ports unreported, utilization %v", len(none.Destinations), none.AllUnreported(), none.MaxUtilization)
 	}
 }
 
@@ -277,8 +277,8 @@ func TestReportDanger(t *testing.T) {
 		sockets = append(sockets, socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.0.3:80"))
 	}
 	r := tableOf(s, nil, sockets...).Report(Limits{Most: 1})
-	if len(r.Destinations) != 1 || r.Destinations[0].Address.String() != "10.0.0.3:80" || r.UnreportedPorts != 9 {
-		t.Errorf("got %+v, unreported %d, want the destination at 50%%", r.Destinations, r.UnreportedPorts)
+	if len(r.Destinations) != 1 || r.Destinations[0].Address.String() != "10.0.0.3:80" || r.UnreportedPorts[slices.Index(States[:], TimeWait)] != 9 {
+		t.Errorf("got %+v, unreported %v, want the destination at 50%%", r.Destinations, r.UnreportedPorts)
 	}
 }
 

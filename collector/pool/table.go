@@ -80,6 +80,14 @@ func (c *poolCounts) held() int {
 	return n
 }
 
+// ports returns the same by state, in the order of States.
+func (c *poolCounts) ports() (ports [len(States)]int) {
+	for i, state := range States {
+		ports[i] = int(c.states[state])
+	}
+	return ports
+}
+
 // A Table counts the sockets of one network namespace by pool and source. Its memory grows with the
 // number of pools and sources, and by 2 bytes for each socket whose client may have bound its port.
 type Table struct {

@@ -98,7 +98,7 @@ func TestAlerts(t *testing.T) {
 		}), View{}, calm, false},
 		"EphemeralPortsSettingsDiffer": {quiet(), View{}, calm, false},
 		"EphemeralPortsUnreported": {host(func(n *scan.Namespace) {
-			n.TCP.Report.UnreportedDestinations, n.TCP.Report.UnreportedPorts = 9000, 15000
+			n.TCP.Report.UnreportedDestinations, n.TCP.Report.UnreportedPorts = 9000, ports(map[pool.State]int{pool.TimeWait: 15000})
 		}), View{}, calm, false},
 	}
 	for _, alert := range ruleAlerts(t) {

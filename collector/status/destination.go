@@ -135,8 +135,8 @@ func (p *page) destinationTable(s *scan.Snapshot) table {
 	for i := range s.Namespaces {
 		r := &s.Namespaces[i].TCP.Report
 		more += r.UnreportedDestinations
-		ports += r.UnreportedPorts
-		if 2*r.UnreportedPorts > r.CapacityPorts {
+		ports += r.AllUnreported()
+		if 2*r.AllUnreported() > r.CapacityPorts {
 			alerts = []string{"EphemeralPortsUnreported"}
 		}
 	}
@@ -252,11 +252,8 @@ func newDocumentDestination(row *destination, counts bool) documentDestination {
 	d := row.pool
 	doc := documentDestination{
 		Netns: row.namespace.Name, Source: d.Source.String(), Destination: d.Address.Addr().String(), Port: d.Address.Port(),
-		Level: row.Level.String(), Utilization: d.Utilization, Ports: map[string]int{}, Reusable: d.Reusable, Unsure: d.ReusableUnknown, Bound: d.BoundByOthers,
+		Level: row.Level.String(), Utilization: d.Utilization, Ports: portsByState(d.Ports), Reusable: d.Reusable, Unsure: d.ReusableUnknown, Bound: d.BoundByOthers,
 		Closes: d.CloseRate, Ceiling: d.Ceiling, Exhaustion: finite(d.Exhaustion), Owners: newDocumentOwners(row.owners),
-	}
-	for i, state := range pool.States {
-		doc.Ports[state.String()] = d.Ports[i]
 	}
 	if d.Timestamps != pool.Unknown {
 		yes := d.Timestamps == pool.Yes
@@ -270,4 +267,13 @@ func newDocumentDestination(row *destination, counts bool) documentDestination {
 		doc.Cures = newDocumentCures(row.Cures, row.advice)
 	}
 	return doc
+}
+
+// portsByState returns ports in the order of pool.States by the names of these.
+func portsByState(ports [len(pool.States)]int) map[string]int {
+	byState := map[string]int{}
+	for i, state := range pool.States {
+		byState[state.String()] = ports[i]
+	}
+	return byState
 }

@@ -89,7 +89,7 @@ func trouble() scan.Snapshot {
 	r.MaxUtilization = 1
 	r.Sources = []pool.Source{{Address: netip.MustParseAddr("10.0.0.77"), Ports: 25000, Bound: 24990, BindParity: 14000, Capacity: 28222, Utilization: 0.885}}
 	r.BoundUnknown = 900
-	r.UnreportedDestinations, r.UnreportedPorts, r.UnreportedSources = 12, 48, 1
+	r.UnreportedDestinations, r.UnreportedPorts, r.UnreportedSources = 12, ports(map[pool.State]int{pool.Established: 40, pool.TimeWait: 8}), 1
 	s := hostOf(r)
 	s.Namespaces[0].Inode = 4026531840
 	s.Namespaces[0].UDP = udpOf(26000, 40)

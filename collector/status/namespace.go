@@ -145,27 +145,27 @@ type documentNamespace struct {
 }
 
 type documentReport struct {
-	RangeLow              uint16   `json:"range_low"`
-	RangeHigh             uint16   `json:"range_high"`
-	Reserved              int      `json:"reserved_ports"`
-	Blocked               int      `json:"blocked_ports"`
-	Capacity              int      `json:"capacity_ports"`
-	Bound                 *int     `json:"bound_ports,omitempty"`
-	BoundUnknown          *int     `json:"bound_unknown_ports,omitempty"`
-	MaxUtilization        float64  `json:"max_utilization_ratio"`
-	MaxSourceUtilization  *float64 `json:"max_source_utilization_ratio,omitempty"`
-	TWReuse               int      `json:"tcp_tw_reuse"`
-	TWReuseDelay          *float64 `json:"tcp_tw_reuse_delay_seconds,omitempty"`
-	Timestamps            int      `json:"tcp_timestamps"`
-	FinTimeout            float64  `json:"tcp_fin_timeout_seconds"`
-	TimeWaitLength        float64  `json:"time_wait_length_seconds"`
-	TimeWaitLimit         *int     `json:"time_wait_limit_sockets,omitempty"`
-	TimeWaitOverflows     *uint64  `json:"time_wait_overflows_total,omitempty"`
-	UnreportedDestination int      `json:"unreported_destinations"`
-	UnreportedPorts       int      `json:"unreported_ports"`
-	UnreportedSources     int      `json:"unreported_sources"`
-	Duration              float64  `json:"collect_duration_seconds"`
-	Sockets               int      `json:"collect_sockets"`
+	RangeLow              uint16         `json:"range_low"`
+	RangeHigh             uint16         `json:"range_high"`
+	Reserved              int            `json:"reserved_ports"`
+	Blocked               int            `json:"blocked_ports"`
+	Capacity              int            `json:"capacity_ports"`
+	Bound                 *int           `json:"bound_ports,omitempty"`
+	BoundUnknown          *int           `json:"bound_unknown_ports,omitempty"`
+	MaxUtilization        float64        `json:"max_utilization_ratio"`
+	MaxSourceUtilization  *float64       `json:"max_source_utilization_ratio,omitempty"`
+	TWReuse               int            `json:"tcp_tw_reuse"`
+	TWReuseDelay          *float64       `json:"tcp_tw_reuse_delay_seconds,omitempty"`
+	Timestamps            int            `json:"tcp_timestamps"`
+	FinTimeout            float64        `json:"tcp_fin_timeout_seconds"`
+	TimeWaitLength        float64        `json:"time_wait_length_seconds"`
+	TimeWaitLimit         *int           `json:"time_wait_limit_sockets,omitempty"`
+	TimeWaitOverflows     *uint64        `json:"time_wait_overflows_total,omitempty"`
+	UnreportedDestination int            `json:"unreported_destinations"`
+	UnreportedPorts       map[string]int `json:"unreported_ports"`
+	UnreportedSources     int            `json:"unreported_sources"`
+	Duration              float64        `json:"collect_duration_seconds"`
+	Sockets               int            `json:"collect_sockets"`
 }
 
 func newDocumentNamespace(n *scan.Namespace) documentNamespace {
@@ -200,7 +200,7 @@ func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 		MaxUtilization: r.MaxUtilization,
 		TWReuse:        settings.TWReuse, Timestamps: settings.Timestamps,
 		FinTimeout: settings.FinTimeout.Seconds(), TimeWaitLength: settings.TimeWaitLength.Seconds(),
-		UnreportedDestination: r.UnreportedDestinations, UnreportedPorts: r.UnreportedPorts, UnreportedSources: r.UnreportedSources,
+		UnreportedDestination: r.UnreportedDestinations, UnreportedPorts: portsByState(r.UnreportedPorts), UnreportedSources: r.UnreportedSources,
 		Duration: n.TCP.Duration.Seconds(), Sockets: r.Sockets,
 	}
 	if !settings.AutobindReuse {

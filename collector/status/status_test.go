@@ -72,7 +72,7 @@ func TestGolden(t *testing.T) {
 func TestTables(t *testing.T) {
 	small := hostOf(defaults())
 	r := &small.Namespaces[0].TCP.Report
-	r.UnreportedDestinations, r.UnreportedPorts = 12, 48
+	r.UnreportedDestinations, r.UnreportedPorts = 12, ports(map[pool.State]int{pool.Established: 48})
 	for _, tt := range []struct {
 		name     string
 		snapshot scan.Snapshot

@@ -28,7 +28,7 @@ func causesRow() row {
 			query(share("ephemeral_port_bound_unknown_ports"), "{{netns}} not known"),
 		newGraph("Unreported destinations",
 			"Ports of destinations without series of their own, as a share of the capacity of one pool, see --destination.min-ports and --destination.limit.", ratio, 8).
-			query(share("ephemeral_port_unreported_ports"), "{{netns}}"),
+			query(share("ephemeral_port_unreported_ports"), "{{netns}} {{state}}"),
 		newGraph("TIME_WAIT, of its limit",
 			"Sockets in TIME_WAIT and orphans in FIN_WAIT2 on any port, as a share of tcp_max_tw_buckets. At 100%, the kernel drops new ones.", ratio, 12, limit{0.9, "red"}).
 			query(top(10, ofNamespaces("ephemeral_port_time_wait_sockets"))+" / "+ofNamespaces("ephemeral_port_time_wait_limit_sockets"), "{{netns}}").
