@@ -49,7 +49,7 @@ type Outlook struct {
 	// these; else 0.
 	SearchFailure float64
 
-	// NoPort is set if connections need no port of source NAT.
+	// NoPort is set if connections need no port.
 	NoPort bool
 }
 

@@ -96,6 +96,9 @@ func (p *tcpPool) diagnosis() string {
 	default:
 		text = fmt.Sprintf("%s. They hold %d of the %d ports in use; the pool has %d.", meaning(holders[0].name), holders[0].ports, p.used, p.report.CapacityPorts)
 	}
+	if d := p.destination; mainShare*d.HalfClosed >= p.demand() && d.HalfClosed > 0 {
+		text += fmt.Sprintf(" %d are half-closed, and a process on this host still holds them: it has shut down its direction, and waits for the destination to close the other.", d.HalfClosed)
+	}
 	for _, leak := range leaks {
 		if p.reached.Has(leak.of...) && holders[0].name != leak.state.String() {
 			text += fmt.Sprintf(" %d are in %s: %s.", p.in(leak.state), strings.ToUpper(leak.state.String()), leak.meaning)

@@ -42,6 +42,7 @@ type adviceCase struct {
 	loopback   bool
 	bound      int // by others
 	own        int // bound by clients of the destination
+	halfClosed int // of those in FIN_WAIT2
 	failing    bool
 
 	diagnosis string   // the beginning
@@ -58,7 +59,7 @@ func (c adviceCase) report() (*pool.Report, *pool.Destination) {
 	r.BoundPorts, r.BoundKnown = c.bound+c.own, true
 	d := &pool.Destination{
 		Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
-		Reusable: c.reusable, BoundByOthers: c.bound, Timestamps: c.timestamps, Loopback: c.loopback,
+		HalfClosed: c.halfClosed, Open: c.halfClosed, Reusable: c.reusable, BoundByOthers: c.bound, Timestamps: c.timestamps, Loopback: c.loopback,
 		CloseRate: c.rate, Unanswered: c.unanswered, Exhaustion: math.Inf(1),
 	}
 	for state, n := range c.ports {
@@ -235,6 +236,29 @@ var (
 				"More source addresses, 2, 28232 to 44696 ports, 455 to 720 per second",
 				"More destination addresses or ports, 2, 28232 to 44696 ports, 455 to 720 per second",
 				"Let the other side close first, 455 to +Inf per second",
+			},
+		},
+		{
+			name: "half-closed", settings: usual, ports: map[pool.State]int{pool.FinWait2: 16000}, halfClosed: 15000,
+			diagnosis: "Connections that this host closed first hold most ports, in FIN_WAIT2: the destination has not closed them. They hold 16000 of the 16000 ports in use; the pool has 28232. 15000 are half-closed, and a process on this host still holds them:",
+			want:      []string{"Close both directions, 15000, 213 to 455 per second"},
+		},
+		{
+			name: "half-closed beside others", settings: usual, ports: map[pool.State]int{pool.FinWait2: 2000, pool.Established: 13000}, halfClosed: 2000,
+			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. They hold 13000 of the 15000 ports in use; the pool has 28232.",
+			want: []string{
+				"Widen the range, 28232 to 64512 ports, 213 to 798 per second",
+				"More source addresses, 1, 28232 to 56464 ports, 213 to 668 per second",
+				"More destination addresses or ports, 1, 28232 to 56464 ports, 213 to 668 per second",
+			},
+		},
+		{
+			name: "loopback", settings: usual, ports: map[pool.State]int{pool.Established: 15000}, loopback: true,
+			want: []string{
+				"Widen the range, 28232 to 64512 ports, 13232 to 49512 per second",
+				"More source addresses, 1, 28232 to 56464 ports, 13232 to 41464 per second",
+				"More destination addresses or ports, 1, 28232 to 56464 ports, 13232 to 41464 per second",
+				"Use a Unix socket, 28232 to 0 ports, 13232 to 0 per second",
 			},
 		},
 		{

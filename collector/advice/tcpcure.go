@@ -15,12 +15,12 @@ func (p *tcpPool) considerable(ports int) bool { return ports > 0 && mainShare*p
 
 // cures returns the cures that help.
 func (p *tcpPool) cures() []Cure {
-	all := []Cure{p.closeLeaks(), p.giveUpEarlier()}
+	all := []Cure{p.closeLeaks(), p.closeHalfOpen(), p.giveUpEarlier()}
 	// Where a leak has most ports, more of them would only last longer. Where it is all that is wrong, they suffice.
-	leaked := p.in(pool.CloseWait) + p.in(pool.SynSent)
+	leaked := p.in(pool.CloseWait) + p.in(pool.SynSent) + p.destination.HalfClosed
 	if 2*leaked <= p.demand() && p.reached.Has(Utilization, Load, Exhaustion, Failures, MayRise) {
 		all = append(all, p.keepAlive(), p.reuse(), p.widen(), p.giveBackReserved(), p.moveListeners(),
-			p.connectWithoutBinding(), p.moreSources(), p.moreDestinations(), p.closeSecond())
+			p.connectWithoutBinding(), p.moreSources(), p.moreDestinations(), p.unixSocket(), p.closeSecond())
 	}
 	return helpful(all...)
 }
@@ -33,6 +33,11 @@ func (p *tcpPool) cure(title string, ports int) Cure {
 func (p *tcpPool) closeLeaks() Cure {
 	return p.freeOpen("Close what the destination has closed", p.in(pool.CloseWait),
 		"An application has not closed %d connections that the destination closed. Restart it to free their ports, and find the leak.")
+}
+
+func (p *tcpPool) closeHalfOpen() Cure {
+	return p.freeOpen("Close both directions", p.destination.HalfClosed,
+		"Programs on this host have shut down one direction of %d connections, and wait for the destination to close the other. There is no limit to that. Restart them to free their ports, and let them close after a time.")
 }
 
 func (p *tcpPool) giveUpEarlier() Cure {
@@ -182,6 +187,19 @@ func (p *tcpPool) morePools(title string) Cure {
 	c := p.cure(title, p.now.Ports+n*each)
 	c.N = n
 	return c
+}
+
+// unixSocket is for two ends on one host.
+func (p *tcpPool) unixSocket() Cure {
+	if !p.destination.Loopback {
+		return Cure{}
+	}
+	return Cure{
+		Title:    "Use a Unix socket",
+		Sentence: "Both ends are on this host, and a connection over a Unix socket has no port.",
+		Now:      p.now, Then: Outlook{NoPort: true},
+		Condition: "Client and server can both use one.",
+	}
 }
 
 func (p *tcpPool) closeSecond() Cure {

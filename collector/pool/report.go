@@ -76,6 +76,10 @@ type Destination struct {
 	// of a destination that Table.Doubt is about. Utilization takes them for held: it can be too high by these.
 	ReusableUnknown int
 
+	// HalfClosed counts the ports in FIN_WAIT2 of connections that a process still holds: it has shut down its direction,
+	// and the peer not the other. tcp_fin_timeout does not end these.
+	HalfClosed int
+
 	// BoundByOthers counts the ports that this pool does not hold, and that connect() cannot
 	// choose because some socket is bound to them. They are part of Utilization.
 	BoundByOthers int
@@ -199,6 +203,7 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 		Reusable: int(counts.reusable),
 
 		ReusableUnknown: int(counts.unsure),
+		HalfClosed:      int(counts.halfClosed),
 
 		Timestamps:    counts.timestamps,
 		Loopback:      counts.loopback,

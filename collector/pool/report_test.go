@@ -298,3 +298,13 @@ func TestReportSources(t *testing.T) {
 		t.Errorf("without any: unreported %d, greatest %v", none.UnreportedSources, none.MaxSourceUtilization)
 	}
 }
+
+// TestHalfClosed tells connections in FIN_WAIT2 that a process holds from those of which only a mini-socket is left.
+func TestHalfClosed(t *testing.T) {
+	orphan := socket(FinWait2, "10.0.0.1:40000", "10.0.0.2:80")
+	orphan.Mini = true
+	d := tableOf(tenPorts, nil, orphan, socket(FinWait2, "10.0.0.1:40001", "10.0.0.2:80"), socket(FinWait2, "10.0.0.1:40002", "10.0.0.2:80")).Report(everything).Destinations[0]
+	if d.HalfClosed != 2 || d.Held != 3 {
+		t.Errorf("%d of %d are half-closed", d.HalfClosed, d.Held)
+	}
+}

@@ -47,15 +47,16 @@ func (k poolKey) destinationAddr() netip.AddrPort {
 
 // poolCounts are the sockets of one pool.
 type poolCounts struct {
-	states   [Closing + 1]uint32 // by state
-	reusable uint32              // mini-sockets whose ports connect() may take over
-	recent   uint32              // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
-	finWait2 uint32              // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
-	unsure   uint32              // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that, and those of Doubt
-	bound    uint32              // on ports of Table.bound
-	loopback bool
-	source   *portset.Set
-	closed   closedPorts // those of mini-sockets without reusable ones
+	states     [Closing + 1]uint32 // by state
+	reusable   uint32              // mini-sockets whose ports connect() may take over
+	recent     uint32              // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
+	finWait2   uint32              // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
+	unsure     uint32              // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that, and those of Doubt
+	bound      uint32              // on ports of Table.bound
+	halfClosed uint32              // in FIN_WAIT2, and no mini-sockets
+	loopback   bool
+	source     *portset.Set
+	closed     closedPorts // those of mini-sockets without reusable ones
 
 	open          uint16 // the port of an open connection; 0 if there is none
 	openInterface uint32 // its Socket.Interface
@@ -176,6 +177,9 @@ func (t *Table) Add(s *Socket) {
 	c.source.Add(port)
 	if s.Cgroup != 0 {
 		c.owners.Add(s.Cgroup)
+	}
+	if s.State == FinWait2 && !s.Mini {
+		c.halfClosed++
 	}
 	if s.Bound == Yes {
 		t.bound.Add(port)

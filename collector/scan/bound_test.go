@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
-	"slices"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -156,31 +154,5 @@ func TestAutobindReuse(t *testing.T) {
 	}
 	if _, err := client("198.51.100.9:80", netnstest.BindNoPort).Connect(); !errors.Is(err, unix.EADDRNOTAVAIL) {
 		t.Errorf("plain connect(): %v, want EADDRNOTAVAIL", err)
-	}
-}
-
-// TestNoAnswer has open connections to a destination, and more attempts that something on the way drops, as a NAT gateway
-// without a free port does. The ports here are not the limit, and the advice says so.
-func TestNoAnswer(t *testing.T) {
-	netnstest.New(t)
-	c := clientTo("198.51.100.1", "192.0.2.7:443").bind(netnstest.BindNoPort)
-	c.Hold(t, 90)
-	for range 100 {
-		fd, err := c.Dial()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { unix.Close(fd) })
-	}
-	r := collect(t)
-	d, ok := destinationOf(r, c.source, c.Destination)
-	if !ok {
-		t.Fatal("no destination")
-	}
-	if got := advice.ReachedTCP(&r, &d, false).Alerts(); !slices.Equal(got, []string{"EphemeralPortsSynSent"}) {
-		t.Errorf("alerts %q", got)
-	}
-	if a := advice.TCP(&r, &d, false); !strings.Contains(a.Diagnosis, "Ports here are not the limit: 28042 are free.") || len(a.Cures) != 0 {
-		t.Errorf("%+v", a)
 	}
 }
