@@ -5,6 +5,7 @@ package scan
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os/exec"
 	"testing"
@@ -154,5 +155,55 @@ func TestAutobindReuse(t *testing.T) {
 	}
 	if _, err := client("198.51.100.9:80", netnstest.BindNoPort).Connect(); !errors.Is(err, unix.EADDRNOTAVAIL) {
 		t.Errorf("plain connect(): %v, want EADDRNOTAVAIL", err)
+	}
+}
+
+// TestListenerUnreserved has a service in the range restart. Meanwhile a connection takes its port, so that the service cannot start.
+// With the cure, none does.
+func TestListenerUnreserved(t *testing.T) {
+	for _, reserve := range []bool{false, true} {
+		t.Run(fmt.Sprint("reserved ", reserve), func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40009")
+			netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "8080,40009")
+			service, err := net.Listen("tcp4", "198.51.100.1:40004")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := collect(t)
+			cure, ok := advice.ReserveListeners(&r)
+			if !ok || r.BlockedPorts != 1 || r.CapacityPorts != 8 {
+				t.Fatalf("%+v, %d blocked ports, capacity %d", cure, r.BlockedPorts, r.CapacityPorts)
+			}
+			if reserve {
+				if out, err := exec.Command("sh", "-c", cure.Command).CombinedOutput(); err != nil {
+					t.Fatalf("%s: %v: %s", cure.Command, err, out)
+				}
+				r := collect(t)
+				if cure, ok := advice.ReserveListeners(&r); ok || r.BlockedPorts != 0 || r.CapacityPorts != 8 {
+					t.Errorf("after the cure: %+v, %d blocked ports, capacity %d", cure, r.BlockedPorts, r.CapacityPorts)
+				}
+			}
+			service.Close()
+			granted := 0
+			for ; granted < 20; granted++ {
+				// Not in TCP_REPAIR mode, as Fill does: the sockets would share their ports.
+				fd, err := clientTo("198.51.100.1", "192.0.2.7:443").bind(netnstest.BindNoPort).Dial()
+				if err != nil {
+					break
+				}
+				t.Cleanup(func() { unix.Close(fd) })
+			}
+			if want := map[bool]int{false: 9, true: 8}[reserve]; granted != want {
+				t.Errorf("%d connections, want %d", granted, want)
+			}
+			service, err = net.Listen("tcp4", "198.51.100.1:40004")
+			if reserve && err != nil || !reserve && !errors.Is(err, unix.EADDRINUSE) {
+				t.Errorf("the service starts again: %v", err)
+			}
+			if err == nil {
+				service.Close()
+			}
+		})
 	}
 }

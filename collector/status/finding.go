@@ -48,6 +48,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 			p.find(calm, nil, "%s", p.calmSentence())
 		}
 		p.judgeUDPFailures(s, c)
+		p.judgeListeners(self)
 	}
 	p.judgeUnread(s, c, "The flows of connection tracking", []string{"EphemeralPortsSNATCollectFailing"}, func(n *scan.Namespace) error { return n.NAT.Err })
 	p.judgeUnread(s, c, "The counters of connection tracking", nil, func(n *scan.Namespace) error {

@@ -1,0 +1,37 @@
+package advice
+
+import (
+	"fmt"
+	"strconv"
+
+	"ephemeral_port_exporter/collector/internal/portset"
+	"ephemeral_port_exporter/collector/pool"
+)
+
+// ReserveListeners returns how to keep the ports of listeners that lie in the range and are not reserved: while such a
+// service is down, an outgoing connection can take its port, and it cannot start again. It returns false if there are
+// none. The Command is empty if the kernel would not read all ports: proc_do_large_bitmap of kernel/sysctl.c reads less
+// than a page.
+func ReserveListeners(r *pool.Report) (c Cure, ok bool) {
+	var reserved portset.Map
+	reserved.AddRanges(r.Settings.ReservedPorts)
+	var ports []string
+	for _, port := range r.ListenerPorts {
+		if r.Settings.PortRange.Contains(port) && !reserved.Has(port) {
+			ports = append(ports, strconv.Itoa(int(port)))
+			reserved.Add(port)
+		}
+	}
+	if len(ports) == 0 {
+		return Cure{}, false
+	}
+	c = Cure{
+		Title:    "Reserve the ports of listeners",
+		Sentence: "In the range, these ports have listeners and are not reserved: " + someOf(ports) + ".", N: len(ports),
+		Condition: "The services listen on the same ports each time.",
+	}
+	if list := reserved.String(); len(list) < 4096 {
+		c.Command = fmt.Sprintf("sysctl -w net.ipv4.ip_local_reserved_ports=%s", list)
+	}
+	return c, true
+}
