@@ -58,6 +58,10 @@ func onMachine(t *testing.T) {
 		mount("overlay", path, "overlay", 0, "lowerdir="+path+",upperdir="+upper+",workdir="+work)
 	}
 	mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+	// Debian's man-db would index all pages of the machine whenever a package changes some.
+	if err := os.Remove("/var/lib/man-db/auto-update"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
 }
 
 const systemctlLog = "/run/systemctl.log"
