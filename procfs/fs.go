@@ -59,6 +59,16 @@ func (d directory) close() error { return unix.Close(d.fd) }
 // pathOf returns the path of a file in the directory, for error texts.
 func (d directory) pathOf(file string) string { return filepath.Join(d.path, file) }
 
+// has reports whether the directory has a directory of that name.
+func (d directory) has(name string) bool {
+	fd, err := unix.Openat(d.fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
 // errTooLong means that a file is longer than its buffer.
 var errTooLong = errors.New("longer than expected")
 

@@ -63,6 +63,7 @@ var readers = []struct {
 	{"sys/net/ipv4/ip_local_port_range", func(_ *FS, ns *Namespace) (any, error) { return ns.IPLocalPortRange() }},
 	{"sys/net/ipv4/ip_local_reserved_ports", func(_ *FS, ns *Namespace) (any, error) { return ns.IPLocalReservedPorts() }},
 	{"sys/net/ipv4/ip_autobind_reuse", func(_ *FS, ns *Namespace) (any, error) { return ns.IPAutobindReuse() }},
+	{"sys/net/ipv4/ip_unprivileged_port_start", func(_ *FS, ns *Namespace) (any, error) { return ns.IPUnprivilegedPortStart() }},
 	{"sys/net/ipv4/tcp_tw_reuse", func(_ *FS, ns *Namespace) (any, error) { return ns.TCPTWReuse() }},
 	{"sys/net/ipv4/tcp_tw_reuse_delay", func(_ *FS, ns *Namespace) (any, error) {
 		delay, ok, err := ns.TCPTWReuseDelay()
@@ -113,6 +114,7 @@ func TestMalformed(t *testing.T) {
 			",", "1,", "1,,2", "a", "1-", "-1", "2-1", "1-2-3", "65536", "1 2", "1\n2", "1-65536",
 		},
 		"sys/net/ipv4/ip_autobind_reuse":                       {"", "on", "0 1"},
+		"sys/net/ipv4/ip_unprivileged_port_start":              {"", "a", "-1", "65536"},
 		"sys/net/ipv4/tcp_tw_reuse":                            {"", "a", "1 2", "4294967296", "1e3"},
 		"sys/net/ipv4/tcp_tw_reuse_delay":                      {"", "a", "99999999999999999999"},
 		"sys/net/ipv4/tcp_timestamps":                          {"", "yes"},
@@ -164,7 +166,7 @@ func TestUnreadable(t *testing.T) {
 	for _, r := range readers {
 		t.Run(filepath.Base(r.file), func(t *testing.T) {
 			got, err := readFrom(t, mount(t, withOthers(r.file+".absent", "")), r.read)
-			if r.file == "sys/net/ipv4/ip_autobind_reuse" || r.file == "sys/net/ipv4/tcp_tw_reuse_delay" || r.file == "thread-self/net/sockstat6" || r.file == "self/timens_offsets" || r.file == "sys/net/netfilter/nf_conntrack_max" {
+			if r.file == "sys/net/ipv4/ip_autobind_reuse" || r.file == "sys/net/ipv4/ip_unprivileged_port_start" || r.file == "sys/net/ipv4/tcp_tw_reuse_delay" || r.file == "thread-self/net/sockstat6" || r.file == "self/timens_offsets" || r.file == "sys/net/netfilter/nf_conntrack_max" {
 				if err != nil {
 					t.Errorf("absent: got %v, %v, want no error", got, err)
 				}
@@ -217,6 +219,7 @@ func TestRead(t *testing.T) {
 		{"sys/net/ipv4/ip_autobind_reuse", "0\n", false},
 		{"sys/net/ipv4/ip_autobind_reuse", "1\n", true},
 		{"sys/net/ipv4/ip_autobind_reuse.absent", "", false},
+		{"sys/net/ipv4/ip_unprivileged_port_start", "5000\n", uint16(5000)},
 		{"sys/net/ipv4/tcp_tw_reuse", "2\n", 2},
 		{"sys/net/ipv4/tcp_tw_reuse_delay", "1500\n", 1500 * time.Millisecond},
 		{"sys/net/ipv4/tcp_timestamps", "0\n", 0},
@@ -254,6 +257,7 @@ func TestKernel(t *testing.T) {
 		return
 	}
 	setSysctl(t, "ipv4/ip_local_port_range", "41000 41999")
+	setSysctl(t, "ipv4/ip_unprivileged_port_start", "40999")
 	setSysctl(t, "ipv4/tcp_tw_reuse", "1")
 	setSysctl(t, "ipv4/tcp_timestamps", "0")
 	setSysctl(t, "ipv4/tcp_fin_timeout", "17")
@@ -262,13 +266,14 @@ func TestKernel(t *testing.T) {
 	setSysctl(t, "netfilter/nf_conntrack_udp_timeout", "13")
 	unused := make([]uint32, possibleCPUs(t))
 	want := map[string]any{
-		"sys/net/ipv4/ip_local_port_range": PortRange{41000, 41999},
-		"sys/net/ipv4/tcp_tw_reuse":        1,
-		"sys/net/ipv4/tcp_timestamps":      0,
-		"sys/net/ipv4/tcp_fin_timeout":     17 * time.Second,
-		"sys/net/ipv4/tcp_max_tw_buckets":  4711,
-		"thread-self/net/sockstat":         Sockstat{},
-		"thread-self/net/netstat":          uint64(0),
+		"sys/net/ipv4/ip_local_port_range":        PortRange{41000, 41999},
+		"sys/net/ipv4/tcp_tw_reuse":               1,
+		"sys/net/ipv4/ip_unprivileged_port_start": uint16(40999),
+		"sys/net/ipv4/tcp_timestamps":             0,
+		"sys/net/ipv4/tcp_fin_timeout":            17 * time.Second,
+		"sys/net/ipv4/tcp_max_tw_buckets":         4711,
+		"thread-self/net/sockstat":                Sockstat{},
+		"thread-self/net/netstat":                 uint64(0),
 
 		"sys/net/netfilter/nf_conntrack_udp_timeout": ConntrackTimeouts{12 * time.Second, 13 * time.Second},
 		"thread-self/net/stat/nf_conntrack":          ConntrackStats{unused, unused, unused},
@@ -290,6 +295,18 @@ func TestKernel(t *testing.T) {
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", r.file, diff)
 			}
+		}
+	}
+}
+
+// TestHasServiceProxy finds the signs of service proxies, each alone.
+func TestHasServiceProxy(t *testing.T) {
+	for file, want := range map[string]bool{
+		"sys/net/ipv4/vs/conn_reuse_mode": true, "sys/net/ipv4/conf/kube-ipvs0/forwarding": true, "sys/net/ipv4/conf/cilium_host/forwarding": true,
+		"sys/net/ipv4/conf/eth0/forwarding": false,
+	} {
+		if got := open(t, mount(t, map[string]string{file: "1\n"})).HasServiceProxy(); got != want {
+			t.Errorf("%s: got %v", file, got)
 		}
 	}
 }

@@ -64,6 +64,31 @@ func (ns *Namespace) IPAutobindReuse() (bool, error) {
 	return n != 0, err
 }
 
+// IPUnprivilegedPortStart returns the first port that needs no privilege: sysctl net.ipv4.ip_unprivileged_port_start. The
+// kernel refuses a local port range that begins below it. It is 0 if the kernel does not have this sysctl (before 4.11).
+func (ns *Namespace) IPUnprivilegedPortStart() (uint16, error) {
+	const file = "ip_unprivileged_port_start"
+	n, err := ns.readInt(file)
+	if isNotExist(err) {
+		return 0, nil
+	}
+	if err == nil && n != int(uint16(n)) {
+		err = malformed(ns.ipv4.pathOf(file), strconv.Itoa(n))
+	}
+	return uint16(n), err
+}
+
+// HasServiceProxy reports whether IPVS is loaded, or a network interface of kube-proxy with IPVS or of Cilium is there.
+// These lead the packets for a port elsewhere without connection tracking, and without a socket on the port.
+func (ns *Namespace) HasServiceProxy() bool {
+	for _, sign := range []string{"vs", "conf/kube-ipvs0", "conf/cilium_host"} {
+		if ns.ipv4.has(sign) {
+			return true
+		}
+	}
+	return false
+}
+
 // parseLocalPortRange parses "32768	60999".
 func parseLocalPortRange(content string) (PortRange, bool) {
 	fields := strings.Fields(content)

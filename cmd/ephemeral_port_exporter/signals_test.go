@@ -30,14 +30,15 @@ func newPausedProc(t *testing.T) pausedProc {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range map[string]string{
-		"sys/net/ipv4/ip_local_port_range":     "32768\t60999\n",
-		"sys/net/ipv4/ip_local_reserved_ports": "\n",
-		"sys/net/ipv4/tcp_tw_reuse":            "2\n",
-		"sys/net/ipv4/tcp_tw_reuse_delay":      "1000\n",
-		"sys/net/ipv4/tcp_timestamps":          "1\n",
-		"sys/net/ipv4/tcp_max_tw_buckets":      "131072\n",
-		"thread-self/net/sockstat":             "TCP: inuse 1 orphan 0 tw 0 alloc 1 mem 0\nUDP: inuse 0 mem 0\n",
-		"thread-self/net/netstat":              "TcpExt: TCPTimeWaitOverflow\nTcpExt: 0\n",
+		"sys/net/ipv4/ip_local_port_range":        "32768\t60999\n",
+		"sys/net/ipv4/ip_local_reserved_ports":    "\n",
+		"sys/net/ipv4/ip_unprivileged_port_start": "1024\n",
+		"sys/net/ipv4/tcp_tw_reuse":               "2\n",
+		"sys/net/ipv4/tcp_tw_reuse_delay":         "1000\n",
+		"sys/net/ipv4/tcp_timestamps":             "1\n",
+		"sys/net/ipv4/tcp_max_tw_buckets":         "131072\n",
+		"thread-self/net/sockstat":                "TCP: inuse 1 orphan 0 tw 0 alloc 1 mem 0\nUDP: inuse 0 mem 0\n",
+		"thread-self/net/netstat":                 "TcpExt: TCPTimeWaitOverflow\nTcpExt: 0\n",
 	} {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

@@ -30,6 +30,10 @@ type Report struct {
 	// ListenerPorts are the ports with a listener, in the range and outside, in ascending order.
 	ListenerPorts []uint16
 
+	// UDPServerPorts are UDPReport.ServerPorts: they are in the same range. Without UDPServersKnown, they are not known.
+	UDPServerPorts  []uint16
+	UDPServersKnown bool
+
 	// MaxUtilization is the highest utilization of a destination, reported or not, or without
 	// any sockets. It is 1 if CapacityPorts is 0.
 	MaxUtilization float64
@@ -56,6 +60,13 @@ type TimeWaitSeen struct {
 	// Steady is set if there was a socket for each whole second from 0 up to Longest. Then the
 	// host closed connections all the time, and Longest is how long TIME_WAIT lasts.
 	Steady bool
+}
+
+// Pressed reports whether a pool is on the way to danger: then it is worth reading more of the namespace.
+func (r *Report) Pressed() bool {
+	return max(r.MaxUtilization, r.MaxSourceUtilization) >= 0.25 || slices.ContainsFunc(r.Destinations, func(d Destination) bool {
+		return 2*d.CloseRate >= d.Ceiling || !math.IsInf(d.Exhaustion, 1)
+	})
 }
 
 // A Destination is one pool of ports: connect() calls from one source address to one

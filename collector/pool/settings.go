@@ -16,6 +16,13 @@ type Settings struct {
 	ReservedPorts []PortRange // ip_local_reserved_ports, inside and outside PortRange
 
 	AutobindReuse bool // ip_autobind_reuse: bind(ip, 0) also takes ports whose sockets all have SO_REUSEADDR, if it has that too
+	// UnprivilegedPort is ip_unprivileged_port_start: the kernel refuses a PortRange that begins below it. 0 if the kernel
+	// does not have it (before 4.11).
+	UnprivilegedPort uint16
+
+	// MayRedirect is set if there is a sign of rules that lead packets for a port elsewhere, so that it is in use
+	// without a socket. Rules without connection tracking, and those of eBPF, can be there without a sign.
+	MayRedirect bool
 
 	TWReuse        int           // tcp_tw_reuse: 0 never, 1 always, 2 on loopback
 	TWReuseDelay   time.Duration // tcp_tw_reuse_delay; 0 if the kernel does not have it (before 6.14)

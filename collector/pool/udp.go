@@ -101,6 +101,10 @@ type UDPReport struct {
 
 	// ServerPorts are the ports of sockets without a peer, in the range and outside, in ascending order.
 	ServerPorts []uint16
+
+	// ListenerPorts are Report.ListenerPorts: they are in the same range. Without ListenersKnown, they are not known.
+	ListenerPorts  []uint16
+	ListenersKnown bool
 }
 
 // A UDPPool is the ports that one kind of socket can get.

@@ -44,6 +44,7 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, b *budget) {
 		n.fail(err)
 		return
 	}
+	settings.MayRedirect = n.Conntrack.Entries > 0 || ns.HasServiceProxy()
 	n.UDP = s.countUDP(settings)
 	b.due[udpPart] = n.UDP.Outcome == Collected
 	if n.TCP, err = s.collectTCP(ns, settings, known, b.until(tcpPart)); err != nil {
@@ -56,6 +57,27 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, b *budget) {
 	}
 	if b.due[udpPart] {
 		s.collectUDP(&n.UDP, settings, b.until(udpPart))
+	}
+	s.shareServers(n, settings, b.until(udpPart))
+}
+
+// shareServers tells the report of each protocol on which ports the other one has servers: both have the same range. UDP
+// sockets that are few are read only if a pool of TCP may need advice.
+func (s *Scanner) shareServers(n *Namespace, settings pool.Settings, deadline time.Time) {
+	tcp, udp := &n.TCP.Report, &n.UDP.Report
+	if n.TCP.Outcome != Collected {
+		return
+	}
+	switch n.UDP.Outcome {
+	case Collected:
+		udp.ListenerPorts, udp.ListenersKnown = tcp.ListenerPorts, true
+		tcp.UDPServerPorts, tcp.UDPServersKnown = udp.ServerPorts, true
+	case Idle:
+		if n.UDP.Sockets == 0 {
+			tcp.UDPServersKnown = true
+		} else if table := pool.NewUDPTable(settings); tcp.Pressed() && s.dumpUDP(table, deadline) == nil {
+			tcp.UDPServerPorts, tcp.UDPServersKnown = table.Report().ServerPorts, true
+		}
 	}
 }
 
@@ -105,6 +127,9 @@ func readPorts(ns *procfs.Namespace) (pool.Settings, error) {
 	}
 	for _, r := range reserved {
 		settings.ReservedPorts = append(settings.ReservedPorts, pool.PortRange(r))
+	}
+	if settings.UnprivilegedPort, err = ns.IPUnprivilegedPortStart(); err != nil {
+		return pool.Settings{}, err
 	}
 	return settings, nil
 }
