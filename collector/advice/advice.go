@@ -21,7 +21,8 @@ type Cure struct {
 	Sentence  string  // what to do, or what it does
 	N         int     // the number in the Sentence: how many more requests or addresses; 0 if there is none
 	Now, Then Outlook // Then is a prediction
-	Command   string  // does it, or finds what to change; to be run in the namespace; may be empty
+	Command   string  // does it, or finds what to change; a line for a shell in the namespace; may be empty
+	Undo      string  // restores the sysctls that the Command changes, or that are to be changed; may be empty
 	Condition string  // of the prediction; may be empty
 	Requests  bool    // the ceilings of Now and Then are of requests; that of closed connections stays
 }
@@ -56,9 +57,13 @@ type Outlook struct {
 // A cure is about what has 1 / mainShare of the demand or more.
 const mainShare = 5
 
-// helpful returns the cures that help.
-func helpful(cures ...Cure) []Cure {
-	return slices.DeleteFunc(cures, func(c Cure) bool { return !c.helps() })
+// helpful returns the cures that help. The last one comes only after others.
+func helpful(last Cure, cures ...Cure) []Cure {
+	cures = slices.DeleteFunc(cures, func(c Cure) bool { return !c.helps() })
+	if len(cures) > 0 && last.helps() {
+		cures = append(cures, last)
+	}
+	return cures
 }
 
 // perSecond writes a rate.

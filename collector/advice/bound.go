@@ -2,6 +2,7 @@ package advice
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"ephemeral_port_exporter/collector/pool"
@@ -15,18 +16,16 @@ func Bound(r *pool.Report) *Advice {
 	if reached.Level() == Calm {
 		return nil
 	}
-	p := &tcpPool{report: r, destination: &pool.Destination{Hold: 1}, now: Outlook{Ports: r.CapacityPorts - r.BoundPorts}}
+	// With this Hold, all ceilings are 0.
+	p := &tcpPool{report: r, destination: &pool.Destination{Hold: math.Inf(1)}, now: Outlook{Ports: r.CapacityPorts - r.BoundPorts}}
 	cures := []Cure{p.letKernelChoose(r.BoundPorts)}
 	if reached.Level() == Exhausted {
 		cures = append(cures, p.bindElsewhere())
 	}
-	cures = append(cures, p.widen(), p.giveBackReserved(), p.moveListeners())
-	for i := range cures {
-		cures[i].Now.Ceiling, cures[i].Then.Ceiling = 0, 0
-	}
+	cures = append(cures, p.widen(), p.moveListeners())
 	return &Advice{
 		Diagnosis: fmt.Sprintf("Sockets got %d of the %d ports by bind(). No plain connect() of this network namespace can choose these, whatever its address and its destination.", r.BoundPorts, r.CapacityPorts),
-		Cures:     helpful(cures...),
+		Cures:     helpful(p.giveBackReserved(), cures...),
 	}
 }
 

@@ -1,7 +1,6 @@
 package advice
 
 import (
-	"fmt"
 	"strconv"
 
 	"ephemeral_port_exporter/collector/internal/portset"
@@ -10,16 +9,15 @@ import (
 
 // ReserveListeners returns how to keep the ports of listeners that lie in the range and are not reserved: while such a
 // service is down, an outgoing connection can take its port, and it cannot start again. It returns false if there are
-// none. The Command is empty if the kernel would not read all ports: proc_do_large_bitmap of kernel/sysctl.c reads less
-// than a page.
+// none. The Command is empty if the kernel would not read all ports.
 func ReserveListeners(r *pool.Report) (c Cure, ok bool) {
-	var reserved portset.Map
+	var reserved, further portset.Map
 	reserved.AddRanges(r.Settings.ReservedPorts)
 	var ports []string
 	for _, port := range r.ListenerPorts {
 		if r.Settings.PortRange.Contains(port) && !reserved.Has(port) {
 			ports = append(ports, strconv.Itoa(int(port)))
-			reserved.Add(port)
+			further.Add(port)
 		}
 	}
 	if len(ports) == 0 {
@@ -30,8 +28,8 @@ func ReserveListeners(r *pool.Report) (c Cure, ok bool) {
 		Sentence: "In the range, these ports have listeners and are not reserved: " + someOf(ports) + ".", N: len(ports),
 		Condition: "The services listen on the same ports each time.",
 	}
-	if list := reserved.String(); len(list) < 4096 {
-		c.Command = fmt.Sprintf("sysctl -w net.ipv4.ip_local_reserved_ports=%s", list)
+	if more, ok := reserve(r.Settings, &further); ok {
+		c.Command, c.Undo = commands(more)
 	}
 	return c, true
 }

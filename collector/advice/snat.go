@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"ephemeral_port_exporter/collector/pool"
@@ -97,7 +98,7 @@ func (n *snatPool) considerable(ports int) bool { return ports > 0 && mainShare*
 
 // cures returns the cures that help.
 func (n *snatPool) cures() []Cure {
-	return helpful(n.fullyRandom(), n.useAllPorts(), n.moreAddresses(), n.shorterTimeout(), n.newerKernel(),
+	return helpful(Cure{}, n.fullyRandom(), n.useAllPorts(), n.moreAddresses(), n.shorterTimeout(), n.newerKernel(),
 		n.keepAlive(), n.moreDestinations(), n.withoutTranslation())
 }
 
@@ -178,17 +179,23 @@ func (n *snatPool) shorterTimeout() Cure {
 		return Cure{}
 	case n.pool.Protocol == snat.UDP:
 		c.Sentence = fmt.Sprintf("A single exchange then holds its port for %.0f s instead of %.0f s.", shortUDP.Seconds(), s.UDP.Seconds())
-		c.Command = fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_udp_timeout=%.0f", shortUDP.Seconds())
+		c.Command, c.Undo = commands(timeout("nf_conntrack_udp_timeout", s.UDP, shortUDP))
 		c.Condition = "Answers come within that time. It counts for flows that have a packet from then on."
 		s.UDP = shortUDP
 	default:
 		c.Sentence = fmt.Sprintf("A closed connection then holds its port for %.0f s instead of %.0f s.", shortTCPTimeWait.Seconds(), s.TCPTimeWait.Seconds())
-		c.Command = fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_tcp_timeout_time_wait=%.0f", shortTCPTimeWait.Seconds())
+		c.Command, c.Undo = commands(timeout("nf_conntrack_tcp_timeout_time_wait", s.TCPTimeWait, shortTCPTimeWait))
 		c.Condition = "The ends keep TIME_WAIT no longer, as Linux does. It counts for connections that are closed from then on."
 		s.TCPTimeWait = shortTCPTimeWait
 	}
 	c.Then = n.outlook(n.now.Ports, s)
 	return c
+}
+
+// timeout returns the change of a timeout of connection tracking.
+func timeout(name string, before, then time.Duration) change {
+	seconds := func(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 0, 64) }
+	return change{name: "net.netfilter." + name, before: seconds(before), then: seconds(then)}
 }
 
 func (n *snatPool) newerKernel() Cure {

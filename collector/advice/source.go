@@ -2,6 +2,7 @@ package advice
 
 import (
 	"fmt"
+	"math"
 
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -13,14 +14,11 @@ func BindFirst(r *pool.Report, s *pool.Source) *Advice {
 	if ReachedSource(r, s).Level() == Calm {
 		return nil
 	}
-	p := &tcpPool{report: r, destination: &pool.Destination{Hold: 1}, now: Outlook{Ports: s.Capacity - s.Ports}}
-	cures := []Cure{p.letKernelChoose(s.Bound), p.widen(), p.giveBackReserved(), p.moreBound(s)}
-	for i := range cures {
-		cures[i].Now.Ceiling, cures[i].Then.Ceiling = 0, 0
-	}
+	// With this Hold, all ceilings are 0.
+	p := &tcpPool{report: r, destination: &pool.Destination{Hold: math.Inf(1)}, now: Outlook{Ports: s.Capacity - s.Ports}}
 	a := &Advice{
 		Diagnosis: fmt.Sprintf("Clients bind before they connect, so they share one pool for all destinations. Of its %d ports, %d are in use, %d of these by bind().", s.Capacity, s.Ports, s.Bound),
-		Cures:     helpful(cures...),
+		Cures:     helpful(p.giveBackReserved(), p.letKernelChoose(s.Bound), p.widen(), p.moreBound(s)),
 	}
 	if r.Settings.AutobindReuse {
 		a.Diagnosis += " With ip_autobind_reuse=1, bind() goes on when all are in use, if it has SO_REUSEADDR and all sockets of a port have it. Else it fails."

@@ -2,63 +2,182 @@ package advice
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 
 	"ephemeral_port_exporter/collector/internal/portset"
 	"ephemeral_port_exporter/collector/pool"
 )
 
+// A change is that of a sysctl. The line of commands has the value of the moment in $r if it is to add to that.
+type change struct {
+	name, before, then string // for a shell
+	adds               bool
+}
+
+// commands returns a line for a shell that makes all changes or none, and one that undoes them. One sysctl -w with several
+// names would go on after an error.
+func commands(changes ...change) (command, undo string) {
+	undo, back := "sysctl -w", "sysctl -w"
+	for i, c := range slices.Backward(changes) {
+		undo += " " + c.name + "=" + c.before
+		switch {
+		case i == len(changes)-1:
+		case c.adds:
+			back += " " + c.name + `="$r"`
+		default:
+			back += " " + c.name + "=" + c.before
+		}
+	}
+	for i, c := range changes {
+		if c.adds {
+			command += "r=$(sysctl -n " + c.name + "); "
+		}
+		command += "sysctl -w " + c.name + "=" + c.then
+		if i < len(changes)-1 {
+			command += " && "
+		}
+	}
+	if len(changes) > 1 {
+		command += " || { " + back + "; false; }"
+	}
+	return command, undo
+}
+
+const reservedPorts = "net.ipv4.ip_local_reserved_ports"
+
+// reserve returns the change that reserves further ports. It keeps those that are reserved when it is made: another cure
+// may have been applied meanwhile. It returns false if the kernel would not read all: proc_do_large_bitmap of
+// kernel/sysctl.c reads less than a page.
+func reserve(s pool.Settings, further *portset.Map) (c change, ok bool) {
+	var before portset.Map
+	before.AddRanges(s.ReservedPorts)
+	c = change{name: reservedPorts, before: before.String(), then: fmt.Sprintf(`"%v,$r"`, further), adds: true}
+	return c, len(c.then)+len(c.before) < 4096
+}
+
+// servers are the ports that programs wait on.
+type servers struct {
+	tcp, udp []uint16
+	known    bool // of both protocols
+}
+
+// maxUDPServers is how many UDP sockets without a peer, on ports of the range, are taken for servers. If there are more,
+// most are of clients.
+const maxUDPServers = 32
+
+// among returns those that are to be reserved if the range becomes all of these ports. s has the range of now, of which
+// nobody can tell UDP servers and clients without a peer apart.
+func (v servers) among(ports pool.PortRange, s pool.Settings) (reserve portset.Map) {
+	var clients portset.Map
+	for _, port := range v.udp {
+		if s.PortRange.Contains(port) {
+			clients.Add(port)
+		} else if ports.Contains(port) {
+			reserve.Add(port)
+		}
+	}
+	if clients.Size() <= maxUDPServers {
+		for port := range clients.All() {
+			reserve.Add(port)
+		}
+	}
+	for _, port := range v.tcp {
+		if ports.Contains(port) {
+			reserve.Add(port)
+		}
+	}
+	return reserve
+}
+
+// nodePorts are those of Kubernetes, unless its administrator has changed them. No program needs to listen on them, and
+// connections that have one of them can hang: rules lead their packets elsewhere.
+var nodePorts = pool.PortRange{Low: 30000, High: 32767}
+
 // A widening makes the range as wide as it can be.
 type widening struct {
-	ports   pool.PortRange
-	usable  portset.Map // those of ports that are not reserved, or will not be
-	first   []string    // ports that must be reserved first, because something listens on them
-	command string
+	ports         pool.PortRange
+	usable        portset.Map // those of ports that are not reserved, or will not be
+	first         []string    // ports that must be reserved first, because programs wait on them
+	command, undo string      // no command if not all of them are known
 }
 
-// newWidening returns how to widen the range where something listens on these ports. It returns false if there is
-// no command.
-func newWidening(s pool.Settings, listening []uint16) (w widening, ok bool) {
-	w.ports = pool.PortRange{Low: min(s.PortRange.Low, 1024), High: 65535}
+// newWidening returns how to widen the range. It returns false if the list of ports to reserve is too long.
+func newWidening(s pool.Settings, v servers) (w widening, ok bool) {
+	w.ports = pool.PortRange{Low: min(s.PortRange.Low, max(s.UnprivilegedPort, 1024)), High: 65535}
 	w.usable.AddUnreserved(w.ports, s.ReservedPorts)
+	var further portset.Map
+	waiting := v.among(w.ports, s)
+	for port := range waiting.All() {
+		if w.usable.Has(port) {
+			w.first = append(w.first, strconv.Itoa(int(port)))
+			further.Add(port)
+		}
+	}
+	for port := nodePorts.Low; port <= nodePorts.High; port++ {
+		if w.usable.Has(port) && !s.PortRange.Contains(port) {
+			further.Add(port)
+		}
+	}
+	for port := range further.All() {
+		w.usable.Remove(port)
+	}
+	changes := []change{{name: "net.ipv4.ip_local_port_range", before: quoted(s.PortRange), then: quoted(w.ports)}}
+	if further.Size() > 0 {
+		c, ok := reserve(s, &further)
+		if !ok {
+			return w, false
+		}
+		changes = []change{c, changes[0]}
+	}
+	if v.known {
+		w.command, w.undo = commands(changes...)
+	}
+	return w, true
+}
+
+// quoted writes a range for a shell.
+func quoted(r pool.PortRange) string { return fmt.Sprintf(`"%d %d"`, r.Low, r.High) }
+
+// sentence says which ports come in addition to what it says, and which stay out.
+func (w *widening) sentence(of string) string {
+	of = fmt.Sprintf("%s %d-%d.", of, w.ports.Low, w.ports.High)
+	if len(w.first) > 0 {
+		of += " Programs wait on these, so reserve them first: " + someOf(w.first) + "."
+	}
+	if !w.usable.Has(nodePorts.Low) && w.ports.Low < nodePorts.Low {
+		of += " The node ports of Kubernetes stay out."
+	}
+	return of
+}
+
+// condition says what must hold.
+func (w *widening) condition() string {
+	if w.command == "" {
+		return "Reserve the ports of all servers in there first, over TCP and UDP: not all could be read. ss -Htuln lists those that run."
+	}
+	return "Reserve all ports in there that programs may listen on later, and those that rules of NAT or IPVS lead elsewhere."
+}
+
+// giveBack returns the cure for ports of the range that are reserved and that no socket has. It has no ports where
+// there is a sign of rules that lead the packets for them elsewhere. The command changes nothing: rules can be there
+// without a sign.
+func giveBack(s pool.Settings, inUse func(port uint16) bool) (c Cure) {
+	if s.MayRedirect {
+		return Cure{}
+	}
 	var reserved portset.Map
 	reserved.AddRanges(s.ReservedPorts)
-	for _, port := range listening {
-		if w.usable.Has(port) && !s.PortRange.Contains(port) {
-			w.first = append(w.first, strconv.Itoa(int(port)))
-			reserved.Add(port)
-			w.usable.Remove(port)
-		}
-	}
-	w.command, ok = "sysctl -w", true
-	if len(w.first) > 0 {
-		w.command, ok = reserveCommand(&reserved)
-	}
-	w.command += fmt.Sprintf(` net.ipv4.ip_local_port_range="%d %d"`, w.ports.Low, w.ports.High)
-	return w, ok
-}
-
-// giveBack returns how many ports of the range are reserved and not in use, and the command that gives them back. If
-// there is no command, these are none.
-func giveBack(s pool.Settings, inUse func(port uint16) bool) (ports int, command string) {
-	var kept portset.Map
-	kept.AddRanges(s.ReservedPorts)
 	for port := int(s.PortRange.Low); port <= int(s.PortRange.High); port++ {
-		if p := uint16(port); kept.Has(p) && !inUse(p) {
-			kept.Remove(p)
-			ports++
+		if p := uint16(port); reserved.Has(p) && !inUse(p) {
+			c.N++
 		}
 	}
-	command, ok := reserveCommand(&kept)
-	if !ok {
-		return 0, ""
-	}
-	return ports, command
-}
-
-// reserveCommand returns a command that reserves these ports only. It returns false if the kernel
-// would not read all: proc_do_large_bitmap of kernel/sysctl.c reads less than a page.
-func reserveCommand(ports *portset.Map) (command string, ok bool) {
-	list := ports.String()
-	return "sysctl -w net.ipv4.ip_local_reserved_ports=" + list, len(list) < 4096
+	c.Title = "Give back reserved ports"
+	c.Sentence = fmt.Sprintf("%d ports of the range are reserved, and no program waits on them. Find out who reserved them, and why.", c.N)
+	c.Condition = "No program needs them, also none that is down, and no rule leads their packets elsewhere, like those of node ports: else connections hang."
+	c.Command = "grep -rs " + strings.TrimPrefix(reservedPorts, "net.ipv4.") + " /etc/sysctl.conf /etc/sysctl.d /run/sysctl.d /usr/lib/sysctl.d"
+	_, c.Undo = commands(change{name: reservedPorts, before: reserved.String()})
+	return c
 }

@@ -44,6 +44,8 @@ type adviceCase struct {
 	own        int // bound by clients of the destination
 	halfClosed int // of those in FIN_WAIT2
 	failing    bool
+	udp        []uint16 // ports of UDP sockets without a peer
+	udpUnknown bool
 
 	diagnosis string   // the beginning
 	want      []string // the cures, see short
@@ -57,6 +59,7 @@ func (c adviceCase) report() (*pool.Report, *pool.Destination) {
 	}
 	r := table.Report(pool.Limits{})
 	r.BoundPorts, r.BoundKnown = c.bound+c.own, true
+	r.UDPServerPorts, r.UDPServersKnown = c.udp, !c.udpUnknown
 	d := &pool.Destination{
 		Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
 		HalfClosed: c.halfClosed, Open: c.halfClosed, Reusable: c.reusable, BoundByOthers: c.bound, Timestamps: c.timestamps, Loopback: c.loopback,
@@ -104,7 +107,7 @@ var (
 			want: []string{
 				"Keep connections alive, 2, 455 to 910 per second",
 				"Reuse ports in TIME_WAIT, 455 to 28232 per second",
-				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"Widen the range, 28232 to 61744 ports, 455 to 995 per second",
 				"More source addresses, 1, 28232 to 56464 ports, 455 to 910 per second",
 				"More destination addresses or ports, 1, 28232 to 56464 ports, 455 to 910 per second",
 				"Let the other side close first, 455 to +Inf per second",
@@ -115,7 +118,7 @@ var (
 			diagnosis: "This host is the first to close 3000 connections per second;",
 			want: []string{
 				"Keep connections alive, 14, 455 to 6370 per second",
-				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"Widen the range, 28232 to 61744 ports, 455 to 995 per second",
 				"More source addresses, 13, 28232 to 395248 ports, 455 to 6370 per second",
 				"More destination addresses or ports, 13, 28232 to 395248 ports, 455 to 6370 per second",
 				"Let the other side close first, 455 to +Inf per second",
@@ -127,7 +130,7 @@ var (
 			want: []string{
 				"Keep connections alive, 2, 455 to 910 per second",
 				"Reuse ports in TIME_WAIT, 455 to 28232 per second",
-				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"Widen the range, 28232 to 61744 ports, 455 to 995 per second",
 				"More source addresses, 1, 28232 to 56464 ports, 455 to 910 per second",
 				"More destination addresses or ports, 1, 28232 to 56464 ports, 455 to 910 per second",
 				"Let the other side close first, 455 to +Inf per second",
@@ -161,7 +164,7 @@ var (
 			name: "peers that do not close", settings: usual, ports: map[pool.State]int{pool.FinWait2: 20000}, rate: 400, unanswered: 1,
 			want: []string{
 				"Keep connections alive, 2, 455 to 910 per second",
-				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"Widen the range, 28232 to 61744 ports, 455 to 995 per second",
 				"More source addresses, 1, 28232 to 56464 ports, 455 to 910 per second",
 				"More destination addresses or ports, 1, 28232 to 56464 ports, 455 to 910 per second",
 				"Let the other side close first, 455 to +Inf per second",
@@ -173,7 +176,7 @@ var (
 			want: []string{
 				"Keep connections alive, 2, 455 to 910 per second",
 				"Reuse ports in TIME_WAIT, 455 to 896 per second",
-				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"Widen the range, 28232 to 61744 ports, 455 to 995 per second",
 				"More source addresses, 1, 28232 to 56464 ports, 455 to 910 per second",
 				"More destination addresses or ports, 1, 28232 to 56464 ports, 455 to 910 per second",
 				"Let the other side close first, 455 to +Inf per second",
@@ -183,7 +186,7 @@ var (
 			name: "open connections", settings: usual, ports: map[pool.State]int{pool.Established: 20000, pool.TimeWait: 4000}, rate: 64,
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. They hold 20000 of the 24000 ports in use; the pool has 28232.",
 			want: []string{
-				"Widen the range, 28232 to 64512 ports, 133 to 717 per second",
+				"Widen the range, 28232 to 61744 ports, 133 to 673 per second",
 				"More source addresses, 1, 28232 to 56464 ports, 133 to 588 per second",
 				"More destination addresses or ports, 1, 28232 to 56464 ports, 133 to 588 per second",
 			},
@@ -191,7 +194,7 @@ var (
 		{
 			name: "open connections on every port", settings: usual, ports: map[pool.State]int{pool.Established: 28232}, timestamps: pool.Yes,
 			want: []string{
-				"Widen the range, 28232 to 64512 ports, 0 to 585 per second",
+				"Widen the range, 28232 to 61744 ports, 0 to 540 per second",
 				"More source addresses, 2, 28232 to 84696 ports, 0 to 910 per second",
 				"More destination addresses or ports, 2, 28232 to 84696 ports, 0 to 910 per second",
 			},
@@ -202,18 +205,18 @@ var (
 			}),
 			listeners: append(portsOf(50000, 50299), 22, 8080, 20007, 40007), ports: map[pool.State]int{pool.Established: 26000},
 			want: []string{
-				"Widen the range, 26931 to 63110 ports, 15 to 598 per second",
-				"Give back reserved ports, 1000, 26931 to 27931 ports, 15 to 31 per second",
+				"Widen the range, 26931 to 60342 ports, 15 to 553 per second",
 				"Move listeners out of the range, 26931 to 27231 ports, 15 to 20 per second",
 				"More source addresses, 1, 26931 to 53862 ports, 15 to 449 per second",
 				"More destination addresses or ports, 1, 26931 to 53862 ports, 15 to 449 per second",
+				"Give back reserved ports, 1000, 26931 to 27931 ports, 15 to 31 per second",
 			},
 		},
 		{
 			name: "a few reserved ports and listeners", settings: with(usual, func(s *pool.Settings) { s.ReservedPorts = []pool.PortRange{{Low: 40000, High: 40099}} }),
 			listeners: []uint16{50051}, ports: map[pool.State]int{pool.Established: 15000},
 			want: []string{
-				"Widen the range, 28131 to 64411 ports, 212 to 796 per second",
+				"Widen the range, 28131 to 61643 ports, 212 to 752 per second",
 				"More source addresses, 1, 28131 to 56262 ports, 212 to 665 per second",
 				"More destination addresses or ports, 1, 28131 to 56262 ports, 212 to 665 per second",
 			},
@@ -222,7 +225,7 @@ var (
 			name: "ports bound by others", settings: usual, ports: map[pool.State]int{pool.Established: 5000}, bound: 15000,
 			diagnosis: "Other sockets hold most ports: their clients bind before they connect. They hold 15000 of the 20000 ports in use; the pool has 28232.",
 			want: []string{
-				"Widen the range, 13232 to 49512 ports, 133 to 717 per second",
+				"Widen the range, 13232 to 46744 ports, 133 to 673 per second",
 				"Connect without binding a port, 13232 to 28232 ports, 133 to 374 per second",
 				"More source addresses, 1, 13232 to 26464 ports, 133 to 346 per second",
 				"More destination addresses or ports, 1, 13232 to 26464 ports, 133 to 346 per second",
@@ -232,7 +235,7 @@ var (
 			name: "clients that bind first", settings: usual, ports: timeWait20000, rate: 300, own: 20000,
 			want: []string{
 				"Keep connections alive, 2, 455 to 910 per second",
-				"Widen the range, 28232 to 64512 ports, 455 to 1040 per second",
+				"Widen the range, 28232 to 61744 ports, 455 to 995 per second",
 				"More source addresses, 2, 28232 to 44696 ports, 455 to 720 per second",
 				"More destination addresses or ports, 2, 28232 to 44696 ports, 455 to 720 per second",
 				"Let the other side close first, 455 to +Inf per second",
@@ -247,7 +250,7 @@ var (
 			name: "half-closed beside others", settings: usual, ports: map[pool.State]int{pool.FinWait2: 2000, pool.Established: 13000}, halfClosed: 2000,
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. They hold 13000 of the 15000 ports in use; the pool has 28232.",
 			want: []string{
-				"Widen the range, 28232 to 64512 ports, 213 to 798 per second",
+				"Widen the range, 28232 to 61744 ports, 213 to 753 per second",
 				"More source addresses, 1, 28232 to 56464 ports, 213 to 668 per second",
 				"More destination addresses or ports, 1, 28232 to 56464 ports, 213 to 668 per second",
 			},
@@ -255,7 +258,7 @@ var (
 		{
 			name: "loopback", settings: usual, ports: map[pool.State]int{pool.Established: 15000}, loopback: true,
 			want: []string{
-				"Widen the range, 28232 to 64512 ports, 13232 to 49512 per second",
+				"Widen the range, 28232 to 61744 ports, 13232 to 46744 per second",
 				"More source addresses, 1, 28232 to 56464 ports, 13232 to 41464 per second",
 				"More destination addresses or ports, 1, 28232 to 56464 ports, 13232 to 41464 per second",
 				"Use a Unix socket, 28232 to 0 ports, 13232 to 0 per second",
@@ -271,7 +274,7 @@ var (
 			want: []string{
 				"Close what the destination has closed, 5000, 133 to 213 per second",
 				"Give up earlier without an answer, 4000, 133 to 197 per second",
-				"Widen the range, 28232 to 64512 ports, 133 to 717 per second",
+				"Widen the range, 28232 to 61744 ports, 133 to 673 per second",
 				"More source addresses, 1, 28232 to 56464 ports, 133 to 588 per second",
 				"More destination addresses or ports, 1, 28232 to 56464 ports, 133 to 588 per second",
 			},
@@ -298,7 +301,7 @@ var (
 			name: "no ports", settings: with(usual, func(s *pool.Settings) { s.ReservedPorts = []pool.PortRange{{Low: 32768, High: 60999}} }),
 			diagnosis: "No port of the range is left: each one is reserved or has a listener.",
 			want: []string{
-				"Widen the range, 0 to 36280 ports, 0 to 585 per second",
+				"Widen the range, 0 to 33512 ports, 0 to 540 per second",
 				"Give back reserved ports, 28232, 0 to 28232 ports, 0 to 455 per second",
 			},
 		},
@@ -314,6 +317,7 @@ var (
 			name: "failing without danger", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 1024, High: 65535} }), ports: map[pool.State]int{pool.Established: 300}, failing: true,
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. They hold 300 of the 300 ports in use; the pool has 64512. Connects failed although",
 			want: []string{
+				"Let clients use the whole range, 300 to 64512 ports, 0 to 1035 per second",
 				"More source addresses, 1, 64512 to 129024 ports, 1035 to 2075 per second",
 				"More destination addresses or ports, 1, 64512 to 129024 ports, 1035 to 2075 per second",
 			},
@@ -379,6 +383,9 @@ func cureOf(t *testing.T, c adviceCase, title string) Cure {
 	return Cure{}
 }
 
+// findReserved finds out who reserved ports.
+const findReserved = "grep -rs ip_local_reserved_ports /etc/sysctl.conf /etc/sysctl.d /run/sysctl.d /usr/lib/sysctl.d"
+
 // TestCureText checks the commands, and what the numbers depend on.
 func TestCureText(t *testing.T) {
 	const none = "none"
@@ -403,7 +410,7 @@ func TestCureText(t *testing.T) {
 		},
 		{
 			"no timestamps here", func(c *adviceCase) { c.settings.Timestamps, c.timestamps = 0, pool.No }, "Reuse ports in TIME_WAIT",
-			"for 1 s", "sysctl -w net.ipv4.tcp_timestamps=1 net.ipv4.tcp_tw_reuse=1", "from then on only",
+			"for 1 s", "sysctl -w net.ipv4.tcp_timestamps=1 && sysctl -w net.ipv4.tcp_tw_reuse=1 || { sysctl -w net.ipv4.tcp_timestamps=0; false; }", "from then on only",
 		},
 		{
 			"no timestamps here, reuse set", func(c *adviceCase) { c.settings.Timestamps, c.settings.TWReuse = 0, 1 }, "Reuse ports in TIME_WAIT",
@@ -415,30 +422,60 @@ func TestCureText(t *testing.T) {
 		},
 		{
 			"nothing listens", func(*adviceCase) {}, "Widen the range",
-			"64512 of the ports 1024-65535.", `sysctl -w net.ipv4.ip_local_port_range="1024 65535"`, "node ports",
+			"61744 of the ports 1024-65535. The node ports of Kubernetes stay out.",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "IPVS",
+		},
+		{
+			"node ports in the range", func(c *adviceCase) { c.settings.PortRange = pool.PortRange{Low: 15000, High: 60999} }, "Widen the range",
+			"64512 of the ports 1024-65535.", `sysctl -w net.ipv4.ip_local_port_range="1024 65535"`, "IPVS",
+		},
+		{
+			"privileged ports", func(c *adviceCase) { c.settings.UnprivilegedPort = 5000 }, "Widen the range",
+			"57768 of the ports 5000-65535.",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="5000 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
+		},
+		{
+			"no privileged ports", func(c *adviceCase) { c.settings.UnprivilegedPort = 80 }, "Widen the range",
+			"61744 of the ports 1024-65535.",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
+		},
+		{
+			"UDP servers", func(c *adviceCase) { c.udp = []uint16{53, 8472, 40001} }, "Widen the range",
+			"61742 of the ports 1024-65535. Programs wait on these, so reserve them first: 8472, 40001.",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="8472,30000-32767,40001,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
+		},
+		{
+			"UDP clients without a peer", func(c *adviceCase) { c.udp = append(portsOf(40000, 40032), 8472) }, "Widen the range",
+			"61743 of the ports 1024-65535. Programs wait on these, so reserve them first: 8472.",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="8472,30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
+		},
+		{
+			"unknown UDP servers", func(c *adviceCase) { c.udpUnknown = true }, "Widen the range",
+			"61744 of the ports 1024-65535.", "", "not all could be read",
 		},
 		{
 			"listeners", func(c *adviceCase) {
 				c.listeners = append(portsOf(2000, 2011), 22, 8080, 20000, 40000)
 				c.settings.ReservedPorts = []pool.PortRange{{Low: 20000, High: 20001}, {Low: 41000, High: 41000}}
 			}, "Widen the range",
-			"64495 of the ports 1024-65535. These have listeners, so reserve them first: 2000, 2001, 2002, 2003, 2004, 2005, 2006, 2007, 2008, 2009 and 3 more.",
-			`sysctl -w net.ipv4.ip_local_reserved_ports=2000-2011,8080,20000-20001,41000 net.ipv4.ip_local_port_range="1024 65535"`, "",
+			"61727 of the ports 1024-65535. Programs wait on these, so reserve them first: 2000, 2001, 2002, 2003, 2004, 2005, 2006, 2007, 2008, 2009 and 4 more.",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="2000-2011,8080,30000-32767,40000,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
 		},
 		{
 			"low range", func(c *adviceCase) { c.settings.PortRange = pool.PortRange{Low: 100, High: 20000} }, "Widen the range",
-			"65436 of the ports 100-65535", `sysctl -w net.ipv4.ip_local_port_range="100 65535"`, "",
+			"62668 of the ports 100-65535",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="100 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
 		},
 		{
 			"all reserved", func(c *adviceCase) { c.settings.ReservedPorts = []pool.PortRange{{Low: 40000, High: 40999}} }, "Give back reserved ports",
-			"1000 ports of the range", "sysctl -w net.ipv4.ip_local_reserved_ports=", "No program that is not running",
+			"1000 ports of the range", findReserved, "no rule leads their packets elsewhere",
 		},
 		{
 			"some of them needed", func(c *adviceCase) {
 				c.settings.ReservedPorts = []pool.PortRange{{Low: 80, High: 80}, {Low: 40000, High: 40999}}
 				c.listeners = []uint16{40007}
 			}, "Give back reserved ports",
-			"999 ports of the range", "sysctl -w net.ipv4.ip_local_reserved_ports=80,40007", "",
+			"999 ports of the range", findReserved, "",
 		},
 		{
 			"listeners in the range", func(c *adviceCase) { c.listeners = append(portsOf(50000, 50300), 8080) }, "Move listeners out of the range",
@@ -586,7 +623,7 @@ func TestTooLong(t *testing.T) {
 	c.settings.ReservedPorts = append(c.settings.ReservedPorts, pool.PortRange{Low: 40000, High: 41000})
 	r, d := c.report()
 	for _, cure := range TCP(r, d, false).Cures {
-		if strings.Contains(cure.Command, "ip_local_reserved_ports") {
+		if strings.Contains(cure.Command, "reserved_ports=") {
 			t.Errorf("%s: a command of %d bytes", cure.Title, len(cure.Command))
 		}
 	}

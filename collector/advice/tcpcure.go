@@ -19,10 +19,30 @@ func (p *tcpPool) cures() []Cure {
 	// Where a leak has most ports, more of them would only last longer. Where it is all that is wrong, they suffice.
 	leaked := p.in(pool.CloseWait) + p.in(pool.SynSent) + p.destination.HalfClosed
 	if 2*leaked <= p.demand() && p.reached.Has(Utilization, Load, Exhaustion, Failures, MayRise) {
-		all = append(all, p.keepAlive(), p.reuse(), p.widen(), p.giveBackReserved(), p.moveListeners(),
+		all = append(all, p.wholeRange(), p.keepAlive(), p.reuse(), p.widen(), p.moveListeners(),
 			p.connectWithoutBinding(), p.moreSources(), p.moreDestinations(), p.unixSocket(), p.closeSecond())
+		return helpful(p.giveBackReserved(), all...)
 	}
-	return helpful(all...)
+	return helpful(Cure{}, all...)
+}
+
+// ownRange reports whether connects fail although the pool is far from full, so that clients may have a range of their
+// own.
+func (p *tcpPool) ownRange() bool {
+	return p.reached.Has(Failures) && !p.reached.Has(Utilization, Load, Exhaustion)
+}
+
+// wholeRange has clients that use few of the ports use all. Then.Ports are those of the pool: the others have some already.
+func (p *tcpPool) wholeRange() Cure {
+	if !p.ownRange() {
+		return Cure{}
+	}
+	c := p.cure("Let clients use the whole range", p.now.Ports)
+	c.Now = outlook(p.destination.Held-p.destination.Reusable, p.destination.Open, p.destination.Hold)
+	c.Sentence = fmt.Sprintf("Connects failed while %d of %d ports are free. Clients with a slice of the range (IP_LOCAL_PORT_RANGE) or a list of ports of their own are out of ports when that is used up: let them do without, or give them more.",
+		p.now.Ports-c.Now.Ports, p.report.CapacityPorts)
+	c.Condition = "The clients have a range of their own."
+	return c
 }
 
 // cure returns a cure with a gain in ports: they become so many.
@@ -76,10 +96,11 @@ func (p *tcpPool) reuse() Cure {
 	if !p.considerable(p.closed) || p.bindFirst() || never || s.Reusable(d.Loopback) {
 		return Cure{}
 	}
-	command, condition, fact, timestamps := "sysctl -w", "", "", d.Timestamps
+	condition, fact, timestamps := "", "", d.Timestamps
+	var changes []change
 	switch {
 	case s.Timestamps == 0:
-		command += " net.ipv4.tcp_timestamps=1"
+		changes = append(changes, change{name: "net.ipv4.tcp_timestamps", before: "0", then: "1"})
 		condition = "The destination uses TCP timestamps. So do connections from then on only."
 		timestamps = pool.Unknown
 	case d.Loopback:
@@ -89,8 +110,9 @@ func (p *tcpPool) reuse() Cure {
 		condition = "The destination uses TCP timestamps: it is not known whether it does."
 	}
 	if s.TWReuse != 1 {
-		command += " net.ipv4.tcp_tw_reuse=1"
+		changes = append(changes, change{name: "net.ipv4.tcp_tw_reuse", before: strconv.Itoa(s.TWReuse), then: "1"})
 	}
+	command, undo := commands(changes...)
 	s.TWReuse, s.Timestamps = 1, 1
 	hold, atMost := p.holdOf(s, timestamps), ""
 	if s.ReusableEachSecond() {
@@ -100,7 +122,7 @@ func (p *tcpPool) reuse() Cure {
 		Title:    "Reuse ports in TIME_WAIT",
 		Sentence: fmt.Sprintf("A closed connection then holds its port for %.3g s%s instead of %.3g s.%s", hold, atMost, d.Hold, fact),
 		Now:      p.now, Then: outlook(p.now.Ports, d.Open, hold),
-		Command: command, Condition: condition,
+		Command: command, Undo: undo, Condition: condition,
 	}
 }
 
@@ -110,30 +132,28 @@ func (p *tcpPool) holdOf(s pool.Settings, timestamps pool.Fact) float64 {
 }
 
 func (p *tcpPool) widen() Cure {
-	w, ok := newWidening(p.report.Settings, p.report.ListenerPorts)
+	r := p.report
+	w, ok := newWidening(r.Settings, servers{r.ListenerPorts, r.UDPServerPorts, r.UDPServersKnown})
 	if !ok {
 		return Cure{}
 	}
-	usable := w.usable.Size() - p.report.BlockedPorts
-	c := p.cure("Widen the range", p.now.Ports+usable-p.report.CapacityPorts)
-	c.Sentence = fmt.Sprintf("Outgoing connections can have %d of the ports %d-%d.", usable, w.ports.Low, w.ports.High)
-	if len(w.first) > 0 {
-		c.Sentence += " These have listeners, so reserve them first: " + someOf(w.first) + "."
+	usable := w.usable.Size()
+	c := p.cure("Widen the range", p.now.Ports+usable-r.CapacityPorts)
+	c.Sentence = w.sentence(fmt.Sprintf("Outgoing connections can have %d of the ports", usable))
+	c.Command, c.Undo, c.Condition = w.command, w.undo, w.condition()
+	if p.ownRange() {
+		c.Condition += " The clients have no range of their own."
 	}
-	c.Command = w.command
-	c.Condition = "Reserve all ports in there on which a program may listen later: those of services that are down, and on Kubernetes the node ports."
 	return c
 }
 
 func (p *tcpPool) giveBackReserved() Cure {
-	n, command := giveBack(p.report.Settings, func(port uint16) bool {
-		_, listens := slices.BinarySearch(p.report.ListenerPorts, port)
-		return listens
+	c := giveBack(p.report.Settings, func(port uint16) bool {
+		_, tcp := slices.BinarySearch(p.report.ListenerPorts, port)
+		_, udp := slices.BinarySearch(p.report.UDPServerPorts, port)
+		return tcp || udp
 	})
-	c := p.cure("Give back reserved ports", p.now.Ports+n)
-	c.Command = command
-	c.Sentence, c.N = fmt.Sprintf("%d ports of the range are reserved, and nothing listens on them.", n), n
-	c.Condition = "No program that is not running now needs them."
+	c.Now, c.Then = p.now, outlook(p.now.Ports+c.N, p.destination.Open, p.destination.Hold)
 	return c
 }
 

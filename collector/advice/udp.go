@@ -2,6 +2,7 @@ package advice
 
 import (
 	"fmt"
+	"slices"
 
 	"ephemeral_port_exporter/collector/internal/portset"
 	"ephemeral_port_exporter/collector/pool"
@@ -14,7 +15,7 @@ func UDP(r *pool.UDPReport, p *pool.UDPPool) *Advice {
 	}
 	u := newUDPPool(r, p)
 	a := &Advice{Diagnosis: fmt.Sprintf("UDP sockets hold %d of %d ports, for all destinations together.", p.Ports, r.CapacityPorts)}
-	a.Cures = helpful(u.closeSockets(), u.widen(), u.giveBackReserved())
+	a.Cures = helpful(u.giveBackReserved(), u.closeSockets(), u.widen())
 	return a
 }
 
@@ -54,32 +55,26 @@ func (u *udpPool) closeSockets() Cure {
 }
 
 func (u *udpPool) widen() Cure {
+	r := u.report
 	// A port is also reserved for the family that does not conflict with the server.
-	w, ok := newWidening(u.report.Settings, u.report.ServerPorts)
+	w, ok := newWidening(r.Settings, servers{r.ListenerPorts, r.ServerPorts, r.ListenersKnown})
 	if !ok {
 		return Cure{}
 	}
-	c := Cure{
+	return Cure{
 		Title:    "Widen the range",
-		Sentence: fmt.Sprintf("Sockets without a port can then get those of %d-%d.", w.ports.Low, w.ports.High),
+		Sentence: w.sentence("Sockets without a port can then get those of"),
 		Now:      u.now, Then: Outlook{Ports: w.usable.Size() - w.usable.Common(&u.held)},
-		Command:   w.command,
-		Condition: "Reserve all ports in there on which a program listens or may listen later, over TCP or UDP.",
+		Command: w.command, Undo: w.undo, Condition: w.condition(),
 	}
-	if len(w.first) > 0 {
-		c.Sentence += " On these, UDP sockets wait for packets, so reserve them first: " + someOf(w.first) + "."
-	}
-	return c
 }
 
-// giveBackReserved gives back the reserved ports that no socket holds.
+// giveBackReserved is about the reserved ports that no socket holds.
 func (u *udpPool) giveBackReserved() Cure {
-	n, command := giveBack(u.report.Settings, func(port uint16) bool { return u.held.Has(port) || u.servers.Has(port) })
-	return Cure{
-		Title:    "Give back reserved ports",
-		Sentence: fmt.Sprintf("%d ports of the range are reserved, and no UDP socket holds them.", n), N: n,
-		Now: u.now, Then: Outlook{Ports: u.now.Ports + n},
-		Command:   command,
-		Condition: "No program needs them, also not over TCP.",
-	}
+	c := giveBack(u.report.Settings, func(port uint16) bool {
+		_, listens := slices.BinarySearch(u.report.ListenerPorts, port)
+		return listens || u.held.Has(port) || u.servers.Has(port)
+	})
+	c.Now, c.Then = u.now, Outlook{Ports: u.now.Ports + c.N}
+	return c
 }

@@ -19,7 +19,9 @@ func udpReport(s pool.Settings, sockets ...pool.UDPSocket) pool.UDPReport {
 	for i := range sockets {
 		t.Add(&sockets[i])
 	}
-	return t.Report()
+	r := t.Report()
+	r.ListenersKnown = true
+	return r
 }
 
 // udpAt returns a socket.
@@ -46,19 +48,27 @@ func udpAdviceCases() map[string]struct {
 	v6server.V6Only = true
 	v6reserved := udpAt("[::]:40009")
 	v6reserved.V6Only = true
-	const wide = `net.ipv4.ip_local_port_range="1024 65535"`
-	const all = 65535 - 1024 + 1
+	const all = 65535 - 1024 + 1 - 2768 // without node ports
+	reserve := func(ports, undo string) (string, string) {
+		return `r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="` + ports + `,$r" && ` +
+				`sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`,
+			`sysctl -w net.ipv4.ip_local_port_range="40000 40009" net.ipv4.ip_local_reserved_ports=` + undo
+	}
 	plain := pool.Settings{PortRange: udpSettings.PortRange}
 	widened := func(now, then int) Cure {
-		return Cure{
-			Title: "Widen the range", Sentence: "Sockets without a port can then get those of 1024-65535.",
-			Now: Outlook{Ports: now}, Then: Outlook{Ports: then}, Command: "sysctl -w " + wide,
-			Condition: "Reserve all ports in there on which a program listens or may listen later, over TCP or UDP.",
+		c := Cure{
+			Title: "Widen the range", Sentence: "Sockets without a port can then get those of 1024-65535. The node ports of Kubernetes stay out.",
+			Now: Outlook{Ports: now}, Then: Outlook{Ports: then},
+			Condition: "Reserve all ports in there that programs may listen on later, and those that rules of NAT or IPVS lead elsewhere.",
 		}
+		c.Command, c.Undo = reserve("30000-32767", "")
+		return c
 	}
 	servers := widened(0, all-10-2)
-	servers.Sentence += " On these, UDP sockets wait for packets, so reserve them first: 5353, 50000."
-	servers.Command = "sysctl -w net.ipv4.ip_local_reserved_ports=53,5353,50000 " + wide
+	servers.Sentence = "Sockets without a port can then get those of 1024-65535. Programs wait on these, so reserve them first: 5353, 50000. The node ports of Kubernetes stay out."
+	servers.Command, servers.Undo = reserve("5353,30000-32767,50000", "53")
+	aside := widened(0, all-101+8-8)
+	_, aside.Undo = reserve("", "40008-40100")
 	return map[string]struct {
 		settings pool.Settings
 		sockets  []pool.UDPSocket
@@ -76,10 +86,11 @@ func udpAdviceCases() map[string]struct {
 				Sentence: "One control group holds 4 of the ports. Restart it to free them, and let it use one socket for many destinations.",
 				N:        4, Then: Outlook{Ports: 4}, Condition: "Its sockets are leaked, or can be fewer.",
 			},
-			widened(0, all-101+8-8),
+			aside,
 			{
-				Title: "Give back reserved ports", Sentence: "1 ports of the range are reserved, and no UDP socket holds them.",
-				N: 1, Then: Outlook{Ports: 1}, Command: "sysctl -w net.ipv4.ip_local_reserved_ports=40009-40100", Condition: "No program needs them, also not over TCP.",
+				Title: "Give back reserved ports", Sentence: "1 ports of the range are reserved, and no program waits on them. Find out who reserved them, and why.",
+				N: 1, Then: Outlook{Ports: 1}, Command: findReserved, Undo: "sysctl -w net.ipv4.ip_local_reserved_ports=40008-40100",
+				Condition: "No program needs them, also none that is down, and no rule leads their packets elsewhere, like those of node ports: else connections hang.",
 			},
 		}},
 	}
@@ -102,7 +113,7 @@ func TestUDPTooLong(t *testing.T) {
 	}
 	for name, r := range map[string]pool.UDPReport{"servers": udpReport(s, servers...), "reserved": udpReport(reserved, sockets...)} {
 		for _, cure := range UDP(&r, &r.Pools[0]).Cures {
-			if strings.Contains(cure.Command, "ip_local_reserved_ports") || name == "servers" {
+			if strings.Contains(cure.Command, "reserved_ports=") || name == "servers" {
 				t.Errorf("%s: %s with a command of %d bytes", name, cure.Title, len(cure.Command))
 			}
 		}

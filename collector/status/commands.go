@@ -61,6 +61,20 @@ func enterCommand(n *scan.Namespace) (prefix string, ok bool) {
 	}
 }
 
+// inside returns a command that runs a line for a shell in a namespace. It is empty if the line is, or if the namespace cannot
+// be entered.
+func inside(n *scan.Namespace, line string) string {
+	enter, ok := enterCommand(n)
+	switch {
+	case !ok || line == "":
+		return ""
+	case enter != "" && strings.ContainsAny(line, ";|&$"):
+		return enter + "sh -c " + quote(line)
+	default:
+		return enter + line
+	}
+}
+
 // enterFirst says why there are no commands for a namespace.
 func enterFirst(n *scan.Namespace) string {
 	return fmt.Sprintf("Enter the network namespace with inode %d first: its path is not known, or no shell should see it.", n.Inode)
@@ -80,7 +94,7 @@ func wrap(line string, width int) []string {
 	var lines []string
 	for len(line) > width {
 		at := -1
-		for _, before := range []string{" | ", " dst ", " src ", " ss ", " sysctl ", " sport ge ", " --reply-", " net.ipv4."} {
+		for _, before := range []string{" | ", " && ", " || ", " dst ", " src ", " ss ", " sysctl ", " sport ge ", " --reply-", " net.ipv4."} {
 			at = max(at, strings.LastIndex(line[:width-2], before))
 		}
 		if at <= 2 { // the indent

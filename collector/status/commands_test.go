@@ -80,6 +80,16 @@ func TestCommands(t *testing.T) {
 			}
 		}
 	}
+	// All of a line with several commands runs inside.
+	line := `r=$(sysctl -n net.ipv4.ip_local_port_range); test "$r" && sysctl -w net.ipv4.ip_local_port_range="40000 40299" || { false; }`
+	for _, command := range []string{inside(&scan.Namespace{Name: "x", Path: in}, line), strings.Join(wrap(inside(&scan.Namespace{Name: "x", Path: in}, line), 60), "\n")} {
+		if out, err := exec.Command("sh", "-e", "-c", command).CombinedOutput(); err != nil || string(out) != "net.ipv4.ip_local_port_range = 40000 40299\n" {
+			t.Errorf("%s: %v: %s", command, err, out)
+		}
+	}
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err != nil || !strings.HasPrefix(string(b), "40000\t40199") {
+		t.Errorf("the range here is %q, %v", b, err)
+	}
 	for _, path := range []string{"", "/run/netns/\x1b[2J", "/run/netns/a\nb", "/run/netns/日本"} {
 		if commands := destinationCommands(&scan.Namespace{Name: "x", Path: path}, &pool.Destination{}); commands != nil {
 			t.Errorf("%q: %v", path, commands)

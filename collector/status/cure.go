@@ -13,7 +13,7 @@ import (
 type cure struct {
 	Title, Anchor, Sentence, Condition string
 	Gains                              []gain
-	Command                            string // empty if the namespace cannot be entered
+	Command, Undo                      string // empty if the namespace cannot be entered
 }
 
 // A gain is a number before and after a change.
@@ -26,9 +26,7 @@ func newCures(n *scan.Namespace, a *advice.Advice, ports string) (cures []cure) 
 	}
 	for _, of := range a.Cures {
 		row := cure{Title: of.Title, Anchor: of.Anchor(), Sentence: of.Sentence, Condition: of.Condition, Gains: gainsOf(of, ports)}
-		if enter, ok := enterCommand(n); ok && of.Command != "" {
-			row.Command = enter + of.Command
-		}
+		row.Command, row.Undo = inside(n, of.Command), inside(n, of.Undo)
 		if of.Then.NoPort {
 			row.Sentence += " Then its connections need no port."
 		}
@@ -75,6 +73,7 @@ type documentCure struct {
 	Sentence  string          `json:"sentence"`
 	Condition string          `json:"condition,omitempty"`
 	Command   string          `json:"command,omitempty"`
+	Undo      string          `json:"undo,omitempty"`
 	Now       documentOutlook `json:"now"`
 	Then      documentOutlook `json:"then"`
 	NoPort    bool            `json:"needs_no_port,omitempty"`
@@ -91,7 +90,7 @@ func newDocumentCures(cures []cure, a *advice.Advice) (docs []documentCure) {
 	for i, c := range cures {
 		of := a.Cures[i]
 		doc := documentCure{
-			Title: c.Title, Sentence: c.Sentence, Condition: c.Condition, Command: c.Command,
+			Title: c.Title, Sentence: c.Sentence, Condition: c.Condition, Command: c.Command, Undo: c.Undo,
 			Now: documentOutlook{Ports: of.Now.Ports}, Then: documentOutlook{Ports: of.Then.Ports}, NoPort: of.Then.NoPort,
 		}
 		switch {

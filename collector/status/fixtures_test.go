@@ -34,7 +34,7 @@ func defaults() pool.Report {
 			PortRange: pool.PortRange{Low: 32768, High: 60999}, TWReuse: 2, TWReuseDelay: time.Second, Timestamps: 1,
 			FinTimeout: time.Minute, TimeWaitLength: time.Minute,
 		},
-		ReservedPorts: 10, BlockedPorts: 2, CapacityPorts: 28220, BoundKnown: true, BoundPorts: 120,
+		ReservedPorts: 10, BlockedPorts: 2, CapacityPorts: 28220, BoundKnown: true, BoundPorts: 120, UDPServersKnown: true,
 	}
 }
 
@@ -138,7 +138,9 @@ func udpOf(ipv4, ipv6 int) scan.UDP {
 		}
 		table.Add(&socket)
 	}
-	return scan.UDP{Result: read, Sockets: ipv4 + ipv6 + 1, Report: table.Report()}
+	r := table.Report()
+	r.ListenersKnown = true
+	return scan.UDP{Result: read, Sockets: ipv4 + ipv6 + 1, Report: r}
 }
 
 // quiet is a host without any danger.

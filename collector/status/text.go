@@ -140,6 +140,10 @@ func (t *text) cures(cures []cure) {
 		if c.Command != "" {
 			t.command("     ", c.Command)
 		}
+		if c.Undo != "" {
+			t.line("     To undo it:")
+			t.command("     ", c.Undo)
+		}
 	}
 }
 
