@@ -54,6 +54,7 @@ const (
 	MostSynSent   Quantity = "most_syn_sent"  // ports in SYN_SENT, as a share of those that are not in TIME_WAIT, if they are many
 	MayRise       Quantity = "may_rise"       // utilization, if open connections may be on the rise and nothing else is reached
 	MayShare      Quantity = "may_share"      // utilization, if bind() may take ports in use too: it depends on SO_REUSEADDR
+	Overflows     Quantity = "overflows"      // connections that skipped TIME_WAIT lately
 	SearchFailure Quantity = "search_failure" // share of the searches for a port that find none
 )
 
@@ -69,6 +70,9 @@ type Threshold struct {
 	Alert string
 }
 
+// nearCeiling is the share of the ceiling from which on closes are too many.
+const nearCeiling = 0.8
+
 // thresholds are all thresholds, those of one quantity from the worst on. Up to half of the ports, connect() finds
 // a free one at once. For a UDP socket, the kernel searches from a random port on, so that it finds one within
 // microseconds up to 90% of a usual range.
@@ -77,7 +81,7 @@ var thresholds = [...]Threshold{
 	{Destination, Utilization, 0.8, Critical, "EphemeralPortsNearlyExhausted"},
 	{Destination, Utilization, 0.5, Warning, "EphemeralPortsHalfUsed"},
 	{Destination, Load, 0.9, Critical, "EphemeralPortsRateNearCeiling"},
-	{Destination, Load, 0.8, Warning, ""},
+	{Destination, Load, nearCeiling, Warning, ""},
 	{Destination, Exhaustion, 600, Critical, "EphemeralPortsExhaustionPredicted"},
 	{Destination, Failures, 1, Warning, "EphemeralPortsConnectFailing"},
 	{Destination, InCloseWait, 0.2, Warning, "EphemeralPortsCloseWait"},
@@ -107,7 +111,8 @@ var thresholds = [...]Threshold{
 
 	{Conntrack, Utilization, 0.9, Critical, "EphemeralPortsConntrackNearlyFull"},
 
-	{TimeWait, Utilization, 0.95, Warning, "EphemeralPortsTimeWaitOverflow"},
+	{TimeWait, Overflows, 1, Warning, "EphemeralPortsTimeWaitOverflow"},
+	{TimeWait, Utilization, 0.5, Warning, "EphemeralPortsTimeWaitOverflow"},
 }
 
 // Thresholds returns all thresholds.
@@ -250,11 +255,16 @@ func ReachedConntrack(share float64) Reached {
 	return reached(Conntrack, map[Quantity]float64{Utilization: share})
 }
 
-// ReachedTimeWait returns what the sockets in TIME_WAIT of a namespace have reached, of which the kernel has
-// dropped some because of the limit. At the limit, their number swings: many are freed at once.
-func ReachedTimeWait(sockets, limit int, overflows uint64) Reached {
-	if overflows == 0 {
+// ReachedTimeWait returns what the sockets in TIME_WAIT of a namespace have reached. While it is not known whether some
+// skipped it lately, it does if some ever did and their number is high: at the limit it swings, because many are freed at
+// once.
+func ReachedTimeWait(t TimeWaitSockets) Reached {
+	switch {
+	case t.Window > 0:
+		return reached(TimeWait, map[Quantity]float64{Overflows: float64(t.Recent)})
+	case t.Overflows > 0:
+		return reached(TimeWait, map[Quantity]float64{Utilization: float64(t.Sockets) / float64(max(t.Limit, 1))})
+	default:
 		return nil
 	}
-	return reached(TimeWait, map[Quantity]float64{Utilization: float64(sockets) / float64(max(limit, 1))})
 }

@@ -144,9 +144,11 @@ func TestReached(t *testing.T) {
 		{"source NAT, many searches fail", nat(0.6, 0.1), Exhausted, []string{"EphemeralPortsSNATExhausted", "EphemeralPortsSNATHalfUsed"}},
 		{"source NAT, both", nat(0.99, 0.9), Exhausted, []string{"EphemeralPortsSNATExhausted"}},
 		{"flows, under 90%", ReachedConntrack(0.899), Calm, nil},
-		{"TIME_WAIT, under 95%", ReachedTimeWait(949, 1000, 7), Calm, nil},
-		{"TIME_WAIT, 95%", ReachedTimeWait(950, 1000, 7), Warning, []string{"EphemeralPortsTimeWaitOverflow"}},
-		{"TIME_WAIT, none lost", ReachedTimeWait(1000, 1000, 0), Calm, nil},
+		{"TIME_WAIT, under half", ReachedTimeWait(TimeWaitSockets{Sockets: 499, Limit: 1000, Overflows: 7}), Calm, nil},
+		{"TIME_WAIT, half", ReachedTimeWait(TimeWaitSockets{Sockets: 500, Limit: 1000, Overflows: 7}), Warning, []string{"EphemeralPortsTimeWaitOverflow"}},
+		{"TIME_WAIT, none skipped it", ReachedTimeWait(TimeWaitSockets{Sockets: 1000, Limit: 1000}), Calm, nil},
+		{"TIME_WAIT, none skipped it lately", ReachedTimeWait(TimeWaitSockets{Sockets: 1000, Limit: 1000, Overflows: 7, Window: time.Second}), Calm, nil},
+		{"TIME_WAIT, one skipped it lately", ReachedTimeWait(TimeWaitSockets{Limit: 1000, Overflows: 7, Recent: 1, Window: time.Second}), Warning, []string{"EphemeralPortsTimeWaitOverflow"}},
 		{"flows, 90%", ReachedConntrack(0.9), Critical, []string{"EphemeralPortsConntrackNearlyFull"}},
 	}
 	for _, tt := range tests {

@@ -675,6 +675,7 @@ func TestRunbook(t *testing.T) {
 		report := udpReport(tt.settings, tt.sockets...)
 		advices["UDP "+name] = UDP(&report, &report.Pools[0])
 	}
+	advices["TIME_WAIT"] = FullTimeWait(&pool.Report{Settings: usual, CapacityPorts: 28232}, TimeWaitSockets{Overflows: 1, Recent: 1, Window: time.Second})
 	for name, advice := range advices {
 		if advice == nil {
 			continue

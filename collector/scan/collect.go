@@ -31,7 +31,7 @@ func (n *Namespace) fail(err error) {
 
 // collect reads the sockets of the calling thread's namespace into n, with what is known of it. It takes
 // the time of tcpPart and udpPart.
-func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, b *budget) {
+func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, overflows *overflowCounter, b *budget) {
 	start := time.Now()
 	ns, err := s.proc.Namespace()
 	if err != nil {
@@ -53,6 +53,8 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, b *budget) {
 		n.TCP.Duration = time.Since(start)
 		if n.TimeWait, err = s.countTimeWait(ns); err != nil {
 			n.TimeWait.Result = failure(err)
+		} else {
+			n.TimeWait.Recent, n.TimeWait.Window = overflows.observe(overflowSample{time.Now(), n.TimeWait.Overflows})
 		}
 	}
 	if b.due[udpPart] {

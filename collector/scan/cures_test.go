@@ -233,13 +233,34 @@ func (h *hostTest) accept(n int) (fds []int) {
 	return fds
 }
 
-// closedFirst is how many connections timeWait has.
+// closedFirst is how many connections hosts close: more than half of the ports.
 const closedFirst = 30
 
 // timeWait has connections that this host closes first.
-func (h *hostTest) timeWait() {
+func (h *hostTest) timeWait(n int) {
 	h.t.Helper()
-	netnstest.TimeWait(h.t, h.client.Client, h.serverAt(81).fd, closedFirst)
+	netnstest.TimeWait(h.t, h.client.Client, h.serverAt(81).fd, n)
+}
+
+// skipTimeWait has one connection skip TIME_WAIT, and then as many within the time between two scans.
+func (h *hostTest) skipTimeWait(n int) {
+	h.t.Helper()
+	netnstest.Sysctl(h.t, "ipv4/tcp_max_tw_buckets", "3")
+	h.timeWait(4)
+	selfReport(h.t, h.scanner)
+	time.Sleep(minOverflowWindow)
+	h.timeWait(n)
+}
+
+// adviseTimeWait returns what a scan advises for TIME_WAIT.
+func (h *hostTest) adviseTimeWait() *advice.Advice {
+	h.t.Helper()
+	n := h.scanner.Scan(h.t.Context()).Namespaces[0]
+	t := &n.TimeWait
+	if t.Recent == 0 || t.Overflows != t.Recent+1 {
+		h.t.Fatalf("%+v", t)
+	}
+	return advice.FullTimeWait(&n.TCP.Report, advice.TimeWaitSockets{Sockets: t.Sockets, Limit: t.Limit, Overflows: t.Overflows, Recent: t.Recent, Window: t.Window})
 }
 
 // advise returns what a scan advises for TCP.
@@ -277,8 +298,9 @@ type wrong struct {
 	name     string
 	setUp    func(h *hostTest)
 	advise   func(h *hostTest) *advice.Advice
-	cures    []string // that are run
-	needless bool     // ports are reserved without a reason
+	cures    []string          // that are run
+	check    func(h *hostTest) // that of TCP if it is nil
+	needless bool              // ports are reserved without a reason
 }
 
 // wrongs are hosts. Together, they have each cure.
@@ -297,13 +319,13 @@ var wrongs = []wrong{
 		}, advise: (*hostTest).tcp, cures: []string{"Widen the range", "More source addresses"},
 	},
 	{
-		name: "closed connections", setUp: func(h *hostTest) { h.timeWait() }, advise: (*hostTest).tcp,
+		name: "closed connections", setUp: func(h *hostTest) { h.timeWait(closedFirst) }, advise: (*hostTest).tcp,
 		cures: []string{"Keep connections alive", "Reuse ports in TIME_WAIT", "Widen the range", "Let the other side close first"},
 	},
 	{
 		name: "closed connections without timestamps", setUp: func(h *hostTest) {
 			netnstest.Sysctl(h.t, "ipv4/tcp_timestamps", "0")
-			h.timeWait()
+			h.timeWait(closedFirst)
 			h.neverReusable = closedFirst
 		}, advise: (*hostTest).tcp, cures: []string{"Reuse ports in TIME_WAIT"},
 	},
@@ -371,14 +393,21 @@ var wrongs = []wrong{
 		}, advise: (*hostTest).tcp, cures: []string{"Give back reserved ports"},
 	},
 	{
-		name: "UDP sockets", setUp: func(h *hostTest) { h.kept = h.fillUDP(h.udp) }, advise: (*hostTest).adviseUDP,
+		name: "connections that skip TIME_WAIT", setUp: func(h *hostTest) {
+			netnstest.Sysctl(h.t, "ipv4/ip_local_port_range", "39800 40059")
+			netnstest.Sysctl(h.t, "ipv4/ip_local_reserved_ports", "30000-32767,40020-40029")
+			h.skipTimeWait(1)
+		}, check: (*hostTest).checkTimeWait, advise: (*hostTest).adviseTimeWait, cures: []string{"Keep connections alive", "Let the other side close first", "Raise the limit of TIME_WAIT"},
+	},
+	{
+		name: "UDP sockets", setUp: func(h *hostTest) { h.kept = h.fillUDP(h.udp) }, check: (*hostTest).checkUDP, advise: (*hostTest).adviseUDP,
 		cures: []string{"Close UDP sockets", "Widen the range", "Give back reserved ports"},
 	},
 	{
 		name: "UDP sockets over IPv4", setUp: func(h *hostTest) {
 			h.udp = pool.UDPIPv4
 			h.kept = h.fillUDP(h.udp)
-		}, advise: (*hostTest).adviseUDP, cures: []string{"Widen the range"},
+		}, check: (*hostTest).checkUDP, advise: (*hostTest).adviseUDP, cures: []string{"Widen the range"},
 	},
 }
 
@@ -396,6 +425,9 @@ func (h *hostTest) fillUDP(family pool.UDPFamily) (fds []int) {
 			h.t.Fatal(err)
 		}
 		fds = append(fds, fd)
+		if len(fds) == 1000 {
+			h.t.Fatal("UDP sockets find more ports than there are")
+		}
 	}
 }
 
@@ -489,7 +521,12 @@ func TestCures(t *testing.T) {
 					return // its condition is not met
 				}
 				h.apply()
-				h.check()
+				if w.check != nil {
+					w.check(h)
+				} else {
+					h.check()
+				}
+				h.checkServers()
 				h.undo()
 			})
 		}
@@ -533,6 +570,23 @@ func TestCureRefused(t *testing.T) {
 	t.Error("no such cure")
 }
 
+// TestCureNotRaised has connections skip TIME_WAIT, which the ports would not suffice for if they did not. There the limit
+// is not to be raised: whoever does has connects fail.
+func TestCureNotRaised(t *testing.T) {
+	h := newHost(t)
+	h.skipTimeWait(closedFirst)
+	for _, c := range h.adviseTimeWait().Cures {
+		if c.Title == "Raise the limit of TIME_WAIT" {
+			t.Errorf("%+v", c)
+		}
+	}
+	h.shell("sysctl -w net.ipv4.tcp_max_tw_buckets=1000")
+	h.timeWait(closedFirst) // 48 ports suffice for these, and not for the next
+	if granted := len(h.fill(closedFirst, h.client)); granted >= closedFirst {
+		t.Errorf("%d of %d connections found a port", granted, closedFirst)
+	}
+}
+
 // checkGiveBack checks the cure that can harm: it comes after others, and has a condition. Its command changes nothing.
 func (h *hostTest) checkGiveBack(c advice.Cure, i int) {
 	h.t.Helper()
@@ -564,13 +618,6 @@ func (h *hostTest) apply() {
 func (h *hostTest) check() {
 	h.t.Helper()
 	h.release()
-	if strings.Contains(h.t.Name(), "UDP") {
-		fds := h.fillUDP(h.udp)
-		h.compare(len(fds))
-		h.checkServers()
-		abort(fds)
-		return
-	}
 	closed := max(h.inTimeWait(), h.neverReusable)
 	granted := h.fill(1000, h.clients...)
 	h.compare(len(granted) + closed)
@@ -580,8 +627,27 @@ func (h *hostTest) check() {
 		granted = h.fill(1000, h.clients...)
 		h.compare(len(granted) + h.neverReusable)
 	}
-	h.checkServers()
-	abort(granted)
+	h.fds = granted
+}
+
+// checkUDP is check for UDP.
+func (h *hostTest) checkUDP() {
+	h.t.Helper()
+	h.fds = h.fillUDP(h.udp)
+	h.compare(len(h.fds))
+}
+
+// checkTimeWait is check for the limit of TIME_WAIT, which is to be twice what is needed.
+func (h *hostTest) checkTimeWait() {
+	h.t.Helper()
+	if h.cure.Command == "" {
+		return
+	}
+	before := h.scanner.Scan(h.t.Context()).Namespaces[0].TimeWait
+	h.timeWait(h.cure.Then.Ports / 2)
+	if after := h.scanner.Scan(h.t.Context()).Namespaces[0].TimeWait; after.Overflows != before.Overflows || after.Limit != h.cure.Then.Ports {
+		h.t.Errorf("there is to be place for %d sockets: %+v, then %+v", h.cure.Then.Ports, before, after)
+	}
 }
 
 // close closes connections first.

@@ -12,7 +12,7 @@ import (
 
 // A knownNamespace is what a Scanner remembers of another network namespace as long as that
 // exists. It decides how the next scan proceeds. Of it, only how often the kernel's counters began anew
-// is part of exported numbers.
+// is part of exported numbers, and the page has what overflowCounter counts.
 type knownNamespace struct {
 	inode     uint64
 	label     string
@@ -27,6 +27,8 @@ type knownNamespace struct {
 
 	learned  pool.Knowledge // about its clients and peers
 	counters conntrackCounters
+
+	overflows overflowCounter
 
 	workload    Workload
 	workloadPID int   // the process of workload.Workload

@@ -226,6 +226,6 @@ func (s *Scanner) collectFrom(v *netns.Visitor, c *candidate, deadline time.Time
 	}
 	c.known.collected = s.scans
 	s.addConntrack(&c.Namespace, &c.known.counters)
-	s.collect(&c.Namespace, &c.known.learned, newBudget(deadline))
+	s.collect(&c.Namespace, &c.known.learned, &c.known.overflows, newBudget(deadline))
 	return nil
 }

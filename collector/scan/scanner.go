@@ -50,9 +50,10 @@ type Scanner struct {
 	trial    *finWait2Trial             // about that, until it is asked; nil if there is none
 	scans    uint64
 
-	timeWait timeWaitCheck
-	counters conntrackCounters // of our own namespace
-	noUDP    bool              // it was logged that the kernel cannot list UDP sockets
+	timeWait  timeWaitCheck
+	counters  conntrackCounters // of our own namespace
+	overflows overflowCounter   // of our own namespace
+	noUDP     bool              // it was logged that the kernel cannot list UDP sockets
 }
 
 // New returns a Scanner. The error names the capabilities that cfg needs and the process does not
@@ -221,7 +222,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	b.due[natPart] = s.cfg.SNAT && self.Conntrack.Entries > 0
 	others := s.cfg.othersInScope()
 	b.due[surveyPart], b.due[socketsPart], b.due[flowsPart] = others, others, s.manyFlows()
-	s.collect(&self, &s.learned, b)
+	s.collect(&self, &s.learned, &s.overflows, b)
 	if s.cfg.SNAT {
 		s.addNAT(&self, b.until(natPart))
 	}

@@ -87,6 +87,10 @@ type TimeWait struct {
 	Sockets   int    // on any port; known if Collected or Idle
 	Limit     int    // sysctl tcp_max_tw_buckets; known if Collected, like the field below
 	Overflows uint64 // TCPTimeWaitOverflow
+
+	// Recent counts those of Overflows within Window until now. Window is 0 if that is not known, at the first scan.
+	Recent uint64
+	Window time.Duration
 }
 
 // UDP is what is known of the UDP sockets of a namespace.

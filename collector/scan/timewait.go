@@ -38,3 +38,37 @@ func (c *timeWaitCheck) observe(length time.Duration, seen pool.TimeWaitSeen) (w
 	c.warned = warning != ""
 	return warning
 }
+
+// An overflowCounter remembers how many sockets of a namespace had skipped TIME_WAIT, at two scans. A scan is compared with
+// the older one.
+type overflowCounter struct{ older, newer overflowSample }
+
+type overflowSample struct {
+	at        time.Time
+	overflows uint64
+}
+
+const (
+	minOverflowWindow = time.Second      // in less, few are seen
+	maxOverflowWindow = 10 * time.Second // the older scan is that long ago, if there is one, and no longer than necessary
+)
+
+// observe adds what a scan has counted. It returns how many there were lately, and within which time; 0 if there is
+// nothing to compare with.
+func (c *overflowCounter) observe(now overflowSample) (recent uint64, window time.Duration) {
+	if now.overflows < c.newer.overflows {
+		*c = overflowCounter{} // another namespace
+	}
+	base := c.older
+	if base.at.IsZero() {
+		base = c.newer
+	}
+	if c.newer.at.IsZero() || now.at.Sub(c.newer.at) >= maxOverflowWindow {
+		c.older, c.newer = c.newer, now
+	}
+	window = now.at.Sub(base.at)
+	if base.at.IsZero() || window < minOverflowWindow {
+		return 0, 0
+	}
+	return now.overflows - base.overflows, window
+}

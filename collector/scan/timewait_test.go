@@ -77,3 +77,32 @@ func TestTimeWaitKernel(t *testing.T) {
 		})
 	}
 }
+
+// TestOverflowCounter has scans at certain times.
+func TestOverflowCounter(t *testing.T) {
+	var c overflowCounter
+	start := time.Now()
+	for _, tt := range []struct {
+		at        time.Duration
+		overflows uint64
+		recent    uint64
+		window    time.Duration
+	}{
+		{0, 100, 0, 0},
+		{time.Second - 1, 105, 0, 0},
+		{2 * time.Second, 110, 10, 2 * time.Second},
+		{11 * time.Second, 120, 20, 11 * time.Second},
+		{12 * time.Second, 121, 21, 12 * time.Second},
+		{26 * time.Second, 121, 21, 26 * time.Second},
+		{27 * time.Second, 121, 1, 16 * time.Second},
+		{100 * time.Second, 121, 1, 89 * time.Second},
+		{200 * time.Second, 121, 0, 174 * time.Second},
+		{201 * time.Second, 7, 0, 0}, // another namespace
+		{203 * time.Second, 9, 2, 2 * time.Second},
+	} {
+		recent, window := c.observe(overflowSample{start.Add(tt.at), tt.overflows})
+		if recent != tt.recent || window != tt.window {
+			t.Errorf("at %v: %d within %v, want %d within %v", tt.at, recent, window, tt.recent, tt.window)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
@@ -78,8 +79,8 @@ func TestAlerts(t *testing.T) {
 		"EphemeralPortsUDPExhausted":       {host(func(n *scan.Namespace) { n.UDP = udpOf(28222, 0) }), View{}, exhausted, true},
 		"EphemeralPortsUDPCollectFailing":  {host(func(n *scan.Namespace) { n.UDP = scan.UDP{Result: unread} }), View{}, warning, false},
 		"EphemeralPortsTimeWaitOverflow": {host(func(n *scan.Namespace) {
-			n.TimeWait = scan.TimeWait{Result: read, Sockets: 131072, Limit: 131072, Overflows: 7}
-		}), View{}, warning, false},
+			n.TimeWait = scan.TimeWait{Result: read, Sockets: 131072, Limit: 131072, Overflows: 1520, Recent: 970, Window: 10 * time.Second}
+		}), View{}, warning, true},
 		"EphemeralPortsCollectFailing":   {failedHost(), one, unknown, false},
 		"EphemeralPortsNamespacesUnread": {other, View{}, warning, false},
 

@@ -43,6 +43,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.judgeUDP()
 		p.judgeNAT()
 		p.judgeConntrack()
+		p.judgeTimeWait()
 		p.judgeFailed(s.ConnectFailures)
 		if len(p.Findings) == 0 && self.TCP.Err == nil {
 			p.find(calm, nil, "%s", p.calmSentence())
@@ -125,8 +126,7 @@ func (p *page) judgeView(self *scan.Namespace, c cleaner) {
 	}
 }
 
-// judgeCapacity finds the namespaces where no port is left, where limits leave out a destination in danger, or where
-// TIME_WAIT is full.
+// judgeCapacity finds the namespaces where no port is left, or where limits leave out a destination in danger.
 func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
@@ -141,9 +141,6 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 			p.find(exhausted, unreported.Alerts(), "No port is left for outgoing connections%s: connect() fails unless its client has bound a port. Each port of the range is reserved or has a listener.", where)
 		case unreported.Level() > calm:
 			p.find(unreported.Level(), unreported.Alerts(), "A destination%s that limits leave out has %s of its ports in use: lower --destination.min-ports to see it.", where, percent(r.MaxUtilization))
-		}
-		if full := advice.ReachedTimeWait(n.TimeWait.Sockets, n.TimeWait.Limit, n.TimeWait.Overflows); full.Level() > calm {
-			p.find(full.Level(), full.Alerts(), "TIME_WAIT%s has %d of at most %d sockets: the connections that are closed then skip it, and the ceilings do not hold. Raise tcp_max_tw_buckets, or keep connections alive.", where, n.TimeWait.Sockets, n.TimeWait.Limit)
 		}
 	}
 }

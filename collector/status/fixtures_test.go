@@ -94,6 +94,7 @@ func trouble() scan.Snapshot {
 	s.Namespaces[0].Inode = 4026531840
 	s.Namespaces[0].UDP = udpOf(26000, 40)
 	s.Namespaces[0].NAT, s.Namespaces[0].Conntrack = troubledNAT()
+	s.Namespaces[0].TimeWait = scan.TimeWait{Result: read, Sockets: 130992, Limit: 131072, Overflows: 1520, Recent: 970, Window: 10 * time.Second}
 	s.OthersRead = true
 
 	pod := defaults()
@@ -102,7 +103,7 @@ func trouble() scan.Snapshot {
 	pod.Destinations, pod.MaxUtilization = []pool.Destination{inPod}, inPod.Utilization
 	s.Namespaces = append(s.Namespaces,
 		scan.Namespace{
-			Name: "cni-1f2e", Inode: 4026532999, Path: "/run/netns/cni-1f2e", TCP: scan.TCP{Result: read, Report: pod}, TimeWait: timeWait(23000),
+			Name: "cni-1f2e", Inode: 4026532999, Path: "/run/netns/cni-1f2e", TCP: scan.TCP{Result: read, Report: pod}, TimeWait: scan.TimeWait{Result: read, Sockets: 23000, Limit: 32768, Overflows: 9},
 			UDP:      udpOf(28222, 0),
 			Workload: scan.Workload{Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}, Command: "haproxy"},
 		},

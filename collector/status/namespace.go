@@ -141,6 +141,7 @@ type documentNamespace struct {
 	UDPError        string `json:"udp_error,omitempty"`
 
 	*documentConntrack
+	*documentTimeWait
 	*documentReport // only if the outcome is collected
 }
 
@@ -209,6 +210,7 @@ func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 	if r.BoundKnown {
 		doc.Bound, doc.BoundUnknown = &r.BoundPorts, &r.BoundUnknown
 	}
+	doc.documentTimeWait = newDocumentTimeWait(n)
 	if n.TimeWait.Outcome == scan.Collected {
 		doc.TimeWaitLimit, doc.TimeWaitOverflows = &n.TimeWait.Limit, &n.TimeWait.Overflows
 	}

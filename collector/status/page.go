@@ -23,6 +23,7 @@ type page struct {
 	UDP          []*udpPool
 	NAT          []*natPool
 	Conntrack    []conntrack
+	TimeWait     []overflow // that some connections have skipped
 	Namespaces   []namespace
 	Failed       []failed // pools with failed connects that are not among Destinations
 
@@ -47,6 +48,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 		p.addUDP(s, n, c)
 		p.addNAT(n, c)
 		p.addConntrack(n, c)
+		p.addTimeWait(n, c)
 		p.addNamespace(n, c)
 	}
 	slices.SortFunc(p.Destinations, worstFirst)
@@ -58,7 +60,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	p.Settings = settingsOf(&s.Namespaces[0])
 	p.judge(s, c)
 	for _, t := range []table{
-		p.boundTable(), p.destinationTable(s), p.natTable(s), p.conntrackTable(), p.failedTable(s.ConnectFailures), p.sourceTable(s), p.udpTable(), p.namespaceTable(s.Namespaces),
+		p.boundTable(), p.destinationTable(s), p.natTable(s), p.conntrackTable(), p.failedTable(s.ConnectFailures), p.sourceTable(s), p.udpTable(), p.timeWaitTable(), p.namespaceTable(s.Namespaces),
 	} {
 		if len(t.Rows)+len(t.More) > 0 {
 			p.Tables = append(p.Tables, t)

@@ -176,7 +176,7 @@ func TestThresholds(t *testing.T) {
 		}
 		a := want[threshold.Alert]
 		a.Severity = map[advice.Level]string{advice.Warning: "warning", advice.Critical: "critical", advice.Exhausted: "critical"}[threshold.Level]
-		if threshold.Kind == advice.TimeWait { // the alert counts what the limit dropped; the page has no memory
+		if threshold.Kind == advice.TimeWait { // the alert counts for longer
 			want[threshold.Alert] = a
 			continue
 		}
