@@ -17,7 +17,7 @@ func TestReserveListeners(t *testing.T) {
 	}
 	r.ListenerPorts = []uint16{22, 40003, 40009, 40010, 50000}
 	c, ok := ReserveListeners(&r)
-	if want := `r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="40003,40009,$r"`; !ok || c.Command != want || c.N != 2 {
+	if want := `r=$(sysctl -n net.ipv4.ip_local_reserved_ports) && sysctl -w net.ipv4.ip_local_reserved_ports="40003,40009,$r"`; !ok || c.Command != want || c.N != 2 {
 		t.Errorf("got %+v, want %s", c, want)
 	}
 	if want := "sysctl -w net.ipv4.ip_local_reserved_ports=8080,40010"; c.Undo != want {

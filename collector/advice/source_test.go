@@ -32,7 +32,7 @@ func lines(t *testing.T, a *Advice) []string {
 }
 
 // widenAll widens the range where no program waits on a port.
-const widenAll = `r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`
+const widenAll = `r=$(sysctl -n net.ipv4.ip_local_reserved_ports) && { sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }; }`
 
 // TestBindFirst checks the advice for clients that bind before they connect.
 func TestBindFirst(t *testing.T) {

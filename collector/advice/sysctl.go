@@ -17,7 +17,7 @@ type change struct {
 }
 
 // commands returns a line for a shell that makes all changes or none, and one that undoes them. One sysctl -w with several
-// names would go on after an error.
+// names would go on after an error. Only the first change may add.
 func commands(changes ...change) (command, undo string) {
 	undo, back := "sysctl -w", "sysctl -w"
 	for i, c := range slices.Backward(changes) {
@@ -31,16 +31,19 @@ func commands(changes ...change) (command, undo string) {
 		}
 	}
 	for i, c := range changes {
-		if c.adds {
-			command += "r=$(sysctl -n " + c.name + "); "
-		}
-		command += "sysctl -w " + c.name + "=" + c.then
-		if i < len(changes)-1 {
+		if i > 0 {
 			command += " && "
 		}
+		command += "sysctl -w " + c.name + "=" + c.then
 	}
 	if len(changes) > 1 {
 		command += " || { " + back + "; false; }"
+	}
+	if changes[0].adds {
+		if len(changes) > 1 {
+			command = "{ " + command + "; }"
+		}
+		command = "r=$(sysctl -n " + changes[0].name + ") && " + command // an empty $r would be a loss
 	}
 	return command, undo
 }

@@ -14,7 +14,7 @@ import (
 // fakeSysctl keeps values in files. It fails to set the name in $REFUSE.
 const fakeSysctl = `#!/bin/sh
 case $1 in
--n) cat "$DIR/$2" ;;
+-n) [ "$REFUSE" != "-n" ] && cat "$DIR/$2" ;;
 -w)
 	shift
 	for setting; do
@@ -62,6 +62,12 @@ func TestCommandsAtomic(t *testing.T) {
 				before := map[string]string{"a": "1 2", "b": "", "c": "7", reservedPorts: "53,99"}
 				for name, value := range before {
 					write(name, value+"\n")
+				}
+				if i == 0 && changes[0].adds {
+					if err := run(command, "-n"); err == nil {
+						t.Errorf("%s succeeds although it cannot read", command)
+					}
+					check("unread", before)
 				}
 				if i < len(changes) {
 					if err := run(command, changes[i].name); err == nil {

@@ -423,7 +423,7 @@ func TestCureText(t *testing.T) {
 		{
 			"nothing listens", func(*adviceCase) {}, "Widen the range",
 			"61744 of the ports 1024-65535. The node ports of Kubernetes stay out.",
-			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "IPVS",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports) && { sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }; }`, "IPVS",
 		},
 		{
 			"node ports in the range", func(c *adviceCase) { c.settings.PortRange = pool.PortRange{Low: 15000, High: 60999} }, "Widen the range",
@@ -432,22 +432,22 @@ func TestCureText(t *testing.T) {
 		{
 			"privileged ports", func(c *adviceCase) { c.settings.UnprivilegedPort = 5000 }, "Widen the range",
 			"57768 of the ports 5000-65535.",
-			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="5000 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports) && { sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="5000 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }; }`, "",
 		},
 		{
 			"no privileged ports", func(c *adviceCase) { c.settings.UnprivilegedPort = 80 }, "Widen the range",
 			"61744 of the ports 1024-65535.",
-			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports) && { sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }; }`, "",
 		},
 		{
 			"UDP servers", func(c *adviceCase) { c.udp = []uint16{53, 8472, 40001} }, "Widen the range",
 			"61742 of the ports 1024-65535. Programs wait on these, so reserve them first: 8472, 40001.",
-			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="8472,30000-32767,40001,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports) && { sysctl -w net.ipv4.ip_local_reserved_ports="8472,30000-32767,40001,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }; }`, "",
 		},
 		{
 			"UDP clients without a peer", func(c *adviceCase) { c.udp = append(portsOf(40000, 40032), 8472) }, "Widen the range",
 			"61743 of the ports 1024-65535. Programs wait on these, so reserve them first: 8472.",
-			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="8472,30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports) && { sysctl -w net.ipv4.ip_local_reserved_ports="8472,30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }; }`, "",
 		},
 		{
 			"unknown UDP servers", func(c *adviceCase) { c.udpUnknown = true }, "Widen the range",
@@ -459,12 +459,12 @@ func TestCureText(t *testing.T) {
 				c.settings.ReservedPorts = []pool.PortRange{{Low: 20000, High: 20001}, {Low: 41000, High: 41000}}
 			}, "Widen the range",
 			"61727 of the ports 1024-65535. Programs wait on these, so reserve them first: 2000, 2001, 2002, 2003, 2004, 2005, 2006, 2007, 2008, 2009 and 4 more.",
-			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="2000-2011,8080,30000-32767,40000,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports) && { sysctl -w net.ipv4.ip_local_reserved_ports="2000-2011,8080,30000-32767,40000,$r" && sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }; }`, "",
 		},
 		{
 			"low range", func(c *adviceCase) { c.settings.PortRange = pool.PortRange{Low: 100, High: 20000} }, "Widen the range",
 			"62668 of the ports 100-65535",
-			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="100 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`, "",
+			`r=$(sysctl -n net.ipv4.ip_local_reserved_ports) && { sysctl -w net.ipv4.ip_local_reserved_ports="30000-32767,$r" && sysctl -w net.ipv4.ip_local_port_range="100 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }; }`, "",
 		},
 		{
 			"all reserved", func(c *adviceCase) { c.settings.ReservedPorts = []pool.PortRange{{Low: 40000, High: 40999}} }, "Give back reserved ports",

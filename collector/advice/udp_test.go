@@ -50,8 +50,8 @@ func udpAdviceCases() map[string]struct {
 	v6reserved.V6Only = true
 	const all = 65535 - 1024 + 1 - 2768 // without node ports
 	reserve := func(ports, undo string) (string, string) {
-		return `r=$(sysctl -n net.ipv4.ip_local_reserved_ports); sysctl -w net.ipv4.ip_local_reserved_ports="` + ports + `,$r" && ` +
-				`sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }`,
+		return `r=$(sysctl -n net.ipv4.ip_local_reserved_ports) && { sysctl -w net.ipv4.ip_local_reserved_ports="` + ports + `,$r" && ` +
+				`sysctl -w net.ipv4.ip_local_port_range="1024 65535" || { sysctl -w net.ipv4.ip_local_reserved_ports="$r"; false; }; }`,
 			`sysctl -w net.ipv4.ip_local_port_range="40000 40009" net.ipv4.ip_local_reserved_ports=` + undo
 	}
 	plain := pool.Settings{PortRange: udpSettings.PortRange}

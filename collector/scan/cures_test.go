@@ -338,6 +338,39 @@ var wrongs = []wrong{
 		}, advise: (*hostTest).tcp, cures: []string{"Close what the destination has closed"},
 	},
 	{
+		name: "connections that a program has half closed", setUp: func(h *hostTest) {
+			h.full(h.client)
+			for _, fd := range h.fds {
+				if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+					h.t.Fatal(err)
+				}
+			}
+			for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+				if r := selfReport(h.t, h.scanner); r.Destinations[0].HalfClosed == len(h.fds) {
+					break
+				}
+			}
+		}, advise: (*hostTest).tcp, cures: []string{"Close both directions"},
+	},
+	{
+		name: "both ends on one host", setUp: func(h *hostTest) {
+			h.client = clientTo("127.0.0.1", "127.0.0.1:81")
+			h.clients = []oracleClient{h.client}
+			h.full(h.client)
+		}, advise: (*hostTest).tcp, cures: []string{"Use a Unix socket"}, check: func(h *hostTest) {
+			if !h.cure.Then.NoPort {
+				h.t.Errorf("%+v", h.cure)
+			}
+		},
+	},
+	{
+		name: "listeners that are not reserved", setUp: func(*hostTest) {}, advise: func(h *hostTest) *advice.Advice {
+			r := selfReport(h.t, h.scanner)
+			c, _ := advice.ReserveListeners(&r)
+			return &advice.Advice{Cures: []advice.Cure{c}}
+		}, cures: []string{"Reserve the ports of listeners"}, check: func(*hostTest) {},
+	},
+	{
 		name: "connections without an answer", setUp: func(h *hostTest) {
 			h.client = clientTo("198.51.100.1", "192.0.2.7:81").bind(netnstest.BindNoPort)
 			for {
@@ -368,6 +401,18 @@ var wrongs = []wrong{
 				selfReport(h.t, h.scanner)
 			}
 		}, advise: (*hostTest).adviseSource, cures: []string{"Connect without binding a port", "Widen the range", "More source addresses"},
+	},
+	{
+		name: "all ports bound", setUp: func(h *hostTest) {
+			other := clientTo("203.0.113.1", "198.51.100.8:81").bind(netnstest.BindFirst)
+			for _, n := range []int{1, 30, 200} {
+				h.kept = append(h.kept, h.fill(n, other)...)
+				selfReport(h.t, h.scanner)
+			}
+		}, advise: func(h *hostTest) *advice.Advice {
+			r := selfReport(h.t, h.scanner)
+			return advice.Bound(&r)
+		}, cures: []string{"Bind on another address", "Widen the range"},
 	},
 	{
 		name: "clients with a range of their own", setUp: func(h *hostTest) {
@@ -435,6 +480,11 @@ func (h *hostTest) fillUDP(family pool.UDPFamily) (fds []int) {
 var byHand = map[string]func(h *hostTest){
 	"Close what the destination has closed": (*hostTest).release,
 	"Give up earlier without an answer":     (*hostTest).release,
+	"Close both directions":                 (*hostTest).release,
+	"Use a Unix socket":                     func(*hostTest) {},
+	"Bind on another address": func(h *hostTest) {
+		h.clients = []oracleClient{h.client.bind(netnstest.BindFirst)}
+	},
 	"Close UDP sockets": func(h *hostTest) {
 		abort(h.kept)
 		h.kept = nil
@@ -719,7 +769,8 @@ func (h *hostTest) checkServers() {
 // mustRestart reports whether a server could restart for certain before the cure, or the cure is to see to it.
 func (h *hostTest) mustRestart(s *server) bool {
 	port := s.at.Port()
-	return port < 40000 || port > 40059 || 40020 <= port && port <= 40029 || h.cure.Title == "Widen the range"
+	return port < 40000 || port > 40059 || 40020 <= port && port <= 40029 || h.cure.Title == "Widen the range" ||
+		h.cure.Title == "Reserve the ports of listeners" && !s.udp
 }
 
 // checkReached checks that packets from a port come to a server.

@@ -141,7 +141,7 @@ func (p *page) destinationTable(s *scan.Snapshot) table {
 		}
 	}
 	if more > 0 {
-		t.More = []finding{{calm, leftOut(more, "destination", ports), alerts}}
+		t.More = []finding{aside(leftOut(more, "destination", ports), alerts...)}
 	}
 	for _, d := range p.Destinations {
 		cells := append([]cell{{Text: d.Address, Link: View{Format: HTML, Destination: d.pool.Address}.URL()}}, cells(

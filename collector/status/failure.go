@@ -96,7 +96,7 @@ func (p *page) failedTable(counts *scan.ConnectFailures) table {
 		Columns: []column{{"Destination", "DESTINATION", 23, addresses}, {"Source", "SOURCE", 17, addresses}, {"Namespace", "NETNS", 14, words}, {"Failed connects", "FAILED", 10, numbers}, {"Control group", "CONTROL GROUP", 0, words}},
 	}
 	if counts != nil && counts.Unattributed > 0 {
-		t.More = []finding{{calm, fmt.Sprintf("The pools of %s that failed are not listed: see --destination.limit.", connects(counts.Unattributed)), []string{"EphemeralPortsConnectFailingUnattributed"}}}
+		t.More = []finding{aside(fmt.Sprintf("The pools of %s that failed are not listed: see --destination.limit.", connects(counts.Unattributed)), "EphemeralPortsConnectFailingUnattributed")}
 	}
 	for _, f := range p.Failed {
 		t.Rows = append(t.Rows, row{Cells: cells(f.Address, f.Source, f.Netns, strconv.FormatUint(f.pool.Failures, 10), f.Owner)})

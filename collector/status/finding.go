@@ -14,11 +14,18 @@ type finding struct {
 	Level    level
 	Sentence string
 	Alerts   []string
+
+	Command, Undo string // what changes it, and what undoes that; may be empty
+}
+
+// aside returns a finding that is no problem.
+func aside(sentence string, alerts ...string) finding {
+	return finding{Sentence: sentence, Alerts: alerts}
 }
 
 // find adds a finding.
 func (p *page) find(l level, alerts []string, format string, args ...any) {
-	p.Findings = append(p.Findings, finding{l, fmt.Sprintf(format, args...), alerts})
+	p.Findings = append(p.Findings, finding{Level: l, Sentence: fmt.Sprintf(format, args...), Alerts: alerts})
 }
 
 // Headline returns the worst finding.

@@ -14,9 +14,7 @@ func (p *page) judgeListeners(self *scan.Namespace) {
 	if !ok {
 		return
 	}
-	how := " Reserve them, see the runbook."
-	if c.Command != "" {
-		how = " Reserve them: " + c.Command
-	}
-	p.find(calm, nil, "%s While such a service is down, a connection can take its port, and it cannot start.%s", c.Sentence, how)
+	p.find(calm, nil, "%s While such a service is down, a connection can take its port, and it cannot start. Reserve them, see the runbook.", c.Sentence)
+	f := &p.Findings[len(p.Findings)-1]
+	f.Command, f.Undo = c.Command, c.Undo
 }

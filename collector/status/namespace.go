@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/scan"
 )
 
@@ -94,7 +95,7 @@ func (p *page) namespaceTable(all []scan.Namespace) table {
 		}
 	}
 	if skipped > 0 {
-		t.More = []finding{{calm, fmt.Sprintf("The turn of %s comes in a later collection: see --namespaces.limit.", plural(skipped, "more network namespace", "more network namespaces")), nil}}
+		t.More = []finding{aside(fmt.Sprintf("The turn of %s comes in a later collection: see --namespaces.limit.", plural(skipped, "more network namespace", "more network namespaces")))}
 	}
 	for _, n := range p.Namespaces {
 		if n.scan.TCP.Outcome == scan.Idle {
@@ -167,6 +168,8 @@ type documentReport struct {
 	UnreportedSources     int            `json:"unreported_sources"`
 	Duration              float64        `json:"collect_duration_seconds"`
 	Sockets               int            `json:"collect_sockets"`
+
+	ListenerCures []documentCure `json:"listener_cures,omitempty"`
 }
 
 func newDocumentNamespace(n *scan.Namespace) documentNamespace {
@@ -206,6 +209,10 @@ func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 	}
 	if !settings.AutobindReuse {
 		doc.MaxSourceUtilization = &r.MaxSourceUtilization
+	}
+	if c, ok := advice.ReserveListeners(r); ok {
+		a := &advice.Advice{Cures: []advice.Cure{c}}
+		doc.ListenerCures = newDocumentCures(newCures(n, a, "Ports"), a)
 	}
 	if r.BoundKnown {
 		doc.Bound, doc.BoundUnknown = &r.BoundPorts, &r.BoundUnknown

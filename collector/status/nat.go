@@ -139,7 +139,7 @@ func (p *page) natTable(s *scan.Snapshot) table {
 		ports += r.UnreportedPorts
 	}
 	if more > 0 {
-		t.More = []finding{{calm, leftOut(more, "pool", ports), nil}}
+		t.More = []finding{aside(leftOut(more, "pool", ports))}
 	}
 	for _, n := range p.NAT {
 		cells := append([]cell{{Text: n.Address, Link: View{Format: HTML, Destination: n.pool.Address}.URL()}}, cells(

@@ -12,7 +12,7 @@ type setting struct{ Name, Value, Meaning string }
 
 // AboutSettings says where they are compared.
 func (p *page) AboutSettings() finding {
-	return finding{calm, "They can differ between hosts.", []string{"EphemeralPortsSettingsDiffer"}}
+	return aside("They can differ between hosts.", "EphemeralPortsSettingsDiffer")
 }
 
 // settingsOf returns the settings of our own namespace.

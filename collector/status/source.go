@@ -76,7 +76,7 @@ func (p *page) sourceTable(all *scan.Snapshot) table {
 		more += all.Namespaces[i].TCP.Report.UnreportedSources
 	}
 	if more > 0 {
-		t.More = []finding{{calm, fmt.Sprintf("%s not listed: see --destination.limit.", plural(more, "more address is", "more addresses are")), nil}}
+		t.More = []finding{aside(fmt.Sprintf("%s not listed: see --destination.limit.", plural(more, "more address is", "more addresses are")))}
 	}
 	for _, s := range p.Sources {
 		bound := "unknown"

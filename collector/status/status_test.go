@@ -253,7 +253,7 @@ func TestHeadline(t *testing.T) {
 		{"source", "", with(func(r *pool.Report) { r.Sources = trouble().Namespaces[0].TCP.Report.Sources }), critical, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports"}},
 		{"listeners in the range", "", with(func(r *pool.Report) {
 			r.ListenerPorts, r.Settings.ReservedPorts = []uint16{22, 40003, 50051}, []pool.PortRange{{Low: 32768, High: 32777}}
-		}), calm, []string{"No destination is in danger", "In the range, these ports have listeners and are not reserved: 40003, 50051. While such a service is down, a connection can take its port, and it cannot start. Reserve them: sysctl -w net.ipv4.ip_local_reserved_ports=32768-32777,40003,50051"}},
+		}), calm, []string{"No destination is in danger", "In the range, these ports have listeners and are not reserved: 40003, 50051. While such a service is down, a connection can take its port, and it cannot start. Reserve them, see the runbook."}},
 		{"source that may share ports", "", with(func(r *pool.Report) {
 			r.Sources, r.Settings.AutobindReuse = trouble().Namespaces[0].TCP.Report.Sources, true
 		}), warning, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports: at 100% the bind() of those without SO_REUSEADDR fails."}},

@@ -15,6 +15,7 @@ func newText(p *page) string {
 	t.paragraph("", p.Host+": "+p.Headline().String())
 	for _, f := range p.Problems() {
 		t.paragraph("  ", f.String())
+		t.commands("     ", f.Command, f.Undo)
 	}
 	t.line(p.Time.UTC().Format("2006-01-02 15:04:05 MST"))
 	for i := range p.Tables {
@@ -137,13 +138,18 @@ func (t *text) cures(cures []cure) {
 		for _, g := range c.Gains {
 			t.row(gainColumns, "", g.Of, g.Now, g.Then)
 		}
-		if c.Command != "" {
-			t.command("     ", c.Command)
-		}
-		if c.Undo != "" {
-			t.line("     To undo it:")
-			t.command("     ", c.Undo)
-		}
+		t.commands("     ", c.Command, c.Undo)
+	}
+}
+
+// commands writes the command of a change and the one that undoes it, if there are any.
+func (t *text) commands(indent, command, undo string) {
+	if command != "" {
+		t.command(indent, command)
+	}
+	if undo != "" {
+		t.line(indent + "To undo it:")
+		t.command(indent, undo)
 	}
 }
 
