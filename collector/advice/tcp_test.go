@@ -543,6 +543,26 @@ func TestNoReuse(t *testing.T) {
 	}
 }
 
+// TestNoGiveBack checks that reserved ports are not given back where rules may lead their packets elsewhere, and where
+// nothing else helps.
+func TestNoGiveBack(t *testing.T) {
+	for name, change := range map[string]func(c *adviceCase){
+		"rules": func(c *adviceCase) {
+			c.settings.ReservedPorts, c.settings.MayRedirect = []pool.PortRange{{Low: 40000, High: 41000}}, true
+		},
+		"nothing else": func(c *adviceCase) { c.settings.PortRange, c.ports = pool.PortRange{Low: 1024, High: 65535}, nil },
+	} {
+		c := adviceCase{settings: with(usual, func(s *pool.Settings) { s.ReservedPorts = []pool.PortRange{{Low: 1024, High: 65535}} }), ports: timeWait20000}
+		change(&c)
+		r, d := c.report()
+		for i, cure := range TCP(r, d, false).Cures {
+			if cure.Title == "Give back reserved ports" {
+				t.Errorf("%s: cure %d is %+v", name, i, cure)
+			}
+		}
+	}
+}
+
 // TestReuse has reuse where it would help.
 func TestReuse(t *testing.T) {
 	for name, change := range map[string]func(c *adviceCase){
@@ -690,6 +710,9 @@ func TestRunbook(t *testing.T) {
 			shown[c.Title] = true
 			if anchor := strings.ToLower(strings.ReplaceAll(c.Title, " ", "-")); c.Anchor() != anchor {
 				t.Errorf("%s: anchor %q, want %q", c.Title, c.Anchor(), anchor)
+			}
+			if changes := strings.Contains(c.Command, "sysctl -w"); changes && c.Undo == "" || c.Command == "" && c.Undo != "" {
+				t.Errorf("%s: the command is %q, the undo %q", c.Title, c.Command, c.Undo)
 			}
 			for _, name := range sysctl.FindAllString(c.Command, -1) {
 				if !strings.Contains(chapters[c.Title], name) {

@@ -3,11 +3,15 @@
 package scan
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/snat/nattest"
 )
 
 // TestListenerPorts lists listeners in the range and outside, with both readers.
@@ -30,5 +34,55 @@ func TestListenerPorts(t *testing.T) {
 				t.Errorf("capacity %d, blocked %d, want 19 and 1", r.CapacityPorts, r.BlockedPorts)
 			}
 		})
+	}
+}
+
+// TestServersOfBoth has the report of each protocol know the servers of the other. UDP sockets that are few are read only if
+// ports of TCP are in use.
+func TestServersOfBoth(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40999")
+	s := newScanner(t, testConfig())
+	if r := selfReport(t, s); !r.UDPServersKnown || r.UDPServerPorts != nil {
+		t.Errorf("without UDP sockets: %v, known %v", r.UDPServerPorts, r.UDPServersKnown)
+	}
+	netnstest.Listen(t, "127.0.0.9:8080", false)
+	for _, at := range []string{"0.0.0.0:53", "[::]:40001"} {
+		u := netnstest.UDP{Local: netip.MustParseAddrPort(at)}
+		u.IPv6 = u.Local.Addr().Is6()
+		u.Hold(t, 1)
+	}
+	client := clientTo("198.51.100.1", "198.51.100.7:80")
+	client.Hold(t, 100)
+	if r := selfReport(t, s); r.UDPServersKnown || r.UDPServerPorts != nil {
+		t.Errorf("calm: %v, known %v", r.UDPServerPorts, r.UDPServersKnown)
+	}
+	client.Hold(t, 150)
+	if r := selfReport(t, s); !r.UDPServersKnown || !slices.Equal(r.UDPServerPorts, []uint16{53, 40001}) {
+		t.Errorf("pressed: %v, known %v", r.UDPServerPorts, r.UDPServersKnown)
+	}
+	udpClients[pool.UDPIPv4].Hold(t, 100)
+	n := s.Scan(t.Context()).Namespaces[0]
+	if r := n.TCP.Report; !r.UDPServersKnown || !slices.Equal(r.UDPServerPorts, []uint16{53, 40001}) {
+		t.Errorf("with many UDP sockets: %v, known %v", r.UDPServerPorts, r.UDPServersKnown)
+	}
+	if r := n.UDP.Report; !r.ListenersKnown || !slices.Equal(r.ListenerPorts, []uint16{8080}) {
+		t.Errorf("listeners: %v, known %v", r.ListenerPorts, r.ListenersKnown)
+	}
+}
+
+// TestMayRedirect takes flows of connection tracking for a sign of rules.
+func TestMayRedirect(t *testing.T) {
+	netnstest.New(t)
+	if selfReport(t, newScanner(t, testConfig())).Settings.MayRedirect {
+		t.Error("a sign in a new namespace")
+	}
+	nattest.NFT(t, "table ip t {\nchain c {\ntype nat hook prerouting priority -100\ntcp dport 30000 redirect to :8080\n}\n}\n")
+	listener := netnstest.Listen(t, "198.51.100.7:80", false)
+	client, server := netnstest.Pair(t, clientTo("198.51.100.1", "198.51.100.7:80").Client, listener)
+	defer netnstest.Hangup(client)
+	defer netnstest.Hangup(server)
+	if !selfReport(t, newScanner(t, testConfig())).Settings.MayRedirect {
+		t.Error("no sign of a rule")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -163,9 +164,20 @@ func TestNATAdvice(t *testing.T) {
 		if now, then := n.cure.Now.Ceiling, n.cure.Then.Ceiling; math.Abs(now-float64(size)/30) > 1e-9 || math.Abs(then-float64(size)/10) > 1e-9 {
 			t.Errorf("ceiling %v, then %v", now, then)
 		}
-		if out, err := exec.Command("sh", "-c", n.cure.Command).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", n.cure.Command, err, out)
+		shell := func(line string) (timeout string) {
+			out, err := exec.Command("sh", "-c", line+" && cat /proc/sys/net/netfilter/nf_conntrack_udp_timeout").CombinedOutput()
+			if err != nil {
+				t.Fatalf("%s: %v: %s", line, err, out)
+			}
+			return string(out)
 		}
+		before := shell(":")
+		shell(n.cure.Command)
+		t.Cleanup(func() {
+			if after := shell(n.cure.Undo); !strings.HasSuffix(after, "\n"+before) {
+				t.Errorf("%s: %s, want %s", n.cure.Undo, after, before)
+			}
+		})
 		hold := time.Duration(float64(size) / n.cure.Then.Ceiling * float64(time.Second))
 		for { // a busy host can take longer than the old timeout
 			n.to = netip.AddrPortFrom(n.to.Addr(), n.to.Port()+1)
