@@ -207,3 +207,22 @@ func TestListenerUnreserved(t *testing.T) {
 		})
 	}
 }
+
+// TestNoSuchAddress has the error of exhausted ports where all ports are free: the host does not have the address, or IPv6
+// is off.
+func TestNoSuchAddress(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv6/conf/all/disable_ipv6", "1")
+	for _, c := range []oracleClient{
+		clientTo("10.9.9.9", "198.51.100.7:80").bind(netnstest.BindFirst),
+		clientTo("10.9.9.9", "198.51.100.7:80").bind(netnstest.BindNoPort),
+		clientTo("::1", "[::1]:80"),
+	} {
+		if _, err := c.Connect(); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			t.Errorf("from %v to %v: %v, want EADDRNOTAVAIL", c.source, c.Destination, err)
+		}
+	}
+	if r := collect(t); r.MaxUtilization != 0 {
+		t.Errorf("the greatest utilization is %v", r.MaxUtilization)
+	}
+}
