@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -135,9 +134,10 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 }
 
 // webConfig returns the configuration of the web server.
-func (f *flags) webConfig(registry *prometheus.Registry, scanHost func(context.Context) scan.Snapshot, logger *slog.Logger) web.Config {
+func (f *flags) webConfig(registry *prometheus.Registry, scanner *scan.Scanner, logger *slog.Logger) web.Config {
 	return web.Config{
-		Scan:     scanHost,
+		Scan:     scanner.Scan,
+		Port:     scanner.Port,
 		Status:   newStatus(f),
 		Registry: registry,
 

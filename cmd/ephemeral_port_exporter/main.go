@@ -87,7 +87,7 @@ func run(flags *flags, logger *slog.Logger) error {
 			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		)
 	}
-	server := web.New(flags.webConfig(registry, scanner.Scan, logger))
+	server := web.New(flags.webConfig(registry, scanner, logger))
 	// All listeners are open when the server begins to serve the first.
 	var drop sync.Once
 	server.BaseContext = func(listener net.Listener) context.Context {

@@ -42,7 +42,7 @@ func serveTest(t *testing.T, args ...string) *httptest.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := web.New(f.webConfig(prometheus.NewRegistry(), scanner.Scan, logger))
+	server := web.New(f.webConfig(prometheus.NewRegistry(), scanner, logger))
 	s := httptest.NewServer(server.Handler)
 	t.Cleanup(s.Close)
 	return s

@@ -22,5 +22,8 @@ func (*Scanner) Check() (Snapshot, error) { panic("scan: no Scanner") }
 // Scan panics. There is no Scanner to call it.
 func (*Scanner) Scan(context.Context) Snapshot { panic("scan: no Scanner") }
 
+// Port panics. There is no Scanner to call it.
+func (*Scanner) Port(context.Context, uint16) (Port, error) { panic("scan: no Scanner") }
+
 // DropCapabilities panics. There is no Scanner to call it.
 func (*Scanner) DropCapabilities(bool) error { panic("scan: no Scanner") }

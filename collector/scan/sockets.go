@@ -24,15 +24,20 @@ func (s *Scanner) dump(table *pool.Table, ports pool.PortRange, deadline time.Ti
 	if err != nil {
 		return err
 	}
+	var row pool.Socket
+	return conn.Sockets(tcpStates(), ports.Low, ports.High, func(socket *sockdiag.Socket) {
+		s.setRow(&row, socket)
+		table.Add(&row)
+	})
+}
+
+// tcpStates returns the states in which a socket holds its port.
+func tcpStates() []sockdiag.State {
 	states := make([]sockdiag.State, len(pool.States))
 	for i, state := range pool.States {
 		states[i] = sockdiag.State(state)
 	}
-	var row pool.Socket
-	return conn.Sockets(states, ports.Low, ports.High, func(socket *sockdiag.Socket) {
-		s.setRow(&row, socket)
-		table.Add(&row)
-	})
+	return states
 }
 
 // dialUntil opens a connection to the kernel that fails at the deadline. Each scan of a namespace

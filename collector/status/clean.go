@@ -24,6 +24,14 @@ var visible = cleaner{isVisible}
 // ascii is for terminals, which may not know other characters or show them wider.
 var ascii = cleaner{func(r rune) bool { return r >= ' ' && r <= '~' }}
 
+// cleanerOf returns the cleaner for a format. In JSON, sentences are as in HTML.
+func cleanerOf(f Format) cleaner {
+	if f == Text {
+		return ascii
+	}
+	return visible
+}
+
 // name returns a name as it is shown. It cuts the middle out of a long one.
 func (c cleaner) name(s string) string { return shorten(escape(s, c.safe), maxName) }
 

@@ -31,6 +31,7 @@ type document struct {
 	Namespaces   []documentNamespace   `json:"namespaces"`
 	Failed       []documentFailed      `json:"connect_failures,omitempty"`
 	Unattributed *uint64               `json:"connect_failures_unattributed,omitempty"`
+	Port         *documentPort         `json:"port,omitempty"`
 }
 
 // writeJSON writes a document. It is ASCII: terminals show it as it is.
@@ -59,16 +60,22 @@ func asciiJSON(b []byte) string {
 	return out.String()
 }
 
-func newDocument(s *scan.Snapshot, info Info, v View) document {
-	p := newPage(s, info, v, visible)
+// document returns what all documents of pages have.
+func (p *page) document(info Info) document {
 	d := document{
-		Host: info.Host, Version: info.Version, Revision: info.Revision, Time: s.Time.UTC(),
+		Host: info.Host, Version: info.Version, Revision: info.Revision, Time: p.Time.UTC(),
 		Level: p.Level().String(), Headline: p.Headline().Sentence, Problems: []string{},
 		Destinations: []documentDestination{}, Sources: []documentSource{}, Namespaces: []documentNamespace{},
 	}
 	for _, f := range p.Problems() {
 		d.Problems = append(d.Problems, f.Sentence)
 	}
+	return d
+}
+
+func newDocument(s *scan.Snapshot, info Info, v View) document {
+	p := newPage(s, info, v, visible)
+	d := p.document(info)
 	for _, row := range p.Bound {
 		d.Bound = append(d.Bound, newDocumentBound(row))
 	}

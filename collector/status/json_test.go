@@ -63,12 +63,12 @@ func fieldsOf(typ reflect.Type, path string) (fields []string) {
 		if kind == reflect.TypeFor[time.Time]() {
 			description = "time"
 		}
-		if options == "omitempty" {
-			description += ", optional"
-		}
 		nested := kind.Kind() == reflect.Struct && kind != reflect.TypeFor[time.Time]()
 		if nested {
 			description = "object"
+		}
+		if options == "omitempty" {
+			description += ", optional"
 		}
 		fields = append(fields, path+name+" "+description)
 		if nested {

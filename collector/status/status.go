@@ -27,16 +27,31 @@ func New(info Info) *Status { return &Status{info: info, page: parse(pageTemplat
 
 // Write draws a Snapshot. The error is that of w, unless it wraps one of an encoder.
 func (s *Status) Write(w io.Writer, snapshot *scan.Snapshot, v View) error {
-	switch v.Format {
-	case HTML:
-		if err := s.page.Execute(w, newPage(snapshot, s.info, v, visible)); err != nil {
+	if v.Format == JSON {
+		return writeJSON(w, newDocument(snapshot, s.info, v))
+	}
+	return s.write(w, newPage(snapshot, s.info, v, cleanerOf(v.Format)))
+}
+
+// WritePort draws who has a port. The error is as of Write.
+func (s *Status) WritePort(w io.Writer, port *scan.Port, v View) error {
+	p := newPortPage(port, s.info, v, cleanerOf(v.Format))
+	if v.Format == JSON {
+		d := p.document(s.info)
+		d.Port = newDocumentPort(port)
+		return writeJSON(w, d)
+	}
+	return s.write(w, p)
+}
+
+// write draws a page as HTML or text.
+func (s *Status) write(w io.Writer, p *page) error {
+	if p.View.Format == HTML {
+		if err := s.page.Execute(w, p); err != nil {
 			return fmt.Errorf("status: write HTML: %w", err)
 		}
 		return nil
-	case JSON:
-		return writeJSON(w, newDocument(snapshot, s.info, v))
-	default:
-		_, err := io.WriteString(w, newText(newPage(snapshot, s.info, v, ascii)))
-		return err
 	}
+	_, err := io.WriteString(w, newText(p))
+	return err
 }

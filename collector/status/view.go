@@ -29,6 +29,7 @@ const (
 type View struct {
 	Format      Format
 	Destination netip.AddrPort // only this one, or with port 0 only those of its address; all if it is not valid
+	Port        uint16         // only who has this port, see Status.WritePort; 0 for all else
 	Paused      bool           // the page does not refresh itself
 }
 
@@ -50,6 +51,13 @@ func ParseView(r *http.Request) (View, error) {
 		if v.Destination, err = parseDestination(destination); err != nil {
 			return View{}, fmt.Errorf("destination=%q is not valid: it must be ADDRESS or ADDRESS:PORT, such as 10.0.0.2, 10.0.0.2:443 or [2001:db8::2]:443", destination)
 		}
+	}
+	if port := query.Get("port"); port != "" {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 || v.Destination.IsValid() {
+			return View{}, fmt.Errorf("port=%q is not valid: it must be a port from 1 to 65535, without destination=", port)
+		}
+		v.Port = uint16(n)
 	}
 	return v, nil
 }
@@ -116,6 +124,9 @@ func (v View) URL() string {
 	if v.Destination.IsValid() {
 		query = append(query, "destination="+url.QueryEscape(v.destination()))
 	}
+	if v.Port != 0 {
+		query = append(query, fmt.Sprintf("port=%d", v.Port))
+	}
 	if v.Paused {
 		query = append(query, "pause")
 	}
@@ -137,5 +148,10 @@ func (v View) Toggled() string {
 // All returns the address of the view of all destinations.
 func (v View) All() string { return View{Format: v.Format, Paused: v.Paused}.URL() }
 
+// Narrow reports whether the view leaves out something of the host.
+func (v View) Narrow() bool { return v.Destination.IsValid() || v.Port != 0 }
+
 // As returns the address of the view in another format.
-func (v View) As(f Format) string { return View{Format: f, Destination: v.Destination}.URL() }
+func (v View) As(f Format) string {
+	return View{Format: f, Destination: v.Destination, Port: v.Port}.URL()
+}

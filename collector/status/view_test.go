@@ -24,6 +24,10 @@ func TestParseView(t *testing.T) {
 		{"?format=xml", "", View{}, `format="xml" is not valid: it must be html, text or json`},
 		{"?destination=%zz", "", View{}, "the query of the address is not valid"},
 
+		{"?port=70000", "", View{}, `port="70000" is not valid: it must be a port from 1 to 65535`},
+		{"?port=80&destination=10.0.0.2", "", View{}, "is not valid"},
+		{"?port=40003&format=json", "", View{Format: JSON, Port: 40003}, ""},
+
 		{"", "", View{Format: Text}, ""},
 		{"", "*/*", View{Format: Text}, ""},
 		{"", browser, View{Format: HTML}, ""},

@@ -23,15 +23,19 @@ import (
 // Then a client that stops reading would give old values to all others.
 type scans struct {
 	scan    func(context.Context) scan.Snapshot
+	port    func(ctx context.Context, number uint16) (scan.Port, error)
 	timeout time.Duration // greatest time for a scan
 	slots   chan struct{} // one element for each request that is being answered; nil for no limit
 	flight  singleflight.Group
 	last    atomic.Pointer[scanned]
+
+	mu       sync.Mutex
+	nextPort time.Time // before that, nobody asks who has a port
 }
 
 // newScans returns scans within the limits of a Config.
 func newScans(c Config) *scans {
-	s := &scans{scan: c.Scan, timeout: c.CollectTimeout}
+	s := &scans{scan: c.Scan, port: c.Port, timeout: c.CollectTimeout}
 	if c.MaxRequests > 0 {
 		s.slots = make(chan struct{}, c.MaxRequests)
 	}
@@ -86,16 +90,11 @@ func (s *scans) answer(r *http.Request, maxAge time.Duration, encode func(*scann
 		defer cancel()
 		budget = min(budget, max(timeout/2, timeout-time.Second))
 	}
-	if s.slots != nil {
-		select {
-		case s.slots <- struct{}{}:
-			defer func() { <-s.slots }()
-		case <-ctx.Done():
-			return errorAnswer("the scrape timeout is over")
-		case <-time.After(slotTimeout):
-			return errorAnswer("%d requests are being served, which is the limit of --web.max-requests: try again later", cap(s.slots))
-		}
+	leave, busy := s.enter(ctx)
+	if busy != nil {
+		return busy
 	}
+	defer leave()
 	if last := s.last.Load(); maxAge > 0 && last != nil && !last.incomplete && time.Since(last.Time) < maxAge {
 		return encode(last)
 	}
@@ -104,6 +103,55 @@ func (s *scans) answer(r *http.Request, maxAge time.Duration, encode func(*scann
 		return errorAnswer("this host could not be read within the scrape timeout: raise scrape_timeout in Prometheus, or lower --collect.timeout")
 	}
 	return encode(got)
+}
+
+// enter takes a slot, until leave is called. If there is none, it returns what to answer.
+func (s *scans) enter(ctx context.Context) (leave func(), busy *answer) {
+	if s.slots == nil {
+		return func() {}, nil
+	}
+	select {
+	case s.slots <- struct{}{}:
+		return func() { <-s.slots }, nil
+	case <-ctx.Done():
+		return nil, errorAnswer("the scrape timeout is over")
+	case <-time.After(slotTimeout):
+		return nil, errorAnswer("%d requests are being served, which is the limit of --web.max-requests: try again later", cap(s.slots))
+	}
+}
+
+// portInterval is how often the kernel is asked who has a port, as it walks all sockets for the answer. Requests can name
+// any port, so they share none.
+const portInterval = time.Second
+
+// answerPort returns the answer to a request that asks who has a port.
+func (s *scans) answerPort(r *http.Request, number uint16, encode func(*scan.Port) *answer) *answer {
+	ctx, cancel := context.WithTimeout(r.Context(), s.timeout)
+	defer cancel()
+	leave, busy := s.enter(ctx)
+	if busy != nil {
+		return busy
+	}
+	defer leave()
+	s.mu.Lock()
+	now := time.Now()
+	wait := s.nextPort.Sub(now)
+	if wait > slotTimeout {
+		s.mu.Unlock()
+		return errorAnswer("others ask who has a port, and one is answered each second: try again later")
+	}
+	s.nextPort = now.Add(max(wait, 0) + portInterval)
+	s.mu.Unlock()
+	select {
+	case <-time.After(wait):
+	case <-ctx.Done():
+		return errorAnswer("the scrape timeout is over")
+	}
+	port, err := s.port(ctx, number)
+	if err != nil {
+		return errorAnswer("it could not be read who has port %d: %v", number, err)
+	}
+	return encode(&port)
 }
 
 // slotTimeout is how long a request waits for others to be answered.

@@ -40,9 +40,10 @@ func CheckMetricsPath(p string) error {
 
 // Config tells a server what to serve.
 type Config struct {
-	Scan     func(context.Context) scan.Snapshot // Scan of a scan.Scanner
-	Status   *status.Status                      // draws the status page
-	Registry *prometheus.Registry                // of the metrics that are not about a scan
+	Scan     func(context.Context) scan.Snapshot                         // Scan of a scan.Scanner
+	Port     func(ctx context.Context, number uint16) (scan.Port, error) // Port of it
+	Status   *status.Status                                              // draws the status page
+	Registry *prometheus.Registry                                        // of the metrics that are not about a scan
 
 	MetricsPath     string        // see CheckMetricsPath
 	ExporterMetrics bool          // adds promhttp_* to Registry

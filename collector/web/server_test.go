@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -25,6 +26,7 @@ type scanner struct {
 	deaf  bool          // scans take longer than they may
 
 	scans  atomic.Int32
+	ports  atomic.Int32
 	budget atomic.Int64 // of the last scan, a time.Duration
 }
 
@@ -50,10 +52,20 @@ func (s *scanner) scan(ctx context.Context) scan.Snapshot {
 	return scan.Snapshot{Time: time.Now(), Namespaces: []scan.Namespace{self}}
 }
 
+// port says that a port has a listener. Port 666 cannot be read.
+func (s *scanner) port(_ context.Context, number uint16) (scan.Port, error) {
+	s.ports.Add(1)
+	if number == 666 {
+		return scan.Port{}, errors.New("i/o timeout")
+	}
+	holder := scan.PortHolder{Listens: true, Local: netip.AddrPortFrom(netip.IPv4Unspecified(), number)}
+	return scan.Port{Time: time.Now(), Number: number, InRange: true, Holders: []scan.PortHolder{holder}}, nil
+}
+
 // newConfig returns the configuration of a server, with the defaults of the flags.
 func newConfig(s *scanner) Config {
 	return Config{
-		Scan: s.scan, Status: status.New(status.Info{MetricsPath: "/metrics"}), Registry: prometheus.NewRegistry(),
+		Scan: s.scan, Port: s.port, Status: status.New(status.Info{MetricsPath: "/metrics"}), Registry: prometheus.NewRegistry(),
 		MetricsPath: "/metrics", ExporterMetrics: true, MaxRequests: 40, CollectTimeout: 5 * time.Second,
 		Logger: slog.New(slog.DiscardHandler),
 	}

@@ -2,10 +2,12 @@ package web
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
 
+	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/status"
 )
 
@@ -27,16 +29,24 @@ func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	if view.Port != 0 {
+		h.sender.send(w, h.scans.answerPort(r, view.Port, func(port *scan.Port) *answer {
+			return h.draw(view, func(w io.Writer) error { return h.status.WritePort(w, port, view) })
+		}))
+		return
+	}
 	h.sender.send(w, h.scans.answer(r, maxPageAge, func(s *scanned) *answer {
-		return s.pages.get(fmt.Sprint(view), func() *answer { return h.draw(s, view) })
+		return s.pages.get(fmt.Sprint(view), func() *answer {
+			return h.draw(view, func(w io.Writer) error { return h.status.Write(w, &s.Snapshot, view) })
+		})
 	}))
 }
 
-// draw returns the page of a scan.
-func (h *statusHandler) draw(s *scanned, view status.View) *answer {
+// draw returns the page of a view that write writes.
+func (h *statusHandler) draw(view status.View, write func(io.Writer) error) *answer {
 	a := newAnswer()
 	status.SetHeader(a.Header(), view)
-	if err := h.status.Write(a, &s.Snapshot, view); err != nil {
+	if err := write(a); err != nil {
 		h.logger.Error("The status page cannot be drawn", "err", err)
 		return errorAnswer("the status page cannot be drawn: the log of the exporter has the cause")
 	}

@@ -1,9 +1,12 @@
 package web
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -40,6 +43,31 @@ func TestStatusFormats(t *testing.T) {
 	}
 }
 
+// TestPort asks who has a port: that costs no scan. The kernel is asked once a second, however many ask.
+func TestPort(t *testing.T) {
+	s := &scanner{}
+	h := newServer(t, newConfig(s)).Handler
+	if w := get(h, "/?port=40003"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "Port 40003 has a listener. It is in the range and not reserved") {
+		t.Errorf("status %d: %s", w.Code, w.Body)
+	}
+	if w := get(h, "/?port=666"); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "it could not be read who has port 666: i/o timeout") {
+		t.Errorf("status %d: %s", w.Code, w.Body)
+	}
+	var wg sync.WaitGroup
+	var refused atomic.Int32
+	for i := range 8 {
+		wg.Go(func() {
+			if w := get(h, fmt.Sprintf("/?port=%d&format=json", 1000+i)); w.Code == http.StatusServiceUnavailable && strings.Contains(w.Body.String(), "one is answered each second") {
+				refused.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if n := s.ports.Load(); n > 5 || n+refused.Load() != 10 || s.scans.Load() != 0 {
+		t.Errorf("the kernel was asked %d times, %d requests were refused, %d scans", n, refused.Load(), s.scans.Load())
+	}
+}
+
 // TestStatusRefresh checks that only the page that is not paused refreshes itself.
 func TestStatusRefresh(t *testing.T) {
 	h := newServer(t, newConfig(&scanner{})).Handler
@@ -60,6 +88,8 @@ func TestStatusBad(t *testing.T) {
 	h := newServer(t, newConfig(s)).Handler
 	for query, want := range map[string]string{
 		"destination=%3Cscript%3E": `destination="<script>" is not valid: it must be ADDRESS or ADDRESS:PORT, such as 10.0.0.2, 10.0.0.2:443 or [2001:db8::2]:443`,
+		"port=65536":               `port="65536" is not valid: it must be a port from 1 to 65535, without destination=`,
+		"port=0":                   `port="0" is not valid: it must be a port from 1 to 65535, without destination=`,
 		"format=xml":               `format="xml" is not valid: it must be html, text or json`,
 	} {
 		w := get(h, "/?"+query)
