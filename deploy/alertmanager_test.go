@@ -182,6 +182,13 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		with("instance", "c", destination("EphemeralPortsExhausted", "critical", "10.0.0.8")),
 		destination("EphemeralPortsConnectFailing", "critical", "10.0.0.9"),
 		with("netns", "netns-7", destination("EphemeralPortsExhausted", "critical", "10.0.0.9")),
+		host("d", "alertname", "EphemeralPortsAllBound", "severity", "critical"),
+		host("d", "alertname", "EphemeralPortsNearlyAllBound", "severity", "critical"),
+		host("d", "alertname", "EphemeralPortsHalfBound", "severity", "warning"),
+		with("instance", "d", destination("EphemeralPortsExhausted", "critical", "10.0.2.2")),
+		with("instance", "d", destination("EphemeralPortsConnectFailing", "critical", "10.0.2.3")),
+		with("netns", "netns-7", with("instance", "d", destination("EphemeralPortsExhausted", "critical", "10.0.2.4"))),
+		with("source_ip", "10.0.0.1", host("d", "alertname", "EphemeralPortsSourceNearlyExhausted", "severity", "critical")),
 		host("a", "alertname", "EphemeralPortsTimeWaitOverflow", "severity", "warning"),
 		host("a", "alertname", "EphemeralPortsUDPExhausted", "severity", "critical", "family", "ipv4"),
 		host("a", "alertname", "EphemeralPortsUDPNearlyExhausted", "severity", "critical", "family", "ipv4"),
@@ -238,6 +245,14 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		"EphemeralPortsUDPNearlyExhausted":                   true,
 		"EphemeralPortsUDPNearlyExhausted of another host":   false,
 		"EphemeralPortsUDPNearlyExhausted of another family": false,
+
+		"EphemeralPortsAllBound":                false,
+		"EphemeralPortsNearlyAllBound":          true,
+		"EphemeralPortsHalfBound":               true,
+		"EphemeralPortsExhausted 10.0.2.2":      true,
+		"EphemeralPortsConnectFailing 10.0.2.3": false,
+		"EphemeralPortsExhausted 10.0.2.4":      false, // in another network namespace
+		"EphemeralPortsSourceNearlyExhausted":   false,
 
 		"EphemeralPortsTimeWaitOverflow": false,
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -121,6 +122,43 @@ func TestAllBound(t *testing.T) {
 				t.Errorf("%d ports granted, %v, want %d", granted, refusal, cure.Then.Ports)
 			}
 		})
+	}
+}
+
+// TestBindWithoutPort has a Go program set the option that the runbook names, before LocalAddr is bound: no port of its connections
+// is lost to others.
+func TestBindWithoutPort(t *testing.T) {
+	netnstest.New(t)
+	server, err := net.Listen("tcp4", "198.51.100.1:81")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	dialer := net.Dialer{
+		LocalAddr: &net.TCPAddr{IP: net.IPv4(198, 51, 100, 2)},
+		Control: func(_, _ string, c syscall.RawConn) error {
+			var err error
+			controlled := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, 24, 1) })
+			return errors.Join(controlled, err)
+		},
+	}
+	s := newScanner(t, testConfig())
+	selfReport(t, s)
+	for range 20 {
+		c, err := dialer.Dial("tcp4", "198.51.100.1:81")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	reports := []pool.Report{selfReport(t, s)}
+	if netnstest.IsHostRoot() {
+		reports = append(reports, collectExact(t))
+	}
+	for _, r := range reports {
+		if src := sourceOf(t, r, netip.MustParseAddr("198.51.100.2")); r.BoundPorts != 0 || src.Ports != 20 {
+			t.Errorf("%d bound ports, source %+v", r.BoundPorts, src)
+		}
 	}
 }
 
