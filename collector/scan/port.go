@@ -15,10 +15,14 @@ type Port struct {
 	InRange  bool // of ip_local_port_range
 	Reserved bool // in ip_local_reserved_ports
 
-	// Holders are the sockets that have the port, at most MaxHolders. Listeners come first. Sockets that are bound, and
-	// neither listen nor are connected, are not seen.
+	// Holders are the listeners on the port, or else the connections that have it; at most MaxHolders. Sockets that are
+	// bound, and neither listen nor are connected, are not seen.
 	Holders []PortHolder
 	More    int // further holders
+
+	// Connections counts those of a port with a listener. They are most likely accepted: the page does not show the clients
+	// of a host to all that can open it.
+	Connections int
 }
 
 // MaxHolders is how many holders of a port are named.

@@ -58,12 +58,17 @@ func (s *Scanner) portHolders(p *Port, deadline time.Time) (owners []uint64, err
 	}
 	defer conn.Close()
 	add := func(socket *sockdiag.Socket) {
+		listens := socket.State == sockdiag.Listen
+		if !listens && p.Listener() {
+			p.Connections++
+			return
+		}
 		if len(p.Holders) >= MaxHolders {
 			p.More++
 			return
 		}
 		p.Holders = append(p.Holders, PortHolder{
-			Listens: socket.State == sockdiag.Listen, State: pool.State(socket.State), Local: socket.Local, Remote: socket.Remote,
+			Listens: listens, State: pool.State(socket.State), Local: socket.Local, Remote: socket.Remote,
 		})
 		owners = append(owners, socket.Cgroup)
 	}

@@ -15,7 +15,7 @@ func newPortPage(port *scan.Port, info Info, v View, c cleaner) *page {
 	var who string
 	switch {
 	case port.Listener():
-		who = fmt.Sprintf("Port %d has a listener", port.Number)
+		who = fmt.Sprintf("Port %d has a listener, and %s", port.Number, plural(port.Connections, "connection", "connections"))
 	case holders > 0:
 		who = fmt.Sprintf("Port %d is held by %s, and nothing listens on it", port.Number, plural(holders, "connection", "connections"))
 	default:
@@ -65,11 +65,12 @@ func stateOf(h scan.PortHolder) string {
 }
 
 type documentPort struct {
-	Number   uint16               `json:"number"`
-	InRange  bool                 `json:"in_range"`
-	Reserved bool                 `json:"reserved"`
-	Holders  []documentPortHolder `json:"holders"`
-	More     int                  `json:"more_holders"`
+	Number      uint16               `json:"number"`
+	InRange     bool                 `json:"in_range"`
+	Reserved    bool                 `json:"reserved"`
+	Holders     []documentPortHolder `json:"holders"`
+	More        int                  `json:"more_holders"`
+	Connections int                  `json:"connections"`
 }
 
 type documentPortHolder struct {
@@ -82,7 +83,7 @@ type documentPortHolder struct {
 }
 
 func newDocumentPort(port *scan.Port) *documentPort {
-	doc := &documentPort{Number: port.Number, InRange: port.InRange, Reserved: port.Reserved, Holders: []documentPortHolder{}, More: port.More}
+	doc := &documentPort{Number: port.Number, InRange: port.InRange, Reserved: port.Reserved, Holders: []documentPortHolder{}, More: port.More, Connections: port.Connections}
 	for _, h := range port.Holders {
 		holder := documentPortHolder{State: stateOf(h), Local: h.Local.String(), Cgroup: h.Cgroup.Path, PodUID: h.Cgroup.PodUID, ContainerID: h.Cgroup.ContainerID}
 		if !h.Listens {

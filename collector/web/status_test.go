@@ -47,7 +47,7 @@ func TestStatusFormats(t *testing.T) {
 func TestPort(t *testing.T) {
 	s := &scanner{}
 	h := newServer(t, newConfig(s)).Handler
-	if w := get(h, "/?port=40003"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "Port 40003 has a listener. It is in the range and not reserved") {
+	if w := get(h, "/?port=40003"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "Port 40003 has a listener, and 0 connections. It is in the range and not reserved") {
 		t.Errorf("status %d: %s", w.Code, w.Body)
 	}
 	if w := get(h, "/?port=666"); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "it could not be read who has port 666: i/o timeout") {
