@@ -23,7 +23,7 @@ func causesRow() row {
 			query(top(10, ofNamespaces("source:ephemeral_port_bind_first_utilization:ratio")), "{{netns}}: {{source_ip}}").
 			noValue("No client binds first"),
 		newGraph("Bound ports",
-			"Ports that some socket got by bind(), as a share of the capacity: no connect() gets them, whatever the destination. Not known: ports of clients that have not been seen to choose one.", ratio, 8).
+			"Ports that some socket got by bind(), as a share of the capacity: no connect() gets them, whatever the destination. At 100%, every plain connect() fails. Not known: ports of clients that have not been seen to choose one.", ratio, 8, used...).
 			query(share("ephemeral_port_bound_ports"), "{{netns}} bound").
 			query(share("ephemeral_port_bound_unknown_ports"), "{{netns}} not known"),
 		newGraph("Unreported destinations",
