@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
@@ -125,5 +127,47 @@ func TestStatusPage(t *testing.T) {
 	}
 	if links < 8 {
 		t.Errorf("%d links in\n%s", links, page)
+	}
+}
+
+// TestAllPortsBound has clients bind all ports of the host: a client that has a connection to the exporter goes on, one that needs a new one
+// gets no port. What the runbook names then works: --status --exact, and curl with a port outside of the range.
+func TestAllPortsBound(t *testing.T) {
+	netnstest.HostRoot(t)
+	e := start(t, command(t, "--web.listen-address=127.0.0.1:10159"), "http://127.0.0.1:10159")
+	scrape := func(c *http.Client) error {
+		resp, err := c.Get(e.url + "/metrics")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		_, err = io.Copy(io.Discard, resp.Body)
+		return err
+	}
+	prometheus := &http.Client{Transport: &http.Transport{}}
+	if err := scrape(prometheus); err != nil {
+		t.Fatal(err)
+	}
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "22000 22039") // as in TestStatusPage
+	t.Cleanup(func() { netnstest.Sysctl(t, "ipv4/ip_local_port_range", "32768 60999") })
+	for i := range 40 {
+		netnstest.Client{
+			Bind: netnstest.BindFirst, Source: netip.MustParseAddrPort("198.51.100.1:0"), Destination: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(1000+i)),
+		}.Hold(t, 1)
+	}
+	for range 3 {
+		if err := scrape(prometheus); err != nil {
+			t.Errorf("over the connection that is there: %v", err)
+		}
+	}
+	if err := scrape(&http.Client{Transport: &http.Transport{}}); !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		t.Errorf("over a new connection: %v, want EADDRNOTAVAIL", err)
+	}
+	const headline = "Every plain connect() of this namespace fails: 40 of 40 ports are bound."
+	if out, err := command(t, "--status", "--exact").Output(); err != nil || !strings.Contains(string(out), headline) {
+		t.Errorf("--status --exact: %v:\n%s", err, out)
+	}
+	if out, err := exec.Command("curl", "-sS", "--local-port", "20000-20999", "127.0.0.1:10159/").CombinedOutput(); err != nil || !strings.Contains(string(out), "Settings of this host") {
+		t.Errorf("curl: %v:\n%s", err, out)
 	}
 }

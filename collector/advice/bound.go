@@ -34,7 +34,7 @@ func Bound(r *pool.Report) *Advice {
 func (p *tcpPool) bindElsewhere() Cure {
 	return Cure{
 		Title:    "Bind on another address",
-		Sentence: fmt.Sprintf("Let a client that fails now call bind(address, 0) before it connects: at once, each address that others have not bound to has %d ports for it.", p.report.CapacityPorts), N: p.report.CapacityPorts,
+		Sentence: fmt.Sprintf("A client that fails now can call bind(address, 0) before it connects. On an address that others have not bound to, it gets one of %d ports at once.", p.report.CapacityPorts), N: p.report.CapacityPorts,
 		Now: p.now, Then: Outlook{Ports: p.report.CapacityPorts},
 		Condition: "The client can use an address that others have not bound to." + p.takenAddresses(),
 	}
@@ -49,7 +49,7 @@ func (p *tcpPool) takenAddresses() string {
 	if len(taken) == 0 {
 		return ""
 	}
-	return " On the others, bind() finds fewer: " + someOf(taken) + "."
+	return " On the addresses of these, bind() finds fewer: " + someOf(taken) + "."
 }
 
 // BoundSources returns the sources with bound ports, those with most first.

@@ -46,7 +46,7 @@ func TestBound(t *testing.T) {
 			if tt.bound < 100 {
 				return
 			}
-			want := "The client can use an address that others have not bound to. On the others, bind() finds fewer: 0 on 10.0.0.3, 70 on 10.0.0.2."
+			want := "The client can use an address that others have not bound to. On the addresses of these, bind() finds fewer: 0 on 10.0.0.3, 70 on 10.0.0.2."
 			if diff := cmp.Diff(want, a.Cures[1].Condition); diff != "" {
 				t.Errorf("condition (-want +got):\n%s", diff)
 			}

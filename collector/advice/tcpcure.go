@@ -15,7 +15,7 @@ func (p *tcpPool) considerable(ports int) bool { return ports > 0 && mainShare*p
 
 // cures returns the cures that help.
 func (p *tcpPool) cures() []Cure {
-	all := []Cure{p.closeLeaks(), p.closeHalfOpen(), p.giveUpEarlier()}
+	all := []Cure{p.closeLeaks(), p.closeBothDirections(), p.giveUpEarlier()}
 	// Where a leak has most ports, more of them would only last longer. Where it is all that is wrong, they suffice.
 	leaked := p.in(pool.CloseWait) + p.in(pool.SynSent) + p.destination.HalfClosed
 	if 2*leaked <= p.demand() && p.reached.Has(Utilization, Load, Exhaustion, Failures, MayRise) {
@@ -55,7 +55,7 @@ func (p *tcpPool) closeLeaks() Cure {
 		"An application has not closed %d connections that the destination closed. Restart it to free their ports, and find the leak.")
 }
 
-func (p *tcpPool) closeHalfOpen() Cure {
+func (p *tcpPool) closeBothDirections() Cure {
 	return p.freeOpen("Close both directions", p.destination.HalfClosed,
 		"Programs on this host have shut down one direction of %d connections, and wait for the destination to close the other. There is no limit to that. Restart them to free their ports, and let them close after a time.")
 }
