@@ -55,20 +55,12 @@ func (m *Map) AddRanges(ranges []Range) {
 // String writes the ports as the kernel writes ip_local_reserved_ports.
 func (m *Map) String() string {
 	var parts []string
-	for low := 0; low < MaxPorts; low++ {
-		if !m.Has(uint16(low)) {
-			continue
-		}
-		high := low
-		for high+1 < MaxPorts && m.Has(uint16(high+1)) {
-			high++
-		}
-		if low == high {
-			parts = append(parts, strconv.Itoa(low))
+	for run := range m.Runs() {
+		if run.Low == run.High {
+			parts = append(parts, strconv.Itoa(int(run.Low)))
 		} else {
-			parts = append(parts, fmt.Sprintf("%d-%d", low, high))
+			parts = append(parts, fmt.Sprintf("%d-%d", run.Low, run.High))
 		}
-		low = high
 	}
 	return strings.Join(parts, ",")
 }
@@ -105,14 +97,45 @@ func (m *Map) Count(port uint16, from, to int) int {
 }
 
 // All returns the ports in ascending order.
-func (m *Map) All() iter.Seq[uint16] {
+func (m *Map) All() iter.Seq[uint16] { return m.In(Range{0, MaxPorts - 1}) }
+
+// In returns the ports of a range in ascending order.
+func (m *Map) In(r Range) iter.Seq[uint16] {
 	return func(yield func(uint16) bool) {
-		for i, word := range m {
+		first, last := int(r.Low/64), int(r.High/64)
+		for i := first; i <= last; i++ {
+			word := m[i]
+			if i == first {
+				word &= ^uint64(0) << (r.Low % 64)
+			}
+			if i == last {
+				word &= ^uint64(0) >> (63 - r.High%64)
+			}
 			for ; word != 0; word &= word - 1 {
 				if !yield(uint16(i*64 + bits.TrailingZeros64(word))) {
 					return
 				}
 			}
+		}
+	}
+}
+
+// Runs returns the ranges of neighbours that are all in the map, in ascending order.
+func (m *Map) Runs() iter.Seq[Range] {
+	return func(yield func(Range) bool) {
+		run, found := Range{}, false
+		for port := range m.All() {
+			if found && port == run.High+1 {
+				run.High = port
+				continue
+			}
+			if found && !yield(run) {
+				return
+			}
+			run, found = Range{port, port}, true
+		}
+		if found {
+			yield(run)
 		}
 	}
 }

@@ -94,6 +94,25 @@ func TestMapAll(t *testing.T) {
 	}
 }
 
+// TestMapIn has the ports of ranges, with ends inside of words and at their ends.
+func TestMapIn(t *testing.T) {
+	var m Map
+	m.AddRanges([]Range{{0, 3}, {60, 70}, {127, 128}, {65530, 65535}})
+	for r, want := range map[Range][]uint16{
+		{0, 0}: {0}, {4, 59}: nil, {3, 60}: {3, 60}, {62, 65}: {62, 63, 64, 65}, {128, 200}: {128}, {127, 127}: {127}, {65534, 65535}: {65534, 65535},
+	} {
+		if got := slices.Collect(m.In(r)); !slices.Equal(got, want) {
+			t.Errorf("%v: got %v, want %v", r, got, want)
+		}
+	}
+	for range m.In(Range{0, 65535}) {
+		break
+	}
+	for range m.Runs() {
+		break
+	}
+}
+
 // TestMapRange checks that the map contains the ports of the range and no others.
 func TestMapRange(t *testing.T) {
 	for _, r := range []Range{{0, 0}, {0, 65535}, {65535, 65535}, {63, 64}, {64, 127}, {65, 66}, {32768, 60999}, {1024, 1087}} {
