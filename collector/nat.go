@@ -15,6 +15,7 @@ import (
 type natDescs struct {
 	ports, reusable, utilization, searchFailure, ceiling, owner *prometheus.Desc
 	capacity, maxUtilization, unreportedPools, unreportedPorts  *prometheus.Desc
+	outsideFlows, unknownPools                                  *prometheus.Desc
 	collectSuccess, collectDuration, collectFlows               *prometheus.Desc
 	entries, limitEntries, insertFailed, dropped, earlyDropped  *prometheus.Desc
 }
@@ -32,7 +33,7 @@ func newNATDescs() natDescs {
 			"Those of flows that are closed, so that a new connection may take over their ports. 0 on kernels before 6.5, and for UDP. Only with --snat.",
 			pool, nil),
 		utilization: prometheus.NewDesc("ephemeral_port_snat_utilization_ratio",
-			"Ports that source NAT uses for the destination and that are not reusable, divided by the capacity. 1 means that no port is free. The kernel does not try all ports: see snat_search_failure_ratio. Only with --snat.",
+			"Ports that source NAT uses for the destination and that are not reusable, divided by the capacity. 1 means that no port is free. The kernel does not try all ports: see snat_search_failure_ratio. Absent where it is not known, see snat_unknown_pools. Only with --snat.",
 			pool, nil),
 		searchFailure: prometheus.NewDesc("ephemeral_port_snat_search_failure_ratio",
 			"Share of searches for a port that find none: the packet is dropped, and the client sees a timeout. The kernel searches if the client's own port is taken or outside the range, and always with random or fully-random in the rule. Only with --snat.",
@@ -45,16 +46,22 @@ func newNATDescs() natDescs {
 			with("original_ip"), nil),
 
 		capacity: prometheus.NewDesc("ephemeral_port_snat_capacity_ports",
-			"Ports that source NAT has for each translated address and destination: the size of --snat.port-range. Only with --snat.",
+			"Ports that source NAT has for each translated address and destination: those of --snat.port-range. Only with --snat.",
 			[]string{"netns", "protocol"}, nil),
 		maxUtilization: prometheus.NewDesc("ephemeral_port_snat_max_utilization_ratio",
-			"Highest utilization of a pool of source NAT, including those without series of their own. Only with --snat.",
+			"Highest utilization of a pool of source NAT, including those without series of their own. Absent if that of a pool is not known, see snat_unknown_pools. Only with --snat.",
 			namespace, nil),
 		unreportedPools: prometheus.NewDesc("ephemeral_port_snat_unreported_pools",
 			"Pools of source NAT without series of their own, see --destination.min-ports and --destination.limit. Only with --snat.",
 			namespace, nil),
 		unreportedPorts: prometheus.NewDesc("ephemeral_port_snat_unreported_ports",
 			"Ports of those pools. Only with --snat.",
+			namespace, nil),
+		outsideFlows: prometheus.NewDesc("ephemeral_port_snat_outside_flows",
+			"Flows that source NAT gave a port outside --snat.port-range: the flag does not say what the rules do. Without clients on ports below 1024 that have such ports still. Only with --snat.",
+			namespace, nil),
+		unknownPools: prometheus.NewDesc("ephemeral_port_snat_unknown_pools",
+			"Pools of source NAT whose utilization is not known, because --snat.port-range does not say what the rules do: more than a tenth of their flows are outside, or all taken ports are whole blocks and packets are dropped. Only with --snat.",
 			namespace, nil),
 
 		collectSuccess: prometheus.NewDesc("ephemeral_port_snat_collect_success",
@@ -90,6 +97,7 @@ func (d *natDescs) describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
 		d.ports, d.reusable, d.utilization, d.searchFailure, d.ceiling, d.owner,
 		d.capacity, d.maxUtilization, d.unreportedPools, d.unreportedPorts,
+		d.outsideFlows, d.unknownPools,
 		d.collectSuccess, d.collectDuration, d.collectFlows,
 		d.entries, d.limitEntries, d.insertFailed, d.dropped, d.earlyDropped,
 	} {
@@ -134,9 +142,13 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 	for _, protocol := range []snat.Protocol{snat.TCP, snat.UDP} {
 		gauge(d.capacity, float64(r.CapacityPorts), string(protocol))
 	}
-	gauge(d.maxUtilization, r.MaxUtilization)
+	if !math.IsNaN(r.MaxUtilization) {
+		gauge(d.maxUtilization, r.MaxUtilization)
+	}
 	gauge(d.unreportedPools, float64(r.UnreportedPools))
 	gauge(d.unreportedPorts, float64(r.UnreportedPorts))
+	gauge(d.outsideFlows, float64(r.Outside))
+	gauge(d.unknownPools, float64(r.UnknownPools))
 	for _, p := range r.Pools {
 		d.sendPool(gauge, p)
 	}
@@ -150,8 +162,10 @@ func (d *natDescs) sendPool(gauge func(*prometheus.Desc, float64, ...string), p 
 		gauge(d.ports, float64(p.Ports[state]), with(state.String())...)
 	}
 	gauge(d.reusable, float64(p.Reusable), labels...)
-	gauge(d.utilization, p.Utilization, labels...)
-	gauge(d.searchFailure, p.SearchFailure, labels...)
+	if p.Known() {
+		gauge(d.utilization, p.Utilization, labels...)
+		gauge(d.searchFailure, p.SearchFailure, labels...)
+	}
 	if !math.IsNaN(p.Ceiling) {
 		gauge(d.ceiling, p.Ceiling, labels...)
 	}

@@ -37,12 +37,12 @@ func TestMetricsNAT(t *testing.T) {
 			`collect_success{netns="a"} 1`, `conntrack_entries{netns="a"} 7`, `snat_collect_success{netns="a"} 0`,
 		}},
 		{"sockets cannot be read", scan.Namespace{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, NAT: scan.NAT{Result: read, Report: snat.Report{
-			CapacityPorts: 100, MaxUtilization: 0.5, Flows: 50,
+			CapacityPorts: 100, MaxUtilization: 0.5, Flows: 50, Outside: 3,
 		}}}, []string{
 			`collect_success{netns="a"} 0`,
 			`snat_capacity_ports{netns="a",protocol="tcp"} 100`, `snat_capacity_ports{netns="a",protocol="udp"} 100`,
 			`snat_collect_duration_seconds{netns="a"} 0`, `snat_collect_flows{netns="a"} 50`, `snat_collect_success{netns="a"} 1`,
-			`snat_max_utilization_ratio{netns="a"} 0.5`, `snat_unreported_pools{netns="a"} 0`, `snat_unreported_ports{netns="a"} 0`,
+			`snat_max_utilization_ratio{netns="a"} 0.5`, `snat_outside_flows{netns="a"} 3`, `snat_unknown_pools{netns="a"} 0`, `snat_unreported_pools{netns="a"} 0`, `snat_unreported_ports{netns="a"} 0`,
 		}},
 	}
 	for _, tt := range tests {
@@ -58,6 +58,20 @@ func TestMetricsNAT(t *testing.T) {
 				t.Errorf("series (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestMetricsNATUnknown checks that the numbers of a pool of which nothing is known are absent.
+func TestMetricsNATUnknown(t *testing.T) {
+	nan := math.NaN()
+	p := snat.Pool{Protocol: snat.TCP, Utilization: nan, SearchFailure: nan, Ceiling: nan}
+	got := samples(t, scan.Snapshot{Namespaces: []scan.Namespace{{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, NAT: scan.NAT{Result: read, Report: snat.Report{
+		Pools: []snat.Pool{p}, MaxUtilization: nan, UnknownPools: 1,
+	}}}}})
+	for name, want := range map[string]bool{"snat_ceiling": false, "snat_utilization": false, "snat_search_failure": false, "snat_max_utilization": false, `snat_unknown_pools{netns="a"} 1`: true, "snat_ports{": true} {
+		if strings.Contains(got, "ephemeral_port_"+name) != want {
+			t.Errorf("%s: %v, want %v", name, !want, want)
+		}
 	}
 }
 

@@ -42,7 +42,7 @@ type flags struct {
 	exact           *bool
 	connectFailures *bool
 	snat            *bool
-	snatPorts       *pool.PortRange
+	snatPorts       *portRanges
 	snatTakeover    *bool
 
 	procfs         *string
@@ -82,8 +82,8 @@ func addFlags(app *kingpin.Application) *flags {
 			"Count the connects that fail because no port is free, in all network namespaces of the host. Uses an eBPF program; needs CAP_BPF, CAP_PERFMON and a readable tracefs.").Bool(),
 		snat: app.Flag("snat",
 			"Count the ports that source NAT (masquerading) uses, by translated address and destination. Needs CAP_NET_ADMIN.").Bool(),
-		snatPorts: portRangeFlag(app, "snat.port-range",
-			"Ports that source NAT chooses from: those that its rule names, or the default. Clients with a port below 1024 have pools of their own, which are not counted.", defaultSNATPorts),
+		snatPorts: portRangesFlag(app, "snat.port-range",
+			"Ports that source NAT chooses from: those that its rules name, or the default. Repeatable, as for the blocks of MAP-E. Clients with a port below 1024 have pools of their own, which are not counted.", defaultSNATPorts),
 		snatTakeover: app.Flag("snat.takeover",
 			"The kernel is older than Linux 6.5, but has the change that lets new TCP connections take over the ports of closed ones. Without that change in the kernel, ports in use count as free.").Bool(),
 
@@ -128,7 +128,7 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 		ConnectFailures: *f.connectFailures,
 
 		SNAT:         *f.snat,
-		SNATPorts:    *f.snatPorts,
+		SNATPorts:    f.snatPorts.ranges,
 		SNATTakeover: *f.snatTakeover,
 	}
 }
@@ -218,32 +218,47 @@ func (c count) String() string { return strconv.Itoa(*c.value) }
 // defaultSNATPorts are the ports that source NAT chooses from if its rule names none.
 const defaultSNATPorts = "1024-65535"
 
-// A portRange is the value of a flag that accepts a range of ports.
-type portRange struct {
-	flag  string
-	value *pool.PortRange
+// portRanges are the value of a flag that accepts a range of ports, and can be repeated.
+type portRanges struct {
+	flag   string
+	ranges []pool.PortRange
 }
 
-func portRangeFlag(app *kingpin.Application, flag, help, value string) *pool.PortRange {
-	r := portRange{flag: flag, value: new(pool.PortRange)}
+func portRangesFlag(app *kingpin.Application, flag, help, value string) *portRanges {
+	r := &portRanges{flag: flag}
 	app.Flag(flag, help).Default(value).SetValue(r)
-	return r.value
+	return r
 }
+
+// IsCumulative says to kingpin that the flag can be repeated.
+func (r *portRanges) IsCumulative() bool { return true }
 
 // Set implements kingpin.Value.
-func (r portRange) Set(s string) error {
+func (r *portRanges) Set(s string) error {
 	low, high, _ := strings.Cut(s, "-")
 	first, errLow := strconv.ParseUint(low, 10, 16)
 	last, errHigh := strconv.ParseUint(high, 10, 16)
 	if errLow != nil || errHigh != nil || first == 0 || first > last {
 		return fmt.Errorf("--%s=%s: must be two ports from 1 to 65535, for example 1024-65535", r.flag, s)
 	}
-	*r.value = pool.PortRange{Low: uint16(first), High: uint16(last)}
+	added := pool.PortRange{Low: uint16(first), High: uint16(last)}
+	for _, other := range r.ranges {
+		if added.Low <= other.High && other.Low <= added.High {
+			return fmt.Errorf("--%s=%s: must have no port of --%s=%s", r.flag, s, r.flag, &portRanges{ranges: []pool.PortRange{other}})
+		}
+	}
+	r.ranges = append(r.ranges, added)
 	return nil
 }
 
 // String implements kingpin.Value.
-func (r portRange) String() string { return fmt.Sprintf("%d-%d", r.value.Low, r.value.High) }
+func (r *portRanges) String() string {
+	words := make([]string, len(r.ranges))
+	for i, of := range r.ranges {
+		words[i] = fmt.Sprintf("%d-%d", of.Low, of.High)
+	}
+	return strings.Join(words, ",")
+}
 
 // A duration is the value of a flag that accepts a duration above 0.
 type duration struct {
@@ -278,7 +293,7 @@ func (f *flags) validate() error {
 	if len(*f.namespaceDirs) > 0 && scan.Scope(*f.namespaces) == scan.ScopeSelf {
 		return fmt.Errorf("--namespaces.dir=%s: has no effect with --namespaces=%s", (*f.namespaceDirs)[0], scan.ScopeSelf)
 	}
-	if ports := (portRange{value: f.snatPorts}).String(); ports != defaultSNATPorts && !*f.snat {
+	if ports := f.snatPorts.String(); ports != defaultSNATPorts && !*f.snat {
 		return fmt.Errorf("--snat.port-range=%s: has no effect without --snat", ports)
 	}
 	if *f.snatTakeover && !*f.snat {

@@ -180,6 +180,8 @@ func TestBadFlags(t *testing.T) {
 		{"--snat.port-range=0-1023", "--snat.port-range=0-1023: must be two ports from 1 to 65535"},
 		{"--snat.port-range=40100-40000", "--snat.port-range=40100-40000: must be two ports from 1 to 65535"},
 		{"--snat.port-range=1024-65536", "--snat.port-range=1024-65536: must be two ports from 1 to 65535"},
+		{"--snat --snat.port-range=40000-40099 --snat.port-range=40099-40100", "--snat.port-range=40099-40100: must have no port of --snat.port-range=40000-40099"},
+		{"--snat.port-range=4928-4943 --snat.port-range=4944-4959", "--snat.port-range=4928-4943,4944-4959: has no effect without --snat"},
 		{"--snat.port-range=40000-40099", "--snat.port-range=40000-40099: has no effect without --snat"},
 		{"--snat.takeover", "--snat.takeover: has no effect without --snat"},
 		{"--no-such-flag", "unknown long flag '--no-such-flag'"},
@@ -190,7 +192,7 @@ func TestBadFlags(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.flag, func(t *testing.T) {
-			out, err := command(t, tt.flag).CombinedOutput()
+			out, err := command(t, strings.Fields(tt.flag)...).CombinedOutput()
 			var exit *exec.ExitError
 			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 				t.Errorf("ended with %v, want exit status 1", err)

@@ -17,7 +17,7 @@ const (
 	Warning         // half of the ports are in use, closes near the ceiling, failed connects, or leaks
 	Critical        // most ports are in use, closes at the ceiling, or ports run out within minutes
 	Exhausted       // connect() fails, or can fail at any moment
-	Unknown         // nothing could be read
+	Unknown         // nothing could be read, or it does not tell how bad
 )
 
 // String returns the name that all formats use.
@@ -56,6 +56,7 @@ const (
 	MayShare      Quantity = "may_share"      // utilization, if bind() may take ports in use too: it depends on SO_REUSEADDR
 	Overflows     Quantity = "overflows"      // connections that skipped TIME_WAIT lately
 	SearchFailure Quantity = "search_failure" // share of the searches for a port that find none
+	NotKnown      Quantity = "not_known"      // 1 if the utilization is not known
 )
 
 // A Threshold is a value from which on something is wrong.
@@ -108,6 +109,7 @@ var thresholds = [...]Threshold{
 	{SNATPool, Utilization, 0.5, Warning, "EphemeralPortsSNATHalfUsed"},
 	{SNATPool, SearchFailure, 0.1, Exhausted, "EphemeralPortsSNATExhausted"},
 	{SNATPool, SearchFailure, 0.01, Critical, "EphemeralPortsSNATNearlyExhausted"},
+	{SNATPool, NotKnown, 1, Unknown, "EphemeralPortsSNATPortRange"},
 
 	{Conntrack, Utilization, 0.9, Critical, "EphemeralPortsConntrackNearlyFull"},
 
@@ -247,6 +249,9 @@ func ReachedUDP(p *pool.UDPPool) Reached {
 
 // ReachedSNAT returns what a pool of source NAT has reached.
 func ReachedSNAT(p *snat.Pool) Reached {
+	if !p.Known() {
+		return reached(SNATPool, map[Quantity]float64{NotKnown: 1})
+	}
 	return reached(SNATPool, map[Quantity]float64{Utilization: p.Utilization, SearchFailure: p.SearchFailure})
 }
 

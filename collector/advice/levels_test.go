@@ -142,6 +142,7 @@ func TestReached(t *testing.T) {
 		{"source NAT, 98%", nat(0.98, 0.01), Exhausted, []string{"EphemeralPortsSNATExhausted", "EphemeralPortsSNATNearlyExhausted"}},
 		{"source NAT, searches fail", nat(0.44, 0.01), Critical, []string{"EphemeralPortsSNATNearlyExhausted"}},
 		{"source NAT, many searches fail", nat(0.6, 0.1), Exhausted, []string{"EphemeralPortsSNATExhausted", "EphemeralPortsSNATHalfUsed"}},
+		{"source NAT, not known", nat(math.NaN(), math.NaN()), Unknown, []string{"EphemeralPortsSNATPortRange"}},
 		{"source NAT, both", nat(0.99, 0.9), Exhausted, []string{"EphemeralPortsSNATExhausted"}},
 		{"flows, under 90%", ReachedConntrack(0.899), Calm, nil},
 		{"TIME_WAIT, under half", ReachedTimeWait(TimeWaitSockets{Sockets: 499, Limit: 1000, Overflows: 7}), Calm, nil},

@@ -20,6 +20,9 @@ func SNAT(r *snat.Report, p *snat.Pool) *Advice {
 		return nil
 	}
 	n := newSNATPool(r, p, reached)
+	if !p.Known() {
+		return &Advice{Diagnosis: n.whyUnknown()} // a cure would have no prediction
+	}
 	return &Advice{Diagnosis: n.diagnosis(), Cures: n.cures()}
 }
 
@@ -46,6 +49,27 @@ func newSNATPool(r *snat.Report, p *snat.Pool, reached Reached) *snatPool {
 	return n
 }
 
+// whyUnknown says why it is not known how full the pool is.
+func (n *snatPool) whyUnknown() string {
+	const compare = "Compare the flag with the rules: nft list ruleset, or iptables-save -t nat."
+	p, flag := n.pool, Ranges(n.report.Settings.PortRanges)
+	if p.FullBlocks != nil {
+		return fmt.Sprintf("The pool looks full within these blocks of ports: %s. All of them are taken, no other part of %s is, and packets are dropped. If the rules name these blocks, repeat --snat.port-range for each. %s",
+			Ranges(p.FullBlocks), flag, compare)
+	}
+	return fmt.Sprintf("Of %d flows, %d have ports outside %s, which --snat.port-range says. So the rules name other ports, and how many of those are free is not known. %s",
+		p.Held+p.Outside, p.Outside, flag, compare)
+}
+
+// Ranges writes the first of some ranges.
+func Ranges(ranges []pool.PortRange) string {
+	words := make([]string, len(ranges))
+	for i, r := range ranges {
+		words[i] = fmt.Sprintf("%d-%d", r.Low, r.High)
+	}
+	return someOf(words)
+}
+
 // diagnosis says what holds most ports, and whether free ones are found.
 func (n *snatPool) diagnosis() string {
 	p := n.pool
@@ -62,7 +86,11 @@ func (n *snatPool) diagnosis() string {
 	state := slices.MaxFunc(snat.States(p.Protocol), func(a, b snat.State) int { return cmp.Compare(inUse(a), inUse(b)) })
 	text := fmt.Sprintf("%s. They hold %d of the %d ports in use; the pool has %d.", snatMeaning(state), inUse(state), n.used, n.report.CapacityPorts)
 	if free := n.report.CapacityPorts - p.Held; n.reached.Has(SearchFailure) && free > 0 {
-		text += fmt.Sprintf(" %d%% of the kernel's searches for a port fail although %d are free, because it does not try all.", int(100*p.SearchFailure), free)
+		reason := "it does not try all"
+		if len(n.report.Settings.PortRanges) > 1 {
+			reason = "it tries those of one range only"
+		}
+		text += fmt.Sprintf(" %d%% of the kernel's searches for a port fail although %d are free, because %s.", int(100*p.SearchFailure), free, reason)
 	}
 	if n.oneClient() {
 		text += fmt.Sprintf(" %d are held for %v alone.", p.Clients[0].Ports, p.Clients[0].Address)
@@ -112,7 +140,7 @@ func (n *snatPool) fullyRandom() Cure {
 	if !n.reached.Has(SearchFailure) {
 		return Cure{}
 	}
-	then := snat.ScatteredFailure(n.report.Settings.PortRange, n.pool.Held, n.pool.Reusable)
+	then := n.report.Settings.ScatteredFailure(n.pool.Held, n.pool.Reusable)
 	if then > n.pool.SearchFailure/2 {
 		return Cure{}
 	}
@@ -131,13 +159,12 @@ func (n *snatPool) fullyRandom() Cure {
 var natPorts = pool.PortRange{Low: 1024, High: 65535}
 
 func (n *snatPool) useAllPorts() Cure {
-	r := n.report.Settings.PortRange
 	return Cure{
 		Title:     "Let NAT use all ports",
-		Sentence:  fmt.Sprintf("--snat.port-range says that the rule names the ports %d-%d. Let it name none, and leave the flag out: then the kernel has %d-%d.", r.Low, r.High, natPorts.Low, natPorts.High),
+		Sentence:  fmt.Sprintf("--snat.port-range says that the rule names the ports %s. Let it name none, and leave the flag out: then the kernel has %d-%d.", Ranges(n.report.Settings.PortRanges), natPorts.Low, natPorts.High),
 		Now:       n.now,
 		Then:      n.outlook(natPorts.Size(), n.report.Settings),
-		Condition: "The rule has no need of its range.",
+		Condition: "The rule has no need of its range: no other host has the rest of the address's ports, as with MAP-E and carrier NAT.",
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +17,7 @@ import (
 )
 
 var snatSettings = snat.Settings{
-	PortRange: pool.PortRange{Low: 40000, High: 40099}, TakesOver: true,
+	PortRanges: []pool.PortRange{{Low: 40000, High: 40099}}, TakesOver: true,
 	TCPTimeWait: 120 * time.Second, UDP: 30 * time.Second,
 }
 
@@ -78,8 +79,8 @@ func TestSNAT(t *testing.T) {
 	}
 	old := with(func(s *snat.Settings) { s.TakesOver = false })
 	hidden := with(func(s *snat.Settings) { s.TakesOver, s.TCPTimeWait, s.UDP = false, 0, 0 })
-	thousand := with(func(s *snat.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} })
-	all := with(func(s *snat.Settings) { s.PortRange = pool.PortRange{Low: 1024, High: 65535} })
+	thousand := with(func(s *snat.Settings) { s.PortRanges = []pool.PortRange{{Low: 40000, High: 40999}} })
+	all := with(func(s *snat.Settings) { s.PortRanges = []pool.PortRange{{Low: 1024, High: 65535}} })
 	udp := func(state snat.State) snat.Flow {
 		f := tcpFlow(state, 40000)
 		f.Protocol = snat.UDP
@@ -257,12 +258,44 @@ func TestSNATDiagnosis(t *testing.T) {
 	}
 }
 
+// TestSNATRanges checks what is said of a pool with blocks of ports of which one is full, and of pools that the ranges
+// do not fit, for which no cure has a prediction.
+func TestSNATRanges(t *testing.T) {
+	var blocks, all snat.Settings
+	for i := 1; i < 16; i++ {
+		blocks.PortRanges = append(blocks.PortRanges, pool.PortRange{Low: uint16(i<<12 | 0x340), High: uint16(i<<12 | 0x34f)})
+	}
+	all.PortRanges, all.Drops = []pool.PortRange{natPorts}, true
+	hold := func(n int) func(*snat.Table) {
+		return func(table *snat.Table) {
+			for _, r := range blocks.PortRanges[:n] {
+				flows(table, r.Size(), tcpFlow(snat.Established, r.Low))
+			}
+		}
+	}
+	one := snatAdvice(t, blocks, hold(1))
+	if want := " 6% of the kernel's searches for a port fail although 224 are free, because it tries those of one range only."; !strings.Contains(one[0], want) {
+		t.Errorf("one block is full: %q", one)
+	}
+	if want := "Let NAT use all ports: 240, NaN to 64512, NaN"; !slices.Contains(one, want) {
+		t.Errorf("one block is full: %q, want %q", one, want)
+	}
+	for name, got := range map[string][]string{
+		"the ports 4928-4943, 9024-9039, 13120-13135":                                     snatAdvice(t, all, hold(3)),
+		"Of 240 flows, 240 have ports outside 40000-40099, which --snat.port-range says.": snatAdvice(t, snatSettings, hold(15)),
+	} {
+		if len(got) != 1 || !strings.Contains(got[0], strings.TrimPrefix(name, "the ports ")) {
+			t.Errorf("got %q, want no cure, and %q", got, name)
+		}
+	}
+}
+
 // TestSNATCureText checks what every cure has.
 func TestSNATCureText(t *testing.T) {
 	for _, protocol := range []snat.Protocol{snat.TCP, snat.UDP} {
 		s := snatSettings
 		s.TakesOver = false
-		s.PortRange.High = 40999
+		s.PortRanges = []pool.PortRange{{Low: 40000, High: 40999}}
 		table := snat.NewTable(s)
 		f := tcpFlow(snat.TimeWait, 40000)
 		f.Destination = netip.MustParseAddrPort("100.64.0.1:53")
@@ -298,7 +331,7 @@ func TestSNATRunbook(t *testing.T) {
 		t.Fatal("no chapter of cures")
 	}
 	s := snatSettings
-	s.PortRange = pool.PortRange{Low: 40000, High: 40999}
+	s.PortRanges = []pool.PortRange{{Low: 40000, High: 40999}}
 	shown := map[string]bool{}
 	for _, old := range []bool{false, true} {
 		for _, state := range []snat.State{snat.Established, snat.TimeWait} {

@@ -43,8 +43,8 @@ type Config struct {
 
 	ConnectFailures bool // count connects that fail because no port is free
 
-	SNAT      bool           // count the ports of source NAT
-	SNATPorts pool.PortRange // that its rules choose from
+	SNAT      bool             // count the ports of source NAT
+	SNATPorts []pool.PortRange // that its rules choose from
 
 	// SNATTakeover says that the kernel takes over the ports of closed flows although its release is
 	// older than that, see snat.Settings.

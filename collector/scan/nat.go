@@ -81,7 +81,7 @@ func (s *Scanner) addNAT(n *Namespace, deadline time.Time) {
 		return
 	}
 	start := time.Now()
-	table, err := s.fillNATTable(deadline)
+	table, err := s.fillNATTable(n.Conntrack.InsertFailed > 0, deadline)
 	if err != nil {
 		n.NAT.Result = failure(err)
 		return
@@ -89,12 +89,12 @@ func (s *Scanner) addNAT(n *Namespace, deadline time.Time) {
 	n.NAT = NAT{Result: Result{Outcome: Collected}, Report: table.Report(s.cfg.Limits), Duration: time.Since(start)}
 }
 
-// fillNATTable returns a table of the calling thread's namespace.
-func (s *Scanner) fillNATTable(deadline time.Time) (*snat.Table, error) {
+// fillNATTable returns a table of the calling thread's namespace. drops is snat.Settings.Drops.
+func (s *Scanner) fillNATTable(drops bool, deadline time.Time) (*snat.Table, error) {
 	if !time.Now().Before(deadline) {
 		return nil, os.ErrDeadlineExceeded
 	}
-	settings, err := s.natSettings()
+	settings, err := s.natSettings(drops)
 	if err != nil {
 		return nil, err
 	}
@@ -134,8 +134,8 @@ func (s *Scanner) fillNATTable(deadline time.Time) (*snat.Table, error) {
 }
 
 // natSettings returns the settings of the calling thread's namespace.
-func (s *Scanner) natSettings() (snat.Settings, error) {
-	settings := snat.Settings{PortRange: s.cfg.SNATPorts, TakesOver: s.natTakesOver}
+func (s *Scanner) natSettings(drops bool) (snat.Settings, error) {
+	settings := snat.Settings{PortRanges: s.cfg.SNATPorts, TakesOver: s.natTakesOver, Drops: drops}
 	timeouts, err := s.proc.ConntrackTimeouts()
 	if errors.Is(err, fs.ErrNotExist) {
 		return settings, nil // hidden: ceilings are not known
@@ -175,7 +175,7 @@ func ownAddresses() (map[netip.Addr]bool, error) {
 func setNATRow(row *snat.Flow, f *conntrack.Flow) {
 	*row = snat.Flow{
 		Protocol: snat.TCP, State: natStateOf(f),
-		Client: f.Original.Source.Addr(), Translated: f.Reply.Destination, Destination: f.Reply.Source,
+		Client: f.Original.Source.Addr(), ClientPort: f.Original.Source.Port(), Translated: f.Reply.Destination, Destination: f.Reply.Source,
 		Zone: f.Zone, SNAT: f.Status&conntrack.SrcNAT != 0,
 	}
 	if f.Protocol == conntrack.UDP {
@@ -242,7 +242,7 @@ func (s *Scanner) collectNATFrom(v *netns.Visitor, c *candidate, deadline time.T
 func (s *Scanner) surveyNAT(c *candidate) {
 	flows, err := s.proc.ConntrackEntries()
 	c.flows = flows // 0 with an error
-	c.known.natBusy = flows*natIdleFactor >= s.cfg.SNATPorts.Size()
+	c.known.natBusy = flows*natIdleFactor >= snat.Settings{PortRanges: s.cfg.SNATPorts}.Ports()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.NAT.Result = failure(err)
 	}

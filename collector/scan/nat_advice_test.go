@@ -84,7 +84,7 @@ func (n *natCureTest) diagnose(title string) {
 func (n *natCureTest) report(ports pool.PortRange) snat.Report {
 	n.t.Helper()
 	cfg := testConfig()
-	cfg.SNAT, cfg.SNATPorts = true, ports
+	cfg.SNAT, cfg.SNATPorts = true, []pool.PortRange{ports}
 	self := newScanner(n.t, cfg).Scan(n.t.Context()).Namespaces[0]
 	if self.NAT.Outcome == "" || self.NAT.Err != nil || len(self.NAT.Report.Pools) == 0 {
 		n.t.Fatalf("source NAT: %+v", self.NAT)

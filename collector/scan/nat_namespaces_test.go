@@ -38,7 +38,7 @@ func natNamespaces(t *testing.T, dir string, ports pool.PortRange) (*Scanner, *b
 	var log bytes.Buffer
 	cfg := testConfig()
 	cfg.Scope, cfg.NamespaceDirs = ScopeNamed, []string{dir}
-	cfg.SNAT, cfg.SNATPorts = true, ports
+	cfg.SNAT, cfg.SNATPorts = true, []pool.PortRange{ports}
 	s := newScanner(t, cfg)
 	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	return s, &log

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"math"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,7 +25,7 @@ import (
 // free, and the first packet of each further connection is lost.
 
 // natScanner returns a Scanner that counts the ports of source NAT in a range.
-func natScanner(tb testing.TB, ports pool.PortRange) *Scanner {
+func natScanner(tb testing.TB, ports ...pool.PortRange) *Scanner {
 	tb.Helper()
 	cfg := testConfig()
 	cfg.SNAT, cfg.SNATPorts = true, ports
@@ -48,7 +50,7 @@ func scanNAT(t *testing.T, s *Scanner) (snat.Report, Conntrack) {
 	case n.TCP.Err != nil || n.Conntrack.Outcome != Collected || !n.Conntrack.Counted:
 		t.Fatalf("scan: %v, %v, %+v", n.TCP.Err, n.Conntrack.Err, n.Conntrack)
 	case n.NAT.Outcome == "":
-		return snat.Report{CapacityPorts: s.cfg.SNATPorts.Size()}, n.Conntrack
+		return snat.Report{CapacityPorts: snat.Settings{PortRanges: s.cfg.SNATPorts}.Ports()}, n.Conntrack
 	case n.NAT.Err != nil:
 		t.Fatalf("scan: %v", n.NAT.Err)
 	}
@@ -606,4 +608,98 @@ func TestOracleNATClients(t *testing.T) {
 	if !maps.Equal(got, want) {
 		t.Errorf("clients %v, want %v", got, want)
 	}
+}
+
+// TestOracleNATRanges fills the blocks of several rules, one of which each client has by its address.
+func TestOracleNATRanges(t *testing.T) {
+	blocks := []pool.PortRange{{Low: 4928, High: 4943}, {Low: 9024, High: 9039}, {Low: 13120, High: 13135}, {Low: 17216, High: 17231}}
+	var rules strings.Builder
+	for i, b := range blocks {
+		fmt.Fprintf(&rules, "oifname \"server\" meta l4proto { tcp, udp } ip saddr & 0.0.0.3 == 0.0.0.%d snat to 10.2.0.9:%s\n", i, portsOf(b))
+	}
+	ruleset := "table ip nat { chain postrouting {\ntype nat hook postrouting priority srcnat\n" + rules.String() + "}\n}"
+	to := netip.AddrPortFrom(nattest.Host(nattest.Servers4, 0), 80)
+	clients := func(protocol snat.Protocol, first int) *natClients {
+		return &natClients{protocol: protocol, from: hosts(nattest.Clients4, first, 20000), to: to}
+	}
+	every := func(n int, c *natClients) *natClients { // clients of the first block alone
+		from := c.from
+		c.from = func(i int) netip.AddrPort { return from(n * i) }
+		return c
+	}
+	poolOf := func(t *testing.T, r snat.Report, protocol snat.Protocol) snat.Pool {
+		t.Helper()
+		for _, p := range r.Pools {
+			if p.Protocol == protocol {
+				return p
+			}
+		}
+		t.Fatalf("no pool of %s: %+v", protocol, r)
+		return snat.Pool{}
+	}
+
+	for _, protocol := range []snat.Protocol{snat.TCP, snat.UDP} {
+		t.Run(string(protocol), func(t *testing.T) {
+			t.Parallel()
+			g := newNATGateway(t, ruleset)
+			s := natScanner(t, blocks...)
+			every(len(blocks), clients(protocol, 0x100)).hold(t, g, 16)
+			r, _ := scanNAT(t, s)
+			if p := poolOf(t, r, protocol); p.Utilization != 0.25 || p.SearchFailure != 0.25 || r.Outside != 0 {
+				t.Errorf("one of four blocks is full: %+v", r)
+			}
+			checkNAT(t, g, s, clients(protocol, 0x200), 2*len(blocks))
+		})
+	}
+
+	t.Run("wrong flag", func(t *testing.T) {
+		t.Parallel()
+		g := newNATGateway(t, ruleset)
+		clients(snat.TCP, 0x100).hold(t, g, 40)
+		for _, tt := range []struct {
+			name    string
+			flag    []pool.PortRange
+			outside int
+			known   bool
+		}{
+			{"all blocks", blocks, 0, true},
+			{"another range", []pool.PortRange{range64}, 40, false},
+			{"one block less", blocks[1:], 10, false},
+			{"no flag", []pool.PortRange{{Low: 1024, High: 65535}}, 0, true},
+		} {
+			r, _ := scanNAT(t, natScanner(t, tt.flag...))
+			p := poolOf(t, r, snat.TCP)
+			if p.Known() != tt.known || math.IsNaN(r.MaxUtilization) == tt.known || r.Outside != tt.outside || p.Outside != tt.outside || p.Held != 40-tt.outside {
+				t.Errorf("%s: %+v", tt.name, r)
+			}
+		}
+	})
+
+	t.Run("no flag", func(t *testing.T) {
+		t.Parallel()
+		g := newNATGateway(t, ruleset)
+		s := natScanner(t, pool.PortRange{Low: 1024, High: 65535})
+		c := clients(snat.TCP, 0x100)
+		c.hold(t, g, 64)
+		r, _ := scanNAT(t, s)
+		if p := poolOf(t, r, snat.TCP); p.FullBlocks != nil || !p.Known() {
+			t.Errorf("without drops: %+v", p)
+		}
+		if _, granted := c.open(g); granted {
+			t.Fatal("a full pool granted a port")
+		}
+		r, _ = scanNAT(t, s)
+		if p := poolOf(t, r, snat.TCP); !slices.Equal(p.FullBlocks, blocks) || p.Known() {
+			t.Errorf("all blocks are full: %+v", p)
+		}
+		// Ports of other clients, which lie in no blocks.
+		other := &natClients{protocol: snat.TCP, from: hosts(nattest.Clients4, 0x1000, 20000), to: netip.AddrPortFrom(nattest.Host(nattest.Servers4, 1), 80)}
+		other.hold(t, g, 20)
+		r, _ = scanNAT(t, s)
+		for _, p := range r.Pools {
+			if p.Address == other.to && (p.FullBlocks != nil || !p.Known()) {
+				t.Errorf("part of the blocks is taken: %+v", p)
+			}
+		}
+	})
 }

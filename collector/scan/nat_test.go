@@ -22,6 +22,7 @@ import (
 	"ephemeral_port_exporter/collector/conntrack"
 	"ephemeral_port_exporter/collector/conntrack/conntracktest"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/snat"
 	"ephemeral_port_exporter/collector/snat/nattest"
 	"ephemeral_port_exporter/collector/sockdiag"
@@ -147,7 +148,7 @@ func newFakeHost(t *testing.T, proc string) *fakeHost {
 	t.Helper()
 	h := &fakeHost{}
 	cfg := testConfig()
-	cfg.Proc, cfg.SNAT, cfg.SNATPorts, cfg.SNATTakeover = proc, true, range64, true
+	cfg.Proc, cfg.SNAT, cfg.SNATPorts, cfg.SNATTakeover = proc, true, []pool.PortRange{range64}, true
 	cfg.Logger = slog.New(slog.NewTextHandler(&h.log, nil))
 	h.Scanner = newScanner(t, cfg)
 	h.dial = func(buffer []byte) (*sockdiag.Conn, error) {
@@ -408,7 +409,7 @@ func TestNATPrivilege(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := testConfig()
-	cfg.SNAT, cfg.SNATPorts = true, range64
+	cfg.SNAT, cfg.SNATPorts = true, []pool.PortRange{range64}
 	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "--snat") || !strings.Contains(err.Error(), "without CAP_NET_ADMIN") {
 		t.Errorf("got %v, want an error with --snat and CAP_NET_ADMIN", err)
 	}
@@ -424,7 +425,7 @@ func TestNATRow(t *testing.T) {
 		Zone:     4,
 	}
 	want := snat.Flow{
-		Protocol: snat.TCP, State: snat.Established, Client: netip.MustParseAddr("10.0.0.1"),
+		Protocol: snat.TCP, State: snat.Established, Client: netip.MustParseAddr("10.0.0.1"), ClientPort: 1234,
 		Translated: netip.MustParseAddrPort("192.0.2.9:40000"), Destination: netip.MustParseAddrPort("192.0.2.1:443"), Zone: 4, SNAT: true,
 	}
 	for _, tt := range []struct {
@@ -470,7 +471,7 @@ func TestTakesOverKernel(t *testing.T) {
 	for _, backport := range []bool{false, true} {
 		var log bytes.Buffer
 		cfg := testConfig()
-		cfg.SNAT, cfg.SNATPorts, cfg.SNATTakeover = true, range64, backport
+		cfg.SNAT, cfg.SNATPorts, cfg.SNATTakeover = true, []pool.PortRange{range64}, backport
 		cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		if got := newScanner(t, cfg).natTakesOver; got != (want || backport) {
 			t.Errorf("SNATTakeover %v: assumes %v, the kernel does %v", backport, got, want)

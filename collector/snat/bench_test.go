@@ -11,7 +11,7 @@ import (
 // BenchmarkReport makes a report of 256 pools with 1000 ports each, out of the default range.
 func BenchmarkReport(b *testing.B) {
 	settings := settings
-	settings.PortRange = portset.Range{Low: 1024, High: 65535}
+	settings.PortRanges = []portset.Range{{Low: 1024, High: 65535}}
 	table := NewTable(settings)
 	for i := range 256 {
 		f := tcpFlow(Established, 20000)

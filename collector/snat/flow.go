@@ -64,7 +64,8 @@ func (s State) Open() bool {
 type Flow struct {
 	Protocol    Protocol
 	State       State
-	Client      netip.Addr     // the source before translation; of no use for an own socket
+	Client      netip.Addr // the source before translation, as ClientPort; of no use for an own socket
+	ClientPort  uint16
 	Translated  netip.AddrPort // the source that the destination sees
 	Destination netip.AddrPort // after destination NAT, as of a Kubernetes service
 

@@ -2,6 +2,7 @@ package snat
 
 import (
 	"cmp"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -13,13 +14,15 @@ import (
 type Report struct {
 	Settings       Settings
 	CapacityPorts  int     // that each pool has
-	MaxUtilization float64 // of a pool, reported or not
+	MaxUtilization float64 // of a pool, reported or not; NaN if that of a pool is not known
 	Pools          []Pool  // those in most danger, see byDanger, in descending order
 
 	UnreportedPools int // not in Pools because of the limits
 	UnreportedPorts int // held by these
+	UnknownPools    int // whose utilization is not known, reported or not; without those below the limit of ports
 
-	Flows int // that were added to the Table
+	Flows   int // that were added to the Table
+	Outside int // of those, the translated ones with a port outside Settings.PortRanges
 }
 
 // A Pool is the ports of one translated source address for one destination. Clients that are
@@ -31,11 +34,17 @@ type Pool struct {
 
 	Ports    [numStates]int // held, by State
 	Held     int            // the sum of Ports
+	Outside  int            // further ones, outside Settings.PortRanges
 	Reusable int            // of flows that a new connection may take over
 
 	// Utilization is (Held - Reusable) / CapacityPorts. At 1, no port is free: the first packet of a
-	// connection is dropped, unless it can take over one of the reusable ports.
+	// connection is dropped, unless it can take over one of the reusable ports. It is NaN if it is not known,
+	// as are SearchFailure and Ceiling: many flows are outside Settings.PortRanges, or there are FullBlocks.
 	Utilization float64
+
+	// FullBlocks are blocks of ports that are all taken. They lie as blocks of a rule do and not by chance, they have
+	// most ports of the pool, and packets are dropped: so the pool looks full, with a rule that has these ports alone.
+	FullBlocks []portset.Range
 
 	// SearchFailure is the share of searches for a port that find none, although ports may be free: the
 	// kernel does not try all of them. NAT then drops the packet. It searches if the rule says so
@@ -66,7 +75,7 @@ type Client struct {
 // afterwards.
 func (t *Table) Report(limits limit.Limits) Report {
 	t.addOwn()
-	r := Report{Settings: t.settings, CapacityPorts: t.settings.PortRange.Size(), Flows: t.flows}
+	r := Report{Settings: t.settings, CapacityPorts: t.settings.Ports(), Flows: t.flows, Outside: t.outside}
 	type candidate struct {
 		Pool
 		counts   *poolCounts
@@ -76,16 +85,28 @@ func (t *Table) Report(limits limit.Limits) Report {
 	for key, i := range t.pools {
 		c := t.counts.At(int(i))
 		p := t.pool(key, c)
-		r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
-		if p.Held < limits.MinPorts {
+		if p.Held+p.Outside < limits.MinPorts {
+			if p.Known() {
+				r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
+			}
 			r.UnreportedPools++
 			r.UnreportedPorts += p.Held
 			continue
 		}
-		searched := p.Utilization >= searchedFrom
+		// Below, few searches fail in one range. Of several, one can be full.
+		searched := p.Known() && (p.Utilization >= searchedFrom || len(t.settings.PortRanges) > 1)
 		if searched {
 			p.SearchFailure = t.searchFailure(c)
 		}
+		if t.settings.Drops && p.Utilization < searchedFrom && p.SearchFailure == 0 {
+			if p.FullBlocks = fullBlocks(t.taken(c)); p.FullBlocks != nil {
+				p.unknown()
+			}
+		}
+		if !p.Known() {
+			r.UnknownPools++
+		}
+		r.MaxUtilization = max(r.MaxUtilization, p.Utilization) // NaN if one is
 		candidates = append(candidates, candidate{p, c, searched})
 	}
 	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(a.Pool, b.Pool) })
@@ -104,7 +125,7 @@ func (t *Table) Report(limits limit.Limits) Report {
 			continue
 		}
 		reported[l] = true
-		if !c.searched {
+		if !c.searched && c.Known() {
 			c.SearchFailure = t.searchFailure(c.counts)
 		}
 		for _, n := range c.counts.clients.Largest(MaxClients, netip.Addr.Compare) {
@@ -122,18 +143,32 @@ const searchedFrom = 0.25
 
 // searchFailure returns Pool.SearchFailure.
 func (t *Table) searchFailure(c *poolCounts) float64 {
-	if c.fixed.Len()+c.reusable.Len() < min(maxTries, t.settings.PortRange.Size()) {
+	ranges := t.settings.PortRanges
+	least := maxTries
+	for _, r := range ranges {
+		least = min(least, r.Size())
+	}
+	if c.fixed.Len()+c.reusable.Len() < least {
 		return 0 // the first round finds a free one
 	}
-	var taken, reusable portset.Map
+	taken := t.taken(c)
+	var reusable portset.Map
+	for port := range t.lists.All(c.reusable) {
+		reusable.Add(port)
+	}
+	return meanFailure(ranges, taken, &reusable)
+}
+
+// taken returns the ports of a pool that are not free.
+func (t *Table) taken(c *poolCounts) *portset.Map {
+	var taken portset.Map
 	for port := range t.lists.All(c.fixed) {
 		taken.Add(port)
 	}
 	for port := range t.lists.All(c.reusable) {
 		taken.Add(port)
-		reusable.Add(port)
 	}
-	return searchFailure(t.settings.PortRange, &taken, &reusable)
+	return &taken
 }
 
 // pool returns the report of one pool without SearchFailure and Clients.
@@ -143,6 +178,7 @@ func (t *Table) pool(key poolKey, c *poolCounts) Pool {
 		Source:   key.source(),
 		Address:  netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), key.port),
 		Reusable: c.reusable.Len(),
+		Outside:  int(c.outside),
 	}
 	if key.udp == 1 {
 		p.Protocol = UDP
@@ -155,7 +191,11 @@ func (t *Table) pool(key poolKey, c *poolCounts) Pool {
 			open += int(n)
 		}
 	}
-	capacity := t.settings.PortRange.Size()
+	if manyOutside*p.Outside > p.Held+p.Outside {
+		p.unknown()
+		return p
+	}
+	capacity := t.settings.Ports()
 	p.Utilization = min(float64(p.Held-p.Reusable)/float64(capacity), 1)
 	left := capacity - open
 	if p.Protocol == TCP && t.settings.TakesOver { // but those of own sockets are not taken over
@@ -165,13 +205,33 @@ func (t *Table) pool(key poolKey, c *poolCounts) Pool {
 	return p
 }
 
-// byDanger orders pools: those where most searches fail first, in percent, then the greatest
+// manyOutside is 1 / 10%: with more flows outside the ranges, most of which are then wrong, nothing is known of a pool.
+// Fewer are left of another range, or are of another rule.
+const manyOutside = 10
+
+// unknown says that it is not known how full a pool is.
+func (p *Pool) unknown() {
+	p.Utilization, p.SearchFailure, p.Ceiling = math.NaN(), math.NaN(), math.NaN()
+}
+
+// Known reports whether it is known how full a pool is.
+func (p *Pool) Known() bool { return !math.IsNaN(p.Utilization) }
+
+// byDanger orders pools: those of which nothing is known first, then those where most searches fail first, in percent, then the greatest
 // utilization, then most ports, then by address.
 func byDanger(a, b Pool) int {
-	percent := func(p Pool) int { return int(100 * p.SearchFailure) }
+	if a.Known() != b.Known() {
+		return cmp.Compare(a.Utilization, b.Utilization) // NaN is less than any other
+	}
+	percent := func(p Pool) int {
+		if !p.Known() {
+			return 0
+		}
+		return int(100 * p.SearchFailure)
+	}
 	return cmp.Or(
 		cmp.Compare(percent(b), percent(a)),
-		cmp.Compare(b.Utilization, a.Utilization), cmp.Compare(b.Held, a.Held),
+		cmp.Compare(b.Utilization, a.Utilization), cmp.Compare(b.Held+b.Outside, a.Held+a.Outside),
 		a.Source.Compare(b.Source), a.Address.Compare(b.Address), cmp.Compare(a.Protocol, b.Protocol),
 	)
 }

@@ -20,7 +20,17 @@ const (
 	harderTries = 32
 )
 
-// searchFailure returns the share of searches that find no port. taken contains reusable.
+// meanFailure returns the share of searches that find no port, if each range is searched as often as another. taken
+// contains reusable.
+func meanFailure(ranges []portset.Range, taken, reusable *portset.Map) float64 {
+	sum := 0.0
+	for _, r := range ranges {
+		sum += searchFailure(r, taken, reusable)
+	}
+	return sum / float64(len(ranges))
+}
+
+// searchFailure returns the share of searches in a range that find no port.
 func searchFailure(r portset.Range, taken, reusable *portset.Map) float64 {
 	runs := runsOf(r, taken, reusable)
 	failure := 1.0
@@ -67,8 +77,8 @@ func (r takenRun) failures(tries, size int) float64 {
 // runsOf returns the runs of a range.
 func runsOf(r portset.Range, taken, reusable *portset.Map) []takenRun {
 	var runs []takenRun
-	first, flags := 0, make(takenRun, 0, taken.Size()) // flags has the runs one after the other
-	for port := range taken.All() {
+	first, flags := 0, make(takenRun, 0, min(taken.Size(), r.Size())) // flags has the runs one after the other
+	for port := range taken.In(r) {
 		if n := len(flags); n > first && !taken.Has(port-1) {
 			runs, first = append(runs, flags[first:n]), n
 		}
@@ -88,26 +98,27 @@ func runsOf(r portset.Range, taken, reusable *portset.Map) []takenRun {
 	return runs
 }
 
-// ScatteredFailure returns the share of searches that fail in a range whose ports were taken by searches that
+// ScatteredFailure returns the share of searches that fail in ranges whose ports were taken by searches that
 // begin at random. It is 1 if nearly all ports are taken. That of small ranges varies much: it is a mean.
-func ScatteredFailure(r portset.Range, held, reusable int) float64 {
-	if 100*held >= 99*r.Size() {
+func (s Settings) ScatteredFailure(held, reusable int) float64 {
+	if 100*held >= 99*s.Ports() {
 		return 1
 	}
 	random := rand.New(rand.NewPCG(1, 2)) // the same for each call
-	n := 1 + 16384/r.Size()
+	n := 1 + 16384/s.Ports()
 	sum := 0.0
 	for range n {
-		taken, closed := scatter(random, r, held, reusable)
-		sum += searchFailure(r, &taken, &closed)
+		taken, closed := scatter(random, s.PortRanges, held, reusable)
+		sum += meanFailure(s.PortRanges, &taken, &closed)
 	}
 	return sum / float64(n)
 }
 
 // scatter takes so many ports by searches, some of them reusable.
-func scatter(random *rand.Rand, r portset.Range, held, reusable int) (taken, closed portset.Map) {
-	size := r.Size()
+func scatter(random *rand.Rand, ranges []portset.Range, held, reusable int) (taken, closed portset.Map) {
 	search := func() bool {
+		r := ranges[random.IntN(len(ranges))]
+		size := r.Size()
 		for tries := min(maxTries, size); ; tries /= 2 {
 			first := random.IntN(size)
 			for i := range tries {

@@ -110,13 +110,13 @@ func TestScatteredFailure(t *testing.T) {
 		{1000, 0.97, 0.07, 0.25},
 		{1000, 0.99, 1, 1},
 	} {
-		r := portset.Range{Low: 1024, High: uint16(1023 + tt.ports)}
-		if got := ScatteredFailure(r, int(tt.used*float64(tt.ports)), 0); got < tt.low || got > tt.high {
+		s := Settings{PortRanges: []portset.Range{{Low: 1024, High: uint16(1023 + tt.ports)}}}
+		if got := s.ScatteredFailure(int(tt.used*float64(tt.ports)), 0); got < tt.low || got > tt.high {
 			t.Errorf("%d ports, %v used: %.4f, want %v to %v", tt.ports, tt.used, got, tt.low, tt.high)
 		}
 	}
-	r := portset.Range{Low: 1024, High: 2023}
-	if all, some := ScatteredFailure(r, 970, 0), ScatteredFailure(r, 970, 400); some >= all/2 {
+	s := Settings{PortRanges: []portset.Range{{Low: 1024, High: 2023}}}
+	if all, some := s.ScatteredFailure(970, 0), s.ScatteredFailure(970, 400); some >= all/2 {
 		t.Errorf("%.4f of the searches fail with reusable ports, %.4f without", some, all)
 	}
 }

@@ -9,10 +9,14 @@ import (
 
 // Settings are what the ports of source NAT depend on.
 type Settings struct {
-	// PortRange are the ports that NAT chooses from: that of the rule. Without one in the rule, it is
+	// PortRanges are the ports that NAT chooses from: those of its rules. No two of them overlap. A rule
+	// has one range, so each search is in one of them. Without one in the rule, it is
 	// 1024-65535 for clients whose own port is 1024 or above. Clients with a lower port get a lower
 	// one, from a pool that is not counted (nf_nat_l4proto_unique_tuple of net/netfilter/nf_nat_core.c).
-	PortRange portset.Range
+	PortRanges []portset.Range
+
+	// Drops says that source NAT has dropped packets, for want of a port or by a race.
+	Drops bool
 
 	// TakesOver says that a new TCP connection may get the port of a flow in TIME_WAIT, CLOSE or
 	// SYN_SENT2: since Linux 6.5, nf_nat_used_tuple_harder. Where that is not known, it is false: ports
@@ -23,6 +27,15 @@ type Settings struct {
 	// that of an exchange over UDP. They are 0 if not known.
 	TCPTimeWait time.Duration // nf_conntrack_tcp_timeout_time_wait
 	UDP         time.Duration // nf_conntrack_udp_timeout
+}
+
+// Ports returns the number of ports that NAT chooses from.
+func (s Settings) Ports() int {
+	n := 0
+	for _, r := range s.PortRanges {
+		n += r.Size()
+	}
+	return n
 }
 
 // Ceiling returns how many flows per second get one of some ports that are not in use for longer.

@@ -11,11 +11,13 @@ import (
 // each flow of an own socket.
 type Table struct {
 	settings Settings
+	ports    portset.Map       // of the settings
 	pools    map[poolKey]int32 // index into counts
 	counts   portset.Blocks[poolCounts]
 	own      portset.Blocks[ownFlow] // not counted yet
 	lists    portset.Lists
 	flows    int
+	outside  int // of flows, those outside the ports
 }
 
 // A poolKey identifies a pool: the ports of a translated address for one destination. It has no
@@ -29,6 +31,7 @@ type poolKey struct {
 // poolCounts are the flows of one pool.
 type poolCounts struct {
 	states          [numStates]uint32
+	outside         uint32
 	fixed, reusable portset.List // their ports
 	clients         portset.Counts[netip.Addr]
 }
@@ -43,14 +46,17 @@ type ownFlow struct {
 
 // NewTable returns an empty Table.
 func NewTable(s Settings) *Table {
-	return &Table{settings: s, pools: make(map[poolKey]int32)}
+	t := &Table{settings: s, pools: make(map[poolKey]int32)}
+	t.ports.AddRanges(s.PortRanges)
+	return t
 }
 
 // Add counts a flow. The caller may reuse f afterwards.
 func (t *Table) Add(f *Flow) {
 	t.flows++
 	port := f.Translated.Port()
-	if !t.settings.PortRange.Contains(port) {
+	inside := t.ports.Has(port)
+	if !inside && (!f.SNAT || port < lowPorts && f.ClientPort < lowPorts) {
 		return
 	}
 	key := newPoolKey(f)
@@ -65,14 +71,23 @@ func (t *Table) Add(f *Flow) {
 		t.counts.Add(poolCounts{})
 	}
 	c := t.counts.At(int(i))
-	c.states[f.State]++
 	c.clients.Add(f.Client)
+	if !inside {
+		t.outside++
+		c.outside++
+		return
+	}
+	c.states[f.State]++
 	list := &c.fixed
 	if t.settings.TakesOver && f.State.TakenOver() {
 		list = &c.reusable
 	}
 	t.lists.Add(list, port)
 }
+
+// lowPorts is the port from which on clients without a range in their rule get one of the default range. Those
+// with a lower port get a lower one.
+const lowPorts = 1024
 
 // addOwn counts the flows of own sockets in the pools of source NAT.
 func (t *Table) addOwn() {

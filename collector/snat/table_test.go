@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 )
 
 var settings = Settings{
-	PortRange: portset.Range{Low: 40000, High: 40099}, TakesOver: true,
+	PortRanges: []portset.Range{{Low: 40000, High: 40099}}, TakesOver: true,
 	TCPTimeWait: 120 * time.Second, UDP: 30 * time.Second,
 }
 
@@ -31,7 +32,7 @@ func flows(table *Table, n int, f Flow) {
 
 func tcpFlow(state State, port uint16) Flow {
 	return Flow{
-		Protocol: TCP, State: state, Client: netip.MustParseAddr("10.1.0.2"), SNAT: true,
+		Protocol: TCP, State: state, Client: netip.MustParseAddr("10.1.0.2"), ClientPort: 20000, SNAT: true,
 		Translated:  netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port),
 		Destination: netip.MustParseAddrPort("198.51.100.1:443"),
 	}
@@ -59,9 +60,25 @@ func TestReport(t *testing.T) {
 		{"open flows", func(table *Table) { flows(table, 20, established) }, false, []Pool{pool}},
 		{"ports outside of the range", func(table *Table) {
 			flows(table, 20, established)
-			flows(table, 20, tcpFlow(Established, 1000))
+			low := tcpFlow(Established, 1000)
+			low.ClientPort = 1000
+			flows(table, 20, low) // have a pool of their own
+			flows(table, 2, tcpFlow(Established, 40100))
+		}, false, with(func(p *Pool) { p.Outside, p.Clients = 2, []Client{{established.Client, 22}} })},
+		{"many ports outside of the range", func(table *Table) {
+			flows(table, 20, established)
+			flows(table, 1, tcpFlow(Established, 1000))
+			flows(table, 2, tcpFlow(Established, 40100))
+		}, false, with(func(p *Pool) {
+			p.unknown()
+			p.Outside, p.Clients = 3, []Client{{established.Client, 23}}
+		})},
+		{"all ports outside of the range", func(table *Table) {
 			flows(table, 20, tcpFlow(Established, 40100))
-		}, false, []Pool{pool}},
+		}, false, with(func(p *Pool) {
+			p.unknown()
+			p.Ports, p.Held, p.Outside = [numStates]int{}, 0, 20
+		})},
 		{"own sockets take ports", func(table *Table) {
 			own := established
 			own.SNAT, own.Client = false, established.Translated.Addr()
@@ -156,7 +173,7 @@ func TestReport(t *testing.T) {
 			table := NewTable(settings)
 			tt.add(table)
 			got := table.Report(limit.Limits{MinPorts: 1, Most: 10})
-			if diff := cmp.Diff(tt.want, got.Pools, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateApprox(0, 1e-9)); diff != "" {
+			if diff := cmp.Diff(tt.want, got.Pools, cmpopts.EquateEmpty(), cmpopts.EquateNaNs(), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateApprox(0, 1e-9)); diff != "" {
 				t.Errorf("pools (-want +got):\n%s", diff)
 			}
 		})
@@ -245,7 +262,7 @@ func TestLimits(t *testing.T) {
 // TestDanger has a pool whose searches fail, as its ports lie together, before one with more ports.
 func TestDanger(t *testing.T) {
 	settings := settings
-	settings.PortRange = portset.Range{Low: 1024, High: 65535}
+	settings.PortRanges = []portset.Range{{Low: 1024, High: 65535}}
 	table := NewTable(settings)
 	together, apart := tcpFlow(Established, 1), tcpFlow(Established, 1)
 	apart.Destination = netip.MustParseAddrPort("198.51.100.2:443")
@@ -277,7 +294,10 @@ func TestByDanger(t *testing.T) {
 			Source: netip.MustParseAddr(source), Address: netip.MustParseAddrPort(address),
 		}
 	}
+	nan := math.NaN()
 	want := []Pool{
+		pool(nan, nan, 50, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(nan, nan, 40, "192.0.2.1", "198.51.100.1:80", TCP),
 		pool(0.5, 0.4, 40, "192.0.2.1", "198.51.100.1:80", TCP),
 		pool(0.021, 0.9, 90, "192.0.2.1", "198.51.100.1:80", TCP),
 		pool(0.029, 0.8, 90, "192.0.2.1", "198.51.100.1:80", TCP), // as many failures in percent
@@ -300,7 +320,7 @@ func TestByDanger(t *testing.T) {
 // TestSearched has a pool with few ports, but all in a row: some searches fail, and that is reported.
 func TestSearched(t *testing.T) {
 	settings := settings
-	settings.PortRange = portset.Range{Low: 40000, High: 40999}
+	settings.PortRanges = []portset.Range{{Low: 40000, High: 40999}}
 	table := NewTable(settings)
 	flows(table, 200, tcpFlow(Established, 40300))
 	want := 1.0
@@ -313,9 +333,111 @@ func TestSearched(t *testing.T) {
 	}
 }
 
+// mapE are the ports of one of the subscribers who share an address by MAP-E, 256 of them, as RFC 7597 has it.
+func mapE(psid int) []portset.Range {
+	var blocks []portset.Range
+	for i := 1; i < 16; i++ {
+		low := uint16(i<<12 | psid<<4)
+		blocks = append(blocks, portset.Range{Low: low, High: low + 15})
+	}
+	return blocks
+}
+
+// fill adds a flow for each port of some ranges.
+func fill(table *Table, ranges ...portset.Range) {
+	for _, r := range ranges {
+		flows(table, r.Size(), tcpFlow(Established, r.Low))
+	}
+}
+
+// TestRanges fills blocks one after the other.
+func TestRanges(t *testing.T) {
+	settings := settings
+	settings.PortRanges = mapE(0x34)
+	table := NewTable(settings)
+	for i, block := range settings.PortRanges {
+		fill(table, portset.Range{Low: block.Low, High: block.High - 1})
+		r := table.Report(limit.Limits{MinPorts: 1, Most: 1})
+		used := float64(16*i+15) / 240
+		if p := r.Pools[0]; r.CapacityPorts != 240 || math.Abs(p.Utilization-used) > 1e-9 || math.Abs(p.SearchFailure-float64(i)/15) > 1e-9 {
+			t.Errorf("%d blocks are full: capacity %d, utilization %v, %v of the searches fail", i, r.CapacityPorts, p.Utilization, p.SearchFailure)
+		}
+		fill(table, portset.Range{Low: block.High, High: block.High})
+	}
+	if p := table.Report(limit.Limits{MinPorts: 1, Most: 1}).Pools[0]; p.Utilization != 1 || p.SearchFailure != 1 {
+		t.Errorf("all are full: utilization %v, %v of the searches fail", p.Utilization, p.SearchFailure)
+	}
+}
+
+// TestFullBlocks infers blocks that the flag does not name, and nothing from ports that lie by chance.
+func TestFullBlocks(t *testing.T) {
+	blocks := mapE(0x34)
+	every := func(step int) (ports []portset.Range) {
+		for p := 32768; p < 61000; p += step {
+			ports = append(ports, portset.Range{Low: uint16(p), High: uint16(p)})
+		}
+		return ports
+	}
+	one := portset.Range{Low: 50001, High: 50001}
+	tests := []struct {
+		name  string
+		taken []portset.Range
+		drops bool
+		want  []portset.Range
+	}{
+		{"all blocks", blocks, true, blocks},
+		{"all blocks without drops", blocks, false, nil},
+		{"all blocks, and a flow of another rule", append(slices.Clip(blocks), one), true, blocks},
+		{"some blocks, the others in part", append(slices.Clip(blocks[:14]), portset.Range{Low: blocks[14].Low, High: blocks[14].High - 2}), true, blocks[:14]},
+		{"most blocks in part", append(slices.Clip(blocks[:4]), every(200)...), true, nil},
+		{"blocks of 8", []portset.Range{{Low: 4096, High: 4103}, {Low: 8192, High: 8199}, {Low: 65528, High: 65535}}, true, []portset.Range{{Low: 4096, High: 4103}, {Low: 8192, High: 8199}, {Low: 65528, High: 65535}}},
+		{"two blocks", blocks[:2], true, nil},
+		{"a client's ports in a row", []portset.Range{{Low: 32768, High: 33767}}, true, nil},
+		{"several clients' ports in a row", []portset.Range{{Low: 10003, High: 10200}, {Low: 20480, High: 20680}, {Low: 30001, High: 30016}, {Low: 40000, High: 40007}}, true, nil},
+		{"even ports", every(2), true, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			settings := settings
+			settings.PortRanges, settings.Drops = []portset.Range{{Low: 1024, High: 65535}}, tt.drops
+			table := NewTable(settings)
+			fill(table, tt.taken...)
+			r := table.Report(limit.Limits{MinPorts: 10, Most: 1})
+			if diff := cmp.Diff(tt.want, r.Pools[0].FullBlocks); diff != "" {
+				t.Errorf("blocks (-want +got):\n%s", diff)
+			}
+			if unknown := tt.want != nil; r.Pools[0].Known() == unknown || math.IsNaN(r.MaxUtilization) != unknown || (r.UnknownPools == 1) != unknown {
+				t.Errorf("report %+v", r)
+			}
+		})
+	}
+}
+
+// TestOutside has pools of a rule that the flag does not name: those of some size are not known, whatever the limits
+// leave out.
+func TestOutside(t *testing.T) {
+	to := func(n uint16, state State, port uint16) Flow {
+		f := tcpFlow(state, port)
+		f.Destination = netip.AddrPortFrom(f.Destination.Addr(), n)
+		return f
+	}
+	table := NewTable(settings)
+	flows(table, 50, to(1, Established, 40000))
+	flows(table, 9, to(2, Established, 30000))
+	if r := table.Report(limit.Limits{MinPorts: 10, Most: 1}); r.MaxUtilization != 0.5 || r.UnknownPools != 0 || r.Outside != 9 || r.Flows != 59 || r.UnreportedPools != 1 {
+		t.Errorf("a few outside: %+v", r)
+	}
+	flows(table, 10, to(3, Established, 30000))
+	flows(table, 11, to(4, Established, 30000))
+	r := table.Report(limit.Limits{MinPorts: 10, Most: 1})
+	if !math.IsNaN(r.MaxUtilization) || r.UnknownPools != 2 || r.Outside != 30 || r.UnreportedPools != 3 || r.Pools[0].Address.Port() != 4 {
+		t.Errorf("many outside: %+v", r)
+	}
+}
+
 // TestTimeoutsHidden has no ceiling where the timeouts are not known, and no connection is taken over.
 func TestTimeoutsHidden(t *testing.T) {
-	table := NewTable(Settings{PortRange: settings.PortRange})
+	table := NewTable(Settings{PortRanges: settings.PortRanges})
 	flows(table, 20, tcpFlow(Established, 40000))
 	if got := table.Report(limit.Limits{MinPorts: 1, Most: 1}).Pools[0].Ceiling; !math.IsNaN(got) {
 		t.Errorf("ceiling %v, want none", got)

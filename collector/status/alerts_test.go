@@ -85,10 +85,13 @@ func TestAlerts(t *testing.T) {
 		"EphemeralPortsNamespacesUnread": {other, View{}, warning, false},
 
 		"EphemeralPortsSNATHalfUsed": {host(func(n *scan.Namespace) {
-			n.NAT = natWith(snat.Settings{PortRange: pool.PortRange{Low: 1024, High: 1123}}, natFlows{snat.Established, false, "10.0.0.2:443", 1024, 50})
+			n.NAT = natWith(snat.Settings{PortRanges: []pool.PortRange{{Low: 1024, High: 1123}}}, natFlows{snat.Established, false, "10.0.0.2:443", 1024, 50})
 		}), one, warning, true},
 		"EphemeralPortsSNATNearlyExhausted": {to(28000), one, critical, true},
 		"EphemeralPortsSNATExhausted":       {to(64512), one, exhausted, true},
+		"EphemeralPortsSNATPortRange": {host(func(n *scan.Namespace) {
+			n.NAT = natWith(snat.Settings{PortRanges: []pool.PortRange{{Low: 1024, High: 1123}}}, natFlows{snat.Established, false, "10.0.0.2:443", 30000, 50})
+		}), one, unknown, false},
 		"EphemeralPortsSNATCollectFailing":  {host(func(n *scan.Namespace) { n.NAT = scan.NAT{Result: unread} }), View{}, warning, false},
 		"EphemeralPortsConntrackNearlyFull": {host(func(n *scan.Namespace) { n.Conntrack = scan.Conntrack{Result: read, Entries: 95, Limit: 100} }), View{}, critical, true},
 

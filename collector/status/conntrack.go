@@ -99,7 +99,7 @@ func natNote(n *scan.Namespace) string {
 	switch {
 	case n.NAT.Outcome == "": // with --snat, something is known of each network namespace that tracks flows
 		return fmt.Sprintf("Ports of source NAT: connection tracking dropped %s so far, which happens when no port is free. --snat shows these ports.", dropped)
-	case n.NAT.Err != nil, slices.ContainsFunc(n.NAT.Report.Pools, func(p snat.Pool) bool { return p.SearchFailure > 0 }):
+	case n.NAT.Err != nil, slices.ContainsFunc(n.NAT.Report.Pools, func(p snat.Pool) bool { return !p.Known() || p.SearchFailure > 0 }):
 		return ""
 	default:
 		return fmt.Sprintf("Why source NAT dropped %s so far: no pool is short of ports now. They were short before, or two flows chose the same port at once, or the rule names fewer ports than --snat.port-range.", dropped)
@@ -119,6 +119,8 @@ type documentConntrack struct {
 	MaxUtilization  *float64       `json:"snat_max_utilization_ratio,omitempty"`
 	UnreportedPools *int           `json:"snat_unreported_pools,omitempty"`
 	UnreportedPorts *int           `json:"snat_unreported_ports,omitempty"`
+	OutsideFlows    *int           `json:"snat_outside_flows,omitempty"`
+	UnknownPools    *int           `json:"snat_unknown_pools,omitempty"`
 	Error           string         `json:"snat_error,omitempty"`
 }
 
@@ -145,7 +147,8 @@ func newDocumentConntrack(n *scan.Namespace) *documentConntrack {
 		doc.Error = n.Conntrack.Err.Error()
 	case n.NAT.Outcome == scan.Collected:
 		r := &n.NAT.Report
-		doc.MaxUtilization, doc.UnreportedPools, doc.UnreportedPorts = &r.MaxUtilization, &r.UnreportedPools, &r.UnreportedPorts
+		doc.MaxUtilization, doc.UnreportedPools, doc.UnreportedPorts = finite(r.MaxUtilization), &r.UnreportedPools, &r.UnreportedPorts
+		doc.OutsideFlows, doc.UnknownPools = &r.Outside, &r.UnknownPools
 	}
 	return doc
 }

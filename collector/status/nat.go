@@ -35,13 +35,21 @@ func (p *page) addNAT(n *scan.Namespace, c cleaner) {
 func newNATPool(n *scan.Namespace, d *snat.Pool, c cleaner) *natPool {
 	row := &natPool{
 		pool: d, namespace: n, advice: advice.SNAT(&n.NAT.Report, d), Level: advice.ReachedSNAT(d).Level(),
-		Protocol: string(d.Protocol), Address: d.Address.String(), Source: d.Source.String(), Netns: c.name(n.Name), Used: percent(d.Utilization),
+		Protocol: string(d.Protocol), Address: d.Address.String(), Source: d.Source.String(), Netns: c.name(n.Name), Used: natPercent(d.Utilization),
 	}
 	for _, client := range d.Clients {
 		row.Clients = append(row.Clients, fmt.Sprintf("%v (%d)", client.Address, client.Ports))
 	}
 	row.Cures = newCures(n, row.advice, "Ports")
 	return row
+}
+
+// natPercent writes a ratio, which is "?" if it is not known.
+func natPercent(ratio float64) string {
+	if math.IsNaN(ratio) {
+		return "?"
+	}
+	return percent(ratio)
 }
 
 // natRate writes a ceiling. It is "-" if there is none, and "?" if it is not known.
@@ -56,22 +64,36 @@ func natRate(r float64) string {
 	}
 }
 
-// judgeNAT finds the worst pool, if it is in danger.
+// judgeNAT finds the worst pool that is in danger, and the worst of which it is not known.
 func (p *page) judgeNAT() {
-	inDanger := 0
+	var inDanger, notKnown []*natPool
 	for _, n := range p.NAT {
-		if n.Level > calm {
-			inDanger++
+		switch n.Level {
+		case calm:
+		case unknown:
+			notKnown = append(notKnown, n)
+		default:
+			inDanger = append(inDanger, n)
 		}
 	}
-	if inDanger > 0 {
-		worst := p.NAT[0]
-		p.find(worst.Level, advice.ReachedSNAT(worst.pool).Alerts(), "%s of source NAT in danger: %s.", plural(inDanger, "pool", "pools"), worst.problem())
+	find := func(pools []*natPool, format string) {
+		if len(pools) > 0 {
+			worst := pools[0]
+			p.find(worst.Level, advice.ReachedSNAT(worst.pool).Alerts(), format, plural(len(pools), "pool", "pools"), worst.problem())
+		}
 	}
+	find(inDanger, "%s of source NAT in danger: %s.")
+	find(notKnown, "%s of source NAT may be full, as --snat.port-range does not say what the rules do: %s.")
 }
 
 // problem returns what is wrong with a pool.
 func (n *natPool) problem() string {
+	switch d := n.pool; {
+	case d.FullBlocks != nil:
+		return fmt.Sprintf("%s to %s from %s looks full within %s of ports, all of which are taken", n.Protocol, n.Address, n.Source, plural(len(d.FullBlocks), "block", "blocks"))
+	case !d.Known():
+		return fmt.Sprintf("%s to %s from %s has %d of %d flows on ports outside it", n.Protocol, n.Address, n.Source, d.Outside, d.Held+d.Outside)
+	}
 	text := fmt.Sprintf("%s to %s from %s has %s of its ports in use", n.Protocol, n.Address, n.Source, n.Used)
 	if advice.ReachedSNAT(n.pool).Has(advice.SearchFailure) {
 		text += fmt.Sprintf(", and %s of the searches for one fail: packets are dropped", percent(n.pool.SearchFailure))
@@ -83,7 +105,7 @@ func (n *natPool) problem() string {
 func worstNATFirst(a, b *natPool) int {
 	return cmp.Or(
 		cmp.Compare(b.Level, a.Level), cmp.Compare(b.pool.SearchFailure, a.pool.SearchFailure),
-		cmp.Compare(b.pool.Utilization, a.pool.Utilization), cmp.Compare(b.pool.Held, a.pool.Held),
+		cmp.Compare(b.pool.Utilization, a.pool.Utilization), cmp.Compare(b.pool.Held+b.pool.Outside, a.pool.Held+a.pool.Outside),
 		a.pool.Address.Compare(b.pool.Address), a.pool.Source.Compare(b.pool.Source), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Netns, b.Netns),
 	)
 }
@@ -143,7 +165,7 @@ func (p *page) natTable(s *scan.Snapshot) table {
 	}
 	for _, n := range p.NAT {
 		cells := append([]cell{{Text: n.Address, Link: View{Format: HTML, Destination: n.pool.Address}.URL()}}, cells(
-			n.Protocol, n.Source, n.Netns, n.Used, percent(n.pool.SearchFailure), natRate(n.pool.Ceiling))...)
+			n.Protocol, n.Source, n.Netns, n.Used, natPercent(n.pool.SearchFailure), natRate(n.pool.Ceiling))...)
 		cells[4].Bar = n.bar()
 		t.Rows = append(t.Rows, row{Level: n.Level, Cells: cells, Owners: n.Clients, Details: n.details()})
 	}
@@ -162,6 +184,9 @@ func (n *natPool) details() *details {
 		Title:     "Source NAT of " + n.Protocol + " from " + n.Source + " to " + n.Address + " in " + n.Netns,
 		Sentences: []string{fmt.Sprintf("%s. %d are free.", ports, max(capacity-d.Held, 0))},
 		Owners:    "Held for", Cures: n.Cures,
+	}
+	if !d.Known() {
+		more.Sentences = nil // the diagnosis says all that is known
 	}
 	var states []stateCount
 	for _, s := range snat.States(d.Protocol) {
@@ -190,15 +215,23 @@ type documentNAT struct {
 	Destination   string           `json:"destination_ip"`
 	Port          uint16           `json:"destination_port"`
 	Level         string           `json:"level"`
-	Utilization   float64          `json:"utilization_ratio"`
-	SearchFailure float64          `json:"search_failure_ratio"`
+	Utilization   *float64         `json:"utilization_ratio,omitempty"`
+	SearchFailure *float64         `json:"search_failure_ratio,omitempty"`
 	Ports         map[string]int   `json:"ports"`
+	Outside       int              `json:"outside_ports"`
+	FullBlocks    []documentRange  `json:"full_blocks,omitempty"`
 	Reusable      int              `json:"reusable_ports"`
 	Capacity      int              `json:"capacity_ports"`
 	Ceiling       *float64         `json:"ceiling_connections_per_second,omitempty"`
 	Clients       []documentClient `json:"clients,omitempty"`
 	Diagnosis     string           `json:"diagnosis,omitempty"`
 	Cures         []documentCure   `json:"cures,omitempty"`
+}
+
+// A documentRange is a range of ports, both ends included.
+type documentRange struct {
+	Low  uint16 `json:"low"`
+	High uint16 `json:"high"`
 }
 
 // A documentClient is an address before translation that holds ports.
@@ -211,8 +244,11 @@ func newDocumentNAT(n *natPool) documentNAT {
 	d := n.pool
 	doc := documentNAT{
 		Netns: n.namespace.Name, Protocol: n.Protocol, Source: n.Source, Destination: d.Address.Addr().String(), Port: d.Address.Port(),
-		Level: n.Level.String(), Utilization: d.Utilization, SearchFailure: d.SearchFailure, Ports: map[string]int{},
+		Level: n.Level.String(), Utilization: finite(d.Utilization), SearchFailure: finite(d.SearchFailure), Ports: map[string]int{}, Outside: d.Outside,
 		Reusable: d.Reusable, Capacity: n.namespace.NAT.Report.CapacityPorts, Ceiling: finite(d.Ceiling),
+	}
+	for _, r := range d.FullBlocks {
+		doc.FullBlocks = append(doc.FullBlocks, documentRange{r.Low, r.High})
 	}
 	for _, c := range d.Clients {
 		doc.Clients = append(doc.Clients, documentClient{c.Address.String(), c.Ports})

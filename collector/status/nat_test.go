@@ -29,7 +29,7 @@ type natFlows struct {
 // natOf returns what a scan learned of flows, on Linux 6.5 or later, with the default range.
 func natOf(flows ...natFlows) scan.NAT {
 	return natWith(snat.Settings{
-		PortRange: pool.PortRange{Low: 1024, High: 65535}, TakesOver: true, TCPTimeWait: 2 * time.Minute, UDP: 30 * time.Second,
+		PortRanges: []pool.PortRange{{Low: 1024, High: 65535}}, TakesOver: true, TCPTimeWait: 2 * time.Minute, UDP: 30 * time.Second,
 	}, flows...)
 }
 
@@ -75,6 +75,8 @@ func TestNATHeadline(t *testing.T) {
 	to := func(ports int) scan.NAT {
 		return natOf(natFlows{snat.Established, false, "198.51.100.7:443", 1024, ports})
 	}
+	named := snat.Settings{PortRanges: []pool.PortRange{{Low: 1024, High: 1123}}}
+	drops := snat.Settings{PortRanges: []pool.PortRange{{Low: 1024, High: 65535}}, Drops: true}
 	var none scan.NAT
 	var untracked scan.Conntrack
 	failed := errors.New("conntrack: list flows: i/o timeout")
@@ -91,7 +93,7 @@ func TestNATHeadline(t *testing.T) {
 		{"tracked, but not translated", none, scan.Conntrack{Result: read, Entries: 4, Limit: 100, Counted: true}, false, calm, []string{calmSentence}, nil},
 		{"calm", to(20000), untracked, false, calm, []string{calmSentence}, []string{"tcp 198.51.100.7:443 10.2.0.1 self 31% <1% -"}},
 		{
-			"half", natWith(snat.Settings{PortRange: pool.PortRange{Low: 1024, High: 1123}}, natFlows{snat.Established, false, "198.51.100.7:443", 1024, 50}), untracked, false, warning,
+			"half", natWith(snat.Settings{PortRanges: []pool.PortRange{{Low: 1024, High: 1123}}}, natFlows{snat.Established, false, "198.51.100.7:443", 1024, 50}), untracked, false, warning,
 			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 50% of its ports in use."},
 			[]string{"tcp 198.51.100.7:443 10.2.0.1 self 50% 0% ?"},
 		},
@@ -104,6 +106,21 @@ func TestNATHeadline(t *testing.T) {
 			"full", to(64512), untracked, false, exhausted,
 			[]string{"1 pool of source NAT in danger: tcp to 198.51.100.7:443 from 10.2.0.1 has 100% of its ports in use, and 100% of the searches for one fail: packets are dropped."},
 			[]string{"tcp 198.51.100.7:443 10.2.0.1 self 100% 100% 0.0"},
+		},
+		{
+			"another range, and a pool in danger",
+			natWith(named, natFlows{snat.Established, false, "198.51.100.7:443", 30000, 40}, natFlows{snat.Established, false, "198.51.100.7:443", 1024, 10}, natFlows{snat.Established, false, "198.51.100.8:443", 1024, 50}), untracked, false, unknown,
+			[]string{
+				"1 pool of source NAT may be full, as --snat.port-range does not say what the rules do: tcp to 198.51.100.7:443 from 10.2.0.1 has 40 of 50 flows on ports outside it.",
+				"1 pool of source NAT in danger: tcp to 198.51.100.8:443 from 10.2.0.1 has 50% of its ports in use.",
+			},
+			[]string{"tcp 198.51.100.7:443 10.2.0.1 self ? ? ?", "tcp 198.51.100.8:443 10.2.0.1 self 50% 0% ?"},
+		},
+		{
+			"full blocks",
+			natWith(drops, natFlows{snat.Established, false, "198.51.100.7:443", 4096, 16}, natFlows{snat.Established, false, "198.51.100.7:443", 8192, 16}, natFlows{snat.Established, false, "198.51.100.7:443", 12288, 16}), untracked, false, unknown,
+			[]string{"1 pool of source NAT may be full, as --snat.port-range does not say what the rules do: tcp to 198.51.100.7:443 from 10.2.0.1 looks full within 3 blocks of ports, all of which are taken."},
+			[]string{"tcp 198.51.100.7:443 10.2.0.1 self ? ? ?"},
 		},
 		{
 			"elsewhere", to(64000), untracked, true, exhausted,
@@ -150,7 +167,7 @@ func TestNATHeadline(t *testing.T) {
 			}
 			var rows []string
 			for _, r := range p.NAT {
-				rows = append(rows, strings.Join([]string{r.Protocol, r.Address, r.Source, r.Netns, r.Used, percent(r.pool.SearchFailure), natRate(r.pool.Ceiling)}, " "))
+				rows = append(rows, strings.Join([]string{r.Protocol, r.Address, r.Source, r.Netns, r.Used, natPercent(r.pool.SearchFailure), natRate(r.pool.Ceiling)}, " "))
 			}
 			if diff := cmp.Diff(tt.rows, rows); diff != "" {
 				t.Errorf("rows (-want +got):\n%s", diff)
@@ -189,6 +206,10 @@ func TestNATNote(t *testing.T) {
 		{"drops, but no flows now", none, scan.Conntrack{Result: read, Counted: true, InsertFailed: 7}, ""},
 		{"drops", none, dropped, "connection tracking dropped 7 packets so far, which happens when no port is free. --snat shows"},
 		{"drops without a pool that is short of ports", natOf(), dropped, "source NAT dropped 7 packets so far: no pool is short of ports now."},
+		{"drops and full blocks", natWith(
+			snat.Settings{PortRanges: []pool.PortRange{{Low: 1024, High: 65535}}, Drops: true},
+			natFlows{snat.Established, false, "198.51.100.7:443", 4096, 8}, natFlows{snat.Established, false, "198.51.100.7:443", 8192, 8}, natFlows{snat.Established, false, "198.51.100.7:443", 12288, 8},
+		), dropped, ""},
 		{"drops and such a pool", natOf(natFlows{snat.Established, false, "198.51.100.7:443", 1024, 40000}), dropped, ""},
 		{"drops with --snat that failed", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("i/o timeout")}}, dropped, ""},
 	} {
@@ -268,7 +289,7 @@ func TestNATView(t *testing.T) {
 func TestNATJSON(t *testing.T) {
 	var none scan.NAT
 	var untracked scan.Conntrack
-	old := snat.Settings{PortRange: pool.PortRange{Low: 1024, High: 1123}}
+	old := snat.Settings{PortRanges: []pool.PortRange{{Low: 1024, High: 1123}}}
 	hidden := natWith(old, natFlows{snat.TimeWait, false, "10.0.0.2:443", 1024, 90})
 	old.TCPTimeWait = time.Minute
 	for _, tt := range []struct {

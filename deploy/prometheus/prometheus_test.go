@@ -183,6 +183,8 @@ func TestThresholds(t *testing.T) {
 		switch threshold.Of {
 		case advice.Failures:
 			a.Severity = "critical" // of the last 5 minutes; those of the page can be 15 minutes old
+		case advice.NotKnown:
+			a.Severity = "warning" // the page is calm only if it knows
 		case advice.Exhaustion:
 			a.Severity = "warning" // the forecast swings from scan to scan; the page shows one
 			a.Values = append(a.Values, threshold.At)

@@ -53,7 +53,7 @@ func TestSearchFailure(t *testing.T) {
 				tt.timeWait--
 			}
 
-			table := snat.NewTable(snat.Settings{PortRange: portRange, TakesOver: takesOver})
+			table := snat.NewTable(snat.Settings{PortRanges: []pool.PortRange{portRange}, TakesOver: takesOver})
 			for port, state := range flows {
 				table.Add(&snat.Flow{
 					Protocol: snat.TCP, State: state, SNAT: true,

@@ -1,0 +1,27 @@
+package snat
+
+import "ephemeral_port_exporter/collector/internal/portset"
+
+// The blocks that MAP-E (RFC 7597) and other ways to share an address give have a power of two of ports, and begin at
+// a multiple of it. Ports that are taken one after the other, from any port on, begin and end so once in 64 times.
+const (
+	blockPorts = 8
+	minBlocks  = 3 // by chance, that many do once in 64³ times
+)
+
+// fullBlocks returns the runs of taken ports that are whole blocks, if they have nearly all of the ports. It returns nil
+// if the ports can lie so by chance.
+func fullBlocks(taken *portset.Map) []portset.Range {
+	var blocks []portset.Range
+	ports := 0
+	for run := range taken.Runs() {
+		if run.Low%blockPorts == 0 && (int(run.High)+1)%blockPorts == 0 {
+			blocks = append(blocks, run)
+			ports += run.Size()
+		}
+	}
+	if len(blocks) < minBlocks || 4*ports < 3*taken.Size() {
+		return nil
+	}
+	return blocks
+}
