@@ -6,13 +6,15 @@
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
 
 #include "../internal/bpf/kernel.h"
 
 // See slot.go for what these mean.
 struct pool {
 	__u8 source[16], destination[16];
-	__u64 port, namespace, cgroup;
+	__u32 port, call;
+	__u64 namespace, cgroup;
 };
 
 struct slot {
@@ -25,6 +27,9 @@ struct slot {
 struct share {
 	__u32 taken, returned; // in the last share: the limits of a tenant and of an ancestor
 };
+
+#define AF_INET6 10
+#define CONNECT 1 // a call; the others are the protocols of sockets that are bound
 
 #define SHARE_BITS 16
 #define SHARES (1 << SHARE_BITS)
@@ -59,7 +64,7 @@ struct {
 	__type(value, struct share);
 } shares SEC(".maps");
 
-volatile const __u32 rest;      // the number of the last slot, which counts all pools without one
+volatile const __u32 rest;      // the number of the last slot but one, for connects without a slot of their own; the next one is for binds
 volatile const bool namespaces; // whether the kernel has net_cookie (Linux 5.12)
 volatile const bool ancestors;  // whether it has bpf_get_current_ancestor_cgroup_id for this program (Linux 5.14)
 
@@ -92,25 +97,39 @@ static __always_inline __u32 take(struct slot *new, struct net *net)
 	new->tenant_share = hash >> (64 - SHARE_BITS);
 	new->ancestor_share = (hash + 1 + new->ancestor) * golden >> (64 - SHARE_BITS); // so ancestor 0 has another share
 
+	const __u32 none = new->pool.call == CONNECT ? rest : rest + 1;
 	__u32 number = SHARES;
 	struct share *limits = bpf_map_lookup_elem(&shares, &number);
 	if (!limits) // never
-		return rest;
+		return none;
 	struct share *of_tenant = available(new->tenant_share, limits->taken);
 	struct share *of_ancestor = available(new->ancestor_share, limits->returned);
 	if (!of_tenant || !of_ancestor || bpf_map_pop_elem(&free_slots, &number))
-		return rest;
+		return none;
 	struct slot *slot = bpf_map_lookup_elem(&slots, &number);
 	if (slot) // always
 		__builtin_memcpy(slot, new, __builtin_offsetof(struct slot, failures));
 	if (bpf_map_update_elem(&pools, &new->pool, &number, BPF_NOEXIST)) { // another CPU has just added the pool
 		bpf_map_push_elem(&free_slots, &number, BPF_ANY);
 		__u32 *known = bpf_map_lookup_elem(&pools, &new->pool);
-		return known ? *known : rest;
+		return known ? *known : none;
 	}
 	__sync_fetch_and_add(&of_tenant->taken, 1);
 	__sync_fetch_and_add(&of_ancestor->taken, 1);
 	return number;
+}
+
+// count adds a failure to a pool, of which addresses, port and call are set.
+static __always_inline void count(struct slot *new, struct net *net)
+{
+	new->pool.cgroup = bpf_get_current_cgroup_id();
+	if (namespaces)
+		new->pool.namespace = BPF_CORE_READ(net, net_cookie);
+	__u32 *known = bpf_map_lookup_elem(&pools, &new->pool);
+	__u32 number = known ? *known : take(new, net);
+	struct slot *slot = bpf_map_lookup_elem(&slots, &number);
+	if (slot)
+		__sync_fetch_and_add(&slot->failures, 1);
 }
 
 // The kernel runs it at each change of state of each socket. So the checks that end it for most of these come first.
@@ -119,18 +138,41 @@ int connect_fail(struct trace_event_raw_inet_sock_set_state *ctx)
 {
 	if (ctx->oldstate != BPF_TCP_SYN_SENT || ctx->newstate != BPF_TCP_CLOSE || ctx->sport != 0 || ctx->protocol != IPPROTO_TCP)
 		return 1; // 0 would hide the event from perf(1)
-	struct slot new = {.pool.port = ctx->dport, .pool.cgroup = bpf_get_current_cgroup_id()};
+	struct slot new = {.pool.port = ctx->dport, .pool.call = CONNECT};
 	bpf_core_read(new.pool.source, sizeof(new.pool.source), &ctx->saddr_v6);
 	bpf_core_read(new.pool.destination, sizeof(new.pool.destination), &ctx->daddr_v6);
-	struct net *net = BPF_CORE_READ((struct sock *)ctx->skaddr, __sk_common.skc_net.net);
-	if (namespaces)
-		new.pool.namespace = BPF_CORE_READ(net, net_cookie);
-	__u32 *known = bpf_map_lookup_elem(&pools, &new.pool);
-	__u32 number = known ? *known : take(&new, net);
-	struct slot *slot = bpf_map_lookup_elem(&slots, &number);
-	if (slot)
-		__sync_fetch_and_add(&slot->failures, 1);
+	count(&new, BPF_CORE_READ((struct sock *)ctx->skaddr, __sk_common.skc_net.net));
 	return 1;
+}
+
+// count_bind counts a search for any port of the protocol that found none. The caller of the search has set the
+// address of the socket, and clears it after a failure.
+static __always_inline int count_bind(struct sock *sk, __u16 port, int failed, __u16 protocol)
+{
+	if (!failed || port != 0 || sk->sk_protocol != protocol)
+		return 0;
+	struct slot new = {.pool.call = protocol};
+	if (sk->__sk_common.skc_family == AF_INET6) {
+		BPF_CORE_READ_INTO(&new.pool.source, sk, __sk_common.skc_v6_rcv_saddr);
+	} else {
+		*(__u16 *)&new.pool.source[10] = 0xffff;
+		*(__u32 *)&new.pool.source[12] = sk->__sk_common.skc_rcv_saddr;
+	}
+	count(&new, sk->__sk_common.skc_net.net);
+	return 0;
+}
+
+// The kernel runs these two at each bind() and listen() of TCP, and whenever a socket of UDP gets a port.
+SEC("fexit/inet_csk_get_port")
+int BPF_PROG(tcp_bind_fail, struct sock *sk, __u16 port, int failed)
+{
+	return count_bind(sk, port, failed, IPPROTO_TCP);
+}
+
+SEC("fexit/udp_lib_get_port")
+int BPF_PROG(udp_bind_fail, struct sock *sk, __u16 port, unsigned int hash, int failed)
+{
+	return count_bind(sk, port, failed, IPPROTO_UDP);
 }
 
 // User space runs these two with the number of a slot.

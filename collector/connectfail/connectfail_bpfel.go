@@ -22,6 +22,8 @@ const (
 	bpfMapSlots        = "slots"
 	bpfProgConnectFail = "connect_fail"
 	bpfProgRelease     = "release"
+	bpfProgTcpBindFail = "tcp_bind_fail"
+	bpfProgUdpBindFail = "udp_bind_fail"
 	bpfProgUnlink      = "unlink"
 	bpfVarAncestors    = "ancestors"
 	bpfVarNamespaces   = "namespaces"
@@ -72,6 +74,8 @@ type bpfSpecs struct {
 type bpfProgramSpecs struct {
 	ConnectFail *ebpf.ProgramSpec `ebpf:"connect_fail"`
 	Release     *ebpf.ProgramSpec `ebpf:"release"`
+	TcpBindFail *ebpf.ProgramSpec `ebpf:"tcp_bind_fail"`
+	UdpBindFail *ebpf.ProgramSpec `ebpf:"udp_bind_fail"`
 	Unlink      *ebpf.ProgramSpec `ebpf:"unlink"`
 }
 
@@ -144,6 +148,8 @@ type bpfVariables struct {
 type bpfPrograms struct {
 	ConnectFail *ebpf.Program `ebpf:"connect_fail"`
 	Release     *ebpf.Program `ebpf:"release"`
+	TcpBindFail *ebpf.Program `ebpf:"tcp_bind_fail"`
+	UdpBindFail *ebpf.Program `ebpf:"udp_bind_fail"`
 	Unlink      *ebpf.Program `ebpf:"unlink"`
 }
 
@@ -151,6 +157,8 @@ func (p *bpfPrograms) Close() error {
 	return _BpfClose(
 		p.ConnectFail,
 		p.Release,
+		p.TcpBindFail,
+		p.UdpBindFail,
 		p.Unlink,
 	)
 }

@@ -20,6 +20,10 @@
 // failures of a slot are never set to 0: user space remembers what it has read, and a late one is
 // an increment like others. So none is lost or counted twice.
 //
+// A Probe also counts bind() with port 0 that finds none, where the kernel runs BPF programs at the end of its functions.
+// The search for a port that bind() makes is also that of listen(), and of connect() and sendto() of UDP, for a socket
+// that has no port: these count as binds too. A bind has no destination. It has slots and shares like a connect.
+//
 // One kind of failure is not counted: that of a socket that had a port before and connects again.
 // Its record still has the old port, which the socket has lost (inet_put_port leaves inet_sport).
 // So it looks like the failure of a socket that was bound to the port.

@@ -21,9 +21,10 @@ const TableSize = 4096
 
 // A Probe counts from Attach until Close, or until the process ends, even if it is killed.
 type Probe struct {
-	objects bpfObjects
+	objects objects
 	table   *table
 	event   int // the perf event that the program is attached to, -1 before
+	binds   bindPrograms
 
 	// NoNamespaces says why the Namespace of each Count is 0, and each ancestor is a tenant.
 	// It is nil if the program knows the network namespaces.
@@ -32,6 +33,21 @@ type Probe struct {
 	// NoAncestors says why the Ancestor of each Count is its Cgroup. It is nil if the program knows
 	// the ancestors of control groups.
 	NoAncestors error
+
+	// NoBinds says why failed binds are not counted. It is nil if they are.
+	NoBinds error
+}
+
+// objects are the maps, and the programs that count connects.
+type objects struct {
+	bpfMaps
+	ConnectFail *ebpf.Program `ebpf:"connect_fail"`
+	Release     *ebpf.Program `ebpf:"release"`
+	Unlink      *ebpf.Program `ebpf:"unlink"`
+}
+
+func (o *objects) close() error {
+	return errors.Join(o.ConnectFail.Close(), o.Release.Close(), o.Unlink.Close(), o.Close()) // the last one closes the maps
 }
 
 // Attach starts to count, on the whole host. It needs CAP_BPF and CAP_PERFMON, and BTF. It also needs
@@ -76,6 +92,7 @@ func attach(tableSize uint32) (*Probe, error) {
 		p.Close()
 		return nil, explain(attaching, err)
 	}
+	p.NoBinds = p.binds.attach(spec, &p.objects)
 	return p, nil
 }
 
@@ -113,7 +130,7 @@ func newSpec(tableSize uint32, namespaces, ancestors bool) (*ebpf.CollectionSpec
 		return nil, fmt.Errorf("connectfail: %w", err)
 	}
 	objects.Pools.MaxEntries, objects.FreeSlots.MaxEntries = tableSize, tableSize
-	objects.Slots.MaxEntries = tableSize + 1
+	objects.Slots.MaxEntries = tableSize + slotsOfRest
 	if err := errors.Join(objects.Rest.Set(tableSize), objects.Namespaces.Set(namespaces), objects.Ancestors.Set(ancestors)); err != nil {
 		return nil, fmt.Errorf("connectfail: %w", err)
 	}
@@ -143,20 +160,20 @@ func newProbe(spec *ebpf.CollectionSpec) (*Probe, error) {
 
 // Counts returns the failures since the last call, or since Attach: those of each pool that had
 // some, in no order, and those of all pools without a slot.
-func (p *Probe) Counts(now time.Time) (counts []Count, rest uint64, err error) {
+func (p *Probe) Counts(now time.Time) (counts []Count, rest Rest, err error) {
 	return p.table.read(now)
 }
 
-// Reclaim frees the slots of pools in which no connect() failed for IdleTime, or whose tenants have
+// Reclaim frees the slots of pools in which nothing failed for IdleTime, or whose tenants have
 // more than their share. It is to be called after Counts. No failure is lost or counted twice.
 func (p *Probe) Reclaim(now time.Time) error { return p.table.reclaim(now) }
 
 // Utilization is the part of the slots that is not free, as of the last call of Counts or Reclaim.
 func (p *Probe) Utilization() float64 { return p.table.utilization() }
 
-// MissedRuns returns how often the kernel did not run the program because another BPF program, or a
+// MissedRuns returns how often the kernel did not run a program because another BPF program, or a
 // call of bpf(2), was in progress on that CPU (recursion_misses). Each of these is a change of
-// state of a socket, and few are failures. ok is false before Linux 6.7, which does not count them.
+// state of a socket, or a bind, and few are failures. ok is false before Linux 6.7, which does not count them.
 func (p *Probe) MissedRuns() (n uint64, ok bool, err error) {
 	version, err := features.LinuxVersionCode()
 	if err != nil {
@@ -165,11 +182,14 @@ func (p *Probe) MissedRuns() (n uint64, ok bool, err error) {
 	if version < 6<<16|7<<8 {
 		return 0, false, nil
 	}
-	stats, err := p.objects.ConnectFail.Stats()
-	if err != nil {
-		return 0, false, explain("read the statistics of a BPF program", err)
+	for _, program := range append(p.binds.programs(), p.objects.ConnectFail) {
+		stats, err := program.Stats()
+		if err != nil {
+			return 0, false, explain("read the statistics of a BPF program", err)
+		}
+		n += stats.RecursionMisses
 	}
-	return stats.RecursionMisses, true, nil
+	return n, true, nil
 }
 
 // Close stops counting.
@@ -179,5 +199,5 @@ func (p *Probe) Close() error {
 		err = unix.Close(p.event)
 		p.event = -1
 	}
-	return errors.Join(err, p.objects.Close())
+	return errors.Join(err, p.binds.close(), p.objects.close())
 }

@@ -70,20 +70,22 @@ func poolOf(source, destination string) pool {
 	return pool{netip.MustParseAddr(source), netip.MustParseAddrPort(destination)}
 }
 
-// failures returns what a Probe has counted so far.
+// failures returns what connects a Probe has counted so far.
 func failures(t *testing.T, p *counter) (pools map[pool]uint64, rest uint64) {
 	t.Helper()
-	counts, rest, err := p.Counts(time.Now())
+	counts, more, err := p.Counts(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.last = counts
-	p.rest += rest
+	p.rest += more.Connects
 	for _, c := range counts {
 		if c.Failures == 0 {
 			t.Errorf("no failure in %+v", c)
 		}
-		p.pools[pool{c.Source, c.Destination}] += c.Failures
+		if c.Call == Connect {
+			p.pools[pool{c.Source, c.Destination}] += c.Failures
+		}
 	}
 	return gomaps.Clone(p.pools), p.rest
 }

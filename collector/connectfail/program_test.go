@@ -82,9 +82,9 @@ func TestProgram(t *testing.T) {
 		{2, 7, 0, 8, 6 << 8, a, a},
 	}
 	want := []Count{
-		{Source: netip.MustParseAddr(a), Destination: netip.MustParseAddrPort(a + ":443"), Failures: 1 << 40},
-		{Source: netip.MustParseAddr(a), Destination: netip.MustParseAddrPort(a + ":65535"), Failures: 1},
-		{Source: netip.MustParseAddr(b), Destination: netip.MustParseAddrPort("[2001:db8::ff00:ee]:443"), Failures: 1},
+		{Call: Connect, Source: netip.MustParseAddr(a), Destination: netip.MustParseAddrPort(a + ":443"), Failures: 1 << 40},
+		{Call: Connect, Source: netip.MustParseAddr(a), Destination: netip.MustParseAddrPort(a + ":65535"), Failures: 1},
+		{Call: Connect, Source: netip.MustParseAddr(b), Destination: netip.MustParseAddrPort("[2001:db8::ff00:ee]:443"), Failures: 1},
 	}
 	offsets := recordOffsets(t)
 	for _, tt := range []struct {
@@ -122,7 +122,7 @@ func TestProgram(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if rest != 1 { // the table has three slots
+			if rest.Connects != 1 { // the table has three slots
 				t.Errorf("rest is %d, want 1", rest)
 			}
 			slices.SortFunc(got, func(a, b Count) int {

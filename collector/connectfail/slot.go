@@ -7,16 +7,19 @@ package connectfail
 // What connectfail.bpf.c and user space share: its struct slot, struct share, and numbers of tenants.
 
 // A slot consists of a pool, the ancestor of its control group, its tenant, the numbers of two
-// shares, and the failures. The pool is the two addresses, IPv6 or IPv4-mapped, the destination port,
-// the cookie of the network namespace, and the number of the control group. All but the addresses
-// are in the byte order of the host.
+// shares, and the failures. The pool is the two addresses, IPv6 or IPv4-mapped, the destination port, the
+// Call, the cookie of the network namespace, and the number of the control group. All but the addresses
+// are in the byte order of the host. A bind has no destination.
+//
+// The last two slots have no pool. They count the connects and the binds of all pools without a slot.
 const (
 	addressSize = 16
 
 	slotSource        = 0
 	slotDest          = slotSource + addressSize
 	slotPort          = slotDest + addressSize
-	slotNamespace     = slotPort + 8
+	slotCall          = slotPort + 4
+	slotNamespace     = slotCall + 4
 	slotCgroup        = slotNamespace + 8
 	slotAncestor      = slotCgroup + 8
 	slotTenant        = slotAncestor + 8
@@ -25,6 +28,9 @@ const (
 	slotFailures      = slotAncestorShare + 4
 	slotSize          = slotFailures + 8
 )
+
+// slotsOfRest is how many slots have no pool.
+const slotsOfRest = 2
 
 // A share counts the slots of a tenant, or of an ancestor of a tenant: of all control groups below
 // it. Both numbers have 4 bytes and only rise. Only the program writes the first, and only user space the second.

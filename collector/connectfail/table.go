@@ -10,15 +10,17 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 const (
-	// IdleTime is how long no connect() of a pool fails until its slot is freed.
+	// IdleTime is how long no call of a pool fails until its slot is freed.
 	IdleTime = time.Minute
 
-	// graceTime is how long a slot that is not in the index any more is kept. A run of the
-	// program that found it there ends within microseconds, as it is not preempted.
-	graceTime = time.Second
+	// graceTime is how long a slot that is not in the index any more is kept. A run of a
+	// program that found it there ends within microseconds. That on a tracepoint is not preempted. Those on
+	// functions can be, where the kernel preempts itself.
+	graceTime = 10 * time.Second
 
 	// minTenants is for how many tenants there is room in any case, see limits.
 	minTenants = 8
@@ -27,10 +29,21 @@ const (
 	ancestorPart = 4
 )
 
-// A Count is a number of connects that failed in one pool of ports.
+// A Call is what found no port.
+type Call uint32
+
+// The calls. That of a bind is the protocol of the socket.
+const (
+	Connect Call = 1
+	BindTCP Call = unix.IPPROTO_TCP
+	BindUDP Call = unix.IPPROTO_UDP
+)
+
+// A Count is a number of calls that failed in one pool of ports.
 type Count struct {
-	Source      netip.Addr     // without a zone
-	Destination netip.AddrPort // without a zone
+	Call        Call
+	Source      netip.Addr     // without a zone; unspecified if the socket is bound to no address
+	Destination netip.AddrPort // without a zone; the zero value of a bind
 
 	// Namespace is the cookie of the network namespace (SO_NETNS_COOKIE), or 0 if it is not
 	// known.
@@ -53,12 +66,15 @@ type Count struct {
 	Failures uint64 // since the last call, at least 1
 }
 
+// A Rest is what is counted without a slot.
+type Rest struct{ Connects, Binds uint64 }
+
 // A table is what user space knows of the slots, and does with them.
 type table struct {
 	slots, shares   *ebpf.Memory
 	unlink, release *ebpf.Program // never attached to anything
 	state           []slotState
-	rest            uint64 // failures without a slot, as of the last read
+	rest            Rest // as of the last read
 }
 
 // A slotState is what user space knows of a slot. The program takes a slot that is free, without
@@ -82,8 +98,8 @@ const (
 )
 
 // newTable returns a table in which all slots are free.
-func newTable(objects *bpfObjects) (*table, error) {
-	t := &table{state: make([]slotState, objects.Slots.MaxEntries()-1), unlink: objects.Unlink, release: objects.Release}
+func newTable(objects *objects) (*table, error) {
+	t := &table{state: make([]slotState, objects.Slots.MaxEntries()-slotsOfRest), unlink: objects.Unlink, release: objects.Release}
 	var err error
 	if t.slots, err = objects.Slots.Memory(); err == nil {
 		t.shares, err = objects.Shares.Memory()
@@ -95,23 +111,23 @@ func newTable(objects *bpfObjects) (*table, error) {
 }
 
 // read is Probe.Counts.
-func (t *table) read(now time.Time) (counts []Count, rest uint64, err error) {
+func (t *table) read(now time.Time) (counts []Count, rest Rest, err error) {
 	var slot [slotSize]byte
 	for i := range t.state {
 		s := &t.state[i]
 		// Read the failures first: the program stores the pool of a slot before it counts.
 		n, err := t.failures(i, slot[slotFailures:])
 		if err != nil {
-			return counts, 0, err
+			return counts, Rest{}, err
 		}
 		if n == s.failures {
 			continue
 		}
 		if err := t.readAt(slot[:slotFailures], i, 0); err != nil {
-			return counts, 0, err
+			return counts, Rest{}, err
 		}
 		count := decodeSlot(slot[:])
-		if count.Source.IsUnspecified() {
+		if count.Call == 0 {
 			continue // on a CPU that stores out of order, the pool may be late: the next call counts it
 		}
 		count.Failures = n - s.failures
@@ -121,25 +137,32 @@ func (t *table) read(now time.Time) (counts []Count, rest uint64, err error) {
 			s.phase = used
 		}
 	}
-	n, err := t.failures(len(t.state), slot[slotFailures:])
-	if err != nil {
-		return counts, 0, err
+	var all Rest
+	if all.Connects, err = t.failures(len(t.state), slot[slotFailures:]); err == nil {
+		all.Binds, err = t.failures(len(t.state)+1, slot[slotFailures:])
 	}
-	rest, t.rest = n-t.rest, n
+	if err != nil {
+		return counts, Rest{}, err
+	}
+	rest = Rest{all.Connects - t.rest.Connects, all.Binds - t.rest.Binds}
+	t.rest = all
 	return counts, rest, nil
 }
 
 // decodeSlot returns the pool of a slot.
 func decodeSlot(b []byte) Count {
-	port := uint16(binary.NativeEndian.Uint64(b[slotPort:]))
-	return Count{
-		Source:      decodeAddress(b[slotSource:]),
-		Destination: netip.AddrPortFrom(decodeAddress(b[slotDest:]), port),
-		Namespace:   binary.NativeEndian.Uint64(b[slotNamespace:]),
-		Cgroup:      binary.NativeEndian.Uint64(b[slotCgroup:]),
-		Ancestor:    binary.NativeEndian.Uint64(b[slotAncestor:]),
-		Tenant:      binary.NativeEndian.Uint64(b[slotTenant:]),
+	c := Count{
+		Call:      Call(binary.NativeEndian.Uint32(b[slotCall:])),
+		Source:    decodeAddress(b[slotSource:]),
+		Namespace: binary.NativeEndian.Uint64(b[slotNamespace:]),
+		Cgroup:    binary.NativeEndian.Uint64(b[slotCgroup:]),
+		Ancestor:  binary.NativeEndian.Uint64(b[slotAncestor:]),
+		Tenant:    binary.NativeEndian.Uint64(b[slotTenant:]),
 	}
+	if c.Call == Connect {
+		c.Destination = netip.AddrPortFrom(decodeAddress(b[slotDest:]), uint16(binary.NativeEndian.Uint32(b[slotPort:])))
+	}
+	return c
 }
 
 // decodeAddress decodes an address of a slot.
@@ -195,8 +218,8 @@ func (t *table) releaseSlot(i int) error {
 		return err
 	}
 	// Until the program has stored a pool, read takes the slot for one whose pool is late.
-	var nowhere [addressSize]byte
-	if _, err := t.slots.WriteAt(nowhere[:], int64(i)*slotSize+slotSource); err != nil {
+	var none [slotNamespace - slotCall]byte
+	if _, err := t.slots.WriteAt(none[:], int64(i)*slotSize+slotCall); err != nil {
 		return fmt.Errorf("connectfail: clear slot %d: %w", i, err)
 	}
 	if err := runOnce(t.release, i); err != nil {

@@ -89,7 +89,7 @@ func TestReclaim(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.rest += rest
+		p.rest += rest.Connects
 		for _, c := range counts {
 			p.pools[pool{c.Source, c.Destination}] += c.Failures
 		}

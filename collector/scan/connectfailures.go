@@ -12,12 +12,12 @@ import (
 	"ephemeral_port_exporter/collector/connectfail"
 )
 
-// seriesTime is how long no connect() of a listed pool fails until the pool is listed no more.
+// seriesTime is how long nothing fails in a listed pool until the pool is listed no more.
 const seriesTime = 15 * time.Minute
 
-// A failureProbe counts failed connects: a connectfail.Probe.
+// A failureProbe counts failed connects, and failed binds where the kernel can: a connectfail.Probe.
 type failureProbe interface {
-	Counts(now time.Time) (counts []connectfail.Count, rest uint64, err error)
+	Counts(now time.Time) (counts []connectfail.Count, rest connectfail.Rest, err error)
 	Reclaim(now time.Time) error
 	Utilization() float64
 	MissedRuns() (n uint64, ok bool, err error)
@@ -35,17 +35,30 @@ type connectFailures struct {
 	netns   func(cookie uint64) string // the label of a network namespace
 	cgroups *cgroup.Groups             // nil if the host has no cgroup2 file system
 
-	listed       map[failedPool]*failedSeries
-	unattributed uint64
-	expired      uint64
+	listed      map[failedPool]*failedSeries
+	connects    unlisted
+	binds       unlisted
+	countsBinds bool
+}
+
+// unlisted are failures that are in no listed pool.
+type unlisted struct{ unattributed, expired uint64 }
+
+// unlisted returns those of a call.
+func (f *connectFailures) unlisted(c connectfail.Call) *unlisted {
+	if c == connectfail.Connect {
+		return &f.connects
+	}
+	return &f.binds
 }
 
 // A failedPool has the labels of a listed pool.
 type failedPool struct {
+	call        connectfail.Call
 	netns       string
 	cgroup      cgroup.Group
 	source      netip.Addr
-	destination netip.AddrPort
+	destination netip.AddrPort // none of a bind
 }
 
 // A failedSeries is what is counted in a listed pool.
@@ -61,8 +74,8 @@ type party struct {
 	ancestor string // its path
 }
 
-func newConnectFailures(probe failureProbe, most int, netns func(cookie uint64) string, cgroups *cgroup.Groups) *connectFailures {
-	return &connectFailures{probe: probe, most: most, netns: netns, cgroups: cgroups, listed: map[failedPool]*failedSeries{}}
+func newConnectFailures(probe failureProbe, countsBinds bool, most int, netns func(cookie uint64) string, cgroups *cgroup.Groups) *connectFailures {
+	return &connectFailures{probe: probe, countsBinds: countsBinds, most: most, netns: netns, cgroups: cgroups, listed: map[failedPool]*failedSeries{}}
 }
 
 // collect returns the failures since the Probe was attached. It searches for control groups until
@@ -70,16 +83,26 @@ func newConnectFailures(probe failureProbe, most int, netns func(cookie uint64) 
 func (f *connectFailures) collect(now, deadline time.Time) ConnectFailures {
 	counts, rest, err := f.probe.Counts(now)
 	f.expire(now)
-	f.unattributed += rest
+	f.connects.unattributed += rest.Connects
+	f.binds.unattributed += rest.Binds
 	f.add(counts, now, deadline)
 	if err != nil {
 		return ConnectFailures{Err: err}
 	}
-	result := ConnectFailures{Unattributed: f.unattributed, Expired: f.expired}
+	result := ConnectFailures{
+		Unattributed: f.connects.unattributed, Expired: f.connects.expired,
+		BindsCounted: f.countsBinds, BindsUnattributed: f.binds.unattributed, BindsExpired: f.binds.expired,
+	}
 	for p, s := range f.listed {
-		result.Pools = append(result.Pools, FailedPool{
-			Netns: p.netns, Cgroup: p.cgroup, Source: p.source, Destination: p.destination, Failures: s.failures,
-		})
+		if p.call == connectfail.Connect {
+			result.Pools = append(result.Pools, FailedPool{
+				Netns: p.netns, Cgroup: p.cgroup, Source: p.source, Destination: p.destination, Failures: s.failures,
+			})
+		} else {
+			result.Binds = append(result.Binds, FailedBind{
+				Netns: p.netns, Cgroup: p.cgroup, Source: p.source, UDP: p.call == connectfail.BindUDP, Failures: s.failures,
+			})
+		}
 	}
 	result.ReclaimErr = f.probe.Reclaim(now)
 	result.TableUtilization = f.probe.Utilization()
@@ -98,7 +121,7 @@ func (f *connectFailures) expire(now time.Time) {
 
 // remove removes a pool from the list.
 func (f *connectFailures) remove(p failedPool) {
-	f.expired += f.listed[p].failures
+	f.unlisted(p.call).expired += f.listed[p].failures
 	delete(f.listed, p)
 }
 
@@ -106,18 +129,18 @@ func (f *connectFailures) remove(p failedPool) {
 // listed.
 func (f *connectFailures) add(counts []connectfail.Count, now, deadline time.Time) {
 	slices.SortFunc(counts, func(a, b connectfail.Count) int {
-		return cmp.Or(cmp.Compare(b.Failures, a.Failures), a.Source.Compare(b.Source), a.Destination.Compare(b.Destination))
+		return cmp.Or(cmp.Compare(b.Failures, a.Failures), a.Source.Compare(b.Source), a.Destination.Compare(b.Destination), cmp.Compare(a.Call, b.Call))
 	})
 	cgroups := f.findCgroups(counts, deadline)
 	parties := newParties(f.listed)
 	for _, c := range counts {
 		own, ancestor := cgroups(c)
-		p := failedPool{f.netns(c.Namespace), own, c.Source, c.Destination}
+		p := failedPool{c.Call, f.netns(c.Namespace), own, c.Source, c.Destination}
 		s := f.listed[p]
 		if s == nil {
 			s = &failedSeries{party: party{c.Tenant, ancestor}}
 			if !f.makeRoom(parties, s.party) {
-				f.unattributed += c.Failures
+				f.unlisted(c.Call).unattributed += c.Failures
 				continue
 			}
 			f.listed[p] = s

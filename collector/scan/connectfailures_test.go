@@ -22,16 +22,16 @@ import (
 // A fakeProbe has counts that a test sets.
 type fakeProbe struct {
 	counts     []connectfail.Count
-	rest       uint64
+	rest       connectfail.Rest
 	err        error
 	reclaimErr error
 	missed     bool
 	missedErr  error
 }
 
-func (f *fakeProbe) Counts(time.Time) ([]connectfail.Count, uint64, error) {
+func (f *fakeProbe) Counts(time.Time) ([]connectfail.Count, connectfail.Rest, error) {
 	counts, rest := f.counts, f.rest
-	f.counts, f.rest = nil, 0
+	f.counts, f.rest = nil, connectfail.Rest{}
 	return counts, rest, f.err
 }
 func (f *fakeProbe) Reclaim(time.Time) error           { return f.reclaimErr }
@@ -42,6 +42,7 @@ func (f *fakeProbe) MissedRuns() (uint64, bool, error) { return 7, f.missed, f.m
 // the number of its last digit: 0 is the root.
 func (f *fakeProbe) fail(tenant, group uint64, n byte, failures uint64) {
 	f.counts = append(f.counts, connectfail.Count{
+		Call:        connectfail.Connect,
 		Source:      netip.MustParseAddr("198.51.100.1"),
 		Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 443),
 		Namespace:   tenant, Cgroup: group, Ancestor: group % 10, Tenant: tenant,
@@ -50,7 +51,7 @@ func (f *fakeProbe) fail(tenant, group uint64, n byte, failures uint64) {
 }
 
 func newFakeFailures(f *fakeProbe, most int) *connectFailures {
-	return newConnectFailures(f, most, func(cookie uint64) string { return fmt.Sprint("ns", cookie) }, nil)
+	return newConnectFailures(f, true, most, func(cookie uint64) string { return fmt.Sprint("ns", cookie) }, nil)
 }
 
 // listed returns the pools in the form "netns/cgroup:N=failures", sorted.
@@ -153,7 +154,7 @@ func TestConnectFailures(t *testing.T) {
 			var all uint64
 			for i, s := range tt.scans {
 				now = now.Add(s.after)
-				f.rest = s.rest
+				f.rest.Connects = s.rest
 				all += s.rest
 				for _, fail := range s.failures {
 					f.fail(fail.tenant, fail.group, fail.destination, fail.failures)

@@ -95,11 +95,14 @@ func New(cfg Config) (*Scanner, error) {
 		if probe.NoAncestors != nil {
 			cfg.Logger.Warn("Each control group has a share of its own of the failed connects, also one inside of another", "err", probe.NoAncestors)
 		}
+		if probe.NoBinds != nil {
+			cfg.Logger.Info("Failed binds are not counted, only failed connects", "err", probe.NoBinds)
+		}
 		self, err := netns.Cookie()
 		if err != nil {
 			return nil, fmt.Errorf("--connect-failures cannot count: %w", err)
 		}
-		s.connectFailures = newConnectFailures(probe, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) }, s.cgroups)
+		s.connectFailures = newConnectFailures(probe, probe.NoBinds == nil, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) }, s.cgroups)
 	}
 	return s, nil
 }

@@ -162,11 +162,26 @@ type ConnectFailures struct {
 	Unattributed uint64 // failures in pools that were not listed then; never falls
 	Expired      uint64 // failures in pools that were listed then, and are no more; never falls
 
+	// The same of binds, if the kernel can tell. Both share the limits.
+	BindsCounted                    bool
+	Binds                           []FailedBind
+	BindsUnattributed, BindsExpired uint64
+
 	TableUtilization float64 // of the kernel's table of pools; 1: further pools are unattributed
 	ReclaimErr       error   // set if slots of that table could not be freed
 	MissedRuns       uint64  // how often the kernel skipped the program that counts; never falls
 	MissedRunsKnown  bool    // false before Linux 6.7, and with MissedRunsErr
 	MissedRunsErr    error   // set if they could not be read
+}
+
+// A FailedBind is an address whose binds to any port failed because none was free, by control group. It is listed like a
+// FailedPool. It has no destination: that is not known before the socket connects.
+type FailedBind struct {
+	Netns    string       // as of FailedPool
+	Cgroup   cgroup.Group // of the caller
+	Source   netip.Addr   // without a zone; unspecified if the caller named none
+	UDP      bool         // else of TCP
+	Failures uint64       // while it is listed; never falls
 }
 
 // A FailedPool is a pool in which connects failed, by control group. It is listed until none failed

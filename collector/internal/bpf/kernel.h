@@ -55,6 +55,7 @@ struct sock_cgroup_data {
 
 struct sock {
 	struct sock_common __sk_common;
+	__u16 sk_protocol; // no bit field since Linux 5.6
 	struct sock_cgroup_data sk_cgrp_data;
 };
 
