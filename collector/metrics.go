@@ -32,6 +32,7 @@ type descs struct {
 
 	connectFailures, connectFailuresUnattributed, connectFailuresExpired *prometheus.Desc
 	connectFailuresTable, connectFailuresMissed, connectFailuresSuccess  *prometheus.Desc
+	bindFailures, bindFailuresUnattributed, bindFailuresExpired          *prometheus.Desc
 
 	nat natDescs
 	udp udpDescs
@@ -177,13 +178,23 @@ func newDescs() descs {
 			"Such calls that were counted in series of ephemeral_port_connect_failures_total that have ended. It rises when a series ends, not when a call fails. Only with --connect-failures.",
 			nil, nil),
 		connectFailuresTable: prometheus.NewDesc("ephemeral_port_connect_failures_table_utilization_ratio",
-			"Part of the eBPF program's table of pools with failed connects that is in use. If it is 1, failures in further pools are unattributed. Only with --connect-failures.",
+			"Part of the eBPF programs' table of pools with failed connects and binds that is in use. If it is 1, failures in further pools are unattributed. Only with --connect-failures.",
 			nil, nil),
 		connectFailuresMissed: prometheus.NewDesc("ephemeral_port_connect_failures_missed_runs_total",
-			"Changes of state of sockets that the eBPF program did not see, because another one was in progress on the CPU (recursion_misses). Few of them are failed connects, which are not counted then. Absent on kernels before 6.7. Only with --connect-failures.",
+			"Changes of state of sockets, and binds, that the eBPF programs did not see, because another one was in progress on the CPU (recursion_misses). Few of them are failures, which are not counted then. Absent on kernels before 6.7. Only with --connect-failures.",
 			nil, nil),
 		connectFailuresSuccess: prometheus.NewDesc("ephemeral_port_connect_failures_collect_success",
-			"1 if this scrape could read the counts of failed connects. If it is 0, they are absent. Only with --connect-failures.",
+			"1 if this scrape could read the counts of failed connects and binds. If it is 0, they are absent. Only with --connect-failures.",
+			nil, nil),
+
+		bindFailures: prometheus.NewDesc("ephemeral_port_bind_failures_total",
+			"Calls of bind() with port 0 that failed with EADDRINUSE because no port was free, by network namespace, protocol, address, and control group of the caller. Such a call has no destination. Of TCP also listen(), and of UDP connect() and sendto() with EAGAIN, of a socket that has no port. A series ends when none failed for 15 minutes. Only with --connect-failures. Absent on kernels that cannot tell.",
+			[]string{"netns", "protocol", "source_ip", "cgroup", "pod_uid", "container_id"}, nil),
+		bindFailuresUnattributed: prometheus.NewDesc("ephemeral_port_bind_failures_unattributed_total",
+			"Such calls that were not counted in a series of ephemeral_port_bind_failures_total, because there are too many, see --destination.limit. Only with --connect-failures. Absent on kernels that cannot tell.",
+			nil, nil),
+		bindFailuresExpired: prometheus.NewDesc("ephemeral_port_bind_failures_expired_total",
+			"Such calls that were counted in series of ephemeral_port_bind_failures_total that have ended. It rises when a series ends, not when a call fails. Only with --connect-failures. Absent on kernels that cannot tell.",
 			nil, nil),
 
 		nat: newNATDescs(),
@@ -205,6 +216,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.netnsInfo, d.namespaces, d.discoveryFailures,
 		d.connectFailures, d.connectFailuresUnattributed, d.connectFailuresExpired,
 		d.connectFailuresTable, d.connectFailuresMissed, d.connectFailuresSuccess,
+		d.bindFailures, d.bindFailuresUnattributed, d.bindFailuresExpired,
 	} {
 		ch <- desc
 	}
@@ -354,7 +366,7 @@ func (d *descs) sendOutcomes(ch chan<- prometheus.Metric, namespaces []scan.Name
 	}
 }
 
-// sendConnectFailures sends the counts of failed connects. If they could not be read, it sends only
+// sendConnectFailures sends the counts of failed connects and binds. If they could not be read, it sends only
 // that.
 func (d *descs) sendConnectFailures(ch chan<- prometheus.Metric, f scan.ConnectFailures) {
 	if f.Err != nil {
@@ -373,4 +385,13 @@ func (d *descs) sendConnectFailures(ch chan<- prometheus.Metric, f scan.ConnectF
 	if f.MissedRunsKnown {
 		ch <- prometheus.MustNewConstMetric(d.connectFailuresMissed, prometheus.CounterValue, float64(f.MissedRuns))
 	}
+	if !f.BindsCounted {
+		return
+	}
+	for _, b := range f.Binds {
+		ch <- prometheus.MustNewConstMetric(d.bindFailures, prometheus.CounterValue, float64(b.Failures),
+			b.Netns, b.Protocol(), b.Source.String(), b.Cgroup.Path, b.Cgroup.PodUID, b.Cgroup.ContainerID)
+	}
+	ch <- prometheus.MustNewConstMetric(d.bindFailuresUnattributed, prometheus.CounterValue, float64(f.BindsUnattributed))
+	ch <- prometheus.MustNewConstMetric(d.bindFailuresExpired, prometheus.CounterValue, float64(f.BindsExpired))
 }

@@ -125,6 +125,10 @@ func TestMetrics(t *testing.T) {
 				},
 			},
 			Unattributed: 3, Expired: 20, TableUtilization: 0.25, MissedRuns: 5, MissedRunsKnown: true,
+			BindsCounted: true, BindsUnattributed: 2, BindsExpired: 30, Binds: []scan.FailedBind{
+				{Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/apache2.service"}, Source: netip.MustParseAddr("198.51.100.1"), Failures: 40},
+				{Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/unbound.service"}, Source: netip.MustParseAddr("::"), UDP: true, Failures: 8},
+			},
 		},
 	}))
 	const golden = "testdata/metrics.prom"
@@ -156,7 +160,7 @@ func TestMetricsFailure(t *testing.T) {
 	want := `# HELP ephemeral_port_collect_success 1 if this scrape could read the network namespace. If it is 0, the other metrics of the namespace are absent, except ephemeral_port_netns_info and those of UDP and connection tracking.
 # TYPE ephemeral_port_collect_success gauge
 ephemeral_port_collect_success{netns="self"} 0
-# HELP ephemeral_port_connect_failures_collect_success 1 if this scrape could read the counts of failed connects. If it is 0, they are absent. Only with --connect-failures.
+# HELP ephemeral_port_connect_failures_collect_success 1 if this scrape could read the counts of failed connects and binds. If it is 0, they are absent. Only with --connect-failures.
 # TYPE ephemeral_port_connect_failures_collect_success gauge
 ephemeral_port_connect_failures_collect_success 0
 # HELP ephemeral_port_udp_collect_success 1 if this scrape could read the UDP sockets of the network namespace, or found too few to read. If it is 0, the metrics of UDP are absent. It is absent itself if the kernel cannot list UDP sockets.
@@ -220,7 +224,7 @@ func TestMetricsBound(t *testing.T) {
 		s.Namespaces = append(s.Namespaces, scan.Namespace{Name: fmt.Sprint("idle", i), Inode: uint64(1000 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, TimeWait: scan.TimeWait{Result: scan.Result{Outcome: scan.Idle}, Sockets: 1}})
 	}
 	s.Cgroups = map[uint64]cgroup.Group{1: {Path: "/"}, 2: {Path: "/a"}, 3: {Path: "/b"}}
-	s.ConnectFailures = &scan.ConnectFailures{MissedRunsKnown: true}
+	s.ConnectFailures = &scan.ConnectFailures{MissedRunsKnown: true, BindsCounted: true} // binds share the limit with connects
 	for i := range limit {
 		s.ConnectFailures.Pools = append(s.ConnectFailures.Pools, scan.FailedPool{Source: address(0).Addr(), Destination: address(i)})
 	}

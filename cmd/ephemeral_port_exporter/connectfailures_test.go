@@ -299,6 +299,9 @@ func TestConnectFailuresCapabilities(t *testing.T) {
 			if got := failuresTo(t, metrics, destination); got != 3 {
 				t.Errorf("counted %v failures, want 3", got)
 			}
+			if has, want := strings.Contains(metrics, "\n"+unattributedBinds+" "), countsBinds(t); has != want {
+				t.Errorf("counts binds: %v, root alone: %v", has, want)
+			}
 		})
 	}
 }

@@ -256,6 +256,9 @@ func TestSystemCalls(t *testing.T) {
 			if counts {
 				failToConnect(t, "192.0.2.1:7131", 3)
 				scrapeHard(t, e, address, owned)
+				if _, metrics := e.get(t, "/metrics"); strings.Contains(metrics, "\n"+unattributedBinds+" ") != countsBinds(t) {
+					t.Errorf("failed binds are not counted:\n%s", e.log)
+				}
 			}
 			if slices.Contains(tt.args, "--snat") {
 				if _, metrics := e.get(t, "/metrics"); !strings.Contains(metrics, snatCollected) {

@@ -173,6 +173,43 @@ func TestConnectFailures(t *testing.T) {
 	}
 }
 
+// TestBindFailures checks that binds and connects have sums of their own, and share the limit.
+func TestBindFailures(t *testing.T) {
+	var f fakeProbe
+	bind := func(call connectfail.Call, source string, failures uint64) {
+		f.counts = append(f.counts, connectfail.Count{Call: call, Source: netip.MustParseAddr(source), Namespace: 1, Tenant: 1, Failures: failures})
+	}
+	c := newFakeFailures(&f, 3)
+	now := time.Now()
+	f.fail(1, 0, 1, 10)
+	bind(connectfail.BindTCP, "198.51.100.1", 8)
+	bind(connectfail.BindUDP, "198.51.100.1", 7)
+	bind(connectfail.BindUDP, "::", 6) // no place
+	f.rest = connectfail.Rest{Connects: 1, Binds: 2}
+	binds := func(got ConnectFailures) string {
+		var all []string
+		for _, b := range got.Binds {
+			all = append(all, fmt.Sprintf("%s %s %v=%d", b.Netns, b.Protocol(), b.Source, b.Failures))
+		}
+		slices.Sort(all)
+		return strings.Join(all, ", ")
+	}
+	got := c.collect(now, now)
+	if want := "ns1 tcp 198.51.100.1=8, ns1 udp 198.51.100.1=7"; binds(got) != want || listed(got) != "ns1/:1=10" {
+		t.Errorf("connects %s, binds %s", listed(got), binds(got))
+	}
+	if !got.BindsCounted || got.Unattributed != 1 || got.BindsUnattributed != 8 || got.Expired != 0 || got.BindsExpired != 0 {
+		t.Errorf("sums: %+v", got)
+	}
+	now = now.Add(14 * time.Minute)
+	bind(connectfail.BindUDP, "198.51.100.1", 1)
+	c.collect(now, now)
+	now = now.Add(time.Minute)
+	if got = c.collect(now, now); binds(got) != "ns1 udp 198.51.100.1=8" || got.Expired != 10 || got.BindsExpired != 8 {
+		t.Errorf("after 15 minutes: binds %s, %+v", binds(got), got)
+	}
+}
+
 // TestConnectFailuresManyTenants checks that a new tenant is listed while others flood the list.
 func TestConnectFailuresManyTenants(t *testing.T) {
 	const most, flooders = 256, 200

@@ -154,8 +154,8 @@ func (s Snapshot) Resolve(of []pool.Owner) []Owner {
 	return owners
 }
 
-// ConnectFailures are the connects that failed because no port was free, in all network
-// namespaces of the host, since New. Each is in one of Pools, Unattributed and Expired.
+// ConnectFailures are the connects, and the binds, that failed because no port was free, in all network
+// namespaces of the host, since New. Each connect is in one of Pools, Unattributed and Expired.
 type ConnectFailures struct {
 	Err          error // set if they could not be read: then the other fields are not known
 	Pools        []FailedPool
@@ -182,6 +182,14 @@ type FailedBind struct {
 	Source   netip.Addr   // without a zone; unspecified if the caller named none
 	UDP      bool         // else of TCP
 	Failures uint64       // while it is listed; never falls
+}
+
+// Protocol returns the name that all formats use.
+func (b *FailedBind) Protocol() string {
+	if b.UDP {
+		return "udp"
+	}
+	return "tcp"
 }
 
 // A FailedPool is a pool in which connects failed, by control group. It is listed until none failed

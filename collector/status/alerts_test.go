@@ -44,6 +44,8 @@ func TestAlerts(t *testing.T) {
 	bound := func(ports int) scan.Snapshot {
 		return host(func(n *scan.Namespace) { n.TCP.Report.BoundPorts = ports })
 	}
+	failingBinds := quiet()
+	failingBinds.ConnectFailures = &scan.ConnectFailures{BindsCounted: true, Binds: []scan.FailedBind{{Source: netip.MustParseAddr("10.0.0.1"), Failures: 2}}}
 	to := func(ports int) scan.Snapshot {
 		return host(func(n *scan.Namespace) { n.NAT = natOf(natFlows{snat.Established, false, "10.0.0.2:443", 1024, ports}) })
 	}
@@ -67,6 +69,7 @@ func TestAlerts(t *testing.T) {
 		"EphemeralPortsSynSent":             {destination(map[pool.State]int{pool.SynSent: 6000, pool.Established: 4000}, nil), one, warning, true},
 		"EphemeralPortsConnectFailing":      {failing(0), one, warning, true},
 
+		"EphemeralPortsBindFailing":                {failingBinds, View{}, warning, false},
 		"EphemeralPortsConnectFailingUnattributed": {failing(17), View{}, warning, false},
 		"EphemeralPortsWorstUnreported":            {host(func(n *scan.Namespace) { n.TCP.Report.MaxUtilization = 0.9 }), View{}, critical, false},
 		"EphemeralPortsHalfBound":                  {bound(15000), View{}, warning, true},

@@ -52,6 +52,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.judgeConntrack()
 		p.judgeTimeWait()
 		p.judgeFailed(s.ConnectFailures)
+		p.judgeFailedBinds(s.ConnectFailures)
 		if len(p.Findings) == 0 && self.TCP.Err == nil {
 			p.find(calm, nil, "%s", p.calmSentence())
 		}

@@ -121,6 +121,11 @@ func trouble() scan.Snapshot {
 			},
 		},
 		Unattributed: 17,
+		BindsCounted: true, BindsUnattributed: 5,
+		Binds: []scan.FailedBind{
+			{Source: netip.MustParseAddr("0.0.0.0"), UDP: true, Failures: 2, Cgroup: cgroup.Group{Path: "/system.slice/unbound.service"}},
+			{Netns: "cni-1f2e", Source: netip.MustParseAddr("10.0.0.1"), Failures: 34567, Cgroup: cgroup.Group{Path: "/kubepods.slice/worker.scope", Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}}},
+		},
 	}
 	return s
 }

@@ -32,6 +32,9 @@ type document struct {
 	Failed       []documentFailed      `json:"connect_failures,omitempty"`
 	Unattributed *uint64               `json:"connect_failures_unattributed,omitempty"`
 	Port         *documentPort         `json:"port,omitempty"`
+	FailedBinds  []documentFailedBind  `json:"bind_failures,omitempty"`
+
+	UnattributedBinds *uint64 `json:"bind_failures_unattributed,omitempty"`
 }
 
 // writeJSON writes a document. It is ASCII: terminals show it as it is.
@@ -107,6 +110,12 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 			if v.showsFailed(&f.Pools[i]) {
 				d.Failed = append(d.Failed, newDocumentFailed(&f.Pools[i]))
 			}
+		}
+		if f.BindsCounted {
+			d.UnattributedBinds = &f.BindsUnattributed
+		}
+		for _, b := range p.FailedBinds {
+			d.FailedBinds = append(d.FailedBinds, newDocumentFailedBind(b.scan))
 		}
 	}
 	return d

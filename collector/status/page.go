@@ -26,6 +26,7 @@ type page struct {
 	TimeWait     []overflow // that some connections have skipped
 	Namespaces   []namespace
 	Failed       []failed // pools with failed connects that are not among Destinations
+	FailedBinds  []failedBind
 
 	Tables   []table   // those that are not empty
 	Settings []setting // of our own namespace; none if that could not be read
@@ -56,11 +57,12 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	slices.SortFunc(p.NAT, worstNATFirst)
 	slices.SortStableFunc(p.Namespaces, worstNamespaceFirst)
 	p.addFailed(s.ConnectFailures, failures, c)
+	p.addFailedBinds(s.ConnectFailures, c)
 	p.addNotes(s, c)
 	p.Settings = settingsOf(&s.Namespaces[0])
 	p.judge(s, c)
 	for _, t := range []table{
-		p.boundTable(), p.destinationTable(s), p.natTable(s), p.conntrackTable(), p.failedTable(s.ConnectFailures), p.sourceTable(s), p.udpTable(), p.timeWaitTable(), p.namespaceTable(s.Namespaces),
+		p.boundTable(), p.destinationTable(s), p.natTable(s), p.conntrackTable(), p.failedTable(s.ConnectFailures), p.failedBindTable(s.ConnectFailures), p.sourceTable(s), p.udpTable(), p.timeWaitTable(), p.namespaceTable(s.Namespaces),
 	} {
 		if len(t.Rows)+len(t.More) > 0 {
 			p.Tables = append(p.Tables, t)

@@ -86,7 +86,7 @@ func TestTables(t *testing.T) {
 		{"trouble", trouble(), "destinations 6 12 more destinations hold 48 ports in all, and are not listed: see --destination.min-ports and --destination.limit." +
 			"snat 4 1 more pool holds 9 ports in all, and is not listed: see --destination.min-ports and --destination.limit." +
 			"conntrack 1 failed 1 The pools of 17 connects that failed are not listed: see --destination.limit. See EphemeralPortsConnectFailingUnattributed." +
-			"sources 1 1 more address is not listed: see --destination.limit.udp 5 time_wait 2 " +
+			"bind-failures 2 The addresses of 5 binds that failed are not listed: see --destination.limit.sources 1 1 more address is not listed: see --destination.limit.udp 5 time_wait 2 " +
 			"namespaces 3 The turn of 1 more network namespace comes in a later collection: see --namespaces.limit.", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -31,18 +31,24 @@ func hostRow() row {
 		byState.query(expr, s.name).color(s.name, s.color)
 	}
 	failed, unattributed := ofNamespaces("ephemeral_port_connect_failures_total"), ofHost("ephemeral_port_connect_failures_unattributed_total")
+	binds, unattributedBinds := ofNamespaces("ephemeral_port_bind_failures_total"), ofHost("ephemeral_port_bind_failures_unattributed_total")
 	return row{title: "Host: $instance", panels: []*panel{
 		newGraph("Utilization", "The 10 worst destinations of the host. The dashed lines are the thresholds of the alerts.", ratio, 12, used...).
 			query(withDestination(top(10, ofNamespaces("ephemeral_port_destination_utilization_ratio"))), destinationLegend).named(),
 		byState,
 		newGraph("Load",
 			"Closes per second, as a share of the rate at which the ports run out: the 10 worst destinations. At 100%, the ports run out within about a minute.",
-			ratio, 12, limit{0.9, "red"}).
+			ratio, 8, limit{0.9, "red"}).
 			query(withDestination(top(10, ofNamespaces("destination:ephemeral_port_load:ratio"))), destinationLegend).named(),
 		newBars("Failed connects",
-			"Calls of connect() that failed because no port was free, by destination and control group: the 10 with most. Not attributed: those without a series of their own. Only with --connect-failures.", 12).
+			"Calls of connect() that failed because no port was free, by destination and control group: the 10 with most. Not attributed: those without a series of their own. Only with --connect-failures.", 8).
 			query(withDestination(topFailures(failed, unattributed)), destinationLegend+", {{cgroup}}").named().
 			query(failures(unattributed, unattributed, "$__interval"), "not attributed").
+			noValue("Not counted"),
+		newBars("Failed binds",
+			"Calls of bind() with port 0 that failed because no port was free, by address and control group: the 10 with most. They have no destination. Of UDP also connect() and sendto() of a socket without a port. Only with --connect-failures, on kernels that can tell.", 8).
+			query(topFailures(binds, unattributedBinds), "{{protocol}} {{source_ip}}, {{netns}}, {{cgroup}}").named().
+			query(failures(unattributedBinds, unattributedBinds, "$__interval"), "not attributed").
 			noValue("Not counted"),
 	}}
 }

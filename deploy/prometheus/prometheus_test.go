@@ -149,6 +149,7 @@ func TestAlerts(t *testing.T) {
 // notOfPools are the alerts that no threshold of a pool is about, and why.
 var notOfPools = map[string]string{
 	"EphemeralPortsConnectFailingUnattributed": "it has no destination",
+	"EphemeralPortsBindFailing":                "a failed bind has no destination",
 	"EphemeralPortsOpenConnectionsRise":        "one scan shows no trend",
 	"EphemeralPortsSettingsDiffer":             "it is about a host",
 	"EphemeralPortsUnreported":                 "it is about the limits of the exporter",
