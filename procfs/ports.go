@@ -4,6 +4,7 @@ package procfs
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -81,12 +82,7 @@ func (ns *Namespace) IPUnprivilegedPortStart() (uint16, error) {
 // HasServiceProxy reports whether IPVS is loaded, or a network interface of kube-proxy with IPVS or of Cilium is there.
 // These lead the packets for a port elsewhere without connection tracking, and without a socket on the port.
 func (ns *Namespace) HasServiceProxy() bool {
-	for _, sign := range []string{"vs", "conf/kube-ipvs0", "conf/cilium_host"} {
-		if ns.ipv4.has(sign) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc([]string{"vs", "conf/kube-ipvs0", "conf/cilium_host"}, ns.ipv4.has)
 }
 
 // parseLocalPortRange parses "32768	60999".
