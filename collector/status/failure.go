@@ -93,6 +93,7 @@ func (v View) showsFailed(of *scan.FailedPool) bool {
 func (p *page) failedTable(counts *scan.ConnectFailures) table {
 	t := table{
 		ID: "failed", Title: "Failed connects of pools that hold few ports now",
+		About:   "Their ports have become free since, or their clients have a slice of the range (IP_LOCAL_PORT_RANGE) or a list of ports of their own, which is used up while the pool has plenty.",
 		Columns: []column{{"Destination", "DESTINATION", 23, addresses}, {"Source", "SOURCE", 17, addresses}, {"Namespace", "NETNS", 14, words}, {"Failed connects", "FAILED", 10, numbers}, {"Control group", "CONTROL GROUP", 0, words}},
 	}
 	if counts != nil && counts.Unattributed > 0 {
