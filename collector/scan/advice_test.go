@@ -74,7 +74,7 @@ func TestAdvice(t *testing.T) {
 				netnstest.Sysctl(tr.t, "ipv4/ip_local_reserved_ports", "8080,40080-40099")
 				netnstest.Listen(tr.t, "127.0.0.9:40085", false)
 			},
-			shell,
+			func(tr *cureTest) { netnstest.Sysctl(tr.t, "ipv4/ip_local_reserved_ports", "8080,40085") },
 			advice.Outlook{Ports: 99, Ceiling: 99},
 		},
 		{"Move listeners out of the range", true, setUpListeners, undo, advice.Outlook{Ports: 100, Ceiling: 100}},
