@@ -1,7 +1,6 @@
 package status
 
 import (
-	"fmt"
 	"strconv"
 
 	"ephemeral_port_exporter/collector/advice"
@@ -72,7 +71,7 @@ func (p *page) timeWaitTable() table {
 		r := row{Level: of.reached.Level(), Cells: cells(of.Netns, strconv.Itoa(of.sockets.Sockets), strconv.Itoa(of.sockets.Limit), strconv.FormatUint(of.sockets.Overflows, 10), of.rate())}
 		if of.advice != nil {
 			r.Details = &details{
-				Key: "time_wait " + of.Netns, Title: "TIME_WAIT in " + of.Netns, Summary: fmt.Sprintf("%d of at most %s", of.sockets.Sockets, plural(of.sockets.Limit, "socket", "sockets")),
+				Key: "time_wait " + of.Netns, Title: "TIME_WAIT in " + of.Netns, Summary: plural(int(of.sockets.Overflows), "connection skipped it", "connections skipped it"),
 				Sentences: []string{of.advice.Diagnosis}, Cures: of.cures, Alerts: of.reached.Alerts(),
 			}
 		}
