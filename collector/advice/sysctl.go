@@ -50,14 +50,17 @@ func commands(changes ...change) (command, undo string) {
 
 const reservedPorts = "net.ipv4.ip_local_reserved_ports"
 
-// reserve returns the change that reserves further ports. It keeps those that are reserved when it is made: another cure
-// may have been applied meanwhile. It returns false if the kernel would not read all: proc_do_large_bitmap of
+// longestList is the length from which on the kernel does not read all of a list of ports: proc_do_large_bitmap of
 // kernel/sysctl.c reads less than a page.
+const longestList = 4096
+
+// reserve returns the change that reserves further ports. It keeps those that are reserved when it is made: another cure
+// may have been applied meanwhile. It returns false if the kernel would not read all.
 func reserve(s pool.Settings, further *portset.Map) (c change, ok bool) {
 	var before portset.Map
 	before.AddRanges(s.ReservedPorts)
 	c = change{name: reservedPorts, before: before.String(), then: fmt.Sprintf(`"%v,$r"`, further), adds: true}
-	return c, len(c.then)+len(c.before) < 4096
+	return c, len(c.then)+len(c.before) < longestList
 }
 
 // servers are the ports that programs wait on.
@@ -181,6 +184,8 @@ func giveBack(s pool.Settings, inUse func(port uint16) bool) (c Cure) {
 	c.Sentence = fmt.Sprintf("%d ports of the range are reserved, and no program waits on them. Find out who reserved them, and why.", c.N)
 	c.Condition = "No program needs them, also none that is down, and no rule leads their packets elsewhere, like those of node ports: else connections hang."
 	c.Command = "grep -rs " + strings.TrimPrefix(reservedPorts, "net.ipv4.") + " /etc/sysctl.conf /etc/sysctl.d /run/sysctl.d /usr/lib/sysctl.d"
-	_, c.Undo = commands(change{name: reservedPorts, before: reserved.String()})
+	if before := reserved.String(); len(before) < longestList {
+		_, c.Undo = commands(change{name: reservedPorts, before: before})
+	}
 	return c
 }
