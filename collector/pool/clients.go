@@ -12,9 +12,9 @@ package pool
 // (commit 207184853dbd), and before that the order of the low end of that range. A dump does not show the option,
 // so such a client can look as if it binds.
 //
-// The ports that a pool holds do not tell: a plain one that was more than half full can have any of
-// them left. Only ports that are new since the last scan tell, where there was a choice at both
-// times.
+// The ports that a pool holds hardly tell: a plain one that was more than half full can have any of
+// them left. Ports that are new since the last scan tell, where there was a choice at both
+// times. While neither has told, all ports of the clients may be bound.
 
 const (
 	// choice is the part of the ports of one parity, 1 / choice, that must be free for a client
@@ -62,6 +62,8 @@ type evidence struct {
 	taken            int    // ports of connect parity that connect() could not choose, of the pool with most
 	newBindParity    int    // ports of bind parity that nobody on the source held at the last scan
 	newConnectParity int    // the same of connect parity, where those of bind parity were free
+	unforced         int    // ports of connect parity of a source that was not seen before, where those of bind parity are free
+	overflows        bool   // a pool holds most ports of connect parity, and others than bind() would have taken of bind parity
 }
 
 // presume returns what is known of clients before their new ports are judged. others are those of
@@ -70,8 +72,11 @@ func (c clients) presume(others clients, e evidence) clients {
 	if others.binds && e.held[connectParity] <= mixedRatio*e.held[bindParity] {
 		c.score, c.binds = others.score, true
 	}
-	if e.held[bindParity] == 0 && e.held[connectParity] >= clearPorts {
-		c.connects = true // bind() leaves no port of bind parity
+	switch {
+	case e.held[bindParity] == 0 && e.unforced >= clearPorts: // bind() leaves no port of bind parity
+		c.connects = true
+	case e.overflows && !c.binds && c.score == 0:
+		c.connects = true
 	}
 	if c.binds {
 		c.mixed = c.mix(e)

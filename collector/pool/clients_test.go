@@ -82,7 +82,7 @@ func TestPresume(t *testing.T) {
 		{"mixed by now", clients{score: 3, binds: true, connects: true}, clients{}, [2]int{21, 10},
 			clients{score: 3, binds: true, connects: true, mixed: true}},
 	} {
-		if diff := cmp.Diff(tt.want, tt.before.presume(tt.others, evidence{held: tt.held}), cmp.AllowUnexported(clients{})); diff != "" {
+		if diff := cmp.Diff(tt.want, tt.before.presume(tt.others, evidence{held: tt.held, unforced: tt.held[connectParity]}), cmp.AllowUnexported(clients{})); diff != "" {
 			t.Errorf("%s: (-want +got):\n%s", tt.name, diff)
 		}
 	}

@@ -2,7 +2,7 @@ package pool
 
 import "ephemeral_port_exporter/collector/internal/portset"
 
-// A unit is a pool, or all others of one source together.
+// A unit is a pool, or all others of one source together, or all of the sources that do not tell by themselves.
 type unit struct {
 	clients
 	evidence
@@ -10,13 +10,16 @@ type unit struct {
 
 	others     clients      // if it was one of the others of its source until now
 	old        *portset.Set // held on the source at the last scan; nil if there is nothing to compare with
-	bindChoice [2]bool      // bind() had a choice at both scans, in each half of the range
+	bindChoice [2]bool      // bind() had a choice at both scans, in each half of the range; if there is only one, now
+	bindFree   bool         // bind() has a choice now
+	several    bool         // not of one pool
+	few        bool         // of the sources that do not tell by themselves
 }
 
 // A unitKey identifies a unit.
 type unitKey struct {
-	source sourceKey
-	pool   poolKey // zero for the others
+	source sourceKey // zero for the sources that do not tell by themselves
+	pool   poolKey   // zero for the others
 }
 
 // minOwn is the number of ports from which on a pool is told apart from the others of its source.
@@ -26,6 +29,12 @@ const minOwn = 10
 // the clients into k, for the next Table. To forget the pools that are not reported, call Keep with
 // the report. Infer must come after the last Add and before Report.
 func (t *Table) Infer(k *Knowledge, limits Limits) {
+	if t.use.learn(t.before.use) {
+		for i := range t.counts {
+			t.counts[i].early = 0
+		}
+	}
+	k.use = t.use
 	if t.boundKnown {
 		return
 	}
@@ -34,6 +43,9 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 	units := t.units(sources, minPorts)
 	for _, u := range units {
 		u.evidence = t.countPorts(u)
+	}
+	t.countOverflow(units)
+	for _, u := range units {
 		u.clients = u.presume(u.others, u.evidence)
 	}
 	supply := t.connectSupply(units)
@@ -43,7 +55,11 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 	t.learn(sources, units, supply, minPorts)
 	t.countBound()
 	t.inferred = t.before.sources != nil
-	k.portRange, k.sources, k.connectChoice = t.settings.PortRange, sources, supply.choice(0)
+	k.portRange, k.sources, k.connectChoice, k.held = t.settings.PortRange, sources, supply.choice(0), t.held
+	k.forgot = false // until Keep
+	if few := units[unitKey{}]; few != nil {
+		k.few = few.clients
+	}
 }
 
 // surveySources returns what the ports of each source say, without its clients.
@@ -62,6 +78,7 @@ func (t *Table) surveySources() map[sourceKey]*knownSource {
 		for half := range known.bindChoice {
 			known.bindChoice[half] = hasChoice(usable[half]-held[half], usable[half])
 		}
+		known.bindFree = hasChoice(usable[0]+usable[1]-held[0]-held[1], usable[0]+usable[1])
 		sources[key] = known
 	}
 	return sources
@@ -86,12 +103,16 @@ func (t *Table) units(sources map[sourceKey]*knownSource, minPorts int) map[unit
 			continue
 		}
 		key := unitKey{source: pool.sourceKey()}
-		if c.held() >= minPorts && t.before.sources[key.source].canTell(pool) {
+		source.few = !t.before.tells(key.source, source.ports.Size())
+		if source.few {
+			key.source = sourceKey{}
+		} else if t.before.sources[key.source].tells(pool, c.held() >= minPorts) {
 			key.pool = pool
 		}
 		u := units[key]
 		if u == nil {
 			u = newUnit(key, t.before, source)
+			u.several = key.pool == (poolKey{})
 			units[key] = u
 		}
 		u.pools = append(u.pools, i)
@@ -99,22 +120,27 @@ func (t *Table) units(sources map[sourceKey]*knownSource, minPorts int) map[unit
 	return units
 }
 
-// canTell reports whether a pool can be told apart: it is known, or it is known to be new.
-func (s *knownSource) canTell(pool poolKey) bool {
-	if s == nil || s.complete {
-		return true
+// tells reports whether a pool can be told apart: it is known, or it is large and known to be new.
+func (s *knownSource) tells(pool poolKey, large bool) bool {
+	if s == nil {
+		return large
 	}
 	_, ok := s.pools[pool]
-	return ok
+	return ok || large && s.complete
 }
 
 // newUnit returns a unit without pools.
 func newUnit(key unitKey, before Knowledge, now *knownSource) *unit {
+	if now.few { // on addresses with few ports, bind() has a choice
+		u := &unit{clients: before.few, old: before.held, bindChoice: [2]bool{true, true}, bindFree: true, few: true}
+		u.connectChoice = before.connectChoice
+		return u
+	}
 	source := before.sources[key.source]
 	if source == nil {
-		return &unit{}
+		return &unit{others: before.few, bindChoice: now.bindChoice, bindFree: now.bindFree}
 	}
-	u := &unit{old: source.ports}
+	u := &unit{old: source.ports, bindFree: now.bindFree}
 	if known, ok := source.pools[key.pool]; ok {
 		u.clients = known
 	} else if key.pool == (poolKey{}) {
@@ -123,6 +149,9 @@ func newUnit(key unitKey, before Knowledge, now *knownSource) *unit {
 	} else {
 		u.others = source.others
 		u.connectChoice = before.connectChoice
+	}
+	if source.few {
+		u.others = before.few
 	}
 	for half := range u.bindChoice {
 		u.bindChoice[half] = source.bindChoice[half] && now.bindChoice[half]
@@ -138,7 +167,11 @@ func (t *Table) countPorts(u *unit) (e evidence) {
 			e.held[bindParity]++
 		}
 		switch {
-		case u.old == nil || u.old.Has(port):
+		case u.old == nil:
+			if parity == connectParity && u.bindChoice[t.halfOf(port)] {
+				e.unforced++
+			}
+		case u.old.Has(port):
 		case parity == bindParity:
 			e.newBindParity++
 		case u.bindChoice[t.halfOf(port)]:
@@ -155,10 +188,40 @@ func (t *Table) countPorts(u *unit) (e evidence) {
 		e.taken = max(e.taken, taken)
 	}
 	e.held[connectParity] -= e.held[bindParity]
-	if !t.listConnectParity && e.newBindParity > 0 {
-		e.newConnectParity = e.held[connectParity] // at most
-	}
 	return e
+}
+
+// countOverflow finds out which pools are full, so that their ports of bind parity are what plain connect() takes then.
+func (t *Table) countOverflow(units map[unitKey]*unit) {
+	usable := t.usable.Count(t.settings.PortRange.Low, 0, portset.MaxPorts)
+	for _, u := range units {
+		if !u.several && !u.connects && !hasChoice(usable-u.held[connectParity], usable) {
+			u.overflows = u.bindFree || t.shares(u)
+		}
+	}
+}
+
+// shares reports whether other pools of its source hold many of the ports of bind parity that a pool holds: bind(ip, 0)
+// gives each port once.
+func (t *Table) shares(u *unit) bool {
+	own := u.pools[0]
+	var ports, shared portset.Set
+	t.eachPort(u, func(port uint16) {
+		if t.parityOf(port) == bindParity {
+			ports.Add(port)
+		}
+	})
+	for i := range t.counts {
+		if int32(i) == own || t.counts[i].source != t.counts[own].source {
+			continue
+		}
+		t.eachPort(&unit{pools: []int32{int32(i)}}, func(port uint16) {
+			if ports.Has(port) {
+				shared.Add(port)
+			}
+		})
+	}
+	return shared.Size() >= clearPorts && clearRatio*shared.Size() >= ports.Size()
 }
 
 // A supply is the ports of connect parity.
@@ -175,15 +238,10 @@ func (t *Table) connectSupply(units map[unitKey]*unit) supply {
 	low := t.settings.PortRange.Low
 	usable := t.usable.Count(low, 0, portset.MaxPorts)
 	var doubtful portset.Set
-	sum := 0 // if they are not listed
 	for _, u := range units {
 		if !u.plain() {
 			t.eachPort(u, doubtful.Add)
-			sum += u.taken
 		}
-	}
-	if !t.listConnectParity {
-		return supply{usable, usable - sum}
 	}
 	return supply{usable, usable - doubtful.ParityOf(low)}
 }
@@ -196,19 +254,17 @@ func (t *Table) conclude(u *unit, s supply) {
 	}
 	presumed := u.clients
 	u.clients = presumed.judge(u.evidence, s.choice(taken))
-	switch {
-	case presumed.binds || u.binds:
-		t.bindPorts(u)
-	case !u.connects:
-		t.unknown += u.held[bindParity]
+	if u.few { // plain connect() on one address says nothing of others, and bind() had ports of its parity on each
+		u.connects, u.mixed = false, true
 	}
-}
-
-// bindPorts marks the ports of a unit whose clients bind first.
-func (t *Table) bindPorts(u *unit) {
+	binds := presumed.binds || u.binds
 	t.eachPort(u, func(port uint16) {
-		if !u.mixed || t.parityOf(port) == bindParity {
+		first := t.parityOf(port) == bindParity // those that bind() takes first
+		switch {
+		case binds && (first || !u.mixed):
 			t.bound.Add(port)
+		case !u.connects, !binds && first && (u.score > 0 || u.several): // of several pools, only some may be seen to connect
+			t.doubtful.Add(port)
 		}
 	})
 }
@@ -217,22 +273,30 @@ func (t *Table) bindPorts(u *unit) {
 func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*unit, s supply, minPorts int) {
 	for key, u := range units {
 		source := sources[key.source]
+		if source == nil {
+			continue
+		}
 		source.binds = source.binds || !u.plain() || u.score > 0
 		if key.pool == (poolKey{}) {
 			source.others = u.clients
 		}
 	}
+	for _, source := range sources {
+		if source.few {
+			source.binds, source.others = true, clients{}
+		}
+	}
 	for pool, i := range t.pools {
 		c := &t.counts[i]
 		held := c.held()
-		if held < minPorts {
+		source, u := sources[pool.sourceKey()], units[unitKey{pool.sourceKey(), pool}]
+		if source.few || held < minPorts && u == nil {
 			continue
 		}
-		source := sources[pool.sourceKey()]
 		if source.pools == nil {
 			source.pools = map[poolKey]clients{}
 		}
-		switch u := units[unitKey{pool.sourceKey(), pool}]; {
+		switch {
 		case u != nil:
 			source.pools[pool] = u.clients
 		case source.plain:
@@ -245,25 +309,39 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 
 // countBound counts the marked ports of each pool.
 func (t *Table) countBound() {
-	if t.bound.Size() == 0 {
+	if t.bound.Size()+t.doubtful.Size() == 0 {
 		return
+	}
+	doubtful := t.doubtful.All()
+	t.doubtful = portset.Set{}
+	for _, port := range doubtful {
+		if !t.bound.Has(port) {
+			t.doubtful.Add(port)
+		}
 	}
 	for i := range t.counts {
 		c := &t.counts[i]
 		for port := range t.lists.All(c.fixed) {
-			if t.bound.Has(port) {
+			switch {
+			case t.bound.Has(port):
 				c.bound++
+			case t.doubtful.Has(port):
+				c.mayBound++
 			}
 		}
 		for port := range t.lists.All(c.reuse) {
 			switch {
-			case !t.bound.Has(port):
-			case c.doubted:
+			case t.bound.Has(port) && c.doubted:
 				c.bound++
 				c.unsure--
-			default:
+			case t.bound.Has(port):
 				c.bound++
 				c.reusable--
+			case t.doubtful.Has(port):
+				c.mayBound++
+				if !c.doubted {
+					c.mayHold++
+				}
 			}
 		}
 	}

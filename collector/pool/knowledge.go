@@ -12,37 +12,61 @@ import (
 type Knowledge struct {
 	portRange     PortRange // what follows is about the order of its ports
 	sources       map[sourceKey]*knownSource
+	forgot        bool                    // not all sources are in there
+	few           clients                 // of all sources together that do not tell by themselves
+	held          *portset.Set            // ports that were held, on any source; nil if there is nothing to compare with
 	connectChoice bool                    // connect() had a choice to a destination for which few ports were held
 	timestamps    map[netip.AddrPort]Fact // by destination, see Question
+	use           timestampsUse
 }
 
 // A knownSource is what is known of the clients with one source address.
 type knownSource struct {
 	ports      *portset.Set // that were held
 	bindChoice [2]bool      // bind() had a choice, in each half of the range
+	bindFree   bool         // bind() had a choice
 	pools      map[poolKey]clients
 	complete   bool    // no pool was forgotten
 	plain      bool    // nobody binds: there was no port of bind parity, and nobody did before
 	binds      bool    // some of the clients may bind first
+	few        bool    // it did not tell by itself, see Knowledge.tells
 	others     clients // of all pools together that are not in pools: most hold few ports
 }
 
 // binds reports of the ports of a pool, by parity, whether its clients bind them.
 func (k Knowledge) binds(pool poolKey) (ports [2]bool) {
-	source := k.sources[pool.sourceKey()]
-	if source == nil {
-		return ports
-	}
-	known, ok := source.pools[pool]
-	if !ok {
-		known = source.others
+	known := k.few
+	if source := k.sources[pool.sourceKey()]; source != nil && !source.few {
+		var ok bool
+		if known, ok = source.pools[pool]; !ok {
+			known = source.others
+		}
 	}
 	return [2]bool{connectParity: known.binds && !known.mixed, bindParity: known.binds}
 }
 
+// tells reports whether a source with so many ports tells by itself how its clients choose them. Else it is
+// judged together with all others that do not.
+func (k Knowledge) tells(key sourceKey, ports int) bool {
+	known := k.sources[key]
+	return known != nil && !known.few && known.others.binds || ports >= minOwn && (known != nil || !k.forgot)
+}
+
+// forgetChoices has nothing count as chosen before now.
+func (k *Knowledge) forgetChoices() {
+	k.connectChoice, k.few.connectChoice = false, false
+	for _, source := range k.sources {
+		source.bindChoice, source.others.connectChoice = [2]bool{}, false
+		for key, known := range source.pools {
+			known.connectChoice = false
+			source.pools[key] = known
+		}
+	}
+}
+
 // Keep forgets the sources and pools that a report does not contain, so that what is remembered is
 // bounded like what is reported.
-func (k Knowledge) Keep(r *Report) {
+func (k *Knowledge) Keep(r *Report) {
 	type pool struct {
 		source      netip.Addr
 		destination netip.AddrPort
@@ -65,12 +89,14 @@ func (k Knowledge) Keep(r *Report) {
 	for key, known := range k.sources {
 		if !sources[keyAddr(key.address, key.zone)] {
 			delete(k.sources, key)
+			k.forgot = true
 			continue
 		}
-		for key := range known.pools {
+		for key, c := range known.pools {
 			if !pools[pool{key.sourceAddr(), key.destinationAddr()}] {
 				delete(known.pools, key)
 				known.complete = false
+				known.others.connects = known.others.connects && c.plain() // it is one of them from now on
 			}
 		}
 	}

@@ -18,7 +18,7 @@ type Report struct {
 
 	// BoundPorts are those of CapacityPorts that connect() cannot choose after all, because
 	// some socket is bound to them. If they were inferred, up to BoundUnknown more may be bound:
-	// how their clients choose was not seen. Without BoundKnown, nothing is known.
+	// how their clients choose was not seen. Without BoundKnown, nothing is known of BoundPorts.
 	BoundPorts   int
 	BoundUnknown int
 	BoundKnown   bool
@@ -37,6 +37,9 @@ type Report struct {
 	// MaxUtilization is the highest utilization of a destination, reported or not, or without
 	// any sockets. It is 1 if CapacityPorts is 0.
 	MaxUtilization float64
+
+	// MaxPossibleUtilization is the highest Destination.PossibleUtilization, of the same destinations.
+	MaxPossibleUtilization float64
 
 	// MaxSourceUtilization is the highest utilization of a source, reported or not; 0 without
 	// sources.
@@ -81,6 +84,10 @@ type Destination struct {
 	Held        int     // the sum of Ports
 	Reusable    int     // ports of closed connections that connect() may take over now
 	Utilization float64 // from 0 to 1; at 1 the next connect() fails
+
+	// PossibleUtilization is what Utilization is if all ports are bound of which that is not known, and if no
+	// closed connection used TCP timestamps of which that is not known: the truth is between the two.
+	PossibleUtilization float64
 
 	// ReusableUnknown counts the ports that connect() may take over or not: those in FIN_WAIT2 on some kernels
 	// before 6.12, where it is not known of this one, see Settings.ReuseFinWait2; and those in TIME_WAIT
@@ -133,6 +140,7 @@ type Source struct {
 	Address     netip.Addr
 	Ports       int     // distinct ports in use
 	Bound       int     // ports that are bound, as far as that is known
+	MayBound    int     // further ports that may be bound
 	BindParity  int     // ports with the parity that bind(ip, 0) tries first
 	Capacity    int     // ports that bind(ip, 0) can choose from
 	Utilization float64 // from 0 to 1; at 1 the next bind(ip, 0) fails, with Settings.AutobindReuse perhaps
@@ -147,20 +155,23 @@ func (t *Table) Report(limits Limits) Report {
 		CapacityPorts: t.capacity,
 		BoundPorts:    t.bound.Size(),
 		BoundKnown:    t.boundKnown || t.inferred,
-		BoundUnknown:  t.unknown,
+		BoundUnknown:  t.doubtful.Size(),
 		BoundOwners:   t.boundOwners(),
 		ListenerPorts: t.listening.All(),
 		Sockets:       t.sockets,
 		TimeWait:      t.seen.report(),
 
-		MaxUtilization: utilization(t.bound.Size(), t.capacity),
+		MaxUtilization:         utilization(t.bound.Size(), t.capacity),
+		MaxPossibleUtilization: utilization(t.bound.Size()+t.doubtful.Size(), t.capacity),
 	}
 
 	var candidates []candidate
 	for key, i := range t.pools {
 		counts := &t.counts[i]
 		held := counts.held()
-		r.MaxUtilization = max(r.MaxUtilization, utilization(held-int(counts.reusable)+t.boundByOthers(counts), t.capacity))
+		used := held - int(counts.reusable) + t.boundByOthers(counts)
+		r.MaxUtilization = max(r.MaxUtilization, utilization(used, t.capacity))
+		r.MaxPossibleUtilization = max(r.MaxPossibleUtilization, utilization(used+t.mayBeUsed(counts), t.capacity))
 		if held < limits.MinPorts {
 			r.leaveOut(counts.ports())
 			continue
@@ -187,6 +198,7 @@ func (t *Table) Report(limits Limits) Report {
 			Address:    keyAddr(key.address, key.zone),
 			Ports:      ports.Size(),
 			Bound:      ports.Common(&t.bound),
+			MayBound:   ports.Common(&t.doubtful),
 			BindParity: ports.ParityOf(t.settings.PortRange.Low + 1),
 			Capacity:   unreserved - denied(netip.AddrFrom16(key.address).Unmap()),
 		}
@@ -221,7 +233,9 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 		BoundByOthers: t.boundByOthers(counts),
 	}
 	d.Ports = counts.ports()
-	d.Utilization = utilization(d.Held-d.Reusable+d.BoundByOthers, t.capacity)
+	used := d.Held - d.Reusable + d.BoundByOthers
+	d.Utilization = utilization(used, t.capacity)
+	d.PossibleUtilization = utilization(used+t.mayBeUsed(counts), t.capacity)
 	return d
 }
 
@@ -246,6 +260,12 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 // socket of the pool twice.
 func (t *Table) boundByOthers(counts *poolCounts) int {
 	return max(t.bound.Size()-int(counts.bound), 0)
+}
+
+// mayBeUsed returns how many ports may be unavailable to a pool besides those of which it is known: those of others
+// that may be bound, and its own that count as reusable.
+func (t *Table) mayBeUsed(counts *poolCounts) int {
+	return max(t.doubtful.Size()-int(counts.mayBound), 0) + min(int(counts.mayHold+counts.early), int(counts.reusable))
 }
 
 // keyAddr returns the address that a key holds. A link-local address gets the index of its

@@ -53,6 +53,9 @@ type poolCounts struct {
 	finWait2   uint32              // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
 	unsure     uint32              // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that, and those of Doubt
 	bound      uint32              // on ports of Table.bound
+	mayBound   uint32              // on ports of Table.doubtful
+	mayHold    uint32              // of reusable, those on ports of Table.doubtful
+	early      uint32              // of reusable, those closed before it was known that timestamps are used
 	halfClosed uint32              // in FIN_WAIT2, and no mini-sockets
 	loopback   bool
 	source     *portset.Set
@@ -90,7 +93,7 @@ func (c *poolCounts) ports() (ports [len(States)]int) {
 }
 
 // A Table counts the sockets of one network namespace by pool and source. Its memory grows with the
-// number of pools and sources, and by 2 bytes for each socket whose client may have bound its port.
+// number of pools and sources, and by 2 bytes for each socket unless KnowBound was called.
 type Table struct {
 	settings  Settings
 	rules     [2]timeWaitRule   // for other destinations and for loopback
@@ -98,6 +101,8 @@ type Table struct {
 	listening portset.Set       // ports of listeners, also outside the range
 	blocked   blockedPorts      // ports that listeners block
 	bound     portset.Set       // ports in usable that connect() may not choose after all, because some socket is bound to them
+	doubtful  portset.Set       // other ports of clients of whom it is not known whether they bind first
+	held      *portset.Set      // ports in usable that sockets hold
 	pools     map[poolKey]int32 // index into counts
 	counts    []poolCounts
 	sources   map[sourceKey]*portset.Set
@@ -105,12 +110,11 @@ type Table struct {
 	seen      timeWaitSeconds
 	phase     phase
 
-	before            Knowledge // see Recall
-	listConnectParity bool      // lists have ports of connect parity too: a client may bind first
-	boundKnown        bool      // see KnowBound
-	inferred          bool      // Infer had something to compare with
-	unknown           int       // ports of bind parity of clients of whom it is not known whether they bind first
-	lists             portset.Lists
+	before     Knowledge // see Recall
+	use        timestampsUse
+	boundKnown bool // see KnowBound
+	inferred   bool // Infer had something to compare with
+	lists      portset.Lists
 
 	reserved int // ports of the range that are in ip_local_reserved_ports
 	capacity int // ports in usable
@@ -123,6 +127,7 @@ func NewTable(s Settings) *Table {
 		settings: s,
 		rules:    [2]timeWaitRule{s.timeWaitRule(false), s.timeWaitRule(true)},
 		blocked:  newBlockedPorts(),
+		held:     new(portset.Set),
 		pools:    make(map[poolKey]int32),
 		sources:  make(map[sourceKey]*portset.Set),
 	}
@@ -145,16 +150,15 @@ func (t *Table) Block(l Listener) {
 	t.blocked.add(l)
 }
 
-// Recall has the Table use what earlier ones learned. It must come before the first Add. Of the
-// clients, it forgets everything if the range has changed: connect() may prefer the other parity now.
-func (t *Table) Recall(k Knowledge) {
+// Recall has the Table use what earlier ones learned. It must come before the first Add. now is when the settings had
+// been read, on the clock of Socket.Seen. If the range has changed, who binds is still known, but not what had a
+// choice: connect() may prefer the other parity now.
+func (t *Table) Recall(k Knowledge, now time.Duration) {
 	if k.portRange != t.settings.PortRange {
-		k = Knowledge{timestamps: k.timestamps}
+		k.forgetChoices()
 	}
 	t.before = k
-	for _, source := range k.sources {
-		t.listConnectParity = t.listConnectParity || source.binds
-	}
+	t.use = k.use.at(now, t.settings)
 }
 
 // KnowBound says that the reader knows of every socket whether its port is bound, so that there is
@@ -175,6 +179,7 @@ func (t *Table) Add(s *Socket) {
 	}
 	c.states[s.State]++
 	c.source.Add(port)
+	t.held.Add(port)
 	if s.Cgroup != 0 {
 		c.owners.Add(s.Cgroup)
 	}
@@ -195,7 +200,7 @@ func (t *Table) Add(s *Socket) {
 	case s.State != SynSent && s.State != SynRecv:
 		c.open, c.openInterface = port, s.Interface
 	}
-	if !t.boundKnown && (t.listConnectParity || t.parityOf(port) == bindParity) {
+	if !t.boundKnown {
 		t.lists.Add(list, port)
 	}
 }
@@ -214,12 +219,14 @@ func (t *Table) addMini(c *poolCounts, s *Socket, bound bool) (reusable bool) {
 	age := rule.age(s)
 	old := rule.oldEnough(s, age)
 	kind := rule.kind(cmp.Or(s.Timestamps, c.timestamps))
-	if bound {
+	unproven := s.Timestamps == Unknown && s.Seen-age < t.use.since
+	if bound || unproven && t.use.turned {
 		kind = expired
 	}
 	t.phase.add(s.Seen)
 	if s.State == TimeWait {
 		t.seen.add(s.Expires)
+		t.use.closes.add(s.Seen-age, age)
 	} else {
 		switch {
 		case kind == takenOver && rule.finWait2 == Yes:
@@ -233,6 +240,9 @@ func (t *Table) addMini(c *poolCounts, s *Socket, bound bool) (reusable bool) {
 	}
 	if kind == takenOver && old {
 		c.reusable++
+		if unproven {
+			c.early++
+		}
 		if rule.wholeSeconds && age < time.Second {
 			c.recent++
 		}
@@ -260,9 +270,7 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 		if !c.loopback && len(t.before.timestamps) > 0 {
 			c.timestamps = t.before.timestamps[key.destinationAddr()]
 		}
-		if t.listConnectParity {
-			c.binds = t.before.binds(key)
-		}
+		c.binds = t.before.binds(key)
 		t.counts = append(t.counts, c)
 	}
 	return &t.counts[i]

@@ -81,5 +81,5 @@ func (t *Table) Doubt(q Question) {
 	c := &t.counts[i]
 	c.doubted = true
 	c.unsure += c.reusable
-	c.reusable = 0
+	c.reusable, c.early = 0, 0
 }

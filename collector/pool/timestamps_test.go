@@ -111,7 +111,7 @@ func TestAnswer(t *testing.T) {
 			}
 			add := func() *Table {
 				table := NewTable(s)
-				table.Recall(k)
+				table.Recall(k, 0)
 				for port := range 60 {
 					s := socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), peer.String())
 					if port > 0 {
@@ -174,7 +174,7 @@ func TestDoubt(t *testing.T) {
 					s := reusing(hundredPorts, delay)
 					peer := netip.MustParseAddrPort("10.0.1.1:80")
 					table := NewTable(s)
-					table.Recall(Knowledge{timestamps: map[netip.AddrPort]Fact{peer: before}})
+					table.Recall(Knowledge{timestamps: map[netip.AddrPort]Fact{peer: before}}, 0)
 					for port := range 80 {
 						s := socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), peer.String())
 						s.Seen = 1000*time.Second + 500*time.Millisecond

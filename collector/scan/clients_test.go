@@ -331,8 +331,8 @@ func TestBindFirstUnknown(t *testing.T) {
 		t.Errorf("%d bound ports are known after one scan", r.BoundPorts)
 	}
 	l.connect(c.Client, 10)
-	if r := selfReport(t, s); !r.BoundKnown || r.BoundPorts != 0 || r.BoundUnknown != 250 {
-		t.Errorf("%d bound ports, %d unknown, known %v, want 0, 250, true", r.BoundPorts, r.BoundUnknown, r.BoundKnown)
+	if r := selfReport(t, s); !r.BoundKnown || r.BoundPorts != 0 || r.BoundUnknown != 460 || r.MaxPossibleUtilization != 0.92 {
+		t.Errorf("%d bound ports, %d unknown, known %v, want 0, 460, true", r.BoundPorts, r.BoundUnknown, r.BoundKnown)
 	}
 	l.shuffle()
 	l.close(300)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/procfs"
 )
 
@@ -195,8 +196,12 @@ func (s *Scanner) fillTable(settings pool.Settings, known *pool.Knowledge, deadl
 
 // readTable reads the sockets of the calling thread's namespace.
 func (s *Scanner) readTable(settings pool.Settings, known *pool.Knowledge, deadline time.Time) (*pool.Table, error) {
+	now, err := sockdiag.Now()
+	if err != nil {
+		return nil, err
+	}
 	table := pool.NewTable(settings)
-	table.Recall(*known)
+	table.Recall(*known, now-s.clockOffset)
 	if err := s.fill(table, settings.PortRange, deadline); err != nil {
 		return nil, err
 	}
