@@ -12,7 +12,7 @@ import (
 
 // descs are the descriptions of all metrics.
 type descs struct {
-	rangeLow, rangeHigh, reservedPorts, blockedPorts, capacityPorts, boundPorts, boundUnknownPorts, maxUtilization *prometheus.Desc
+	rangeLow, rangeHigh, reservedPorts, blockedPorts, capacityPorts, boundPorts, boundUnknownPorts, maxUtilization, maxPossibleUtilization *prometheus.Desc
 
 	tcpTWReuse, tcpTimestamps, tcpTWReuseDelay, tcpFinTimeout                *prometheus.Desc
 	timeWaitLength, timeWaitSockets, timeWaitLimitSockets, timeWaitOverflows *prometheus.Desc
@@ -70,6 +70,9 @@ func newDescs() descs {
 			namespace, nil),
 		maxUtilization: prometheus.NewDesc("ephemeral_port_max_utilization_ratio",
 			"Highest utilization of a destination, including destinations without series of their own, and those without sockets: these lack the ports that are bound. 1 means that the next connect() to that destination fails.",
+			namespace, nil),
+		maxPossibleUtilization: prometheus.NewDesc("ephemeral_port_max_possible_utilization_ratio",
+			"The same if all ports are bound that may be, and if no closed connection used TCP timestamps of which that is not known: the truth is between ephemeral_port_max_utilization_ratio and this.",
 			namespace, nil),
 
 		tcpTWReuse: prometheus.NewDesc("ephemeral_port_tcp_tw_reuse",
@@ -205,7 +208,7 @@ func newDescs() descs {
 // describe sends all descriptions.
 func (d *descs) describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		d.rangeLow, d.rangeHigh, d.reservedPorts, d.blockedPorts, d.capacityPorts, d.boundPorts, d.boundUnknownPorts, d.maxUtilization,
+		d.rangeLow, d.rangeHigh, d.reservedPorts, d.blockedPorts, d.capacityPorts, d.boundPorts, d.boundUnknownPorts, d.maxUtilization, d.maxPossibleUtilization,
 		d.tcpTWReuse, d.tcpTimestamps, d.tcpTWReuseDelay, d.tcpFinTimeout,
 		d.timeWaitLength, d.timeWaitSockets, d.timeWaitLimitSockets, d.timeWaitOverflows,
 		d.destinationPorts, d.destinationReusablePorts, d.destinationReusableUnknownPorts, d.destinationUtilization,
@@ -303,6 +306,7 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, append([]string{netns}, labels...)...)
 	}
 	gauge(d.maxUtilization, r.MaxUtilization)
+	gauge(d.maxPossibleUtilization, r.MaxPossibleUtilization)
 	for _, dst := range r.Destinations {
 		sourceIP := dst.Source.String()
 		ip, port := dst.Address.Addr().String(), strconv.Itoa(int(dst.Address.Port()))

@@ -46,6 +46,7 @@ type Quantity string
 // The quantities.
 const (
 	Utilization   Quantity = "utilization"    // of the ports; of Conntrack and TimeWait, as a share of the limit
+	Possible      Quantity = "possible"       // utilization at most, as far as is known, if that is worse than all else
 	Load          Quantity = "load"           // closes per second, as a share of the ceiling
 	Exhaustion    Quantity = "exhaustion"     // seconds until the ports run out; reached below the threshold
 	Failures      Quantity = "failures"       // connects that failed because no port was free
@@ -81,6 +82,8 @@ var thresholds = [...]Threshold{
 	{Destination, Utilization, 0.98, Exhausted, "EphemeralPortsExhausted"},
 	{Destination, Utilization, 0.8, Critical, "EphemeralPortsNearlyExhausted"},
 	{Destination, Utilization, 0.5, Warning, "EphemeralPortsHalfUsed"},
+	{Destination, Possible, 0.8, Critical, "EphemeralPortsPossiblyExhausted"}, // also of one that the limits leave out
+	{Destination, Possible, 0.5, Warning, ""},
 	{Destination, Load, 0.9, Critical, "EphemeralPortsRateNearCeiling"},
 	{Destination, Load, nearCeiling, Warning, ""},
 	{Destination, Exhaustion, 600, Critical, "EphemeralPortsExhaustionPredicted"},
@@ -187,6 +190,9 @@ func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
 		values[MayRise] = u
 	}
 	all := reached(Destination, values)
+	if possible := reachedPossible(d.PossibleUtilization); possible.Level() > all.Level() {
+		all = append(possible, all...)
+	}
 	if all.Level() > Calm {
 		return slices.DeleteFunc(all, func(t Threshold) bool { return t.Of == MayRise })
 	}
@@ -195,6 +201,11 @@ func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
 
 // manySynSent is how many ports in SYN_SENT there must be to be compared with those of other connections.
 const manySynSent = 100
+
+// reachedPossible returns what a destination has reached that possibly has this utilization.
+func reachedPossible(utilization float64) Reached {
+	return reached(Destination, map[Quantity]float64{Possible: utilization})
+}
 
 // openPorts returns how many ports of a destination are not in TIME_WAIT.
 func openPorts(d *pool.Destination) int { return d.Held - portsIn(d, pool.TimeWait) }
@@ -216,12 +227,19 @@ func portsIn(d *pool.Destination, state pool.State) int {
 // ReachedUnreported returns what the worst destination has reached, if the report does not contain it. Where bound
 // ports alone reach as much, it returns nothing: every destination lacks these, and no limit hides the cause.
 func ReachedUnreported(r *pool.Report) Reached {
-	if len(r.Destinations) > 0 && r.Destinations[0].Utilization >= r.MaxUtilization {
-		return nil
+	var all Reached
+	if len(r.Destinations) == 0 || r.Destinations[0].Utilization < r.MaxUtilization {
+		all = reached(Unreported, map[Quantity]float64{Utilization: r.MaxUtilization})
 	}
-	all := reached(Unreported, map[Quantity]float64{Utilization: r.MaxUtilization})
 	if all.Level() <= ReachedBound(r).Level() {
-		return nil
+		all = nil
+	}
+	worst := max(all.Level(), ReachedBound(r).Level())
+	for i := range r.Destinations {
+		worst = max(worst, ReachedTCP(r, &r.Destinations[i], false).Level())
+	}
+	if possible := reachedPossible(r.MaxPossibleUtilization); possible.Level() > worst {
+		all = append(possible, all...)
 	}
 	return all
 }

@@ -104,6 +104,9 @@ func (p *tcpPool) diagnosis() string {
 			text += fmt.Sprintf(" %d are in %s: %s.", p.in(leak.state), strings.ToUpper(leak.state.String()), leak.meaning)
 		}
 	}
+	if p.reached.Has(Possible) {
+		text += fmt.Sprintf(" %d more may be unavailable: %s.", d.MayBeBound+d.MayBeHeld, Doubt(d.MayBeBound, d.MayBeHeld))
+	}
 	if p.reached.Has(Failures) && !p.reached.Has(Utilization, Load, Exhaustion) {
 		text += " Connects failed although ports are free: there were none before, or the clients have a slice of the range (IP_LOCAL_PORT_RANGE) or a list of ports of their own, or others bind ports."
 	}
@@ -111,6 +114,14 @@ func (p *tcpPool) diagnosis() string {
 		text += fmt.Sprintf(" Ports here are not the limit: %d are free. A firewall or a NAT gateway on the way that is full looks like this, too.", p.report.CapacityPorts-p.used)
 	}
 	return text
+}
+
+// Doubt says why so many ports may be unavailable, see pool.Destination.
+func Doubt(mayBeBound, mayBeHeld int) string {
+	if mayBeBound < mayBeHeld {
+		return "whether connections used TCP timestamps that were closed before the exporter started is known after a minute at most; --exact tells now"
+	}
+	return "which clients bind before they connect is not known yet; --exact tells now"
 }
 
 // leaks are states that connections stay in if something is wrong, however many ports others hold.

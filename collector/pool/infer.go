@@ -202,8 +202,11 @@ func (t *Table) countOverflow(units map[unitKey]*unit) {
 }
 
 // shares reports whether other pools of its source hold many of the ports of bind parity that a pool holds: bind(ip, 0)
-// gives each port once.
+// gives each port once, unless Settings.AutobindReuse is set.
 func (t *Table) shares(u *unit) bool {
+	if t.settings.AutobindReuse {
+		return false
+	}
 	own := u.pools[0]
 	var ports, shared portset.Set
 	t.eachPort(u, func(port uint16) {

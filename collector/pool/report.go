@@ -102,6 +102,10 @@ type Destination struct {
 	// choose because some socket is bound to them. They are part of Utilization.
 	BoundByOthers int
 
+	// MayBeBound counts further ports that would be unavailable if all that may be bound were, and MayBeHeld those that
+	// count as Reusable, of connections that may not have used TCP timestamps. They are part of PossibleUtilization.
+	MayBeBound, MayBeHeld int
+
 	// Timestamps says whether the peer uses TCP timestamps (RFC 7323): otherwise its TIME_WAIT
 	// is never reusable. It is Unknown on loopback, and where nobody needed to know.
 	Timestamps Fact
@@ -141,7 +145,6 @@ type Source struct {
 	Ports       int     // distinct ports in use
 	Bound       int     // ports that are bound, as far as that is known
 	MayBound    int     // further ports that may be bound
-	BindParity  int     // ports with the parity that bind(ip, 0) tries first
 	Capacity    int     // ports that bind(ip, 0) can choose from
 	Utilization float64 // from 0 to 1; at 1 the next bind(ip, 0) fails, with Settings.AutobindReuse perhaps
 }
@@ -171,7 +174,8 @@ func (t *Table) Report(limits Limits) Report {
 		held := counts.held()
 		used := held - int(counts.reusable) + t.boundByOthers(counts)
 		r.MaxUtilization = max(r.MaxUtilization, utilization(used, t.capacity))
-		r.MaxPossibleUtilization = max(r.MaxPossibleUtilization, utilization(used+t.mayBeUsed(counts), t.capacity))
+		bound, timeWait := t.mayBeUsed(counts)
+		r.MaxPossibleUtilization = max(r.MaxPossibleUtilization, utilization(used+bound+timeWait, t.capacity))
 		if held < limits.MinPorts {
 			r.leaveOut(counts.ports())
 			continue
@@ -195,12 +199,11 @@ func (t *Table) Report(limits Limits) Report {
 	r.Sources = make([]Source, 0, len(t.sources))
 	for key, ports := range t.sources {
 		src := Source{
-			Address:    keyAddr(key.address, key.zone),
-			Ports:      ports.Size(),
-			Bound:      ports.Common(&t.bound),
-			MayBound:   ports.Common(&t.doubtful),
-			BindParity: ports.ParityOf(t.settings.PortRange.Low + 1),
-			Capacity:   unreserved - denied(netip.AddrFrom16(key.address).Unmap()),
+			Address:  keyAddr(key.address, key.zone),
+			Ports:    ports.Size(),
+			Bound:    ports.Common(&t.bound),
+			MayBound: ports.Common(&t.doubtful),
+			Capacity: unreserved - denied(netip.AddrFrom16(key.address).Unmap()),
 		}
 		src.Utilization = utilization(src.Ports, src.Capacity)
 		r.MaxSourceUtilization = max(r.MaxSourceUtilization, src.Utilization)
@@ -235,7 +238,8 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 	d.Ports = counts.ports()
 	used := d.Held - d.Reusable + d.BoundByOthers
 	d.Utilization = utilization(used, t.capacity)
-	d.PossibleUtilization = utilization(used+t.mayBeUsed(counts), t.capacity)
+	d.MayBeBound, d.MayBeHeld = t.mayBeUsed(counts)
+	d.PossibleUtilization = utilization(used+d.MayBeBound+d.MayBeHeld, t.capacity)
 	return d
 }
 
@@ -262,10 +266,10 @@ func (t *Table) boundByOthers(counts *poolCounts) int {
 	return max(t.bound.Size()-int(counts.bound), 0)
 }
 
-// mayBeUsed returns how many ports may be unavailable to a pool besides those of which it is known: those of others
-// that may be bound, and its own that count as reusable.
-func (t *Table) mayBeUsed(counts *poolCounts) int {
-	return max(t.doubtful.Size()-int(counts.mayBound), 0) + min(int(counts.mayHold+counts.early), int(counts.reusable))
+// mayBeUsed returns Destination.MayBeBound and MayBeHeld.
+func (t *Table) mayBeUsed(counts *poolCounts) (bound, held int) {
+	bound = max(t.doubtful.Size()-int(counts.mayBound), 0) + int(counts.mayHold)
+	return bound, min(int(counts.early), int(counts.reusable-counts.mayHold))
 }
 
 // keyAddr returns the address that a key holds. A link-local address gets the index of its

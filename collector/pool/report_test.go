@@ -122,7 +122,7 @@ func TestReportOutside(t *testing.T) {
 			Ports: [9]int{1}, Held: 1, Utilization: 1. / 7, PossibleUtilization: 1. / 7, Ceiling: 6. / 60, Open: 1, Hold: 60, Exhaustion: math.Inf(1),
 		}},
 		// bind() may also choose 40003.
-		Sources: []Source{{Address: netip.MustParseAddr("10.0.0.1"), Ports: 2, BindParity: 1, Capacity: 8, Utilization: 2. / 8}},
+		Sources: []Source{{Address: netip.MustParseAddr("10.0.0.1"), Ports: 2, Capacity: 8, Utilization: 2. / 8}},
 	}
 	if diff := cmp.Diff(want, r, compareAddrs); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -237,6 +237,9 @@ func TestBindFirstPlain(t *testing.T) {
 				if got := utilizationOf(r, a.source, a.Destination); r.BoundPorts != 0 || got != want {
 					t.Errorf("scan %d: %d bound ports, utilization %v, want 0 and %v", scans, r.BoundPorts, got, want)
 				}
+				if r.MaxPossibleUtilization > r.MaxUtilization+60./clientsPorts {
+					t.Errorf("scan %d: utilization %v, possibly %v", scans, r.MaxUtilization, r.MaxPossibleUtilization)
+				}
 			}
 			for round := range 3 {
 				restart := func() bool { return round > 0 && l.random.IntN(6) == 0 }

@@ -364,7 +364,7 @@ func TestOraclePools(t *testing.T) {
 	}
 }
 
-// TestOracleBindParity checks that the parity distinguishes clients that bind first from clients
+// TestOracleBindParity checks that the parity distinguishes clients that may bind first from clients
 // that only connect.
 func TestOracleBindParity(t *testing.T) {
 	for _, low := range []int{40000, 40001} {
@@ -383,8 +383,8 @@ func TestOracleBindParity(t *testing.T) {
 				c := clientTo("198.51.100.1", "198.51.100.7:80").bind(tt.bind)
 				c.Hold(t, 400)
 				src := sourceOf(t, collect(t), c.source)
-				if src.Ports != 400 || src.BindParity != tt.want {
-					t.Errorf("ports %d, of bind parity %d, want 400 and %d", src.Ports, src.BindParity, tt.want)
+				if src.Ports != 400 || src.MayBound != tt.want {
+					t.Errorf("ports %d, of which %d may be bound, want 400 and %d", src.Ports, src.MayBound, tt.want)
 				}
 			})
 		}
@@ -393,7 +393,7 @@ func TestOracleBindParity(t *testing.T) {
 
 // TestOracleBindFirstBlocksConnect checks a limitation in modes.md: connect() cannot choose ports
 // that other clients bound before they connected, and a dump does not show which these are. The
-// bind parity of the source shows that there are such clients.
+// possible utilization has them.
 func TestOracleBindFirstBlocksConnect(t *testing.T) {
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
@@ -405,8 +405,8 @@ func TestOracleBindFirstBlocksConnect(t *testing.T) {
 	if free := freeTo(r, c.source, c.Destination); granted != free-30 {
 		t.Errorf("connect() granted %d, want the %d that the report calls free less 30 bound ones", granted, free)
 	}
-	if got := sourceOf(t, r, c.source).BindParity; got != 30 {
-		t.Errorf("bind parity %d, want 30", got)
+	if got := sourceOf(t, r, c.source).MayBound; got != 30 || r.MaxPossibleUtilization != 0.3 {
+		t.Errorf("%d ports of the source may be bound, possible utilization %v, want 30, 0.3", got, r.MaxPossibleUtilization)
 	}
 }
 

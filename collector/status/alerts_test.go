@@ -71,6 +71,7 @@ func TestAlerts(t *testing.T) {
 
 		"EphemeralPortsBindFailing":                {failingBinds, View{}, warning, false},
 		"EphemeralPortsConnectFailingUnattributed": {failing(17), View{}, warning, false},
+		"EphemeralPortsPossiblyExhausted":          {destination(map[pool.State]int{pool.Established: 3000}, func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound = 0.9, 22000 }), one, critical, false},
 		"EphemeralPortsWorstUnreported":            {host(func(n *scan.Namespace) { n.TCP.Report.MaxUtilization = 0.9 }), View{}, critical, false},
 		"EphemeralPortsHalfBound":                  {bound(15000), View{}, warning, true},
 		"EphemeralPortsNearlyAllBound":             {bound(23000), View{}, critical, true},

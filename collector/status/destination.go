@@ -54,6 +54,8 @@ func (p *page) addDestinations(s *scan.Snapshot, n *scan.Namespace, f failures, 
 // address.
 func (d *destination) problem() string {
 	switch p := d.pool; {
+	case d.reached.Has(advice.Possible):
+		return "has " + percent(p.Utilization) + " or " + percent(p.PossibleUtilization) + " of its ports in use: " + advice.Doubt(p.MayBeBound, p.MayBeHeld)
 	case p.Utilization >= 1:
 		return "is out of ports"
 	case d.reached.Has(advice.Exhaustion):
@@ -234,6 +236,7 @@ type documentDestination struct {
 	Port        uint16          `json:"destination_port"`
 	Level       string          `json:"level"`
 	Utilization float64         `json:"utilization_ratio"`
+	Possible    *float64        `json:"possible_utilization_ratio,omitempty"`
 	Ports       map[string]int  `json:"ports"`
 	Reusable    int             `json:"reusable_ports"`
 	Unsure      int             `json:"reusable_unknown_ports,omitempty"`
@@ -252,7 +255,7 @@ func newDocumentDestination(row *destination, counts bool) documentDestination {
 	d := row.pool
 	doc := documentDestination{
 		Netns: row.namespace.Name, Source: d.Source.String(), Destination: d.Address.Addr().String(), Port: d.Address.Port(),
-		Level: row.Level.String(), Utilization: d.Utilization, Ports: portsByState(d.Ports), Reusable: d.Reusable, Unsure: d.ReusableUnknown, Bound: d.BoundByOthers,
+		Level: row.Level.String(), Utilization: d.Utilization, Possible: above(d.PossibleUtilization, d.Utilization), Ports: portsByState(d.Ports), Reusable: d.Reusable, Unsure: d.ReusableUnknown, Bound: d.BoundByOthers,
 		Closes: d.CloseRate, Ceiling: d.Ceiling, Exhaustion: finite(d.Exhaustion), Owners: newDocumentOwners(row.owners),
 	}
 	if d.Timestamps != pool.Unknown {

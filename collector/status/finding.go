@@ -147,6 +147,8 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 		switch {
 		case r.CapacityPorts == 0:
 			p.find(exhausted, unreported.Alerts(), "No port is left for outgoing connections%s: connect() fails unless its client has bound a port. Each port of the range is reserved or has a listener.", where)
+		case unreported.Has(advice.Possible):
+			p.find(unreported.Level(), unreported.Alerts(), "The worst destination%s has %s or %s of its ports in use: %s.", where, percent(r.MaxUtilization), percent(r.MaxPossibleUtilization), advice.Doubt(r.BoundUnknown, 0))
 		case unreported.Level() > calm:
 			p.find(unreported.Level(), unreported.Alerts(), "A destination%s that limits leave out has %s of its ports in use: lower --destination.min-ports to see it.", where, percent(r.MaxUtilization))
 		}

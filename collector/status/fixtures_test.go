@@ -87,7 +87,7 @@ func trouble() scan.Snapshot {
 	failedOnce := connections("10.0.0.1", "10.0.0.4:80", map[pool.State]int{pool.Established: 12})
 	r.Destinations = []pool.Destination{full, soonFull, half, reused, failedOnce}
 	r.MaxUtilization = 1
-	r.Sources = []pool.Source{{Address: netip.MustParseAddr("10.0.0.77"), Ports: 25000, Bound: 24990, BindParity: 14000, Capacity: 28222, Utilization: 0.885}}
+	r.Sources = []pool.Source{{Address: netip.MustParseAddr("10.0.0.77"), Ports: 25000, Bound: 24990, Capacity: 28222, Utilization: 0.885}}
 	r.BoundUnknown = 900
 	r.UnreportedDestinations, r.UnreportedPorts, r.UnreportedSources = 12, ports(map[pool.State]int{pool.Established: 40, pool.TimeWait: 8}), 1
 	s := hostOf(r)

@@ -136,6 +136,14 @@ func newDocumentOwners(owners []scan.Owner) (docs []documentOwner) {
 	return docs
 }
 
+// above returns a number that is more than the least that it can be; else nil.
+func above(f, least float64) *float64 {
+	if f <= least {
+		return nil
+	}
+	return &f
+}
+
 // finite returns nil for a number that JSON does not have.
 func finite(f float64) *float64 {
 	if math.IsInf(f, 0) || math.IsNaN(f) {

@@ -155,6 +155,7 @@ type documentReport struct {
 	Bound                 *int           `json:"bound_ports,omitempty"`
 	BoundUnknown          *int           `json:"bound_unknown_ports,omitempty"`
 	MaxUtilization        float64        `json:"max_utilization_ratio"`
+	MaxPossible           *float64       `json:"max_possible_utilization_ratio,omitempty"`
 	MaxSourceUtilization  *float64       `json:"max_source_utilization_ratio,omitempty"`
 	TWReuse               int            `json:"tcp_tw_reuse"`
 	TWReuseDelay          *float64       `json:"tcp_tw_reuse_delay_seconds,omitempty"`
@@ -201,8 +202,8 @@ func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 	doc.documentReport = &documentReport{
 		RangeLow: settings.PortRange.Low, RangeHigh: settings.PortRange.High,
 		Reserved: r.ReservedPorts, Blocked: r.BlockedPorts, Capacity: r.CapacityPorts,
-		MaxUtilization: r.MaxUtilization,
-		TWReuse:        settings.TWReuse, Timestamps: settings.Timestamps,
+		MaxUtilization: r.MaxUtilization, MaxPossible: above(r.MaxPossibleUtilization, r.MaxUtilization),
+		TWReuse: settings.TWReuse, Timestamps: settings.Timestamps,
 		FinTimeout: settings.FinTimeout.Seconds(), TimeWaitLength: settings.TimeWaitLength.Seconds(),
 		UnreportedDestination: r.UnreportedDestinations, UnreportedPorts: portsByState(r.UnreportedPorts), UnreportedSources: r.UnreportedSources,
 		Duration: n.TCP.Duration.Seconds(), Sockets: r.Sockets,

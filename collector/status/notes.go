@@ -2,9 +2,7 @@ package status
 
 import (
 	"fmt"
-	"slices"
 
-	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
 
@@ -24,12 +22,9 @@ func (p *page) addNotes(s *scan.Snapshot, c cleaner) {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s of closed connections may be free, but count as used: it could not be read whether their destinations use TCP timestamps. %s",
 				c.name(n.Name), plural(of, "port", "ports"), c.sentence(n.TCP.TimestampsErr.Error())))
 		}
-		switch {
-		case r.BoundKnown && 100*r.BoundUnknown > r.CapacityPorts:
+		if 100*r.BoundUnknown > r.CapacityPorts {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s: up to %d ports may be bound besides those counted, because their clients have not been seen choosing. Utilization can be higher by these.",
 				c.name(n.Name), r.BoundUnknown))
-		case n.TCP.Err == nil && !r.BoundKnown && slices.ContainsFunc(r.Sources, func(s pool.Source) bool { return mayBindFirst(&s) }):
-			p.Notes = append(p.Notes, c.name(n.Name)+": clients may bind before they connect. One collection cannot tell, so utilization may miss the ports that they hold.")
 		}
 	}
 	if unsure > 0 {

@@ -23,8 +23,8 @@ type source struct {
 // connect(), and share one pool for all destinations.
 func bindsFirst(s *pool.Source) bool { return 2*s.Bound > s.Ports }
 
-// mayBindFirst reports whether that looks likely, where it is not known.
-func mayBindFirst(s *pool.Source) bool { return s.Ports >= 10 && 2*s.BindParity > s.Ports }
+// mayBindFirst reports whether that is possible, of a source with some ports.
+func mayBindFirst(s *pool.Source) bool { return s.Ports >= 10 && 2*(s.Bound+s.MayBound) > s.Ports }
 
 // addSources adds the sources of a namespace whose clients bind first.
 func (p *page) addSources(n *scan.Namespace, c cleaner) {
@@ -33,7 +33,7 @@ func (p *page) addSources(n *scan.Namespace, c cleaner) {
 	}
 	r := &n.TCP.Report
 	for i := range r.Sources {
-		if s := &r.Sources[i]; r.BoundKnown && bindsFirst(s) || !r.BoundKnown && mayBindFirst(s) {
+		if s := &r.Sources[i]; r.BoundKnown && bindsFirst(s) || mayBindFirst(s) {
 			p.Sources = append(p.Sources, newSource(n, s, c))
 		}
 	}
@@ -104,13 +104,14 @@ type documentSource struct {
 	Ports       int            `json:"ports"`
 	Capacity    int            `json:"capacity_ports"`
 	Bound       *int           `json:"bound_ports,omitempty"`
+	MayBound    int            `json:"bound_unknown_ports,omitempty"`
 	Diagnosis   string         `json:"diagnosis,omitempty"`
 	Cures       []documentCure `json:"cures,omitempty"`
 }
 
 func newDocumentSource(n *scan.Namespace, s *pool.Source) documentSource {
 	row := newSource(n, s, visible)
-	doc := documentSource{Netns: n.Name, Source: row.Address, Level: row.reached.Level().String(), Ports: s.Ports, Capacity: s.Capacity}
+	doc := documentSource{Netns: n.Name, Source: row.Address, Level: row.reached.Level().String(), Ports: s.Ports, Capacity: s.Capacity, MayBound: s.MayBound}
 	if !n.TCP.Report.Settings.AutobindReuse {
 		doc.Utilization = &s.Utilization
 	}

@@ -23,9 +23,10 @@ func causesRow() row {
 			query(top(10, ofNamespaces("source:ephemeral_port_bind_first_utilization:ratio")), "{{netns}}: {{source_ip}}").
 			noValue("No client binds first"),
 		newGraph("Bound ports",
-			"Ports that some socket got by bind(), as a share of the capacity: no connect() gets them, whatever the destination. At 100%, every plain connect() fails. Not known: ports of clients that have not been seen to choose one.", ratio, 8, used...).
+			"Ports that some socket got by bind(), as a share of the capacity: no connect() gets them, whatever the destination. At 100%, every plain connect() fails. Not known: ports of clients that have not been seen to choose one. Worst, if bound: the utilization that the worst destination then has.", ratio, 8, used...).
 			query(share("ephemeral_port_bound_ports"), "{{netns}} bound").
-			query(share("ephemeral_port_bound_unknown_ports"), "{{netns}} not known"),
+			query(share("ephemeral_port_bound_unknown_ports"), "{{netns}} not known").
+			query(top(10, ofNamespaces("ephemeral_port_max_possible_utilization_ratio")), "{{netns}} worst, if bound"),
 		newGraph("Unreported destinations",
 			"Ports of destinations without series of their own, as a share of the capacity of one pool, see --destination.min-ports and --destination.limit.", ratio, 8).
 			query(share("ephemeral_port_unreported_ports"), "{{netns}} {{state}}"),

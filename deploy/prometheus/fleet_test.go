@@ -112,6 +112,11 @@ func TestRulesSwing(t *testing.T) {
 			"ephemeral_port_max_utilization_ratio":         repeat("0.7", "0.7", "0.8"),
 			"ephemeral_port_destination_utilization_ratio": repeat("0.7", "0.8", "0.7"),
 		}},
+		{"EphemeralPortsPossiblyExhausted", 345, values{"ephemeral_port_max_possible_utilization_ratio": repeat("0.7", "0.7", "0.8")}},
+		{"EphemeralPortsPossiblyExhausted", 0, values{
+			"ephemeral_port_max_possible_utilization_ratio": repeat("0.8"),
+			"ephemeral_port_max_utilization_ratio":          repeat("0.7", "0.7", "0.8"),
+		}},
 		{"EphemeralPortsRateNearCeiling", 105, values{
 			"ephemeral_port_destination_closes_per_second":           repeat("86", "100"),
 			"ephemeral_port_destination_ceiling_requests_per_second": repeat("100"),
@@ -138,7 +143,7 @@ func TestRulesSwing(t *testing.T) {
 		for name, v := range tc.of {
 			labels := pool
 			switch name {
-			case "ephemeral_port_max_utilization_ratio", "ephemeral_port_collect_success":
+			case "ephemeral_port_max_utilization_ratio", "ephemeral_port_max_possible_utilization_ratio", "ephemeral_port_collect_success":
 				labels = proxy
 			case "ephemeral_port_destination_ports":
 				labels += `, state="` + map[string]string{"EphemeralPortsCloseWait": "close_wait", "EphemeralPortsSynSent": "syn_sent"}[tc.alert] + `"`
