@@ -410,11 +410,11 @@ func TestCureText(t *testing.T) {
 		},
 		{
 			"no timestamps here", func(c *adviceCase) { c.settings.Timestamps, c.timestamps = 0, pool.No }, "Reuse ports in TIME_WAIT",
-			"for 1 s", "sysctl -w net.ipv4.tcp_timestamps=1 && sysctl -w net.ipv4.tcp_tw_reuse=1 || { sysctl -w net.ipv4.tcp_timestamps=0; false; }", "from then on only",
+			"for 1 s", "sysctl -w net.ipv4.tcp_timestamps=1 && sysctl -w net.ipv4.tcp_tw_reuse=1 || { sysctl -w net.ipv4.tcp_timestamps=0; false; }", "from then on only: those before hold their ports for 62 s",
 		},
 		{
 			"no timestamps here, reuse set", func(c *adviceCase) { c.settings.Timestamps, c.settings.TWReuse = 0, 1 }, "Reuse ports in TIME_WAIT",
-			"for 1 s", "sysctl -w net.ipv4.tcp_timestamps=1", "from then on only",
+			"for 1 s", "sysctl -w net.ipv4.tcp_timestamps=1", "from then on only: those before hold their ports for 62 s",
 		},
 		{
 			"loopback", func(c *adviceCase) { c.settings.TWReuse, c.loopback = 0, true }, "Reuse ports in TIME_WAIT",

@@ -101,7 +101,7 @@ func (p *tcpPool) reuse() Cure {
 	switch {
 	case s.Timestamps == 0:
 		changes = append(changes, change{name: "net.ipv4.tcp_timestamps", before: "0", then: "1"})
-		condition = "The destination uses TCP timestamps. So do connections from then on only."
+		condition = fmt.Sprintf("The destination uses TCP timestamps. So do connections from then on only: those before hold their ports for %.3g s after they are closed, as now.", d.Hold)
 		timestamps = pool.Unknown
 	case d.Loopback:
 	case timestamps == pool.Yes:
