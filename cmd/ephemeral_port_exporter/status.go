@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/common/version"
 
@@ -45,9 +46,17 @@ func pageURL(listener net.Listener) string {
 	return page.String()
 }
 
-// printStatus scans once and writes the status page as text. The error is that of the scan.
+// betweenLooks is the time between two scans that show how clients choose ports.
+const betweenLooks = time.Second
+
+// printStatus scans once, or once more if that may tell what is not known, and writes the status page as text. The error
+// is that of the scan.
 func printStatus(w io.Writer, flags *flags, scanner *scan.Scanner) error {
 	snapshot, err := scanner.Check()
+	if err == nil && snapshot.Unsure() {
+		time.Sleep(betweenLooks)
+		snapshot, err = scanner.Check()
+	}
 	if writeErr := newStatus(flags).Write(w, &snapshot, status.View{Format: status.Text}); writeErr != nil {
 		return fmt.Errorf("write the status: %w", writeErr)
 	}

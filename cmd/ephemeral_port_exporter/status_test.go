@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
@@ -54,6 +55,72 @@ func TestStatusOnce(t *testing.T) {
 				t.Errorf("stdout:\n%s\nstderr:\n%s", stdout.String(), stderr.String())
 			}
 		})
+	}
+}
+
+// TestStatusUnsure has clients that bind all ports. One collection cannot tell that of them.
+func TestStatusUnsure(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+	for i := range 10 {
+		netnstest.Client{
+			Bind: netnstest.BindFirst, Source: netip.MustParseAddrPort("198.51.100.1:0"), Destination: netip.AddrPortFrom(netip.MustParseAddr("198.51.100.7"), uint16(80+i)),
+		}.Hold(t, 10)
+	}
+	for arg, want := range map[string]string{
+		"--log.level=error": "has 10% or 100% of its ports in use: which clients bind before they connect is not known yet; --exact tells now.",
+		"--exact":           "is out of ports.",
+	} {
+		if arg == "--exact" && !netnstest.IsHostRoot() {
+			continue
+		}
+		out, err := command(t, "--status", arg).Output()
+		if got := strings.Join(strings.Fields(string(out)), " "); err != nil || !strings.Contains(got, want) {
+			t.Errorf("%s: %v, got %s, want %q", arg, err, got, want)
+		}
+	}
+}
+
+// TestStatusTwice has a client that binds new ports all the time: two collections tell.
+func TestStatusTwice(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+	plain := netnstest.Client{Destination: netip.MustParseAddrPort("198.51.100.9:443")}
+	plain.Hold(t, 12)
+	client := netnstest.Client{
+		Bind: netnstest.BindFirst, Source: netip.MustParseAddrPort("198.51.100.1:0"), Destination: netip.MustParseAddrPort("198.51.100.7:80"),
+	}
+	connect := func() (fd int) {
+		t.Helper()
+		fd, err := client.Connect()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	var open []int
+	for range 20 {
+		open = append(open, connect())
+	}
+	cmd := command(t, "--status")
+	var stdout strings.Builder
+	cmd.Stdout = &stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for {
+		select {
+		case err := <-ended:
+			if got := stdout.String(); err != nil || !strings.Contains(got, "of them lost to connect(), because bind() took them\n") {
+				t.Errorf("%v, got:\n%s", err, got)
+			}
+			return
+		case <-time.After(5 * time.Millisecond):
+			netnstest.CloseRepaired(open[0])
+			open = append(open[1:], connect())
+		}
 	}
 }
 

@@ -135,6 +135,14 @@ type Owner struct {
 	Ports int // held by its sockets that are not in TIME_WAIT
 }
 
+// Unsure reports whether utilization may be higher than is known, so much that it matters. Another scan may tell.
+func (s Snapshot) Unsure() bool {
+	return slices.ContainsFunc(s.Namespaces, func(n Namespace) bool {
+		r := &n.TCP.Report
+		return r.MaxPossibleUtilization >= r.MaxUtilization+0.01
+	})
+}
+
 // Resolve returns owners of a report of the snapshot, at most pool.MaxOwners.
 // Control groups with the same path are one owner: the older ones are removed, and still have sockets.
 func (s Snapshot) Resolve(of []pool.Owner) []Owner {
