@@ -252,6 +252,16 @@ func ReachedBound(r *pool.Report) Reached {
 	return reached(BoundPorts, map[Quantity]float64{Utilization: float64(r.BoundPorts) / float64(r.CapacityPorts)})
 }
 
+// ReachedPossiblyBound returns what the ports of a namespace that may be bound have reached, if that is worse than what is
+// known of them.
+func ReachedPossiblyBound(r *pool.Report) Reached {
+	all := reachedPossible(float64(r.BoundPorts+r.BoundUnknown) / float64(max(r.CapacityPorts, 1)))
+	if all.Level() <= ReachedBound(r).Level() {
+		return nil
+	}
+	return all
+}
+
 // ReachedSource returns what a source of the report has reached whose clients bind before they connect.
 func ReachedSource(r *pool.Report, s *pool.Source) Reached {
 	if r.Settings.AutobindReuse {

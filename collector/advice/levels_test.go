@@ -20,6 +20,7 @@ func TestReachedTCP(t *testing.T) {
 		return func(d *pool.Destination) { d.Ports[slices.Index(pool.States[:], state)] = ports }
 	}
 	used := func(u float64) change { return func(d *pool.Destination) { d.Utilization = u } }
+	possibly := func(u float64) change { return func(d *pool.Destination) { d.PossibleUtilization = u } }
 	held := func(ports int) change { return func(d *pool.Destination) { d.Held = ports } }
 	load := func(rate, ceiling float64) change {
 		return func(d *pool.Destination) { d.CloseRate, d.Ceiling = rate, ceiling }
@@ -50,6 +51,10 @@ func TestReachedTCP(t *testing.T) {
 		{name: "open on every port", changes: []change{load(1, 0)}, level: Calm},
 		{name: "minutes left", changes: []change{in10min(599)}, level: Critical, alerts: []string{"EphemeralPortsExhaustionPredicted"}},
 		{name: "failing", failing: true, level: Warning, alerts: []string{"EphemeralPortsConnectFailing"}},
+		{name: "possibly half", changes: []change{possibly(0.5)}, level: Warning},
+		{name: "possibly under 80%", changes: []change{used(0.499), possibly(0.799)}, level: Warning},
+		{name: "possibly 80%", changes: []change{used(0.799), possibly(0.8)}, level: Critical, alerts: []string{"EphemeralPortsPossiblyExhausted", "EphemeralPortsHalfUsed"}},
+		{name: "possibly all, certainly 80%", changes: []change{used(0.8), possibly(1)}, level: Critical, alerts: []string{"EphemeralPortsNearlyExhausted"}},
 		{name: "a leak", changes: []change{in(pool.CloseWait, 200)}, level: Warning, alerts: []string{"EphemeralPortsCloseWait"}},
 		{name: "no answer", changes: []change{in(pool.SynSent, 200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
 		{name: "most without an answer", changes: []change{in(pool.SynSent, 100), held(200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
@@ -119,6 +124,11 @@ func TestReached(t *testing.T) {
 		{"unreported, under half", unreported(0.499), Calm, nil},
 		{"unreported, half", unreported(0.5, 0.4, 0.1), Warning, nil},
 		{"unreported, 80%", unreported(0.8, 0.79), Critical, []string{"EphemeralPortsWorstUnreported"}},
+		{"unreported, possibly 80%", ReachedUnreported(&pool.Report{MaxUtilization: 0.1, MaxPossibleUtilization: 0.8}), Critical, []string{"EphemeralPortsPossiblyExhausted"}},
+		{"possibly 80%, reported", ReachedUnreported(&pool.Report{MaxPossibleUtilization: 0.9, Destinations: []pool.Destination{{PossibleUtilization: 0.8, Exhaustion: math.Inf(1)}}}), Calm, nil},
+		{"nothing held, half may be bound", ReachedPossiblyBound(&pool.Report{CapacityPorts: 100, BoundPorts: 30, BoundUnknown: 20}), Warning, nil},
+		{"nothing held, less may be bound", ReachedPossiblyBound(&pool.Report{CapacityPorts: 100, BoundPorts: 30, BoundUnknown: 19}), Calm, nil},
+		{"half bound, and no more", ReachedPossiblyBound(&pool.Report{CapacityPorts: 100, BoundPorts: 50, BoundKnown: true}), Calm, nil},
 		{"the worst is reported", unreported(0.8, 0.8), Calm, nil},
 		{"all lack bound ports", ReachedUnreported(&pool.Report{CapacityPorts: 100, BoundPorts: 80, BoundKnown: true, MaxUtilization: 0.85}), Calm, nil},
 		{"all lack bound ports, one has more", ReachedUnreported(&pool.Report{CapacityPorts: 100, BoundPorts: 79, BoundKnown: true, MaxUtilization: 0.8}), Critical, []string{"EphemeralPortsWorstUnreported"}},

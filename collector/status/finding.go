@@ -129,6 +129,10 @@ func (p *page) judgeView(self *scan.Namespace, c cleaner) {
 	case len(p.Destinations)+len(p.NAT) > 0:
 	case len(p.Failed) > 0:
 		p.find(warning, failing().Alerts(), "%s holds few ports now or none, but had %s that failed, the last within 15 minutes.", address, connects(p.Failed[0].pool.Failures))
+	case self.TCP.Err == nil && advice.ReachedPossiblyBound(&self.TCP.Report).Level() > calm:
+		r, bound := &self.TCP.Report, advice.ReachedPossiblyBound(&self.TCP.Report)
+		p.find(bound.Level(), bound.Alerts(), "%s holds few ports now or none, but all destinations lack the ports that clients bind: %d of %d, and up to %d more; --exact tells how many.",
+			address, r.BoundPorts, r.CapacityPorts, r.BoundUnknown)
 	case self.TCP.Err == nil:
 		p.find(calm, nil, "%s is not among the destinations here: it holds few ports now, or none.", address)
 	}

@@ -276,6 +276,8 @@ func TestHeadline(t *testing.T) {
 			r.Destinations = append(r.Destinations, connections("10.0.0.2", "10.0.0.3:5432", map[pool.State]int{pool.TimeWait: 9000}))
 		}), calm, []string{"No pool of 10.0.0.3:5432 is in danger: the worst, from 10.0.0.2 to 10.0.0.3:5432, has 32% of its ports in use."}},
 		{"one of two", "10.0.0.2:443", trouble(), critical, []string{"10.0.0.2:443 runs out of ports in 40 s.", "1 network namespace could not be read"}},
+		{"absent, while most ports may be bound", "[2001:db8::1]:1", with(func(r *pool.Report) { r.BoundUnknown = 27000 }), critical,
+			[]string{"[2001:db8::1]:1 holds few ports now or none, but all destinations lack the ports that clients bind: 120 of 28220, and up to 27000 more; --exact tells how many."}},
 		{"absent", "[2001:db8::1]:1", quiet(), calm, []string{"[2001:db8::1]:1 is not among the destinations here"}},
 		{"only failures", "10.0.0.55:9", trouble(), warning, []string{"10.0.0.55:9 holds few ports now or none, but had 3 connects that failed", "1 network namespace"}},
 	}
