@@ -369,6 +369,24 @@ func TestRanges(t *testing.T) {
 	}
 }
 
+// TestRangesDanger has a pool with a full block, which comes before one with more ports in use.
+func TestRangesDanger(t *testing.T) {
+	settings := settings
+	settings.PortRanges = mapE(0x34)
+	table := NewTable(settings)
+	fill(table, settings.PortRanges[0])
+	apart := tcpFlow(Established, 0)
+	apart.Destination = netip.MustParseAddrPort("198.51.100.2:443")
+	for _, block := range settings.PortRanges {
+		apart.Translated = netip.AddrPortFrom(apart.Translated.Addr(), block.Low)
+		flows(table, 2, apart)
+	}
+	r := table.Report(limit.Limits{MinPorts: 1, Most: 1})
+	if p := r.Pools[0]; p.Held != 16 || math.Abs(p.SearchFailure-1.0/15) > 1e-9 || r.MaxUtilization != 30.0/240 {
+		t.Errorf("reported %+v, want the pool with a full block", r)
+	}
+}
+
 // TestFullBlocks infers blocks that the flag does not name, and nothing from ports that lie by chance.
 func TestFullBlocks(t *testing.T) {
 	blocks := mapE(0x34)
