@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/snat"
 )
@@ -179,10 +180,10 @@ func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
 		values[Failures] = 1
 	}
 	if r.CapacityPorts > 0 {
-		values[InCloseWait] = float64(portsIn(d, pool.CloseWait)) / float64(r.CapacityPorts)
-		values[InSynSent] = float64(portsIn(d, pool.SynSent)) / float64(r.CapacityPorts)
+		values[InCloseWait] = float64(portsIn(d, tcpstate.CloseWait)) / float64(r.CapacityPorts)
+		values[InSynSent] = float64(portsIn(d, tcpstate.SynSent)) / float64(r.CapacityPorts)
 	}
-	if n := portsIn(d, pool.SynSent); n >= manySynSent {
+	if n := portsIn(d, tcpstate.SynSent); n >= manySynSent {
 		values[MostSynSent] = float64(n) / float64(openPorts(d))
 	}
 	// To fire, the alert takes 5 minutes of a rise that leads to 1 within 10.
@@ -208,7 +209,7 @@ func reachedPossible(utilization float64) Reached {
 }
 
 // openPorts returns how many ports of a destination are not in TIME_WAIT.
-func openPorts(d *pool.Destination) int { return d.Held - portsIn(d, pool.TimeWait) }
+func openPorts(d *pool.Destination) int { return d.Held - portsIn(d, tcpstate.TimeWait) }
 
 // LoadOf returns closes per second as a share of the ceiling: at 1 the ports run out. It is 0 where open connections
 // leave no port, as utilization tells that.
@@ -220,7 +221,7 @@ func LoadOf(d *pool.Destination) float64 {
 }
 
 // portsIn returns how many ports of a destination are in a state.
-func portsIn(d *pool.Destination, state pool.State) int {
+func portsIn(d *pool.Destination, state tcpstate.State) int {
 	return d.Ports[slices.Index(pool.States[:], state)]
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/snat"
 )
@@ -16,7 +17,7 @@ import (
 // TestReachedTCP checks each threshold, and the value before it.
 func TestReachedTCP(t *testing.T) {
 	type change func(d *pool.Destination)
-	in := func(state pool.State, ports int) change {
+	in := func(state tcpstate.State, ports int) change {
 		return func(d *pool.Destination) { d.Ports[slices.Index(pool.States[:], state)] = ports }
 	}
 	used := func(u float64) change { return func(d *pool.Destination) { d.Utilization = u } }
@@ -34,8 +35,8 @@ func TestReachedTCP(t *testing.T) {
 		alerts  []string
 	}{
 		{name: "nothing", level: Calm},
-		{name: "under half", changes: []change{used(0.499), load(79, 100), in10min(600), in(pool.CloseWait, 199)}, level: Calm},
-		{name: "under a fifth without an answer", changes: []change{in(pool.SynSent, 199), held(400)}, level: Calm},
+		{name: "under half", changes: []change{used(0.499), load(79, 100), in10min(600), in(tcpstate.CloseWait, 199)}, level: Calm},
+		{name: "under a fifth without an answer", changes: []change{in(tcpstate.SynSent, 199), held(400)}, level: Calm},
 		{name: "open connections may rise", changes: []change{used(0.35), held(325)}, level: Calm, alerts: []string{"EphemeralPortsOpenConnectionsRise"}},
 		{name: "open connections are few", changes: []change{used(0.35), held(324)}, level: Calm},
 		{name: "open connections, and little in use", changes: []change{used(0.299), held(900)}, level: Calm},
@@ -55,14 +56,14 @@ func TestReachedTCP(t *testing.T) {
 		{name: "possibly under 80%", changes: []change{used(0.499), possibly(0.799)}, level: Warning},
 		{name: "possibly 80%", changes: []change{used(0.799), possibly(0.8)}, level: Critical, alerts: []string{"EphemeralPortsPossiblyExhausted", "EphemeralPortsHalfUsed"}},
 		{name: "possibly all, certainly 80%", changes: []change{used(0.8), possibly(1)}, level: Critical, alerts: []string{"EphemeralPortsNearlyExhausted"}},
-		{name: "a leak", changes: []change{in(pool.CloseWait, 200)}, level: Warning, alerts: []string{"EphemeralPortsCloseWait"}},
-		{name: "no answer", changes: []change{in(pool.SynSent, 200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
-		{name: "most without an answer", changes: []change{in(pool.SynSent, 100), held(200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
-		{name: "less than half without an answer", changes: []change{in(pool.SynSent, 100), held(201)}, level: Calm},
-		{name: "few without an answer", changes: []change{in(pool.SynSent, 99), held(99)}, level: Calm},
-		{name: "closed ones are no answer", changes: []change{in(pool.SynSent, 100), in(pool.TimeWait, 5000), held(5200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
+		{name: "a leak", changes: []change{in(tcpstate.CloseWait, 200)}, level: Warning, alerts: []string{"EphemeralPortsCloseWait"}},
+		{name: "no answer", changes: []change{in(tcpstate.SynSent, 200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
+		{name: "most without an answer", changes: []change{in(tcpstate.SynSent, 100), held(200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
+		{name: "less than half without an answer", changes: []change{in(tcpstate.SynSent, 100), held(201)}, level: Calm},
+		{name: "few without an answer", changes: []change{in(tcpstate.SynSent, 99), held(99)}, level: Calm},
+		{name: "closed ones are no answer", changes: []change{in(tcpstate.SynSent, 100), in(tcpstate.TimeWait, 5000), held(5200)}, level: Warning, alerts: []string{"EphemeralPortsSynSent"}},
 		{
-			name: "all", changes: []change{used(0.8), load(100, 100), in10min(10), in(pool.CloseWait, 400), in(pool.SynSent, 400)}, failing: true, level: Critical,
+			name: "all", changes: []change{used(0.8), load(100, 100), in10min(10), in(tcpstate.CloseWait, 400), in(tcpstate.SynSent, 400)}, failing: true, level: Critical,
 			alerts: []string{
 				"EphemeralPortsNearlyExhausted", "EphemeralPortsRateNearCeiling", "EphemeralPortsExhaustionPredicted",
 				"EphemeralPortsConnectFailing", "EphemeralPortsCloseWait", "EphemeralPortsSynSent",
@@ -175,7 +176,7 @@ func TestQuestions(t *testing.T) {
 		table := pool.NewTable(settings)
 		for i := range held {
 			table.Add(&pool.Socket{
-				State:  pool.Established,
+				State:  tcpstate.Established,
 				Local:  netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(40000+i)),
 				Remote: netip.MustParseAddrPort("10.0.0.2:443"),
 			})

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 )
 
@@ -51,9 +52,9 @@ func (p *tcpPool) bindFirst() bool {
 }
 
 // in returns how many ports the sockets in a state make unavailable.
-func (p *tcpPool) in(state pool.State) int {
+func (p *tcpPool) in(state tcpstate.State) int {
 	n := portsIn(p.destination, state)
-	if state == pool.TimeWait {
+	if state == tcpstate.TimeWait {
 		n -= p.destination.Reusable
 	}
 	return n
@@ -127,25 +128,25 @@ func Doubt(mayBeBound, mayBeHeld int) string {
 // leaks are states that connections stay in if something is wrong, however many ports others hold.
 var leaks = [...]struct {
 	of      []Quantity
-	state   pool.State
+	state   tcpstate.State
 	meaning string
 }{
-	{[]Quantity{InCloseWait}, pool.CloseWait, "an application on this host has not closed them"},
-	{[]Quantity{InSynSent, MostSynSent}, pool.SynSent, "the destination does not answer"},
+	{[]Quantity{InCloseWait}, tcpstate.CloseWait, "an application on this host has not closed them"},
+	{[]Quantity{InSynSent, MostSynSent}, tcpstate.SynSent, "the destination does not answer"},
 }
 
 // meaning says what it means that a holder has most ports.
 func meaning(holder string) string {
 	switch state := strings.ToUpper(holder); holder {
-	case pool.Established.String():
+	case tcpstate.Established.String():
 		return "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang"
-	case pool.TimeWait.String():
+	case tcpstate.TimeWait.String():
 		return "Connections that this host closed first hold most ports, in TIME_WAIT"
-	case pool.FinWait1.String(), pool.FinWait2.String(), pool.Closing.String():
+	case tcpstate.FinWait1.String(), tcpstate.FinWait2.String(), tcpstate.Closing.String():
 		return "Connections that this host closed first hold most ports, in " + state + ": the destination has not closed them"
-	case pool.CloseWait.String():
+	case tcpstate.CloseWait.String():
 		return "Connections that the destination closed hold most ports, in CLOSE_WAIT: an application on this host has not closed them"
-	case pool.SynSent.String():
+	case tcpstate.SynSent.String():
 		return "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer"
 	case boundByOthers:
 		return "Other sockets hold most ports: their clients bind before they connect"

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 )
 
@@ -34,7 +35,7 @@ type adviceCase struct {
 	settings  pool.Settings
 	listeners []uint16
 
-	ports      map[pool.State]int
+	ports      map[tcpstate.State]int
 	reusable   int
 	rate       float64 // closes per second
 	unanswered float64
@@ -68,7 +69,7 @@ func (c adviceCase) report() (*pool.Report, *pool.Destination) {
 	for state, n := range c.ports {
 		d.Ports[slices.Index(pool.States[:], state)] = n
 		d.Held += n
-		if state != pool.TimeWait && state != pool.FinWait2 {
+		if state != tcpstate.TimeWait && state != tcpstate.FinWait2 {
 			d.Open += n
 		}
 	}
@@ -97,10 +98,10 @@ func short(c Cure) string {
 }
 
 var (
-	timeWait20000 = map[pool.State]int{pool.TimeWait: 20000}
+	timeWait20000 = map[tcpstate.State]int{tcpstate.TimeWait: 20000}
 
 	adviceCases = []adviceCase{
-		{name: "calm", settings: usual, ports: map[pool.State]int{pool.TimeWait: 14000}, rate: 300},
+		{name: "calm", settings: usual, ports: map[tcpstate.State]int{tcpstate.TimeWait: 14000}, rate: 300},
 		{
 			name: "TIME_WAIT", settings: usual, ports: timeWait20000, rate: 400,
 			diagnosis: "This host is the first to close 400 connections per second; its ports suffice for 455.",
@@ -114,7 +115,7 @@ var (
 			},
 		},
 		{
-			name: "a rate far above the ceiling", settings: usual, ports: map[pool.State]int{pool.TimeWait: 3000}, rate: 3000, timestamps: pool.No,
+			name: "a rate far above the ceiling", settings: usual, ports: map[tcpstate.State]int{tcpstate.TimeWait: 3000}, rate: 3000, timestamps: pool.No,
 			diagnosis: "This host is the first to close 3000 connections per second;",
 			want: []string{
 				"Keep connections alive, 14, 455 to 6370 per second",
@@ -138,7 +139,7 @@ var (
 		},
 		{
 			name: "reuse, widest range", settings: with(usual, func(s *pool.Settings) { s.TWReuse, s.PortRange = 1, pool.PortRange{Low: 1024, High: 65535} }),
-			ports: map[pool.State]int{pool.TimeWait: 64000}, reusable: 10000, rate: 54000, timestamps: pool.Yes,
+			ports: map[tcpstate.State]int{tcpstate.TimeWait: 64000}, reusable: 10000, rate: 54000, timestamps: pool.Yes,
 			diagnosis: "This host is the first to close 54000 connections per second;",
 			want: []string{
 				"Keep connections alive, 2, 64512 to 129024 per second",
@@ -151,7 +152,7 @@ var (
 			name: "reuse without timestamps here", settings: with(usual, func(s *pool.Settings) {
 				s.TWReuse, s.Timestamps, s.PortRange = 1, 0, pool.PortRange{Low: 500, High: 65535}
 			}),
-			ports: map[pool.State]int{pool.TimeWait: 64000}, rate: 1000, timestamps: pool.No,
+			ports: map[tcpstate.State]int{tcpstate.TimeWait: 64000}, rate: 1000, timestamps: pool.No,
 			want: []string{
 				"Keep connections alive, 2, 1048 to 2096 per second",
 				"Reuse ports in TIME_WAIT, 1048 to 65036 per second",
@@ -161,7 +162,7 @@ var (
 			},
 		},
 		{
-			name: "peers that do not close", settings: usual, ports: map[pool.State]int{pool.FinWait2: 20000}, rate: 400, unanswered: 1,
+			name: "peers that do not close", settings: usual, ports: map[tcpstate.State]int{tcpstate.FinWait2: 20000}, rate: 400, unanswered: 1,
 			want: []string{
 				"Keep connections alive, 2, 455 to 910 per second",
 				"Widen the range, 28232 to 61744 ports, 455 to 995 per second",
@@ -171,7 +172,7 @@ var (
 			},
 		},
 		{
-			name: "half of the peers do not close", settings: usual, ports: map[pool.State]int{pool.FinWait2: 10000, pool.TimeWait: 10000}, rate: 200, unanswered: 0.5,
+			name: "half of the peers do not close", settings: usual, ports: map[tcpstate.State]int{tcpstate.FinWait2: 10000, tcpstate.TimeWait: 10000}, rate: 200, unanswered: 0.5,
 			diagnosis: "Connections that this host closed first hold most ports, in FIN_WAIT2: the destination has not closed them. They hold 10000 of the 20000",
 			want: []string{
 				"Keep connections alive, 2, 455 to 910 per second",
@@ -183,7 +184,7 @@ var (
 			},
 		},
 		{
-			name: "open connections", settings: usual, ports: map[pool.State]int{pool.Established: 20000, pool.TimeWait: 4000}, rate: 64,
+			name: "open connections", settings: usual, ports: map[tcpstate.State]int{tcpstate.Established: 20000, tcpstate.TimeWait: 4000}, rate: 64,
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. They hold 20000 of the 24000 ports in use; the pool has 28232.",
 			want: []string{
 				"Widen the range, 28232 to 61744 ports, 133 to 673 per second",
@@ -192,7 +193,7 @@ var (
 			},
 		},
 		{
-			name: "open connections on every port", settings: usual, ports: map[pool.State]int{pool.Established: 28232}, timestamps: pool.Yes,
+			name: "open connections on every port", settings: usual, ports: map[tcpstate.State]int{tcpstate.Established: 28232}, timestamps: pool.Yes,
 			want: []string{
 				"Widen the range, 28232 to 61744 ports, 0 to 540 per second",
 				"More source addresses, 2, 28232 to 84696 ports, 0 to 910 per second",
@@ -203,7 +204,7 @@ var (
 			name: "reserved ports and listeners", settings: with(usual, func(s *pool.Settings) {
 				s.ReservedPorts = []pool.PortRange{{Low: 80, High: 80}, {Low: 20000, High: 20099}, {Low: 40000, High: 41000}}
 			}),
-			listeners: append(portsOf(50000, 50299), 22, 8080, 20007, 40007), ports: map[pool.State]int{pool.Established: 26000},
+			listeners: append(portsOf(50000, 50299), 22, 8080, 20007, 40007), ports: map[tcpstate.State]int{tcpstate.Established: 26000},
 			want: []string{
 				"Widen the range, 26931 to 60342 ports, 15 to 553 per second",
 				"Move listeners out of the range, 26931 to 27231 ports, 15 to 20 per second",
@@ -214,7 +215,7 @@ var (
 		},
 		{
 			name: "a few reserved ports and listeners", settings: with(usual, func(s *pool.Settings) { s.ReservedPorts = []pool.PortRange{{Low: 40000, High: 40099}} }),
-			listeners: []uint16{50051}, ports: map[pool.State]int{pool.Established: 15000},
+			listeners: []uint16{50051}, ports: map[tcpstate.State]int{tcpstate.Established: 15000},
 			want: []string{
 				"Widen the range, 28131 to 61643 ports, 212 to 752 per second",
 				"More source addresses, 1, 28131 to 56262 ports, 212 to 665 per second",
@@ -222,7 +223,7 @@ var (
 			},
 		},
 		{
-			name: "ports bound by others", settings: usual, ports: map[pool.State]int{pool.Established: 5000}, bound: 15000,
+			name: "ports bound by others", settings: usual, ports: map[tcpstate.State]int{tcpstate.Established: 5000}, bound: 15000,
 			diagnosis: "Other sockets hold most ports: their clients bind before they connect. They hold 15000 of the 20000 ports in use; the pool has 28232.",
 			want: []string{
 				"Widen the range, 13232 to 46744 ports, 133 to 673 per second",
@@ -242,12 +243,12 @@ var (
 			},
 		},
 		{
-			name: "half-closed", settings: usual, ports: map[pool.State]int{pool.FinWait2: 16000}, halfClosed: 15000,
+			name: "half-closed", settings: usual, ports: map[tcpstate.State]int{tcpstate.FinWait2: 16000}, halfClosed: 15000,
 			diagnosis: "Connections that this host closed first hold most ports, in FIN_WAIT2: the destination has not closed them. They hold 16000 of the 16000 ports in use; the pool has 28232. 15000 are half-closed, and a process on this host still holds them:",
 			want:      []string{"Close both directions, 15000, 213 to 455 per second"},
 		},
 		{
-			name: "half-closed beside others", settings: usual, ports: map[pool.State]int{pool.FinWait2: 2000, pool.Established: 13000}, halfClosed: 2000,
+			name: "half-closed beside others", settings: usual, ports: map[tcpstate.State]int{tcpstate.FinWait2: 2000, tcpstate.Established: 13000}, halfClosed: 2000,
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. They hold 13000 of the 15000 ports in use; the pool has 28232.",
 			want: []string{
 				"Widen the range, 28232 to 61744 ports, 213 to 753 per second",
@@ -256,7 +257,7 @@ var (
 			},
 		},
 		{
-			name: "loopback", settings: usual, ports: map[pool.State]int{pool.Established: 15000}, loopback: true,
+			name: "loopback", settings: usual, ports: map[tcpstate.State]int{tcpstate.Established: 15000}, loopback: true,
 			want: []string{
 				"Widen the range, 28232 to 61744 ports, 13232 to 46744 per second",
 				"More source addresses, 1, 28232 to 56464 ports, 13232 to 41464 per second",
@@ -265,12 +266,12 @@ var (
 			},
 		},
 		{
-			name: "CLOSE_WAIT", settings: usual, ports: map[pool.State]int{pool.CloseWait: 15000, pool.Established: 200},
+			name: "CLOSE_WAIT", settings: usual, ports: map[tcpstate.State]int{tcpstate.CloseWait: 15000, tcpstate.Established: 200},
 			diagnosis: "Connections that the destination closed hold most ports, in CLOSE_WAIT: an application on this host has not closed them. They hold 15000 of",
 			want:      []string{"Close what the destination has closed, 15000, 210 to 452 per second"},
 		},
 		{
-			name: "a share of CLOSE_WAIT and SYN_SENT", settings: usual, ports: map[pool.State]int{pool.CloseWait: 5000, pool.SynSent: 4000, pool.Established: 11000},
+			name: "a share of CLOSE_WAIT and SYN_SENT", settings: usual, ports: map[tcpstate.State]int{tcpstate.CloseWait: 5000, tcpstate.SynSent: 4000, tcpstate.Established: 11000},
 			want: []string{
 				"Close what the destination has closed, 5000, 133 to 213 per second",
 				"Give up earlier without an answer, 4000, 133 to 197 per second",
@@ -281,19 +282,19 @@ var (
 		},
 		{
 			name: "CLOSE_WAIT on a fifth of the ports", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} }),
-			ports:     map[pool.State]int{pool.CloseWait: 200, pool.Established: 210},
+			ports:     map[tcpstate.State]int{tcpstate.CloseWait: 200, tcpstate.Established: 210},
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. They hold 210 of the 410 ports in use; the pool has 1000. 200 are in CLOSE_WAIT: an application on this host has not closed them.",
 			want:      []string{"Close what the destination has closed, 200, 10 to 13 per second"},
 		},
-		{name: "CLOSE_WAIT on fewer", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} }), ports: map[pool.State]int{pool.CloseWait: 199}},
+		{name: "CLOSE_WAIT on fewer", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} }), ports: map[tcpstate.State]int{tcpstate.CloseWait: 199}},
 		{
 			name: "SYN_SENT on a fifth of the ports", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40999} }),
-			ports: map[pool.State]int{pool.SynSent: 200}, failing: true,
+			ports: map[tcpstate.State]int{tcpstate.SynSent: 200}, failing: true,
 			diagnosis: "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer. They hold 200 of the 200 ports in use; the pool has 1000. Connects failed although",
 			want:      []string{"Give up earlier without an answer, 200, 13 to 16 per second"},
 		},
 		{
-			name: "SYN_SENT", settings: usual, ports: map[pool.State]int{pool.SynSent: 15000, pool.TimeWait: 300}, rate: 5,
+			name: "SYN_SENT", settings: usual, ports: map[tcpstate.State]int{tcpstate.SynSent: 15000, tcpstate.TimeWait: 300}, rate: 5,
 			diagnosis: "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer.",
 			want:      []string{"Give up earlier without an answer, 15000, 213 to 455 per second"},
 		},
@@ -306,7 +307,7 @@ var (
 			},
 		},
 		{
-			name: "more listeners than the kernel reads", settings: usual, ports: map[pool.State]int{pool.Established: 15000}, failing: true,
+			name: "more listeners than the kernel reads", settings: usual, ports: map[tcpstate.State]int{tcpstate.Established: 15000}, failing: true,
 			listeners: everyOther(1025, 5025),
 			want: []string{
 				"More source addresses, 1, 28232 to 56464 ports, 213 to 668 per second",
@@ -314,7 +315,7 @@ var (
 			},
 		},
 		{
-			name: "failing without danger", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 1024, High: 65535} }), ports: map[pool.State]int{pool.Established: 300}, failing: true,
+			name: "failing without danger", settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 1024, High: 65535} }), ports: map[tcpstate.State]int{tcpstate.Established: 300}, failing: true,
 			diagnosis: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang. They hold 300 of the 300 ports in use; the pool has 64512. Connects failed although",
 			want: []string{
 				"Let clients use the whole range, 300 to 64512 ports, 0 to 1035 per second",
@@ -490,11 +491,11 @@ func TestCureText(t *testing.T) {
 		{"destinations", func(c *adviceCase) { c.rate = 700 }, "More destination addresses or ports", "at least 3 more", "", "all of them alike"},
 		{"other side", func(*adviceCase) {}, "Let the other side close first", "holds no ephemeral port", "", "wait"},
 		{
-			"leak", func(c *adviceCase) { c.ports = map[pool.State]int{pool.CloseWait: 20000} }, "Close what the destination has closed",
+			"leak", func(c *adviceCase) { c.ports = map[tcpstate.State]int{tcpstate.CloseWait: 20000} }, "Close what the destination has closed",
 			"has not closed 20000 connections", "", "",
 		},
 		{
-			"no answer", func(c *adviceCase) { c.ports = map[pool.State]int{pool.SynSent: 20000} }, "Give up earlier without an answer",
+			"no answer", func(c *adviceCase) { c.ports = map[tcpstate.State]int{tcpstate.SynSent: 20000} }, "Give up earlier without an answer",
 			"20000 attempts", "", "",
 		},
 	}
@@ -525,10 +526,10 @@ func TestNoReuse(t *testing.T) {
 		"peer without timestamps":  func(c *adviceCase) { c.timestamps = pool.No },
 		"clients that bind first":  func(c *adviceCase) { c.own = 20000 },
 		"open connections": func(c *adviceCase) {
-			c.ports, c.rate = map[pool.State]int{pool.Established: 26000, pool.TimeWait: 500}, 8
+			c.ports, c.rate = map[tcpstate.State]int{tcpstate.Established: 26000, tcpstate.TimeWait: 500}, 8
 		},
-		"open on every port":        func(c *adviceCase) { c.ports, c.rate = map[pool.State]int{pool.Established: 28232}, 0 },
-		"peers that do not close":   func(c *adviceCase) { c.ports, c.unanswered = map[pool.State]int{pool.FinWait2: 20000}, 1 },
+		"open on every port":        func(c *adviceCase) { c.ports, c.rate = map[tcpstate.State]int{tcpstate.Established: 28232}, 0 },
+		"peers that do not close":   func(c *adviceCase) { c.ports, c.unanswered = map[tcpstate.State]int{tcpstate.FinWait2: 20000}, 1 },
 		"a delay of a minute":       func(c *adviceCase) { c.settings.TWReuseDelay = time.Minute },
 		"an answer after TIME_WAIT": func(c *adviceCase) { c.settings.TWReuseDelay, c.timestamps = time.Hour, pool.Yes },
 	} {
@@ -599,18 +600,18 @@ func TestConnectWithoutBinding(t *testing.T) {
 
 // TestDiagnosis has one state hold most ports.
 func TestDiagnosis(t *testing.T) {
-	for state, want := range map[pool.State]string{
-		pool.Established: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang.",
-		pool.SynSent:     "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer.",
-		pool.SynRecv:     "Connections in SYN_RECV hold most ports.",
-		pool.FinWait1:    "Connections that this host closed first hold most ports, in FIN_WAIT1: the destination has not closed them.",
-		pool.FinWait2:    "Connections that this host closed first hold most ports, in FIN_WAIT2: the destination has not closed them.",
-		pool.TimeWait:    "Connections that this host closed first hold most ports, in TIME_WAIT.",
-		pool.CloseWait:   "Connections that the destination closed hold most ports, in CLOSE_WAIT: an application on this host has not closed them.",
-		pool.LastAck:     "Connections in LAST_ACK hold most ports.",
-		pool.Closing:     "Connections that this host closed first hold most ports, in CLOSING: the destination has not closed them.",
+	for state, want := range map[tcpstate.State]string{
+		tcpstate.Established: "Open connections hold most ports: look for a connection pool without a limit, and for requests that hang.",
+		tcpstate.SynSent:     "Attempts to connect hold most ports, in SYN_SENT: the destination does not answer.",
+		tcpstate.SynRecv:     "Connections in SYN_RECV hold most ports.",
+		tcpstate.FinWait1:    "Connections that this host closed first hold most ports, in FIN_WAIT1: the destination has not closed them.",
+		tcpstate.FinWait2:    "Connections that this host closed first hold most ports, in FIN_WAIT2: the destination has not closed them.",
+		tcpstate.TimeWait:    "Connections that this host closed first hold most ports, in TIME_WAIT.",
+		tcpstate.CloseWait:   "Connections that the destination closed hold most ports, in CLOSE_WAIT: an application on this host has not closed them.",
+		tcpstate.LastAck:     "Connections in LAST_ACK hold most ports.",
+		tcpstate.Closing:     "Connections that this host closed first hold most ports, in CLOSING: the destination has not closed them.",
 	} {
-		c := adviceCase{settings: usual, ports: map[pool.State]int{state: 20000, pool.SynRecv: 1}}
+		c := adviceCase{settings: usual, ports: map[tcpstate.State]int{state: 20000, tcpstate.SynRecv: 1}}
 		r, d := c.report()
 		if got := TCP(r, d, false).Diagnosis; !strings.HasPrefix(got, want) {
 			t.Errorf("%v: got %q, want %q", state, got, want)
@@ -623,9 +624,9 @@ func TestDiagnosis(t *testing.T) {
 	}{
 		{"nothing", adviceCase{settings: usual, failing: true}, "No port is in use now. Connects failed although ports are free"},
 		{"few closes in a small range", adviceCase{
-			settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40299} }), rate: 4.25, ports: map[pool.State]int{pool.TimeWait: 200},
+			settings: with(usual, func(s *pool.Settings) { s.PortRange = pool.PortRange{Low: 40000, High: 40299} }), rate: 4.25, ports: map[tcpstate.State]int{tcpstate.TimeWait: 200},
 		}, "This host is the first to close 4.2 connections per second; its ports suffice for 4.8."},
-		{"open ones hold more than closes do", adviceCase{settings: usual, rate: 200, ports: map[pool.State]int{pool.Established: 16000, pool.TimeWait: 11000}}, "Open connections hold most ports"},
+		{"open ones hold more than closes do", adviceCase{settings: usual, rate: 200, ports: map[tcpstate.State]int{tcpstate.Established: 16000, tcpstate.TimeWait: 11000}}, "Open connections hold most ports"},
 	} {
 		r, d := tt.c.report()
 		if got := TCP(r, d, tt.c.failing).Diagnosis; !strings.HasPrefix(got, tt.want) {
@@ -636,7 +637,7 @@ func TestDiagnosis(t *testing.T) {
 
 // TestTooLong has more reserved ports than the kernel reads: no cure that writes them all is shown.
 func TestTooLong(t *testing.T) {
-	c := adviceCase{settings: usual, ports: map[pool.State]int{pool.Established: 20000}}
+	c := adviceCase{settings: usual, ports: map[tcpstate.State]int{tcpstate.Established: 20000}}
 	for _, port := range everyOther(1025, 5025) {
 		c.settings.ReservedPorts = append(c.settings.ReservedPorts, pool.PortRange{Low: port, High: port})
 	}
@@ -651,7 +652,7 @@ func TestTooLong(t *testing.T) {
 
 // TestHolders orders what makes ports unavailable.
 func TestHolders(t *testing.T) {
-	c := adviceCase{settings: usual, ports: map[pool.State]int{pool.Established: 9000, pool.TimeWait: 12000, pool.FinWait1: 3, pool.CloseWait: 0}, reusable: 4000, bound: 9500}
+	c := adviceCase{settings: usual, ports: map[tcpstate.State]int{tcpstate.Established: 9000, tcpstate.TimeWait: 12000, tcpstate.FinWait1: 3, tcpstate.CloseWait: 0}, reusable: 4000, bound: 9500}
 	r, d := c.report()
 	want := []holder{{"bound_by_others", 9500}, {"established", 9000}, {"time_wait", 8000}, {"fin_wait1", 3}}
 	if diff := cmp.Diff(want, newTCPPool(r, d, nil).holders(), cmp.AllowUnexported(holder{})); diff != "" {

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"ephemeral_port_exporter/collector/internal/portset"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 )
 
@@ -17,7 +18,7 @@ func (p *tcpPool) considerable(ports int) bool { return ports > 0 && mainShare*p
 func (p *tcpPool) cures() []Cure {
 	all := []Cure{p.closeLeaks(), p.closeBothDirections(), p.giveUpEarlier()}
 	// Where a leak has most ports, more of them would only last longer. Where it is all that is wrong, they suffice.
-	leaked := p.in(pool.CloseWait) + p.in(pool.SynSent) + p.destination.HalfClosed
+	leaked := p.in(tcpstate.CloseWait) + p.in(tcpstate.SynSent) + p.destination.HalfClosed
 	if 2*leaked <= p.demand() && p.reached.Has(Utilization, Load, Exhaustion, Failures, MayRise) {
 		all = append(all, p.wholeRange(), p.keepAlive(), p.reuse(), p.widen(), p.moveListeners(),
 			p.connectWithoutBinding(), p.moreSources(), p.moreDestinations(), p.unixSocket(), p.closeSecond())
@@ -51,7 +52,7 @@ func (p *tcpPool) cure(title string, ports int) Cure {
 }
 
 func (p *tcpPool) closeLeaks() Cure {
-	return p.freeOpen("Close what the destination has closed", p.in(pool.CloseWait),
+	return p.freeOpen("Close what the destination has closed", p.in(tcpstate.CloseWait),
 		"An application has not closed %d connections that the destination closed. Restart it to free their ports, and find the leak.")
 }
 
@@ -61,7 +62,7 @@ func (p *tcpPool) closeBothDirections() Cure {
 }
 
 func (p *tcpPool) giveUpEarlier() Cure {
-	return p.freeOpen("Give up earlier without an answer", p.in(pool.SynSent),
+	return p.freeOpen("Give up earlier without an answer", p.in(tcpstate.SynSent),
 		"%d attempts to connect have no answer. Check that the destination is up and that no firewall drops packets, and let clients time out earlier.")
 }
 

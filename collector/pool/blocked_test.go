@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 // denies is the rule for one listener and bind(source, 0), without any index.
@@ -101,7 +103,7 @@ func TestBlockedPortsFlood(t *testing.T) {
 		if n := len(table.blocked.addresses); n != 1 {
 			t.Errorf("%d listeners: %d addresses to search, want 1", listeners, n)
 		}
-		inbound, other := socket(Established, "127.0.0.1:40000", "10.0.0.2:80"), socket(Established, "127.0.0.2:40000", "10.0.0.2:80")
+		inbound, other := socket(tcpstate.Established, "127.0.0.1:40000", "10.0.0.2:80"), socket(tcpstate.Established, "127.0.0.2:40000", "10.0.0.2:80")
 		table.Add(&other)
 		if n := testing.AllocsPerRun(100, func() {
 			table.Add(&inbound)
@@ -124,7 +126,7 @@ func BenchmarkAddBlocked(b *testing.B) {
 			for range listeners {
 				t.Block(listener("127.0.0.1:40000"))
 			}
-			s := socket(Established, "127.0.0.2:40000", "10.0.0.2:80")
+			s := socket(tcpstate.Established, "127.0.0.2:40000", "10.0.0.2:80")
 			for b.Loop() {
 				t.Add(&s)
 			}

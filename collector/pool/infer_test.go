@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ephemeral_port_exporter/collector/internal/portset"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 // hundredPorts has 50 ports of each parity.
@@ -47,7 +48,7 @@ func (h *host) choose(parity int, free func(port uint16) bool) uint16 {
 
 // add adds a socket from a port.
 func (h *host) add(source string, port uint16, destination string) {
-	h.sockets = append(h.sockets, socket(Established, fmt.Sprintf("%s:%d", source, port), destination))
+	h.sockets = append(h.sockets, socket(tcpstate.Established, fmt.Sprintf("%s:%d", source, port), destination))
 }
 
 // connect opens n connections to a destination with plain connect().
@@ -407,15 +408,15 @@ func TestCountPorts(t *testing.T) {
 			table := NewTable(reusing(hundredPorts, time.Second))
 			u := &unit{old: tt.old, bindChoice: tt.bindChoice}
 			for i, p := range tt.pools {
-				add := func(state State, port uint16) {
+				add := func(state tcpstate.State, port uint16) {
 					s := socket(state, fmt.Sprintf("10.0.0.1:%d", port), fmt.Sprintf("10.0.1.%d:80", i))
 					table.Add(&s)
 				}
 				for _, port := range p.open {
-					add(Established, port)
+					add(tcpstate.Established, port)
 				}
 				for _, port := range p.reusable {
-					add(TimeWait, port)
+					add(tcpstate.TimeWait, port)
 				}
 				u.pools = append(u.pools, int32(i))
 			}
@@ -470,13 +471,13 @@ func TestUnits(t *testing.T) {
 			}
 			table.Recall(before, 0)
 			for i := range minPorts {
-				s := socket(Established, fmt.Sprintf("10.0.0.1:%d", 40001+2*i), large)
+				s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40001+2*i), large)
 				table.Add(&s)
 				if s.Remote = netip.MustParseAddrPort(small); i > 0 {
 					table.Add(&s)
 				}
 			}
-			plain := socket(Established, "10.0.0.2:40000", large) // has no unit
+			plain := socket(tcpstate.Established, "10.0.0.2:40000", large) // has no unit
 			table.Add(&plain)
 			got := map[string]found{}
 			for k, u := range table.units(table.surveySources(), minPorts) {
@@ -520,7 +521,7 @@ func TestSurveySources(t *testing.T) {
 				table.before.sources = map[sourceKey]*knownSource{key: tt.before}
 			}
 			add := func(port int) {
-				s := socket(Established, fmt.Sprintf("10.0.0.1:%d", port), "10.0.1.1:80")
+				s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", port), "10.0.1.1:80")
 				table.Add(&s)
 			}
 			for i := range 25 {
@@ -574,7 +575,7 @@ func TestInferTimeWait(t *testing.T) {
 	closed := func() {
 		for i := range h.sockets {
 			if s := &h.sockets[i]; s.Remote.Port() == 443 {
-				s.State, s.Mini, s.Expires = TimeWait, true, 55*time.Second
+				s.State, s.Mini, s.Expires = tcpstate.TimeWait, true, 55*time.Second
 			}
 		}
 	}
@@ -629,7 +630,7 @@ func TestInferHold(t *testing.T) {
 func TestInferKnown(t *testing.T) {
 	table := NewTable(hundredPorts)
 	table.KnowBound()
-	s := socket(Established, "10.0.0.1:40001", "10.0.1.1:80")
+	s := socket(tcpstate.Established, "10.0.0.1:40001", "10.0.1.1:80")
 	table.Add(&s)
 	var k Knowledge
 	table.Infer(&k, everything)
@@ -654,7 +655,7 @@ func TestConnectSupply(t *testing.T) {
 		table := NewTable(hundredPorts)
 		for i, ports := range [][]uint16{{40000, 40002, 40003}, {40002, 40004, 40001}} {
 			for _, port := range ports {
-				s := socket(Established, fmt.Sprintf("10.0.0.1:%d", port), fmt.Sprintf("10.0.1.%d:80", i))
+				s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", port), fmt.Sprintf("10.0.1.%d:80", i))
 				table.Add(&s)
 			}
 		}
@@ -669,8 +670,8 @@ func TestConnectSupply(t *testing.T) {
 func TestCountBound(t *testing.T) {
 	table := NewTable(reusing(hundredPorts, time.Second))
 	for _, port := range []uint16{40000, 40001, 40002, 40003} {
-		open := socket(Established, fmt.Sprintf("10.0.0.1:%d", port), "10.0.1.1:80")
-		closed := socket(TimeWait, fmt.Sprintf("10.0.0.1:%d", port), "10.0.1.2:80")
+		open := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", port), "10.0.1.1:80")
+		closed := socket(tcpstate.TimeWait, fmt.Sprintf("10.0.0.1:%d", port), "10.0.1.2:80")
 		table.Add(&open)
 		table.Add(&closed)
 	}

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 // A simulation is a pool of which the kernel frees ports by the rules, at the latest moment.
@@ -43,7 +45,7 @@ func (s *simulation) close(from, to, perSecond, answered float64) {
 func (s *simulation) at(now float64) []Socket {
 	rule := s.settings.timeWaitRule(false)
 	var sockets []Socket
-	add := func(state State, life, age time.Duration) {
+	add := func(state tcpstate.State, life, age time.Duration) {
 		sockets = append(sockets, Socket{
 			State: state, Mini: life > 0, Expires: max(life-age, 0), Seen: time.Hour + time.Duration(now*float64(time.Second)),
 			Local:  netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), s.settings.PortRange.Low+uint16(len(sockets)%s.settings.PortRange.Size())),
@@ -51,7 +53,7 @@ func (s *simulation) at(now float64) []Socket {
 		})
 	}
 	for range s.open {
-		add(Established, 0, 0)
+		add(tcpstate.Established, 0, 0)
 	}
 	for i, closed := range s.closed {
 		age := time.Duration((now - closed) * float64(time.Second))
@@ -62,10 +64,10 @@ func (s *simulation) at(now float64) []Socket {
 		case age < 0:
 		case age < answer:
 			if age < unanswered.hold {
-				add(FinWait2, unanswered.life, age)
+				add(tcpstate.FinWait2, unanswered.life, age)
 			}
 		case age-answer < expired.hold:
-			add(TimeWait, expired.life, age-answer)
+			add(tcpstate.TimeWait, expired.life, age-answer)
 		}
 	}
 	return sockets
@@ -356,9 +358,9 @@ func TestExhaustionEdges(t *testing.T) {
 
 // TestLoadBound subtracts the ports that others have bound.
 func TestLoadBound(t *testing.T) {
-	bound := socket(Established, "10.0.0.9:40001", "10.0.0.9:80")
+	bound := socket(tcpstate.Established, "10.0.0.9:40001", "10.0.0.9:80")
 	bound.Bound = Yes
-	r := tableOf(tenPorts, nil, bound, socket(Established, "10.0.0.1:40000", "10.0.0.2:80")).Report(everything)
+	r := tableOf(tenPorts, nil, bound, socket(tcpstate.Established, "10.0.0.1:40000", "10.0.0.2:80")).Report(everything)
 	for _, d := range r.Destinations {
 		want := 9. / 60 // of its own one or two others
 		if d.Address == netip.MustParseAddrPort("10.0.0.2:80") {
@@ -375,7 +377,7 @@ func TestLoadBound(t *testing.T) {
 func TestLoadFinWait2(t *testing.T) {
 	var sockets []Socket
 	for i := range 400 {
-		s := socket(FinWait2, fmt.Sprintf("10.0.0.1:%d", 40000+i), "10.0.0.2:80")
+		s := socket(tcpstate.FinWait2, fmt.Sprintf("10.0.0.1:%d", 40000+i), "10.0.0.2:80")
 		s.Expires = 2 * time.Hour
 		sockets = append(sockets, s)
 	}
@@ -444,7 +446,7 @@ func BenchmarkReport(b *testing.B) {
 			for i := range pools {
 				for p := range 50 {
 					t.Add(&Socket{
-						State: TimeWait, Mini: true, Expires: time.Duration(p) * time.Second,
+						State: tcpstate.TimeWait, Mini: true, Expires: time.Duration(p) * time.Second,
 						Local:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, 1}), uint16(40000+p)),
 						Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 443),
 					})

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
+
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -12,7 +14,7 @@ import (
 func addOwned(t *Table, destination string, cgroups ...uint64) {
 	for i, cgroup := range cgroups {
 		t.Add(&Socket{
-			State:  Established,
+			State:  tcpstate.Established,
 			Local:  netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(32768+i)),
 			Remote: netip.MustParseAddrPort(destination), Cgroup: cgroup,
 		})
@@ -26,7 +28,7 @@ func TestOwners(t *testing.T) {
 	addOwned(table, "192.0.2.1:443", 7, 7, 7, 0, 0, 0, 0)
 	addOwned(table, "192.0.2.2:443", 0, 7, 8, 0, 9, 8, 10, 10, 9, 9, 8, 8)
 	addOwned(table, "192.0.2.3:443", 0, 0)
-	for _, state := range []State{TimeWait, FinWait2} {
+	for _, state := range []tcpstate.State{tcpstate.TimeWait, tcpstate.FinWait2} {
 		table.Add(&Socket{
 			State: state, Mini: true,
 			Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("192.0.2.3:443"),
@@ -84,7 +86,7 @@ func TestBoundOwners(t *testing.T) {
 	add := func(destination string, bound Fact, cgroups ...uint64) {
 		for _, cgroup := range cgroups {
 			table.Add(&Socket{
-				State: Established, Cgroup: cgroup, Bound: bound,
+				State: tcpstate.Established, Cgroup: cgroup, Bound: bound,
 				Local: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(32768+table.sockets)), Remote: netip.MustParseAddrPort(destination),
 			})
 		}

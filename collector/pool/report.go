@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 // A Report tells how the ephemeral ports of one network namespace are used.
@@ -249,7 +251,7 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	l := newLoad(rule, counts, t.phase.seconds())
 	ports := t.capacity - d.BoundByOthers
 	d.CloseRate = l.closeRate()
-	closed := int(counts.states[TimeWait]) + int(counts.finWait2) + int(math.Round(l.unansweredPorts))
+	closed := int(counts.states[tcpstate.TimeWait]) + int(counts.finWait2) + int(math.Round(l.unansweredPorts))
 	d.Open = max(d.Held-closed, 0)
 	hold := rule.hold(counts.timestamps)
 	if counts.binds[connectParity] || counts.doubted {

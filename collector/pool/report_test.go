@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
+
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
@@ -22,7 +24,7 @@ var (
 )
 
 // socket returns a socket in a state, between two addresses.
-func socket(state State, local, remote string) Socket {
+func socket(state tcpstate.State, local, remote string) Socket {
 	return Socket{State: state, Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote)}
 }
 
@@ -69,7 +71,7 @@ func TestReportStates(t *testing.T) {
 			sockets = append(sockets, socket(state, local, remote))
 		}
 	}
-	sockets = append(sockets, socket(State(200), local, remote))
+	sockets = append(sockets, socket(tcpstate.State(200), local, remote))
 	r := tableOf(tenPorts, nil, sockets...).Report(everything)
 	if len(r.Destinations) != 1 {
 		t.Fatalf("got %+v, want one destination", r.Destinations)
@@ -90,8 +92,8 @@ func TestReportStates(t *testing.T) {
 // holds no port.
 func TestAddState(t *testing.T) {
 	for state := range 256 {
-		r := tableOf(tenPorts, nil, socket(State(state), "10.0.0.1:40000", "10.0.0.2:80")).Report(everything)
-		if held := r.Destinations[0].Held; state > int(Closing) && held != 0 || State(state).String() != "unknown" && held != 1 {
+		r := tableOf(tenPorts, nil, socket(tcpstate.State(state), "10.0.0.1:40000", "10.0.0.2:80")).Report(everything)
+		if held := r.Destinations[0].Held; state > int(tcpstate.Closing) && held != 0 || tcpstate.State(state).String() != "unknown" && held != 1 {
 			t.Errorf("state %d: %d ports held", state, held)
 		}
 	}
@@ -108,11 +110,11 @@ func TestReportOutside(t *testing.T) {
 		listener("0.0.0.0:40001"), // counts as reserved, not as blocked
 	}
 	r := tableOf(s, listeners,
-		socket(Established, "10.0.0.1:39999", "10.0.0.2:80"), // out of range
-		socket(Established, "10.0.0.1:40001", "10.0.0.2:80"), // reserved
-		socket(Established, "10.0.0.1:40002", "10.0.0.2:80"), // inbound
-		socket(Established, "10.0.0.1:40003", "10.0.0.2:80"), // bound beside a listener on another address
-		socket(Established, "10.0.0.1:40004", "10.0.0.2:80"),
+		socket(tcpstate.Established, "10.0.0.1:39999", "10.0.0.2:80"), // out of range
+		socket(tcpstate.Established, "10.0.0.1:40001", "10.0.0.2:80"), // reserved
+		socket(tcpstate.Established, "10.0.0.1:40002", "10.0.0.2:80"), // inbound
+		socket(tcpstate.Established, "10.0.0.1:40003", "10.0.0.2:80"), // bound beside a listener on another address
+		socket(tcpstate.Established, "10.0.0.1:40004", "10.0.0.2:80"),
 	).Report(everything)
 
 	want := Report{
@@ -136,7 +138,7 @@ func TestReportOutside(t *testing.T) {
 // other address makes one.
 func TestReportZones(t *testing.T) {
 	on := func(ifindex uint32, local, remote string) Socket {
-		s := socket(Established, local, remote)
+		s := socket(tcpstate.Established, local, remote)
 		s.Interface = ifindex
 		return s
 	}
@@ -176,12 +178,12 @@ func TestReportCloseRate(t *testing.T) {
 		s.TWReuse, s.Timestamps, s.TWReuseDelay = tt.reuse, 1, time.Second
 		var sockets []Socket
 		for i, age := range []time.Duration{0, time.Second, 1001 * time.Millisecond, 10 * time.Second, 10001 * time.Millisecond, time.Minute} {
-			socket := socket(TimeWait, fmt.Sprintf("10.0.0.1:%d", 40000+i), "10.0.0.2:80")
+			socket := socket(tcpstate.TimeWait, fmt.Sprintf("10.0.0.1:%d", 40000+i), "10.0.0.2:80")
 			socket.Expires = time.Minute - age
 			sockets = append(sockets, socket)
 		}
 		// A socket that a process still has has another timer.
-		sockets = append(sockets, socket(FinWait2, "10.0.0.1:40009", "10.0.0.2:80"))
+		sockets = append(sockets, socket(tcpstate.FinWait2, "10.0.0.1:40009", "10.0.0.2:80"))
 		d := tableOf(s, nil, sockets...).Report(everything).Destinations[0]
 		if d.CloseRate != tt.want || d.Reusable != tt.reusable || d.Held != 7 {
 			t.Errorf("tcp_tw_reuse %d: got rate %v, reusable %d, held %d, want %v, %d, 7", tt.reuse, d.CloseRate, d.Reusable, d.Held, tt.want, tt.reusable)
@@ -200,7 +202,7 @@ func TestReportLimits(t *testing.T) {
 		remote := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 443)
 		for p := range ports {
 			sockets = append(sockets, Socket{
-				State: Established,
+				State: tcpstate.Established,
 				Local: netip.AddrPortFrom(netip.MustParseAddr(source), uint16(32768+p)), Remote: remote,
 			})
 		}
@@ -251,7 +253,7 @@ func TestReportLimits(t *testing.T) {
 func TestReportTies(t *testing.T) {
 	var sockets []Socket
 	for _, remote := range []string{"10.0.0.10:80", "10.0.0.9:443", "10.0.0.9:80"} {
-		sockets = append(sockets, socket(Established, "10.0.0.1:40000", remote))
+		sockets = append(sockets, socket(tcpstate.Established, "10.0.0.1:40000", remote))
 	}
 	for range 20 {
 		r := tableOf(tenPorts, nil, sockets...).Report(Limits{Most: 2})
@@ -269,15 +271,15 @@ func TestReportDanger(t *testing.T) {
 	s.TWReuse, s.Timestamps, s.TWReuseDelay = 1, 1, time.Second
 	var sockets []Socket
 	for port := range 9 {
-		old := socket(TimeWait, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.0.2:80")
+		old := socket(tcpstate.TimeWait, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.0.2:80")
 		old.Expires = time.Second
 		sockets = append(sockets, old)
 	}
 	for port := range 5 {
-		sockets = append(sockets, socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.0.3:80"))
+		sockets = append(sockets, socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.0.3:80"))
 	}
 	r := tableOf(s, nil, sockets...).Report(Limits{Most: 1})
-	if len(r.Destinations) != 1 || r.Destinations[0].Address.String() != "10.0.0.3:80" || r.UnreportedPorts[slices.Index(States[:], TimeWait)] != 9 {
+	if len(r.Destinations) != 1 || r.Destinations[0].Address.String() != "10.0.0.3:80" || r.UnreportedPorts[slices.Index(States[:], tcpstate.TimeWait)] != 9 {
 		t.Errorf("got %+v, unreported %v, want the destination at 50%%", r.Destinations, r.UnreportedPorts)
 	}
 }
@@ -287,7 +289,7 @@ func TestReportSources(t *testing.T) {
 	var sockets []Socket
 	for i := range 3 {
 		for port := range 3 - i {
-			sockets = append(sockets, socket(Established, fmt.Sprintf("10.0.0.%d:%d", i+1, 40000+port), "10.0.0.9:80"))
+			sockets = append(sockets, socket(tcpstate.Established, fmt.Sprintf("10.0.0.%d:%d", i+1, 40000+port), "10.0.0.9:80"))
 		}
 	}
 	r := tableOf(tenPorts, nil, sockets...).Report(Limits{Most: 1})
@@ -301,9 +303,9 @@ func TestReportSources(t *testing.T) {
 
 // TestHalfClosed tells connections in FIN_WAIT2 that a process holds from those of which only a mini-socket is left.
 func TestHalfClosed(t *testing.T) {
-	orphan := socket(FinWait2, "10.0.0.1:40000", "10.0.0.2:80")
+	orphan := socket(tcpstate.FinWait2, "10.0.0.1:40000", "10.0.0.2:80")
 	orphan.Mini = true
-	d := tableOf(tenPorts, nil, orphan, socket(FinWait2, "10.0.0.1:40001", "10.0.0.2:80"), socket(FinWait2, "10.0.0.1:40002", "10.0.0.2:80")).Report(everything).Destinations[0]
+	d := tableOf(tenPorts, nil, orphan, socket(tcpstate.FinWait2, "10.0.0.1:40001", "10.0.0.2:80"), socket(tcpstate.FinWait2, "10.0.0.1:40002", "10.0.0.2:80")).Report(everything).Destinations[0]
 	if d.HalfClosed != 2 || d.Held != 3 {
 		t.Errorf("%d of %d are half-closed", d.HalfClosed, d.Held)
 	}

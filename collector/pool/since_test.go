@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 // TestTimestampsUse has a namespace with tcp_tw_reuse, and connections in TIME_WAIT that were closed one each second.
@@ -48,7 +50,7 @@ func TestTimestampsUse(t *testing.T) {
 				table := NewTable(s.settings)
 				table.Recall(k, now)
 				for n, age := range s.ages {
-					socket := socket(TimeWait, "10.0.0.1:40000", "10.0.1.1:80")
+					socket := socket(tcpstate.TimeWait, "10.0.0.1:40000", "10.0.1.1:80")
 					socket.Local = netip.AddrPortFrom(socket.Local.Addr(), uint16(40000+2*n))
 					socket.Mini, socket.Seen, socket.Expires = true, now, time.Minute-time.Duration(age)*time.Second
 					table.Add(&socket)

@@ -3,56 +3,14 @@ package pool
 import (
 	"net/netip"
 	"time"
+
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
-// A State is the state of a TCP socket, RFC 9293 section 3.3.2, numbered as in
-// include/net/tcp_states.h.
-type State uint8
-
-// The states in which a socket holds its local port: a connect() to the same destination
-// cannot choose that port.
-const (
-	Established State = 1  // TCP_ESTABLISHED
-	SynSent     State = 2  // TCP_SYN_SENT
-	SynRecv     State = 3  // TCP_SYN_RECV
-	FinWait1    State = 4  // TCP_FIN_WAIT1
-	FinWait2    State = 5  // TCP_FIN_WAIT2, also of the mini-socket that outlives the process
-	TimeWait    State = 6  // TCP_TIME_WAIT
-	CloseWait   State = 8  // TCP_CLOSE_WAIT
-	LastAck     State = 9  // TCP_LAST_ACK
-	Closing     State = 11 // TCP_CLOSING
-)
-
-// States lists these states in the order of their numbers.
-var States = [...]State{
-	Established, SynSent, SynRecv, FinWait1, FinWait2, TimeWait, CloseWait, LastAck, Closing,
-}
-
-// String returns the kernel's name in lower case without "TCP_". It returns "unknown" for a
-// state that is not in States.
-func (s State) String() string {
-	switch s {
-	case Established:
-		return "established"
-	case SynSent:
-		return "syn_sent"
-	case SynRecv:
-		return "syn_recv"
-	case FinWait1:
-		return "fin_wait1"
-	case FinWait2:
-		return "fin_wait2"
-	case TimeWait:
-		return "time_wait"
-	case CloseWait:
-		return "close_wait"
-	case LastAck:
-		return "last_ack"
-	case Closing:
-		return "closing"
-	default:
-		return "unknown"
-	}
+// States are the states in which a socket holds its local port, in the order of their numbers: a connect() to the same
+// destination cannot choose that port.
+var States = [...]tcpstate.State{
+	tcpstate.Established, tcpstate.SynSent, tcpstate.SynRecv, tcpstate.FinWait1, tcpstate.FinWait2, tcpstate.TimeWait, tcpstate.CloseWait, tcpstate.LastAck, tcpstate.Closing,
 }
 
 // A Fact is a property of a socket that not every reader can see.
@@ -67,7 +25,7 @@ const (
 
 // A Socket is a TCP socket that is not a listener.
 type Socket struct {
-	State State
+	State tcpstate.State
 
 	// Local and Remote are the two ends. An AF_INET6 socket that uses IPv4 has IPv4
 	// addresses here: the kernel has one port space for both.

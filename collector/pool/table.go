@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/internal/portset"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 // loopbackInterface is the index of the interface lo in every network namespace,
@@ -47,16 +48,16 @@ func (k poolKey) destinationAddr() netip.AddrPort {
 
 // poolCounts are the sockets of one pool.
 type poolCounts struct {
-	states     [Closing + 1]uint32 // by state
-	reusable   uint32              // mini-sockets whose ports connect() may take over
-	recent     uint32              // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
-	finWait2   uint32              // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
-	unsure     uint32              // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that, and those of Doubt
-	bound      uint32              // on ports of Table.bound
-	mayBound   uint32              // on ports of Table.doubtful
-	mayHold    uint32              // of reusable, those on ports of Table.doubtful
-	early      uint32              // of reusable, those closed before it was known that timestamps are used
-	halfClosed uint32              // in FIN_WAIT2, and no mini-sockets
+	states     [tcpstate.Closing + 1]uint32 // by state
+	reusable   uint32                       // mini-sockets whose ports connect() may take over
+	recent     uint32                       // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
+	finWait2   uint32                       // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
+	unsure     uint32                       // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that, and those of Doubt
+	bound      uint32                       // on ports of Table.bound
+	mayBound   uint32                       // on ports of Table.doubtful
+	mayHold    uint32                       // of reusable, those on ports of Table.doubtful
+	early      uint32                       // of reusable, those closed before it was known that timestamps are used
+	halfClosed uint32                       // in FIN_WAIT2, and no mini-sockets
 	loopback   bool
 	source     *portset.Set
 	closed     closedPorts // those of mini-sockets without reusable ones
@@ -183,7 +184,7 @@ func (t *Table) Add(s *Socket) {
 	if s.Cgroup != 0 {
 		c.owners.Add(s.Cgroup)
 	}
-	if s.State == FinWait2 && !s.Mini {
+	if s.State == tcpstate.FinWait2 && !s.Mini {
 		c.halfClosed++
 	}
 	if s.Bound == Yes {
@@ -193,11 +194,11 @@ func (t *Table) Add(s *Socket) {
 
 	list := &c.fixed
 	switch {
-	case s.State == TimeWait || s.Mini:
+	case s.State == tcpstate.TimeWait || s.Mini:
 		if t.addMini(c, s, s.Bound == Yes || c.binds[t.parityOf(port)]) {
 			list = &c.reuse
 		}
-	case s.State != SynSent && s.State != SynRecv:
+	case s.State != tcpstate.SynSent && s.State != tcpstate.SynRecv:
 		c.open, c.openInterface = port, s.Interface
 	}
 	if !t.boundKnown {
@@ -224,7 +225,7 @@ func (t *Table) addMini(c *poolCounts, s *Socket, bound bool) (reusable bool) {
 		kind = expired
 	}
 	t.phase.add(s.Seen)
-	if s.State == TimeWait {
+	if s.State == tcpstate.TimeWait {
 		t.seen.add(s.Expires)
 		t.use.closes.add(s.Seen-age, age)
 	} else {

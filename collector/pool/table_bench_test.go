@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 // BenchmarkAdd measures the cost of a socket, by the number of destinations.
@@ -17,7 +19,7 @@ func BenchmarkAdd(b *testing.B) {
 			for i := range sockets {
 				d := random.IntN(destinations)
 				sockets[i] = Socket{
-					State:  Established,
+					State:  tcpstate.Established,
 					Local:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, 1}), uint16(1024+random.IntN(60000))),
 					Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(d >> 16), byte(d >> 8), byte(d)}), 443),
 				}

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
+
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -15,7 +17,7 @@ func TestQuestions(t *testing.T) {
 	off, never, onLoopback := reuse, reuse, reuse
 	off.Timestamps, never.TWReuse, onLoopback.TWReuse = 0, 0, 2
 	destination := func(i int) string { return fmt.Sprintf("10.0.1.%d:80", i) }
-	pools := func(state State, held ...int) (sockets []Socket) {
+	pools := func(state tcpstate.State, held ...int) (sockets []Socket) {
 		for i, n := range held {
 			for port := range n {
 				sockets = append(sockets, socket(state, fmt.Sprintf("10.0.0.1:%d", 40000+port), destination(i)))
@@ -32,7 +34,7 @@ func TestQuestions(t *testing.T) {
 	}
 	bound := func(n int) (sockets []Socket) {
 		for port := range n {
-			s := socket(TimeWait, fmt.Sprintf("10.0.0.2:%d", 40099-port), "10.0.2.1:80")
+			s := socket(tcpstate.TimeWait, fmt.Sprintf("10.0.0.2:%d", 40099-port), "10.0.2.1:80")
 			s.Bound = Yes
 			sockets = append(sockets, s)
 		}
@@ -46,19 +48,19 @@ func TestQuestions(t *testing.T) {
 		sockets    []Socket
 		want       []string
 	}{
-		{"nothing is open", reuse, everything, false, pools(TimeWait, 60), nil},
-		{"not answered yet", reuse, everything, false, append(pools(SynSent, 60), pools(SynRecv, 60)...), nil},
-		{"loopback", reuse, everything, false, on(pools(Established, 60), "127.0.0.1", "127.0.0.1:80"), nil},
-		{"the reader knows", reuse, everything, true, pools(Established, 60), nil},
-		{"most ports first", reuse, everything, false, pools(Established, 1, 3, 2), []string{destination(1), destination(2), destination(0)}},
-		{"as many", reuse, everything, false, pools(Established, 1, 1, 1), []string{destination(0), destination(1), destination(2)}},
-		{"not reported", reuse, Limits{MinPorts: 3, Most: 9}, false, pools(Established, 2, 3), []string{destination(1)}},
-		{"too many", reuse, Limits{Most: 1}, false, pools(Established, 2, 3), []string{destination(1)}},
-		{"none", reuse, Limits{}, false, pools(Established, 2, 3), nil},
-		{"tcp_tw_reuse without tcp_timestamps", off, everything, false, pools(Established, 60), nil},
-		{"advice might be tcp_tw_reuse", never, everything, false, pools(Established, 49, 50), []string{destination(1)}},
-		{"advice might be to extend tcp_tw_reuse", onLoopback, everything, false, pools(Established, 49, 50), []string{destination(1)}},
-		{"advice, with ports that are bound", never, everything, false, append(bound(40), pools(Established, 9, 10)...), []string{destination(1)}},
+		{"nothing is open", reuse, everything, false, pools(tcpstate.TimeWait, 60), nil},
+		{"not answered yet", reuse, everything, false, append(pools(tcpstate.SynSent, 60), pools(tcpstate.SynRecv, 60)...), nil},
+		{"loopback", reuse, everything, false, on(pools(tcpstate.Established, 60), "127.0.0.1", "127.0.0.1:80"), nil},
+		{"the reader knows", reuse, everything, true, pools(tcpstate.Established, 60), nil},
+		{"most ports first", reuse, everything, false, pools(tcpstate.Established, 1, 3, 2), []string{destination(1), destination(2), destination(0)}},
+		{"as many", reuse, everything, false, pools(tcpstate.Established, 1, 1, 1), []string{destination(0), destination(1), destination(2)}},
+		{"not reported", reuse, Limits{MinPorts: 3, Most: 9}, false, pools(tcpstate.Established, 2, 3), []string{destination(1)}},
+		{"too many", reuse, Limits{Most: 1}, false, pools(tcpstate.Established, 2, 3), []string{destination(1)}},
+		{"none", reuse, Limits{}, false, pools(tcpstate.Established, 2, 3), nil},
+		{"tcp_tw_reuse without tcp_timestamps", off, everything, false, pools(tcpstate.Established, 60), nil},
+		{"advice might be tcp_tw_reuse", never, everything, false, pools(tcpstate.Established, 49, 50), []string{destination(1)}},
+		{"advice might be to extend tcp_tw_reuse", onLoopback, everything, false, pools(tcpstate.Established, 49, 50), []string{destination(1)}},
+		{"advice, with ports that are bound", never, everything, false, append(bound(40), pools(tcpstate.Established, 9, 10)...), []string{destination(1)}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			table := NewTable(tt.settings)
@@ -113,9 +115,9 @@ func TestAnswer(t *testing.T) {
 				table := NewTable(s)
 				table.Recall(k, 0)
 				for port := range 60 {
-					s := socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), peer.String())
+					s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), peer.String())
 					if port > 0 {
-						s.State, s.Mini, s.Expires = TimeWait, true, 30*time.Second
+						s.State, s.Mini, s.Expires = tcpstate.TimeWait, true, 30*time.Second
 					}
 					table.Add(&s)
 				}
@@ -148,9 +150,9 @@ func TestAnswer(t *testing.T) {
 func TestDoubtBound(t *testing.T) {
 	table := NewTable(reusing(hundredPorts, time.Second))
 	for port := range 30 {
-		s := socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.1.1:80")
+		s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.1.1:80")
 		if port > 0 {
-			s.State, s.Mini, s.Expires = TimeWait, true, 50*time.Second
+			s.State, s.Mini, s.Expires = tcpstate.TimeWait, true, 50*time.Second
 		}
 		table.Add(&s)
 	}
@@ -176,10 +178,10 @@ func TestDoubt(t *testing.T) {
 					table := NewTable(s)
 					table.Recall(Knowledge{timestamps: map[netip.AddrPort]Fact{peer: before}}, 0)
 					for port := range 80 {
-						s := socket(Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), peer.String())
+						s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), peer.String())
 						s.Seen = 1000*time.Second + 500*time.Millisecond
 						if port > 0 {
-							s.State, s.Mini, s.Expires = TimeWait, true, time.Minute-time.Duration(port)*20*time.Millisecond
+							s.State, s.Mini, s.Expires = tcpstate.TimeWait, true, time.Minute-time.Duration(port)*20*time.Millisecond
 						}
 						table.Add(&s)
 					}

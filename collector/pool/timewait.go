@@ -1,6 +1,10 @@
 package pool
 
-import "time"
+import (
+	"time"
+
+	"ephemeral_port_exporter/collector/internal/tcpstate"
+)
 
 // lateReuseDelay is the age at which every port in TIME_WAIT is reusable before Linux 4.19: two whole
 // seconds of the wall clock have passed by then, which get_seconds() - tw_ts_recent_stamp > 1 asks for.
@@ -113,7 +117,7 @@ func (r *timeWaitRule) hold(timestamps Fact) time.Duration { return r.times[r.ki
 // age returns how long ago a mini-socket entered its state.
 func (r *timeWaitRule) age(s *Socket) time.Duration {
 	life := r.times[expired].life
-	if s.State == FinWait2 {
+	if s.State == tcpstate.FinWait2 {
 		life = r.times[unanswered].life
 	}
 	return max(life-s.Expires, 0)

@@ -3,6 +3,8 @@ package pool
 import (
 	"testing"
 	"time"
+
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 func TestTimeWaitRule(t *testing.T) {
@@ -135,7 +137,7 @@ func TestTimeWaitReusable(t *testing.T) {
 		59*time.Second - time.Millisecond: 1,
 		0:                                 1, // the kernel is late to free the port
 	} {
-		old := socket(TimeWait, "10.0.0.1:40000", "10.0.0.2:80")
+		old := socket(tcpstate.TimeWait, "10.0.0.1:40000", "10.0.0.2:80")
 		old.Expires = expires
 		if got := tableOf(s, nil, old).Report(everything).Destinations[0].Reusable; got != want {
 			t.Errorf("expires in %v: got %d reusable ports, want %d", expires, got, want)
@@ -169,7 +171,7 @@ func TestTimeWaitWholeSeconds(t *testing.T) {
 	for _, tt := range tests {
 		s := reusing(tenPorts, 0)
 		s.TWReuseLate = tt.late
-		old := socket(TimeWait, "10.0.0.1:40000", "10.0.0.2:80")
+		old := socket(tcpstate.TimeWait, "10.0.0.1:40000", "10.0.0.2:80")
 		old.Expires, old.Seen, old.LastTimestamp = time.Minute-tt.age, tt.seen, tt.last
 		if got := tableOf(s, nil, old).Report(everything).Destinations[0].Reusable; got != tt.want {
 			t.Errorf("%s: got %d reusable ports, want %d", tt.name, got, tt.want)
@@ -205,7 +207,7 @@ func TestTimeWaitFinWait2(t *testing.T) {
 	} {
 		s := reusing(tenPorts, 0)
 		s.TWReuse, s.ReuseFinWait2, s.FinTimeout = tt.reuse, tt.kernel, time.Minute
-		mini := socket(FinWait2, "10.0.0.1:40000", "10.0.0.2:80")
+		mini := socket(tcpstate.FinWait2, "10.0.0.1:40000", "10.0.0.2:80")
 		mini.Mini, mini.Seen, mini.Expires = true, 69500*time.Millisecond, 59600*time.Millisecond
 		if tt.old {
 			mini.Expires = 59400 * time.Millisecond
@@ -232,7 +234,7 @@ func TestTimeWaitFinWait2Many(t *testing.T) {
 	const n = 1<<16 + 1
 	s := reusing(tenPorts, 0)
 	s.FinTimeout = time.Minute
-	mini := socket(FinWait2, "10.0.0.1:40000", "10.0.0.2:80")
+	mini := socket(tcpstate.FinWait2, "10.0.0.1:40000", "10.0.0.2:80")
 	mini.Mini, mini.Seen, mini.Expires = true, 69500*time.Millisecond, 59400*time.Millisecond
 	table := NewTable(s)
 	for range n {
@@ -263,7 +265,7 @@ func TestTimeWaitTimestamps(t *testing.T) {
 	for _, tt := range tests {
 		s := reusing(tenPorts, time.Second)
 		s.TWReuse, s.Timestamps = tt.reuse, tt.timestamps
-		old := socket(TimeWait, "10.0.0.1:40000", "10.0.0.2:80")
+		old := socket(tcpstate.TimeWait, "10.0.0.1:40000", "10.0.0.2:80")
 		old.Timestamps = tt.old
 		if got := tableOf(s, nil, old).Report(everything).Destinations[0].Reusable; got != tt.want {
 			t.Errorf("tcp_tw_reuse %d, tcp_timestamps %d, timestamps of the old connection %v: got %d reusable ports, want %d",

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/snat/nattest"
@@ -720,7 +721,7 @@ func (h *hostTest) inTimeWait() (n int) {
 	h.t.Helper()
 	for _, d := range selfReport(h.t, h.scanner).Destinations {
 		if d.Address == h.client.Destination && d.Source == h.client.source {
-			n = d.Ports[slices.Index(pool.States[:], pool.TimeWait)] - d.Reusable
+			n = d.Ports[slices.Index(pool.States[:], tcpstate.TimeWait)] - d.Reusable
 		}
 	}
 	return n

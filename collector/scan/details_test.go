@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
@@ -31,7 +32,7 @@ func reusableSockets(r sockdiagtest.Request) [][]byte {
 	datagrams := [][]byte{row(r)}
 	for i := range manyReusable {
 		local := netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(40001+i))
-		datagrams = append(datagrams, r.Socket(uint8(sockdiag.TimeWait), local, netip.MustParseAddrPort("10.0.0.2:80"), 30000))
+		datagrams = append(datagrams, r.Socket(uint8(tcpstate.TimeWait), local, netip.MustParseAddrPort("10.0.0.2:80"), 30000))
 	}
 	return append(datagrams, r.Done(0))
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
@@ -82,7 +83,7 @@ var faults = []fault{
 
 // row returns one connection.
 func row(r sockdiagtest.Request) []byte {
-	return r.Socket(uint8(sockdiag.Established), netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("10.0.0.2:80"), 0)
+	return r.Socket(uint8(tcpstate.Established), netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("10.0.0.2:80"), 0)
 }
 
 // healthy returns an answer with no listener and one connection.

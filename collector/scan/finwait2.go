@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
@@ -158,7 +159,7 @@ func awaitFinWait2(port uint16) error {
 			return err
 		}
 		there := false
-		err = conn.Sockets([]sockdiag.State{sockdiag.FinWait2}, port, port, func(s *sockdiag.Socket) {
+		err = conn.Sockets([]tcpstate.State{tcpstate.FinWait2}, port, port, func(s *sockdiag.Socket) {
 			there = there || s.Mini && s.Remote == trialServer
 		})
 		conn.Close()

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/connectfail"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -31,7 +32,7 @@ func finWait2Sockets(t *testing.T, ports string, n int) oracleClient {
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		d, ok := destinationOf(collect(t), c.source, c.Destination)
-		if ok && d.Ports[slices.Index(pool.States[:], pool.FinWait2)] == n {
+		if ok && d.Ports[slices.Index(pool.States[:], tcpstate.FinWait2)] == n {
 			break
 		}
 		if time.Now().After(deadline) {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/sockdiag"
 )
@@ -49,7 +50,7 @@ func testLateness(t *testing.T) {
 		}
 		before := time.Now()
 		dumped := make(map[uint16]bool)
-		if err := conn.Sockets([]sockdiag.State{sockdiag.TimeWait}, 40000, 40999, func(s *sockdiag.Socket) { dumped[s.Local.Port()] = true }); err != nil {
+		if err := conn.Sockets([]tcpstate.State{tcpstate.TimeWait}, 40000, 40999, func(s *sockdiag.Socket) { dumped[s.Local.Port()] = true }); err != nil {
 			t.Fatal(err)
 		}
 		after := time.Now()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -69,7 +70,7 @@ func TestHalfClosed(t *testing.T) {
 	for _, read := range readers() {
 		r := read.collect(t)
 		d, ok := destinationOf(r, c.source, c.Destination)
-		if !ok || d.HalfClosed != len(clients) || d.Open != len(clients) || d.Ports[slices.Index(pool.States[:], pool.FinWait2)] != len(clients) || d.Ceiling != 0 || len(d.Owners) != 1 {
+		if !ok || d.HalfClosed != len(clients) || d.Open != len(clients) || d.Ports[slices.Index(pool.States[:], tcpstate.FinWait2)] != len(clients) || d.Ceiling != 0 || len(d.Owners) != 1 {
 			t.Errorf("%s: %+v", read.name, d)
 		}
 		a := advice.TCP(&r, &d, false)

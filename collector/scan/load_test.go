@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -293,7 +294,7 @@ func testCeiling(t *testing.T, reuse bool, keepAlive int, answer, linger time.Du
 	tr.client.Hold(t, keepAlive)
 	tr.connect() // that the exporter has something to report
 	d := tr.scan()
-	timeWait := d.Ports[slices.Index(pool.States[:], pool.TimeWait)]
+	timeWait := d.Ports[slices.Index(pool.States[:], tcpstate.TimeWait)]
 	hold := tr.holdOf(d, ports-d.Held+timeWait)
 	tr.answer, tr.linger = answer, linger
 	life := hold + answer + linger

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -226,7 +227,7 @@ func waitTimeWait(t *testing.T, n int) {
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		got = 0
 		for _, d := range collectExact(t).Destinations {
-			got += d.Ports[slices.Index(pool.States[:], pool.TimeWait)]
+			got += d.Ports[slices.Index(pool.States[:], tcpstate.TimeWait)]
 		}
 		if got == n {
 			return

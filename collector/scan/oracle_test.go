@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -420,22 +421,22 @@ func TestOracleStates(t *testing.T) {
 	tests := []struct {
 		name  string
 		c     oracleClient
-		state pool.State
+		state tcpstate.State
 		make  func(t *testing.T, c netnstest.Client, listener int)
 	}{
-		{"established", dst, pool.Established, func(t *testing.T, c netnstest.Client, listener int) {
+		{"established", dst, tcpstate.Established, func(t *testing.T, c netnstest.Client, listener int) {
 			client, server := netnstest.Pair(t, c, listener)
 			leave(t, client)
 			leave(t, server)
 		}},
-		{"syn_sent", hole, pool.SynSent, func(t *testing.T, c netnstest.Client, _ int) {
+		{"syn_sent", hole, tcpstate.SynSent, func(t *testing.T, c netnstest.Client, _ int) {
 			fd, err := c.Dial()
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave(t, fd)
 		}},
-		{"fin_wait1", hole, pool.FinWait1, func(t *testing.T, c netnstest.Client, _ int) {
+		{"fin_wait1", hole, tcpstate.FinWait1, func(t *testing.T, c netnstest.Client, _ int) {
 			fd, err := c.Connect()
 			if err != nil {
 				t.Fatal(err)
@@ -449,7 +450,7 @@ func TestOracleStates(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"fin_wait2", dst, pool.FinWait2, func(t *testing.T, c netnstest.Client, listener int) {
+		{"fin_wait2", dst, tcpstate.FinWait2, func(t *testing.T, c netnstest.Client, listener int) {
 			client, server := netnstest.Pair(t, c, listener)
 			leave(t, client)
 			leave(t, server)
@@ -457,23 +458,23 @@ func TestOracleStates(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"fin_wait2 mini-socket", dst, pool.FinWait2, func(t *testing.T, c netnstest.Client, listener int) {
+		{"fin_wait2 mini-socket", dst, tcpstate.FinWait2, func(t *testing.T, c netnstest.Client, listener int) {
 			client, server := netnstest.Pair(t, c, listener)
 			leave(t, server)
 			unix.Close(client)
 		}},
-		{"close_wait", dst, pool.CloseWait, func(t *testing.T, c netnstest.Client, listener int) {
+		{"close_wait", dst, tcpstate.CloseWait, func(t *testing.T, c netnstest.Client, listener int) {
 			client, server := netnstest.Pair(t, c, listener)
 			leave(t, client)
 			netnstest.Hangup(server)
 		}},
-		{"time_wait", dst, pool.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
+		{"time_wait", dst, tcpstate.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
 			netnstest.TimeWait(t, c, listener, 1)
 		}},
-		{"mapped time_wait", dst.mapped(), pool.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
+		{"mapped time_wait", dst.mapped(), tcpstate.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
 			netnstest.TimeWait(t, c, listener, 1)
 		}},
-		{"IPv6 time_wait", clientTo("2001:db8::1", "[2001:db8::7]:80").bind(netnstest.BindNoPort), pool.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
+		{"IPv6 time_wait", clientTo("2001:db8::1", "[2001:db8::7]:80").bind(netnstest.BindNoPort), tcpstate.TimeWait, func(t *testing.T, c netnstest.Client, listener int) {
 			netnstest.TimeWait(t, c, listener, 1)
 		}},
 	}

@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/cgroup"
-	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 // A Port tells who has a TCP port of the exporter's own network namespace.
@@ -31,7 +31,7 @@ const MaxHolders = 100
 // A PortHolder is a socket that has a port.
 type PortHolder struct {
 	Listens       bool
-	State         pool.State // unless it listens
+	State         tcpstate.State // unless it listens
 	Local, Remote netip.AddrPort
 	Cgroup        cgroup.Group // of the process that made it; empty if that is not known, as of listeners
 }

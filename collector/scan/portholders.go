@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
 )
@@ -58,7 +59,7 @@ func (s *Scanner) portHolders(p *Port, deadline time.Time) (owners []uint64, err
 	}
 	defer conn.Close()
 	add := func(socket *sockdiag.Socket) {
-		listens := socket.State == sockdiag.Listen
+		listens := socket.State == tcpstate.Listen
 		if !listens && p.Listener() {
 			p.Connections++
 			return
@@ -68,12 +69,12 @@ func (s *Scanner) portHolders(p *Port, deadline time.Time) (owners []uint64, err
 			return
 		}
 		p.Holders = append(p.Holders, PortHolder{
-			Listens: listens, State: pool.State(socket.State), Local: socket.Local, Remote: socket.Remote,
+			Listens: listens, State: socket.State, Local: socket.Local, Remote: socket.Remote,
 		})
 		owners = append(owners, socket.Cgroup)
 	}
 	if err := conn.Listeners(p.Number, p.Number, add); err != nil {
 		return nil, err
 	}
-	return owners, conn.Sockets(tcpStates(), p.Number, p.Number, add)
+	return owners, conn.Sockets(pool.States[:], p.Number, p.Number, add)
 }

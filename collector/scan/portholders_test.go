@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
-	"ephemeral_port_exporter/collector/pool"
 )
 
 // TestPort asks who has a port: nobody, a listener with the connections that it accepted, and clients of two destinations.
@@ -40,7 +40,7 @@ func TestPort(t *testing.T) {
 	remotes := map[netip.AddrPort]bool{}
 	for _, h := range p.Holders {
 		remotes[h.Remote] = true
-		if h.Listens || h.State != pool.Established || h.Local != netip.MustParseAddrPort("198.51.100.1:40000") {
+		if h.Listens || h.State != tcpstate.Established || h.Local != netip.MustParseAddrPort("198.51.100.1:40000") {
 			t.Errorf("%+v", h)
 		}
 		if s.cgroups != nil && h.Cgroup.Path == "" {

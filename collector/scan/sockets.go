@@ -5,6 +5,7 @@ package scan
 import (
 	"time"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/collector/sockiter"
@@ -25,19 +26,10 @@ func (s *Scanner) dump(table *pool.Table, ports pool.PortRange, deadline time.Ti
 		return err
 	}
 	var row pool.Socket
-	return conn.Sockets(tcpStates(), ports.Low, ports.High, func(socket *sockdiag.Socket) {
+	return conn.Sockets(pool.States[:], ports.Low, ports.High, func(socket *sockdiag.Socket) {
 		s.setRow(&row, socket)
 		table.Add(&row)
 	})
-}
-
-// tcpStates returns the states in which a socket holds its port.
-func tcpStates() []sockdiag.State {
-	states := make([]sockdiag.State, len(pool.States))
-	for i, state := range pool.States {
-		states[i] = sockdiag.State(state)
-	}
-	return states
 }
 
 // dialUntil opens a connection to the kernel that fails at the deadline. Each scan of a namespace
@@ -57,7 +49,7 @@ func (s *Scanner) iterate(table *pool.Table, ports pool.PortRange, deadline time
 	table.KnowBound()
 	var row pool.Socket
 	err := s.iterator.Sockets(ports.Low, ports.High, deadline, func(socket *sockiter.Socket) {
-		if socket.State == sockdiag.Listen {
+		if socket.State == tcpstate.Listen {
 			table.Block(pool.Listener{Local: socket.Local, V6Only: socket.V6Only})
 			return
 		}
@@ -86,7 +78,7 @@ func (s *Scanner) iterate(table *pool.Table, ports pool.PortRange, deadline time
 
 // setRow sets what both readers know of a socket.
 func (s *Scanner) setRow(row *pool.Socket, socket *sockdiag.Socket) {
-	row.State = pool.State(socket.State)
+	row.State = socket.State
 	row.Local, row.Remote = socket.Local, socket.Remote
 	row.Interface, row.Mini, row.Expires = socket.Interface, socket.Mini, socket.Expires
 	row.Seen = socket.Seen - s.clockOffset

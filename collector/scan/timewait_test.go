@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 )
@@ -38,10 +39,10 @@ func TestTimeWaitCheck(t *testing.T) {
 		table := pool.NewTable(settings)
 		for left := tt.from; left <= tt.longest; left += time.Second {
 			last := min(left, tt.longest)
-			table.Add(&pool.Socket{State: pool.TimeWait, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:80"), Expires: last})
+			table.Add(&pool.Socket{State: tcpstate.TimeWait, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:80"), Expires: last})
 		}
 		if tt.longest > 0 {
-			table.Add(&pool.Socket{State: pool.TimeWait, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:80"), Expires: tt.longest})
+			table.Add(&pool.Socket{State: tcpstate.TimeWait, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:80"), Expires: tt.longest})
 		}
 		seen := table.Report(pool.Limits{}).TimeWait
 		var c timeWaitCheck

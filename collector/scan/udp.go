@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
 )
@@ -49,7 +50,7 @@ func (s *Scanner) dumpUDP(table *pool.UDPTable, deadline time.Time) error {
 	var row pool.UDPSocket
 	return conn.UDP(func(socket *sockdiag.Socket) {
 		row = pool.UDPSocket{
-			Local: socket.Local, V6Only: socket.V6Only, Connected: socket.State == sockdiag.Established, Cgroup: socket.Cgroup,
+			Local: socket.Local, V6Only: socket.V6Only, Connected: socket.State == tcpstate.Established, Cgroup: socket.Cgroup,
 		}
 		table.Add(&row)
 	})

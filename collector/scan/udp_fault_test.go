@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
@@ -53,7 +54,7 @@ var udpFaults = []fault{
 
 // udpRow returns one socket.
 func udpRow(r sockdiagtest.Request) []byte {
-	return r.Socket(uint8(sockdiag.Close), netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("0.0.0.0:0"), 0)
+	return r.Socket(uint8(tcpstate.Close), netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("0.0.0.0:0"), 0)
 }
 
 // udpHealthy returns an answer with one socket.

@@ -17,6 +17,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
@@ -89,9 +90,9 @@ func decode(t *testing.T, file string, typ netlink.HeaderType) []string {
 // parseSS returns the sockets of "ss -Htan" as sorted lines of text, in the form of decode.
 func parseSS(t *testing.T, text string) []string {
 	t.Helper()
-	names := map[string]State{
-		"ESTAB": Established, "SYN-SENT": SynSent, "SYN-RECV": SynRecv, "FIN-WAIT-1": FinWait1, "FIN-WAIT-2": FinWait2,
-		"TIME-WAIT": TimeWait, "CLOSE-WAIT": CloseWait, "LAST-ACK": LastAck, "CLOSING": Closing,
+	names := map[string]tcpstate.State{
+		"ESTAB": tcpstate.Established, "SYN-SENT": tcpstate.SynSent, "SYN-RECV": tcpstate.SynRecv, "FIN-WAIT-1": tcpstate.FinWait1, "FIN-WAIT-2": tcpstate.FinWait2,
+		"TIME-WAIT": tcpstate.TimeWait, "CLOSE-WAIT": tcpstate.CloseWait, "LAST-ACK": tcpstate.LastAck, "CLOSING": tcpstate.Closing,
 	}
 	var sockets []string
 	for line := range strings.Lines(text) {
@@ -142,9 +143,9 @@ func capture(t *testing.T) {
 		t.Fatal(err)
 	}
 	req := request{high: 65535}
-	for s := Established; s <= Closing; s++ {
-		if s != Listen {
-			req.states |= s.bit()
+	for s := tcpstate.Established; s <= tcpstate.Closing; s++ {
+		if s != tcpstate.Listen {
+			req.states |= bit(s)
 		}
 	}
 	captureDump(t, "testdata/getsock.bin", typeGetSock, req.getSock())

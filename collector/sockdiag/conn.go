@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/internal/nlconn"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 // BufferSize is the length in bytes of the buffer for Dial.
@@ -58,7 +59,7 @@ func (c *Conn) SetDeadline(t time.Time) { c.conn.SetDeadline(t) }
 //
 // The Socket and the errors are as for Sockets.
 func (c *Conn) Listeners(low, high uint16, each func(*Socket)) error {
-	if err := c.dump(request{states: Listen.bit(), low: low, high: high}, each); err != nil {
+	if err := c.dump(request{states: bit(tcpstate.Listen), low: low, high: high}, each); err != nil {
 		return fmt.Errorf("sockdiag: dump listeners: %w", err)
 	}
 	return nil
@@ -70,10 +71,10 @@ func (c *Conn) Listeners(low, high uint16, each func(*Socket)) error {
 // Before an error, each may have been called for some sockets: these are incomplete and must
 // not be used. A dump is not atomic: a socket that opens, closes or changes its state meanwhile
 // can be missing or appear twice.
-func (c *Conn) Sockets(states []State, low, high uint16, each func(*Socket)) error {
+func (c *Conn) Sockets(states []tcpstate.State, low, high uint16, each func(*Socket)) error {
 	req := request{low: low, high: high}
 	for _, s := range states {
-		req.states |= s.bit()
+		req.states |= bit(s)
 	}
 	if err := c.dump(req, each); err != nil {
 		return fmt.Errorf("sockdiag: dump tcp sockets: %w", err)
@@ -86,7 +87,7 @@ func (c *Conn) Sockets(states []State, low, high uint16, each func(*Socket)) err
 //
 // The Socket and the errors are as for Sockets.
 func (c *Conn) UDP(each func(*Socket)) error {
-	req := request{states: Established.bit() | Close.bit(), low: 1, high: 65535, udp: true}
+	req := request{states: bit(tcpstate.Established) | bit(tcpstate.Close), low: 1, high: 65535, udp: true}
 	if err := c.dumpFamilies(req, each); err != nil {
 		return fmt.Errorf("sockdiag: dump udp sockets: %w", err)
 	}

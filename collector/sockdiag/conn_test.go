@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 )
@@ -42,7 +43,7 @@ func collectSockets(dump func(low, high uint16, each func(*Socket)) error) ([]So
 
 // connected returns a dump of all sockets that have or had a peer.
 func connected(c *Conn) func(low, high uint16, each func(*Socket)) error {
-	states := []State{Established, SynSent, SynRecv, FinWait1, FinWait2, TimeWait, CloseWait, LastAck, Closing}
+	states := []tcpstate.State{tcpstate.Established, tcpstate.SynSent, tcpstate.SynRecv, tcpstate.FinWait1, tcpstate.FinWait2, tcpstate.TimeWait, tcpstate.CloseWait, tcpstate.LastAck, tcpstate.Closing}
 	return func(low, high uint16, each func(*Socket)) error { return c.Sockets(states, low, high, each) }
 }
 
@@ -69,7 +70,7 @@ func TestConnFallsBack(t *testing.T) {
 					return [][]byte{r.Socket(6, v6Local, v6Remote, 0), r.Done(0)}
 				}
 			})
-			want := []Socket{{State: TimeWait, Local: v6Local, Remote: v6Remote}, {State: Established, Local: v4Local, Remote: v4Remote}}
+			want := []Socket{{State: tcpstate.TimeWait, Local: v6Local, Remote: v6Remote}, {State: tcpstate.Established, Local: v4Local, Remote: v4Remote}}
 			for range 2 {
 				got, err := collectSockets(connected(c))
 				if err != nil {
@@ -183,7 +184,7 @@ func TestConnAllocations(t *testing.T) {
 			c := NewConn(fd, make([]byte, BufferSize))
 			defer c.Close()
 			sockets := 0
-			if err := c.Sockets([]State{TimeWait}, 0, 65535, func(*Socket) { sockets++ }); err != nil || sockets != 20*datagrams {
+			if err := c.Sockets([]tcpstate.State{tcpstate.TimeWait}, 0, 65535, func(*Socket) { sockets++ }); err != nil || sockets != 20*datagrams {
 				t.Fatalf("%d sockets, %v", sockets, err)
 			}
 		})
@@ -222,7 +223,7 @@ func TestConnKernel(t *testing.T) {
 			Source: netip.MustParseAddrPort(s.source), Destination: netip.MustParseAddrPort(s.destination),
 		}
 		c.Hold(t, 1)
-		sockets = append(sockets, Socket{State: Established, Local: c.Source, Remote: c.Destination})
+		sockets = append(sockets, Socket{State: tcpstate.Established, Local: c.Source, Remote: c.Destination})
 	}
 	for _, l := range []struct {
 		addr, remote string
@@ -234,7 +235,7 @@ func TestConnKernel(t *testing.T) {
 	} {
 		netnstest.Listen(t, l.addr, l.v6only)
 		listeners = append(listeners, Socket{
-			State: Listen, V6Only: l.v6only,
+			State: tcpstate.Listen, V6Only: l.v6only,
 			Local: netip.MustParseAddrPort(l.addr), Remote: netip.MustParseAddrPort(l.remote),
 		})
 	}
@@ -278,7 +279,7 @@ func TestConnKernelTimeWait(t *testing.T) {
 	if err != nil || len(got) != 1 || got[0].Cgroup != 0 {
 		t.Fatalf("got %v, %v, want one socket", got, err)
 	}
-	if s := got[0]; s.State != TimeWait || !s.Mini || s.Expires <= 50*time.Second || s.Expires > 60*time.Second {
+	if s := got[0]; s.State != tcpstate.TimeWait || !s.Mini || s.Expires <= 50*time.Second || s.Expires > 60*time.Second {
 		t.Errorf("got %+v, want time_wait that expires in 60 s", s)
 	}
 }
@@ -345,7 +346,7 @@ func TestConnKernelFinWait2(t *testing.T) {
 
 	// The peer acknowledges a FIN only after a moment.
 	var got []Socket
-	for first := true; first || slices.ContainsFunc(got, func(s Socket) bool { return s.State == FinWait1 }); first = false {
+	for first := true; first || slices.ContainsFunc(got, func(s Socket) bool { return s.State == tcpstate.FinWait1 }); first = false {
 		var err error
 		if got, err = collectSockets(connected(dial(t))); err != nil {
 			t.Fatal(err)
@@ -353,7 +354,7 @@ func TestConnKernelFinWait2(t *testing.T) {
 	}
 	mini := map[bool]time.Duration{}
 	for _, s := range got {
-		if s.State == FinWait2 {
+		if s.State == tcpstate.FinWait2 {
 			mini[s.Mini] = s.Expires
 		}
 	}
@@ -405,7 +406,7 @@ func TestConnKernelLinkLocal(t *testing.T) {
 		if err := unix.Connect(fd, &unix.SockaddrInet6{Port: 443, Addr: remote.Addr().As16(), ZoneId: ifindex}); err != nil {
 			t.Fatal(err)
 		}
-		want = append(want, Socket{State: Established, Local: local, Remote: remote, Interface: ifindex})
+		want = append(want, Socket{State: tcpstate.Established, Local: local, Remote: remote, Interface: ifindex})
 	}
 
 	got, err := collectSockets(connected(dial(t)))

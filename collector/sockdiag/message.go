@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/internal/nlconn"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
 const (
@@ -95,17 +96,17 @@ func (s *Socket) parse(b []byte) (ok bool, err error) {
 		return false, nil
 	}
 
-	s.State = State(b[1])
+	s.State = tcpstate.State(b[1])
 	s.Local = netip.AddrPortFrom(local, binary.BigEndian.Uint16(b[4:6]))
 	s.Remote = netip.AddrPortFrom(remote, binary.BigEndian.Uint16(b[6:8]))
 	s.Interface = binary.NativeEndian.Uint32(b[40:44])
 	s.Mini = b[2] == timerTimeWait
 	s.Expires = time.Duration(binary.NativeEndian.Uint32(b[52:56])) * time.Millisecond
 	s.V6Only, s.Cgroup = false, 0
-	if s.State == Listen || s.State == Close {
+	if s.State == tcpstate.Listen || s.State == tcpstate.Close {
 		s.V6Only, err = parseV6Only(b[sizeofMsg:])
 	}
-	if err == nil && s.State != Listen && !s.Mini {
+	if err == nil && s.State != tcpstate.Listen && !s.Mini {
 		s.Cgroup, err = parseCgroup(b[sizeofMsg:])
 	}
 	return err == nil, err

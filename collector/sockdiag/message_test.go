@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 )
 
@@ -42,16 +43,16 @@ func native32(n uint32) []byte { return concat(n) }
 // is tested in nlconn.
 func TestReplyErrors(t *testing.T) {
 	r := testRequest
-	row := r.Socket(uint8(TimeWait), v4Local, v4Remote, 1000)
+	row := r.Socket(uint8(tcpstate.TimeWait), v4Local, v4Remote, 1000)
 	listener := func(attrs ...byte) []byte {
-		body := append(r.Socket(uint8(Listen), v6Local, v6Remote, 0)[16:], attrs...)
+		body := append(r.Socket(uint8(tcpstate.Listen), v6Local, v6Remote, 0)[16:], attrs...)
 		return r.Message(r.Type, 0, body)
 	}
 	unconnected := func(attrs ...byte) []byte {
-		return r.Message(r.Type, 0, append(r.Socket(uint8(Close), v6Local, v6Remote, 0)[16:], attrs...))
+		return r.Message(r.Type, 0, append(r.Socket(uint8(tcpstate.Close), v6Local, v6Remote, 0)[16:], attrs...))
 	}
 	client := func(attrs ...byte) []byte {
-		return r.Message(r.Type, 0, append(r.Socket(uint8(Established), v4Local, v4Remote, 0)[16:], attrs...))
+		return r.Message(r.Type, 0, append(r.Socket(uint8(tcpstate.Established), v4Local, v4Remote, 0)[16:], attrs...))
 	}
 	tests := []struct {
 		name     string
@@ -92,20 +93,20 @@ func TestReplyErrors(t *testing.T) {
 
 func TestReply(t *testing.T) {
 	r := testRequest
-	row := r.Socket(uint8(TimeWait), v4Local, v4Remote, 59990)
-	socket := Socket{State: TimeWait, Local: v4Local, Remote: v4Remote, Expires: 59990 * time.Millisecond}
+	row := r.Socket(uint8(tcpstate.TimeWait), v4Local, v4Remote, 59990)
+	socket := Socket{State: tcpstate.TimeWait, Local: v4Local, Remote: v4Remote, Expires: 59990 * time.Millisecond}
 	mapped := netip.AddrPortFrom(netip.AddrFrom16(v4Local.Addr().As16()), v4Local.Port())
 	mappedRemote := netip.AddrPortFrom(netip.AddrFrom16(v4Remote.Addr().As16()), v4Remote.Port())
 	listener := func(attrs ...byte) []byte {
-		body := append(r.Socket(uint8(Listen), v6Local, v6Remote, 0)[16:], attrs...)
+		body := append(r.Socket(uint8(tcpstate.Listen), v6Local, v6Remote, 0)[16:], attrs...)
 		return r.Message(r.Type, 0, body)
 	}
 	unconnected := func(attrs ...byte) []byte {
-		return r.Message(r.Type, 0, append(r.Socket(uint8(Close), v6Local, v6Remote, 0)[16:], attrs...))
+		return r.Message(r.Type, 0, append(r.Socket(uint8(tcpstate.Close), v6Local, v6Remote, 0)[16:], attrs...))
 	}
 	shutdown := []byte{5, 0, 8, 0, 0, 0, 0, 0} // INET_DIAG_SHUTDOWN
 	cgroup := []byte{12, 0, 21, 0, 1, 0, 0, 0, 2, 0, 0, 0}
-	withCgroup := func(state State) []byte {
+	withCgroup := func(state tcpstate.State) []byte {
 		body := append(r.Socket(uint8(state), v4Local, v4Remote, 0)[16:], shutdown...)
 		return r.Message(r.Type, 0, append(append(body, cgroup...), 5, 0, 22, 0, 0, 0, 0, 0))
 	}
@@ -122,35 +123,35 @@ func TestReply(t *testing.T) {
 		{"unknown family", patch(row, 16, unix.AF_VSOCK), false, nil},
 		{"IPv4", row, false, []Socket{socket}},
 		{"row longer than ours", r.Message(r.Type, 0, append(slices.Clone(row[16:]), 9, 0, 77, 0, 1, 2, 3, 4, 5)), false, []Socket{socket}},
-		{"mini-socket", patch(row, 18, 3), false, []Socket{{State: TimeWait, Mini: true, Local: v4Local, Remote: v4Remote, Expires: socket.Expires}}},
+		{"mini-socket", patch(row, 18, 3), false, []Socket{{State: tcpstate.TimeWait, Mini: true, Local: v4Local, Remote: v4Remote, Expires: socket.Expires}}},
 		{"timer for keepalive", patch(row, 18, 2), false, []Socket{socket}},
 		{"unknown state", patch(row, 17, 200), false, []Socket{{State: 200, Local: v4Local, Remote: v4Remote, Expires: socket.Expires}}},
 		{
-			"IPv6 with interface", patch(r.Socket(uint8(Established), v6Local, v6Remote, 0), 16+40, native32(3)...), false,
-			[]Socket{{State: Established, Local: v6Local, Remote: v6Remote, Interface: 3}},
+			"IPv6 with interface", patch(r.Socket(uint8(tcpstate.Established), v6Local, v6Remote, 0), 16+40, native32(3)...), false,
+			[]Socket{{State: tcpstate.Established, Local: v6Local, Remote: v6Remote, Interface: 3}},
 		},
-		{"mapped", r.Socket(uint8(TimeWait), mapped, mappedRemote, 59990), false, []Socket{socket}},
+		{"mapped", r.Socket(uint8(tcpstate.TimeWait), mapped, mappedRemote, 59990), false, []Socket{socket}},
 		{"two and the end", slices.Concat(row, row, r.Done(0)), true, []Socket{socket, socket}},
-		{"control group", withCgroup(SynSent), false, []Socket{{State: SynSent, Local: v4Local, Remote: v4Remote, Cgroup: 2<<32 + 1}}},
+		{"control group", withCgroup(tcpstate.SynSent), false, []Socket{{State: tcpstate.SynSent, Local: v4Local, Remote: v4Remote, Cgroup: 2<<32 + 1}}},
 		{
-			"control group, and then none", slices.Concat(withCgroup(Established), patch(row, 18, 3)), false,
+			"control group, and then none", slices.Concat(withCgroup(tcpstate.Established), patch(row, 18, 3)), false,
 			[]Socket{
-				{State: Established, Local: v4Local, Remote: v4Remote, Cgroup: 2<<32 + 1},
-				{State: TimeWait, Mini: true, Local: v4Local, Remote: v4Remote, Expires: socket.Expires},
+				{State: tcpstate.Established, Local: v4Local, Remote: v4Remote, Cgroup: 2<<32 + 1},
+				{State: tcpstate.TimeWait, Mini: true, Local: v4Local, Remote: v4Remote, Expires: socket.Expires},
 			},
 		},
-		{"listener", listener(), false, []Socket{{State: Listen, Local: v6Local, Remote: v6Remote}}},
+		{"listener", listener(), false, []Socket{{State: tcpstate.Listen, Local: v6Local, Remote: v6Remote}}},
 		{
 			"listener for both", listener(append(shutdown, 5, 0, 11, 0, 0, 0, 0, 0)...), false,
-			[]Socket{{State: Listen, Local: v6Local, Remote: v6Remote}},
+			[]Socket{{State: tcpstate.Listen, Local: v6Local, Remote: v6Remote}},
 		},
 		{
 			"listener for IPv6 only", listener(append(shutdown, 5, 0, 11, 0, 1, 0, 0, 0)...), false,
-			[]Socket{{State: Listen, Local: v6Local, Remote: v6Remote, V6Only: true}},
+			[]Socket{{State: tcpstate.Listen, Local: v6Local, Remote: v6Remote, V6Only: true}},
 		},
 		{
 			"UDP without a peer", slices.Concat(unconnected(slices.Concat([]byte{5, 0, 11, 0, 1, 0, 0, 0}, cgroup)...), unconnected()), false,
-			[]Socket{{State: Close, Local: v6Local, Remote: v6Remote, V6Only: true, Cgroup: 2<<32 + 1}, {State: Close, Local: v6Local, Remote: v6Remote}},
+			[]Socket{{State: tcpstate.Close, Local: v6Local, Remote: v6Remote, V6Only: true, Cgroup: 2<<32 + 1}, {State: tcpstate.Close, Local: v6Local, Remote: v6Remote}},
 		},
 	}
 	for _, tt := range tests {
@@ -173,7 +174,7 @@ func TestReply(t *testing.T) {
 
 // TestReplyAllocates checks that a reply allocates nothing for a socket.
 func TestReplyAllocates(t *testing.T) {
-	row := testRequest.Socket(uint8(TimeWait), v6Local, v6Remote, 1)
+	row := testRequest.Socket(uint8(tcpstate.TimeWait), v6Local, v6Remote, 1)
 	datagram := slices.Repeat(row, 100)
 	sockets := 0
 	reply := reply{typ: typeGetSock, seq: 7, each: func(*Socket) { sockets++ }}
@@ -190,12 +191,12 @@ func TestReplyAllocates(t *testing.T) {
 // FuzzReply decodes any bytes. The decoder must not panic or return an impossible socket.
 func FuzzReply(f *testing.F) {
 	r := testRequest
-	row := r.Socket(uint8(TimeWait), v4Local, v4Remote, 1000)
+	row := r.Socket(uint8(tcpstate.TimeWait), v4Local, v4Remote, 1000)
 	f.Add([]byte{})
 	f.Add(row)
-	f.Add(slices.Concat(row, r.Socket(uint8(Listen), v6Local, v6Remote, 0), r.Done(0)))
+	f.Add(slices.Concat(row, r.Socket(uint8(tcpstate.Listen), v6Local, v6Remote, 0), r.Done(0)))
 	f.Add(r.Error(unix.EINVAL))
-	f.Add(r.Message(r.Type, 0, append(r.Socket(uint8(Close), v6Local, v6Remote, 0)[16:], 5, 0, 11, 0, 1, 0, 0, 0, 12, 0, 21, 0, 1, 0, 0, 0, 2, 0, 0, 0)))
+	f.Add(r.Message(r.Type, 0, append(r.Socket(uint8(tcpstate.Close), v6Local, v6Remote, 0)[16:], 5, 0, 11, 0, 1, 0, 0, 0, 12, 0, 21, 0, 1, 0, 0, 0, 2, 0, 0, 0)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		sockets := 0
 		reply := reply{typ: typeGetSock, seq: 7, each: func(s *Socket) {

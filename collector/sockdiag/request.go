@@ -33,7 +33,7 @@ const (
 )
 
 // A request selects the sockets in some states whose local port lies from low to high, both
-// included. states is a mask of State.bit.
+// included. states is a mask of bit.
 type request struct {
 	states    uint32
 	low, high uint16

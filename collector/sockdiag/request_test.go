@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
+
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
@@ -30,7 +32,7 @@ func concat(parts ...any) []byte {
 }
 
 func TestRequest(t *testing.T) {
-	req := request{states: TimeWait.bit() | Established.bit(), low: 32768, high: 60999}
+	req := request{states: bit(tcpstate.TimeWait) | bit(tcpstate.Established), low: 32768, high: 60999}
 	filter := concat(
 		uint16(20), uint16(1), // struct nlattr: length, INET_DIAG_REQ_BYTECODE
 		2, 8, uint16(20), // S_GE: go on at the next comparison, or 4 past the end
@@ -48,7 +50,7 @@ func TestRequest(t *testing.T) {
 		got, want []byte
 	}{
 		{"getsock", req.getSock(), concat(0, 0, 0, 0, zeroes, uint32(1<<6|1<<1), uint32(0), filter)},
-		{"udp", request{states: Close.bit(), low: 1, high: 65535, udp: true}.byFamily(unix.AF_INET)[:8], concat(2, 17, 0, 0, uint32(1<<7))},
+		{"udp", request{states: bit(tcpstate.Close), low: 1, high: 65535, udp: true}.byFamily(unix.AF_INET)[:8], concat(2, 17, 0, 0, uint32(1<<7))},
 		{"one socket", oneSocket(local4, remote4, 0),
 			concat(2, 6, 2, 0, ^uint32(0), ports, []byte{10, 0, 0, 1}, zeroes[:12], []byte{10, 0, 0, 2}, zeroes[:12], uint32(0), cookie)},
 		{"one socket on an interface", oneSocket(local6, remote6, 7),

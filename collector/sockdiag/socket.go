@@ -7,27 +7,9 @@ import (
 	"os"
 	"time"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
+
 	"golang.org/x/sys/unix"
-)
-
-// A State is the state of a TCP socket, RFC 9293 section 3.3.2, numbered as in
-// include/net/tcp_states.h. UDP uses two of them.
-type State uint8
-
-// The states of a Socket. A dump of TCP does not contain closed sockets. A UDP socket is Established
-// if it has a peer, and Close if it has none.
-const (
-	Established State = 1  // TCP_ESTABLISHED
-	SynSent     State = 2  // TCP_SYN_SENT
-	SynRecv     State = 3  // TCP_SYN_RECV
-	FinWait1    State = 4  // TCP_FIN_WAIT1
-	FinWait2    State = 5  // TCP_FIN_WAIT2, also of the mini-socket that outlives the process
-	TimeWait    State = 6  // TCP_TIME_WAIT
-	Close       State = 7  // TCP_CLOSE
-	CloseWait   State = 8  // TCP_CLOSE_WAIT
-	LastAck     State = 9  // TCP_LAST_ACK
-	Listen      State = 10 // TCP_LISTEN
-	Closing     State = 11 // TCP_CLOSING
 )
 
 // Now returns CLOCK_MONOTONIC_COARSE, see clock_gettime(2), since the host started. Its whole seconds are
@@ -41,11 +23,11 @@ func Now() (time.Duration, error) {
 }
 
 // bit returns the bit of the state in idiag_states, a mask of 1 << TCP_*.
-func (s State) bit() uint32 { return 1 << s }
+func bit(s tcpstate.State) uint32 { return 1 << s }
 
 // A Socket is one row of a dump: struct inet_diag_msg of linux/inet_diag.h.
 type Socket struct {
-	State State
+	State tcpstate.State
 
 	// Local and Remote are the two ends. An AF_INET6 socket that uses IPv4 has IPv4
 	// addresses here: the kernel has one port space for both.

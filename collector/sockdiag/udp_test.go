@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/sockdiag/sockdiagtest"
 )
@@ -36,16 +37,16 @@ func TestUDPKernel(t *testing.T) {
 		udp    netnstest.UDP
 		socket Socket
 	}{
-		{netnstest.UDP{Local: at("127.0.0.9:50")}, Socket{State: Close, Local: at("127.0.0.9:50"), Remote: none}},
-		{netnstest.UDP{Local: at("0.0.0.0:50001"), ReuseAddr: true}, Socket{State: Close, Local: at("0.0.0.0:50001"), Remote: none}},
-		{netnstest.UDP{Local: at("0.0.0.0:50001"), ReuseAddr: true}, Socket{State: Close, Local: at("0.0.0.0:50001"), Remote: none}},
-		{netnstest.UDP{Local: at("198.51.100.1:50002"), Remote: at("198.51.100.7:53")}, Socket{State: Established, Local: at("198.51.100.1:50002"), Remote: at("198.51.100.7:53")}},
-		{netnstest.UDP{IPv6: true, Local: at("[::ffff:198.51.100.1]:50003"), Remote: at("198.51.100.7:53")}, Socket{State: Established, Local: at("198.51.100.1:50003"), Remote: at("198.51.100.7:53")}},
-		{netnstest.UDP{IPv6: true, Local: at("[::]:65535")}, Socket{State: Close, Local: at("[::]:65535"), Remote: none6}},
-		{netnstest.UDP{IPv6: true, V6Only: true, Local: at("[::]:50005")}, Socket{State: Close, Local: at("[::]:50005"), Remote: none6, V6Only: true}},
+		{netnstest.UDP{Local: at("127.0.0.9:50")}, Socket{State: tcpstate.Close, Local: at("127.0.0.9:50"), Remote: none}},
+		{netnstest.UDP{Local: at("0.0.0.0:50001"), ReuseAddr: true}, Socket{State: tcpstate.Close, Local: at("0.0.0.0:50001"), Remote: none}},
+		{netnstest.UDP{Local: at("0.0.0.0:50001"), ReuseAddr: true}, Socket{State: tcpstate.Close, Local: at("0.0.0.0:50001"), Remote: none}},
+		{netnstest.UDP{Local: at("198.51.100.1:50002"), Remote: at("198.51.100.7:53")}, Socket{State: tcpstate.Established, Local: at("198.51.100.1:50002"), Remote: at("198.51.100.7:53")}},
+		{netnstest.UDP{IPv6: true, Local: at("[::ffff:198.51.100.1]:50003"), Remote: at("198.51.100.7:53")}, Socket{State: tcpstate.Established, Local: at("198.51.100.1:50003"), Remote: at("198.51.100.7:53")}},
+		{netnstest.UDP{IPv6: true, Local: at("[::]:65535")}, Socket{State: tcpstate.Close, Local: at("[::]:65535"), Remote: none6}},
+		{netnstest.UDP{IPv6: true, V6Only: true, Local: at("[::]:50005")}, Socket{State: tcpstate.Close, Local: at("[::]:50005"), Remote: none6, V6Only: true}},
 		// Bound to an address, it is IPv6 only; with a peer, the kernel does not tell.
-		{netnstest.UDP{IPv6: true, Local: at("[2001:db8::1]:50006")}, Socket{State: Close, Local: at("[2001:db8::1]:50006"), Remote: none6, V6Only: true}},
-		{netnstest.UDP{IPv6: true, Local: at("[2001:db8::1]:50007"), Remote: at("[2001:db8::7]:53")}, Socket{State: Established, Local: at("[2001:db8::1]:50007"), Remote: at("[2001:db8::7]:53")}},
+		{netnstest.UDP{IPv6: true, Local: at("[2001:db8::1]:50006")}, Socket{State: tcpstate.Close, Local: at("[2001:db8::1]:50006"), Remote: none6, V6Only: true}},
+		{netnstest.UDP{IPv6: true, Local: at("[2001:db8::1]:50007"), Remote: at("[2001:db8::7]:53")}, Socket{State: tcpstate.Established, Local: at("[2001:db8::1]:50007"), Remote: at("[2001:db8::7]:53")}},
 	} {
 		s.udp.Hold(t, 1)
 		want = append(want, s.socket)
@@ -99,7 +100,7 @@ func TestUDPChurn(t *testing.T) {
 					others++
 					return
 				}
-				if s.Remote != at(7, i) || s.State != Established {
+				if s.Remote != at(7, i) || s.State != tcpstate.Established {
 					t.Errorf("%+v: not its own peer", s)
 				}
 				seen[i]++

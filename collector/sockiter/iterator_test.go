@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/sockdiag"
 )
@@ -72,9 +73,9 @@ func dump(t *testing.T, low, high uint16) []sockdiag.Socket {
 	defer conn.Close()
 	var sockets []sockdiag.Socket
 	each := func(s *sockdiag.Socket) { sockets = append(sockets, *s) }
-	states := []sockdiag.State{
-		sockdiag.Established, sockdiag.SynSent, sockdiag.SynRecv, sockdiag.FinWait1, sockdiag.FinWait2,
-		sockdiag.TimeWait, sockdiag.CloseWait, sockdiag.LastAck, sockdiag.Closing,
+	states := []tcpstate.State{
+		tcpstate.Established, tcpstate.SynSent, tcpstate.SynRecv, tcpstate.FinWait1, tcpstate.FinWait2,
+		tcpstate.TimeWait, tcpstate.CloseWait, tcpstate.LastAck, tcpstate.Closing,
 	}
 	if err := errors.Join(conn.Listeners(low, high, each), conn.Sockets(states, low, high, each)); err != nil {
 		t.Fatal(err)
@@ -227,7 +228,7 @@ func TestSocketsDump(t *testing.T) {
 	// The peer acknowledges a FIN after up to 200 ms (TCP_DELACK_MAX). Only then is a mini-socket in FIN_WAIT2.
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if !slices.ContainsFunc(dump(t, 0, 65535), func(s sockdiag.Socket) bool {
-			return s.State == sockdiag.FinWait1 && s.Remote.Addr() != netip.MustParseAddr("192.0.2.7")
+			return s.State == tcpstate.FinWait1 && s.Remote.Addr() != netip.MustParseAddr("192.0.2.7")
 		}) {
 			break
 		}
@@ -242,8 +243,8 @@ func TestSocketsDump(t *testing.T) {
 				before[i].Cgroup = 0
 			}
 		}
-		listeners := slices.IndexFunc(rows, func(s Socket) bool { return s.State != sockdiag.Listen })
-		if listeners >= 0 && slices.ContainsFunc(rows[listeners:], func(s Socket) bool { return s.State == sockdiag.Listen }) {
+		listeners := slices.IndexFunc(rows, func(s Socket) bool { return s.State != tcpstate.Listen })
+		if listeners >= 0 && slices.ContainsFunc(rows[listeners:], func(s Socket) bool { return s.State == tcpstate.Listen }) {
 			t.Errorf("%v: a listener behind other sockets", r)
 		}
 		if !tellsCgroups(t) {
@@ -256,7 +257,7 @@ func TestSocketsDump(t *testing.T) {
 			got[i] = s.Socket
 		}
 		byEnds(got)
-		states := map[sockdiag.State]int{}
+		states := map[tcpstate.State]int{}
 		for i := range min(len(before), len(got), len(after)) {
 			states[got[i].State]++
 			// A dump has the timers of other sockets too.
@@ -299,7 +300,7 @@ func TestSocketsFacts(t *testing.T) {
 	it := attach(t)
 	const destination = "198.51.100.7:80"
 	type facts struct {
-		state             sockdiag.State
+		state             tcpstate.State
 		bound, timestamps bool
 	}
 	reusing := func(option int) func(*testing.T, int) {
@@ -321,14 +322,14 @@ func TestSocketsFacts(t *testing.T) {
 		make func(t *testing.T, listener int)
 		want facts // of each socket with a port in the range
 	}{
-		{"connect", func(t *testing.T, l int) { connection(t, client(destination), l) }, facts{state: sockdiag.Established}},
-		{"connect mapped", func(t *testing.T, l int) { connection(t, mapped, l) }, facts{state: sockdiag.Established}},
-		{"IP_BIND_ADDRESS_NO_PORT", func(t *testing.T, l int) { connection(t, noPort, l) }, facts{state: sockdiag.Established}},
-		{"bind any port", func(t *testing.T, l int) { connection(t, from("198.51.100.1:0", destination), l) }, facts{sockdiag.Established, true, false}},
-		{"bind a port", func(t *testing.T, l int) { connection(t, from("198.51.100.1:40001", destination), l) }, facts{sockdiag.Established, true, false}},
-		{"SO_REUSEADDR", reusing(unix.SO_REUSEADDR), facts{sockdiag.Established, true, false}},
-		{"SO_REUSEPORT", reusing(unix.SO_REUSEPORT), facts{sockdiag.Established, true, false}},
-		{"listen", func(t *testing.T, _ int) { netnstest.Listen(t, "127.0.0.9:40001", false) }, facts{sockdiag.Listen, true, false}},
+		{"connect", func(t *testing.T, l int) { connection(t, client(destination), l) }, facts{state: tcpstate.Established}},
+		{"connect mapped", func(t *testing.T, l int) { connection(t, mapped, l) }, facts{state: tcpstate.Established}},
+		{"IP_BIND_ADDRESS_NO_PORT", func(t *testing.T, l int) { connection(t, noPort, l) }, facts{state: tcpstate.Established}},
+		{"bind any port", func(t *testing.T, l int) { connection(t, from("198.51.100.1:0", destination), l) }, facts{tcpstate.Established, true, false}},
+		{"bind a port", func(t *testing.T, l int) { connection(t, from("198.51.100.1:40001", destination), l) }, facts{tcpstate.Established, true, false}},
+		{"SO_REUSEADDR", reusing(unix.SO_REUSEADDR), facts{tcpstate.Established, true, false}},
+		{"SO_REUSEPORT", reusing(unix.SO_REUSEPORT), facts{tcpstate.Established, true, false}},
+		{"listen", func(t *testing.T, _ int) { netnstest.Listen(t, "127.0.0.9:40001", false) }, facts{tcpstate.Listen, true, false}},
 		{"connect, bound on another address", func(t *testing.T, l int) {
 			connection(t, client(destination), l)
 			port := list(t, it, 40000, 40009)[0].Local.Port()
@@ -336,14 +337,14 @@ func TestSocketsFacts(t *testing.T) {
 			if err := unix.Connect(fd, netnstest.Sockaddr(netip.MustParseAddrPort(destination), false)); err != nil {
 				t.Fatal(err)
 			}
-		}, facts{sockdiag.Established, true, false}},
+		}, facts{tcpstate.Established, true, false}},
 		{"accepted, listener gone", func(t *testing.T, _ int) {
 			l := openListener(t, "198.51.100.1:40001")
 			// The other end has a port outside of the range.
 			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "30000 30009")
 			connection(t, reverse, l)
 			netnstest.Hangup(l)
-		}, facts{sockdiag.Established, true, false}},
+		}, facts{tcpstate.Established, true, false}},
 		{"not yet accepted", func(t *testing.T, _ int) {
 			l := openListener(t, "198.51.100.1:40001")
 			keep(t, l)
@@ -356,25 +357,25 @@ func TestSocketsFacts(t *testing.T) {
 				t.Fatal(err)
 			}
 			keep(t, fd)
-		}, facts{sockdiag.SynRecv, true, false}},
+		}, facts{tcpstate.SynRecv, true, false}},
 		{"fin_wait2 mini-socket", func(t *testing.T, l int) {
 			orphan, server := netnstest.Pair(t, client(destination), l)
 			keep(t, server)
 			netnstest.Hangup(orphan)
-		}, facts{sockdiag.FinWait2, false, false}},
-		{"time_wait", func(t *testing.T, l int) { netnstest.TimeWait(t, client(destination), l, 1) }, facts{sockdiag.TimeWait, false, true}},
-		{"time_wait mapped", func(t *testing.T, l int) { netnstest.TimeWait(t, mapped, l, 1) }, facts{sockdiag.TimeWait, false, true}},
+		}, facts{tcpstate.FinWait2, false, false}},
+		{"time_wait", func(t *testing.T, l int) { netnstest.TimeWait(t, client(destination), l, 1) }, facts{tcpstate.TimeWait, false, true}},
+		{"time_wait mapped", func(t *testing.T, l int) { netnstest.TimeWait(t, mapped, l, 1) }, facts{tcpstate.TimeWait, false, true}},
 		{"time_wait bound", func(t *testing.T, l int) {
 			netnstest.TimeWait(t, from("198.51.100.1:0", destination), l, 1)
-		}, facts{sockdiag.TimeWait, true, true}},
+		}, facts{tcpstate.TimeWait, true, true}},
 		{"time_wait without timestamps", func(t *testing.T, l int) {
 			netnstest.Sysctl(t, "ipv4/tcp_timestamps", "0")
 			netnstest.TimeWait(t, client(destination), l, 1)
-		}, facts{sockdiag.TimeWait, false, false}},
+		}, facts{tcpstate.TimeWait, false, false}},
 		{"time_wait bound without timestamps", func(t *testing.T, l int) {
 			netnstest.Sysctl(t, "ipv4/tcp_timestamps", "0")
 			netnstest.TimeWait(t, from("198.51.100.1:0", destination), l, 1)
-		}, facts{sockdiag.TimeWait, true, false}},
+		}, facts{tcpstate.TimeWait, true, false}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -383,19 +384,19 @@ func TestSocketsFacts(t *testing.T) {
 			before := second(t)
 			tt.make(t, netnstest.Listen(t, destination, false))
 			different := func(s Socket) bool {
-				return facts{s.State, s.Bound, s.State == sockdiag.TimeWait && s.Stamp != 0} != tt.want
+				return facts{s.State, s.Bound, s.State == tcpstate.TimeWait && s.Stamp != 0} != tt.want
 			}
 			got := list(t, it, 40000, 40009)
 			// The peer acknowledges a FIN after up to 200 ms (TCP_DELACK_MAX).
 			for deadline := time.Now().Add(5 * time.Second); slices.ContainsFunc(got, different) && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 				got = list(t, it, 40000, 40009)
 			}
-			got = slices.DeleteFunc(got, func(s Socket) bool { return s.State == sockdiag.Listen && tt.want.state == sockdiag.SynRecv })
+			got = slices.DeleteFunc(got, func(s Socket) bool { return s.State == tcpstate.Listen && tt.want.state == tcpstate.SynRecv })
 			if len(got) == 0 || slices.ContainsFunc(got, different) {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 			least, most := uint32(0), uint32(0)
-			if tt.want.timestamps || tt.want.state == sockdiag.FinWait2 {
+			if tt.want.timestamps || tt.want.state == tcpstate.FinWait2 {
 				least, most = before, second(t)
 			}
 			for _, s := range got {
@@ -431,7 +432,7 @@ func TestSocketsStamp(t *testing.T) {
 	netnstest.Hangup(orphan)
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		got := list(t, it, 40000, 40009)
-		if len(got) == 1 && got[0].State == sockdiag.FinWait2 {
+		if len(got) == 1 && got[0].State == tcpstate.FinWait2 {
 			if stamp := got[0].Stamp; stamp < closing || stamp > second(t) {
 				t.Errorf("got stamp %d, want %d or a little more", stamp, closing)
 			}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/sockdiag"
 )
 
@@ -43,15 +44,15 @@ func (it *Iterator) parse(b []byte, seen time.Duration, each func(*Socket)) (res
 	s := Socket{Socket: sockdiag.Socket{Seen: seen}}
 	for ; len(b) >= recordSize; b = b[recordSize:] {
 		flags := b[recordFlags]
-		s.State = sockdiag.State(b[recordState])
+		s.State = tcpstate.State(b[recordState])
 		s.Local = netip.AddrPortFrom(parseAddress(b[recordLocal:]), binary.NativeEndian.Uint16(b[recordPort:]))
 		s.Remote = netip.AddrPortFrom(parseAddress(b[recordRemote:]), binary.BigEndian.Uint16(b[recordRemotePort:]))
 		s.Interface = binary.NativeEndian.Uint32(b[recordInterface:])
 		s.Mini = flags&flagMini != 0
 		s.Expires = time.Duration(binary.NativeEndian.Uint32(b[recordExpires:])) * it.tick
-		s.V6Only = s.State == sockdiag.Listen && flags&flagV6Only != 0
+		s.V6Only = s.State == tcpstate.Listen && flags&flagV6Only != 0
 		s.Cgroup = 0
-		if s.State != sockdiag.Listen {
+		if s.State != tcpstate.Listen {
 			s.Cgroup = binary.NativeEndian.Uint64(b[recordCgroup:])
 		}
 		s.Bound = flags&flagBound != 0

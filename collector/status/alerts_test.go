@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/snat"
@@ -24,7 +25,7 @@ func TestAlerts(t *testing.T) {
 		change(&s.Namespaces[0])
 		return s
 	}
-	destination := func(states map[pool.State]int, change func(*pool.Destination)) scan.Snapshot {
+	destination := func(states map[tcpstate.State]int, change func(*pool.Destination)) scan.Snapshot {
 		r := defaults()
 		d := connections("10.0.0.1", "10.0.0.2:443", states)
 		if change != nil {
@@ -60,18 +61,18 @@ func TestAlerts(t *testing.T) {
 		level    level
 		pool     bool
 	}{
-		"EphemeralPortsHalfUsed":            {destination(map[pool.State]int{pool.TimeWait: 15000}, nil), one, warning, true},
-		"EphemeralPortsNearlyExhausted":     {destination(map[pool.State]int{pool.TimeWait: 23000}, nil), one, critical, true},
-		"EphemeralPortsExhausted":           {destination(map[pool.State]int{pool.Established: 28000}, nil), one, exhausted, true},
-		"EphemeralPortsRateNearCeiling":     {destination(map[pool.State]int{pool.TimeWait: 9000}, func(d *pool.Destination) { d.CloseRate = 410 }), one, critical, true},
-		"EphemeralPortsExhaustionPredicted": {destination(map[pool.State]int{pool.TimeWait: 9000}, func(d *pool.Destination) { d.CloseRate, d.Exhaustion = 500, 50 }), one, critical, true},
-		"EphemeralPortsCloseWait":           {destination(map[pool.State]int{pool.CloseWait: 6000, pool.Established: 4000}, nil), one, warning, true},
-		"EphemeralPortsSynSent":             {destination(map[pool.State]int{pool.SynSent: 6000, pool.Established: 4000}, nil), one, warning, true},
+		"EphemeralPortsHalfUsed":            {destination(map[tcpstate.State]int{tcpstate.TimeWait: 15000}, nil), one, warning, true},
+		"EphemeralPortsNearlyExhausted":     {destination(map[tcpstate.State]int{tcpstate.TimeWait: 23000}, nil), one, critical, true},
+		"EphemeralPortsExhausted":           {destination(map[tcpstate.State]int{tcpstate.Established: 28000}, nil), one, exhausted, true},
+		"EphemeralPortsRateNearCeiling":     {destination(map[tcpstate.State]int{tcpstate.TimeWait: 9000}, func(d *pool.Destination) { d.CloseRate = 410 }), one, critical, true},
+		"EphemeralPortsExhaustionPredicted": {destination(map[tcpstate.State]int{tcpstate.TimeWait: 9000}, func(d *pool.Destination) { d.CloseRate, d.Exhaustion = 500, 50 }), one, critical, true},
+		"EphemeralPortsCloseWait":           {destination(map[tcpstate.State]int{tcpstate.CloseWait: 6000, tcpstate.Established: 4000}, nil), one, warning, true},
+		"EphemeralPortsSynSent":             {destination(map[tcpstate.State]int{tcpstate.SynSent: 6000, tcpstate.Established: 4000}, nil), one, warning, true},
 		"EphemeralPortsConnectFailing":      {failing(0), one, warning, true},
 
 		"EphemeralPortsBindFailing":                {failingBinds, View{}, warning, false},
 		"EphemeralPortsConnectFailingUnattributed": {failing(17), View{}, warning, false},
-		"EphemeralPortsPossiblyExhausted":          {destination(map[pool.State]int{pool.Established: 3000}, func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound = 0.9, 22000 }), one, critical, false},
+		"EphemeralPortsPossiblyExhausted":          {destination(map[tcpstate.State]int{tcpstate.Established: 3000}, func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound = 0.9, 22000 }), one, critical, false},
 		"EphemeralPortsWorstUnreported":            {host(func(n *scan.Namespace) { n.TCP.Report.MaxUtilization = 0.9 }), View{}, critical, false},
 		"EphemeralPortsHalfBound":                  {bound(15000), View{}, warning, true},
 		"EphemeralPortsNearlyAllBound":             {bound(23000), View{}, critical, true},
@@ -100,13 +101,13 @@ func TestAlerts(t *testing.T) {
 		"EphemeralPortsConntrackNearlyFull": {host(func(n *scan.Namespace) { n.Conntrack = scan.Conntrack{Result: read, Entries: 95, Limit: 100} }), View{}, critical, true},
 
 		// These tell nothing that a page could judge, which sees one scan of one host. It has what to compare.
-		"EphemeralPortsOpenConnectionsRise": {destination(map[pool.State]int{pool.Established: 10500}, nil), one, calm, true},
+		"EphemeralPortsOpenConnectionsRise": {destination(map[tcpstate.State]int{tcpstate.Established: 10500}, nil), one, calm, true},
 		"EphemeralPortsConntrackInsertFailed": {host(func(n *scan.Namespace) {
 			n.Conntrack = scan.Conntrack{Result: read, Entries: 9, Limit: 100, Counted: true, InsertFailed: 7}
 		}), View{}, calm, false},
 		"EphemeralPortsSettingsDiffer": {quiet(), View{}, calm, false},
 		"EphemeralPortsUnreported": {host(func(n *scan.Namespace) {
-			n.TCP.Report.UnreportedDestinations, n.TCP.Report.UnreportedPorts = 9000, ports(map[pool.State]int{pool.TimeWait: 15000})
+			n.TCP.Report.UnreportedDestinations, n.TCP.Report.UnreportedPorts = 9000, ports(map[tcpstate.State]int{tcpstate.TimeWait: 15000})
 		}), View{}, calm, false},
 	}
 	for _, alert := range ruleAlerts(t) {

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
@@ -94,15 +95,15 @@ var destinationKinds = legend{
 }
 
 // kindOf returns the kind of the ports in a state.
-func kindOf(s pool.State) string {
+func kindOf(s tcpstate.State) string {
 	switch s {
-	case pool.Established, pool.SynRecv:
+	case tcpstate.Established, tcpstate.SynRecv:
 		return "open"
-	case pool.SynSent:
+	case tcpstate.SynSent:
 		return "syn-sent"
-	case pool.CloseWait:
+	case tcpstate.CloseWait:
 		return "close-wait"
-	case pool.TimeWait:
+	case tcpstate.TimeWait:
 		return "time-wait"
 	default:
 		return "closing"
@@ -209,7 +210,7 @@ func (d *destination) sentences() []string {
 	case pool.No:
 		sentences = append(sentences, "The peer does not use TCP timestamps: its ports in TIME_WAIT are never reusable.")
 	}
-	if timeWait := p.Ports[slices.Index(pool.States[:], pool.TimeWait)]; p.Held > 0 && timeWait == p.Held {
+	if timeWait := p.Ports[slices.Index(pool.States[:], tcpstate.TimeWait)]; p.Held > 0 && timeWait == p.Held {
 		sentences = append(sentences, "All its ports are in TIME_WAIT: these connections belong to no process and no control group any more.")
 	}
 	return sentences

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/cgroup"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/snat"
@@ -39,7 +40,7 @@ func defaults() pool.Report {
 }
 
 // ports returns the counts of these states.
-func ports(states map[pool.State]int) (counts [len(pool.States)]int) {
+func ports(states map[tcpstate.State]int) (counts [len(pool.States)]int) {
 	for i, s := range pool.States {
 		counts[i] = states[s]
 	}
@@ -47,14 +48,14 @@ func ports(states map[pool.State]int) (counts [len(pool.States)]int) {
 }
 
 // connections returns a destination of the default capacity.
-func connections(source, address string, states map[pool.State]int) pool.Destination {
+func connections(source, address string, states map[tcpstate.State]int) pool.Destination {
 	d := pool.Destination{
 		Source: netip.MustParseAddr(source), Address: netip.MustParseAddrPort(address), Ports: ports(states),
 		Ceiling: 450, Exhaustion: math.Inf(1), BoundByOthers: 120,
 	}
 	for i, n := range d.Ports {
 		d.Held += n
-		if pool.States[i] != pool.TimeWait {
+		if pool.States[i] != tcpstate.TimeWait {
 			d.Open += n
 		}
 	}
@@ -77,19 +78,19 @@ func hostOf(r pool.Report) scan.Snapshot {
 // trouble is a host where nearly everything goes wrong.
 func trouble() scan.Snapshot {
 	r := defaults()
-	soonFull := connections("10.0.0.1", "10.0.0.2:443", map[pool.State]int{pool.TimeWait: 22000, pool.Established: 900, pool.FinWait2: 60})
+	soonFull := connections("10.0.0.1", "10.0.0.2:443", map[tcpstate.State]int{tcpstate.TimeWait: 22000, tcpstate.Established: 900, tcpstate.FinWait2: 60})
 	soonFull.CloseRate, soonFull.Exhaustion = 560, 40.4
-	full := connections("10.0.0.1", "10.0.0.9:8080", map[pool.State]int{pool.CloseWait: 25000, pool.SynSent: 100, pool.Established: 3000})
+	full := connections("10.0.0.1", "10.0.0.9:8080", map[tcpstate.State]int{tcpstate.CloseWait: 25000, tcpstate.SynSent: 100, tcpstate.Established: 3000})
 	full.Utilization, full.Exhaustion, full.Ceiling, full.Hold = 1, 0, 0, 62
-	half := connections("2001:db8:1234:5678:9abc:def0:1234:5678", "[2001:db8:1234:5678:9abc:def0:1234:9999]:65535", map[pool.State]int{pool.SynSent: 15000})
-	reused := connections("10.0.0.1", "10.0.0.3:5432", map[pool.State]int{pool.TimeWait: 9000, pool.Established: 40})
+	half := connections("2001:db8:1234:5678:9abc:def0:1234:5678", "[2001:db8:1234:5678:9abc:def0:1234:9999]:65535", map[tcpstate.State]int{tcpstate.SynSent: 15000})
+	reused := connections("10.0.0.1", "10.0.0.3:5432", map[tcpstate.State]int{tcpstate.TimeWait: 9000, tcpstate.Established: 40})
 	reused.Reusable, reused.Utilization, reused.CloseRate, reused.Ceiling, reused.Hold, reused.Timestamps = 8700, 0.016, 300, 28000, 1, pool.Yes
-	failedOnce := connections("10.0.0.1", "10.0.0.4:80", map[pool.State]int{pool.Established: 12})
+	failedOnce := connections("10.0.0.1", "10.0.0.4:80", map[tcpstate.State]int{tcpstate.Established: 12})
 	r.Destinations = []pool.Destination{full, soonFull, half, reused, failedOnce}
 	r.MaxUtilization = 1
 	r.Sources = []pool.Source{{Address: netip.MustParseAddr("10.0.0.77"), Ports: 25000, Bound: 24990, Capacity: 28222, Utilization: 0.885}}
 	r.BoundUnknown = 900
-	r.UnreportedDestinations, r.UnreportedPorts, r.UnreportedSources = 12, ports(map[pool.State]int{pool.Established: 40, pool.TimeWait: 8}), 1
+	r.UnreportedDestinations, r.UnreportedPorts, r.UnreportedSources = 12, ports(map[tcpstate.State]int{tcpstate.Established: 40, tcpstate.TimeWait: 8}), 1
 	s := hostOf(r)
 	s.Namespaces[0].Inode = 4026531840
 	s.Namespaces[0].UDP = udpOf(26000, 40)
@@ -98,7 +99,7 @@ func trouble() scan.Snapshot {
 	s.OthersRead = true
 
 	pod := defaults()
-	inPod := connections("10.1.0.7", "10.0.0.2:443", map[pool.State]int{pool.TimeWait: 23000})
+	inPod := connections("10.1.0.7", "10.0.0.2:443", map[tcpstate.State]int{tcpstate.TimeWait: 23000})
 	inPod.CloseRate, inPod.Timestamps = 380, pool.No
 	pod.Destinations, pod.MaxUtilization = []pool.Destination{inPod}, inPod.Utilization
 	s.Namespaces = append(s.Namespaces,
@@ -152,9 +153,9 @@ func udpOf(ipv4, ipv6 int) scan.UDP {
 // quiet is a host without any danger.
 func quiet() scan.Snapshot {
 	r := defaults()
-	a := connections("10.0.0.1", "10.0.0.2:443", map[pool.State]int{pool.TimeWait: 3000, pool.Established: 200})
+	a := connections("10.0.0.1", "10.0.0.2:443", map[tcpstate.State]int{tcpstate.TimeWait: 3000, tcpstate.Established: 200})
 	a.CloseRate = 48.2
-	b := connections("10.0.0.1", "10.0.0.3:5432", map[pool.State]int{pool.Established: 64})
+	b := connections("10.0.0.1", "10.0.0.3:5432", map[tcpstate.State]int{tcpstate.Established: 64})
 	r.Destinations = []pool.Destination{a, b}
 	r.MaxUtilization = a.Utilization
 	return hostOf(r)
@@ -163,7 +164,7 @@ func quiet() scan.Snapshot {
 // allBound is a host where clients of one address have bound all ports.
 func allBound() scan.Snapshot {
 	r := defaults()
-	d := connections("10.0.0.77", "10.0.0.2:443", map[pool.State]int{pool.Established: 28220})
+	d := connections("10.0.0.77", "10.0.0.2:443", map[tcpstate.State]int{tcpstate.Established: 28220})
 	d.BoundByOthers, d.Utilization, d.Exhaustion, d.Ceiling = 0, 1, 0, 0
 	r.Destinations, r.MaxUtilization, r.BoundPorts = []pool.Destination{d}, 1, 28220
 	r.BoundOwners = []pool.Owner{{Cgroup: 7, Ports: 28220}}
@@ -184,8 +185,8 @@ func failedHost() scan.Snapshot {
 func manyDestinations() scan.Snapshot {
 	r := defaults()
 	for i := range 256 {
-		r.Destinations = append(r.Destinations, connections("10.0.0.1", fmt.Sprintf("10.2.%d.%d:443", i/16, i%16), map[pool.State]int{
-			pool.TimeWait: 20000 - 70*i, pool.Established: 50 + i, pool.CloseWait: i, pool.FinWait1: i % 3,
+		r.Destinations = append(r.Destinations, connections("10.0.0.1", fmt.Sprintf("10.2.%d.%d:443", i/16, i%16), map[tcpstate.State]int{
+			tcpstate.TimeWait: 20000 - 70*i, tcpstate.Established: 50 + i, tcpstate.CloseWait: i, tcpstate.FinWait1: i % 3,
 		}))
 	}
 	r.MaxUtilization = r.Destinations[0].Utilization
@@ -230,7 +231,7 @@ func hostile() scan.Snapshot {
 	s.OthersRead = true
 	for i, name := range []string{hostileHTML, hostileANSI, hostileBidi, "line\nbreak\r\n\t\u2028end", strings.Repeat("long", 1000), "zalgo" + strings.Repeat("\u0301\u0489", 50), "$(reboot);`reboot`'\\", "\xff\xfe", "日本語の名前"} {
 		r := defaults()
-		r.Destinations = []pool.Destination{connections("10.0.0.1", fmt.Sprintf("10.3.0.%d:443", i), map[pool.State]int{pool.Established: 20000})}
+		r.Destinations = []pool.Destination{connections("10.0.0.1", fmt.Sprintf("10.3.0.%d:443", i), map[tcpstate.State]int{tcpstate.Established: 20000})}
 		r.MaxUtilization = r.Destinations[0].Utilization
 		s.Namespaces = append(s.Namespaces, scan.Namespace{
 			Name: name, Inode: uint64(100 + i), Path: "/run/netns/" + name, TCP: scan.TCP{Result: read, Report: r}, UDP: udpOf(25000, 0),

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"ephemeral_port_exporter/collector/cgroup"
-	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/scan"
 )
 
@@ -14,7 +14,7 @@ import (
 func TestPort(t *testing.T) {
 	listener := scan.PortHolder{Listens: true, Local: netip.MustParseAddrPort("0.0.0.0:40003")}
 	client := scan.PortHolder{
-		State: pool.Established, Local: netip.MustParseAddrPort("10.0.0.1:40003"), Remote: netip.MustParseAddrPort("10.0.0.2:443"),
+		State: tcpstate.Established, Local: netip.MustParseAddrPort("10.0.0.1:40003"), Remote: netip.MustParseAddrPort("10.0.0.2:443"),
 		Cgroup: cgroup.Group{Path: "/system.slice/" + hostileHTML},
 	}
 	for name, tt := range map[string]struct {

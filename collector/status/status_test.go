@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ephemeral_port_exporter/collector/cgroup"
+	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/snat"
@@ -72,7 +73,7 @@ func TestGolden(t *testing.T) {
 func TestTables(t *testing.T) {
 	small := hostOf(defaults())
 	r := &small.Namespaces[0].TCP.Report
-	r.UnreportedDestinations, r.UnreportedPorts = 12, ports(map[pool.State]int{pool.Established: 48})
+	r.UnreportedDestinations, r.UnreportedPorts = 12, ports(map[tcpstate.State]int{tcpstate.Established: 48})
 	for _, tt := range []struct {
 		name     string
 		snapshot scan.Snapshot
@@ -208,7 +209,7 @@ func TestHeadline(t *testing.T) {
 	uncounted, uncountedElsewhere := quiet(), other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: pool.Report{CapacityPorts: 100}}})
 	uncounted.Namespaces[0].TimeWait = scan.TimeWait{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("sockstat: gone")}}
 	uncountedElsewhere.Namespaces[1].TimeWait = uncounted.Namespaces[0].TimeWait
-	rising := connections("10.0.0.1", "10.0.0.3:5432", map[pool.State]int{pool.Established: 9800})
+	rising := connections("10.0.0.1", "10.0.0.3:5432", map[tcpstate.State]int{tcpstate.Established: 9800})
 	halfRead := failedHost()
 	halfRead.OthersRead = true
 	halfRead.Namespaces = append(halfRead.Namespaces, scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: trouble().Namespaces[1].TCP.Report}})
@@ -269,11 +270,11 @@ func TestHeadline(t *testing.T) {
 		{"one", "10.0.0.3:5432", quiet(), calm, []string{"10.0.0.3:5432 is not in danger: <1% of its ports are in use."}},
 		{"one, open connections may rise", "10.0.0.3:5432", with(func(r *pool.Report) { r.Destinations[1] = rising }), calm, []string{"35% of the ports to 10.0.0.3:5432 are in use, many by open connections. One collection"}},
 		{"one of two sources where they may rise", "10.0.0.3:5432", with(func(r *pool.Report) {
-			closing := connections("10.0.0.2", "10.0.0.3:5432", map[pool.State]int{pool.TimeWait: 13000})
+			closing := connections("10.0.0.2", "10.0.0.3:5432", map[tcpstate.State]int{tcpstate.TimeWait: 13000})
 			r.Destinations = append(r.Destinations[:1:1], rising, closing)
 		}), calm, []string{"35% of the ports from 10.0.0.1 to 10.0.0.3:5432 are in use, many by open connections. One collection"}},
 		{"two sources", "10.0.0.3:5432", with(func(r *pool.Report) {
-			r.Destinations = append(r.Destinations, connections("10.0.0.2", "10.0.0.3:5432", map[pool.State]int{pool.TimeWait: 9000}))
+			r.Destinations = append(r.Destinations, connections("10.0.0.2", "10.0.0.3:5432", map[tcpstate.State]int{tcpstate.TimeWait: 9000}))
 		}), calm, []string{"No pool of 10.0.0.3:5432 is in danger: the worst, from 10.0.0.2 to 10.0.0.3:5432, has 32% of its ports in use."}},
 		{"one of two", "10.0.0.2:443", trouble(), critical, []string{"10.0.0.2:443 runs out of ports in 40 s.", "1 network namespace could not be read"}},
 		{"absent, while most ports may be bound", "[2001:db8::1]:1", with(func(r *pool.Report) { r.BoundUnknown = 27000 }), critical,
@@ -332,7 +333,7 @@ func TestNarrow(t *testing.T) {
 func TestNarrowAddress(t *testing.T) {
 	s := quiet()
 	r := &s.Namespaces[0].TCP.Report
-	r.Destinations = append(r.Destinations, connections("10.0.0.1", "10.0.0.2:80", map[pool.State]int{pool.Established: 60}))
+	r.Destinations = append(r.Destinations, connections("10.0.0.1", "10.0.0.2:80", map[tcpstate.State]int{tcpstate.Established: 60}))
 	s.Namespaces[0].NAT = natOf(natFlows{snat.Established, false, "10.0.0.2:53", 1024, 100}, natFlows{snat.Established, false, "10.0.0.20:53", 1024, 100})
 	s.ConnectFailures = &scan.ConnectFailures{Pools: []scan.FailedPool{
 		{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.2:9")},
@@ -395,11 +396,11 @@ func TestOwners(t *testing.T) {
 // TestNoOwner says why a destination has none, if all its ports are in TIME_WAIT, and only then.
 func TestNoOwner(t *testing.T) {
 	for _, tt := range []struct {
-		states map[pool.State]int
+		states map[tcpstate.State]int
 		want   bool
 	}{
-		{map[pool.State]int{pool.TimeWait: 100}, true},
-		{map[pool.State]int{pool.TimeWait: 100, pool.Established: 1}, false},
+		{map[tcpstate.State]int{tcpstate.TimeWait: 100}, true},
+		{map[tcpstate.State]int{tcpstate.TimeWait: 100, tcpstate.Established: 1}, false},
 	} {
 		r := defaults()
 		r.Destinations = []pool.Destination{connections("10.0.0.1", "10.0.0.2:443", tt.states)}
