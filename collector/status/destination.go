@@ -195,7 +195,11 @@ func (d *destination) details() *details {
 func (d *destination) sentences() []string {
 	p, capacity := d.pool, d.namespace.TCP.Report.CapacityPorts
 	ports := fmt.Sprintf("Of %d ports, connections to this destination hold %d", capacity, p.Held)
-	free := fmt.Sprintf(" %d are free", max(capacity-(p.Held-p.Reusable)-p.BoundByOthers, 0))
+	most := max(capacity-(p.Held-p.Reusable)-p.BoundByOthers, 0)
+	free := fmt.Sprintf(" %d are free", most)
+	if doubt := p.MayBeBound + p.MayBeHeld; doubt > 0 {
+		free = fmt.Sprintf(" %d to %d are free", max(most-doubt, 0), most)
+	}
 	if p.Reusable > 0 {
 		ports += fmt.Sprintf(", of which connect() may take over %d", p.Reusable)
 		free += ", those included"

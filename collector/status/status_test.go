@@ -479,3 +479,18 @@ func TestOlderKernel(t *testing.T) {
 		}
 	}
 }
+
+// TestFreePorts checks that the page does not call ports free that may be bound or held.
+func TestFreePorts(t *testing.T) {
+	var n scan.Namespace
+	n.TCP.Report.CapacityPorts = 200
+	for want, d := range map[string]pool.Destination{
+		"Of 200 ports, connections to this destination hold 50. 150 are free.":                                                                                               {Held: 50},
+		"Of 200 ports, connections to this destination hold 50. 0 to 150 are free.":                                                                                          {Held: 50, MayBeBound: 150},
+		"Of 200 ports, connections to this destination hold 50, of which connect() may take over 20. Other clients have bound 10 more. 130 to 160 are free, those included.": {Held: 50, Reusable: 20, BoundByOthers: 10, MayBeBound: 10, MayBeHeld: 20},
+	} {
+		if got := (&destination{pool: &d, namespace: &n}).sentences()[0]; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
