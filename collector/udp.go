@@ -24,7 +24,7 @@ func newUDPDescs() udpDescs {
 			"Ports of the capacity that a new UDP socket cannot get, by its family: ipv4, ipv6 (IPV6_V6ONLY), or dual_stack, the default of IPv6 sockets. A socket that uses both families counts in all of them. Absent while there are fewer UDP sockets than 1% of the capacity.",
 			family, nil),
 		utilization: prometheus.NewDesc("ephemeral_port_udp_utilization_ratio",
-			"Those ports, divided by the capacity. 1 means that connect() and sendto() of a new UDP socket fail with EAGAIN, and bind() to no address and port 0 with EADDRINUSE. Absent like ephemeral_port_udp_ports.",
+			"Those ports, divided by the capacity. 1 means that connect() and sendto() of a new UDP socket fail with EAGAIN, and bind() without an address and port 0 with EADDRINUSE. Absent like ephemeral_port_udp_ports.",
 			family, nil),
 		ownerPorts: prometheus.NewDesc("ephemeral_port_udp_owner_ports",
 			"Those ports by the control group of the process that opened the socket: the three that hold most. Absent without cgroup2, see --path.cgroup.",

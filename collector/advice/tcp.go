@@ -90,6 +90,8 @@ func (p *tcpPool) diagnosis() string {
 	var text string
 	holders := p.holders()
 	switch {
+	case len(p.reached) == 1 && p.reached.Has(Possible): // what holds the few ports in use is no problem
+		text = fmt.Sprintf("%d of the %d ports are in use for certain.", p.used, p.report.CapacityPorts)
 	case p.reached.Has(Load) && 2*p.closed > p.demand():
 		text = fmt.Sprintf("This host is the first to close %s connections per second; its ports suffice for %s.", perSecond(d.CloseRate), perSecond(d.Ceiling))
 	case len(holders) == 0:

@@ -193,7 +193,7 @@ func (p *tcpPool) moreSources() Cure {
 func (p *tcpPool) moreDestinations() Cure {
 	c := p.morePools("More destination addresses or ports")
 	c.Sentence = fmt.Sprintf("With at least %d more, less than half of the ports are in use.", c.N)
-	c.Condition = "Clients use all of them alike."
+	c.Condition = "Clients use all of them alike, and connect without binding a port."
 	return c
 }
 

@@ -48,7 +48,7 @@ func (w *timeWait) diagnosis() string {
 	case w.Window == 0:
 		text += " How many do so now is known at the next collection. Do not raise tcp_max_tw_buckets before."
 	case !w.roomy():
-		text += fmt.Sprintf(" Do not raise tcp_max_tw_buckets alone: these connections then hold their ports for %.0f s each. If most of them are to one destination, its ports may suffice for %s per second only, and connects fail.", w.hold, perSecond(w.least()))
+		text += fmt.Sprintf(" Do not raise tcp_max_tw_buckets alone: these connections then hold their ports for %.0f s each. If most of them are to one destination, its ports may suffice for %s per second only, and connects would then fail.", w.hold, perSecond(w.least()))
 	}
 	return text
 }

@@ -36,11 +36,11 @@ func TestFullTimeWait(t *testing.T) {
 		{"the first scan", full(0, 0), nil, 0, []string{keep, second}, "1520 did so far. They hold no port, and the closes per second of destinations do not count them. But a late packet of an old connection can reach a new one. How many do so now is known at the next collection. Do not raise tcp_max_tw_buckets before."},
 		{"few", full(100, 10*time.Second), nil, 0, []string{keep, second, raise + "4000. sysctl -w net.ipv4.tcp_max_tw_buckets=4000"}, "1520 did so far, now 10 per second. They hold no port, and the closes per second of destinations do not count them. But a late packet of an old connection can reach a new one."},
 		{"many", full(3639, 10*time.Second), nil, 0, []string{keep, second, raise + "64000. sysctl -w net.ipv4.tcp_max_tw_buckets=64000"}, "a new one."},
-		{"too many for one destination", full(3641, 10*time.Second), nil, 0, []string{keep, second}, "Do not raise tcp_max_tw_buckets alone: these connections then hold their ports for 62 s each. If most of them are to one destination, its ports may suffice for 455 per second only, and connects fail."},
-		{"others have bound ports", full(100, 10*time.Second), nil, 27900, []string{keep, second}, "its ports may suffice for 5.4 per second only, and connects fail."},
-		{"a busy destination", full(100, 10*time.Second), destination(355, 455), 0, []string{keep, second}, "its ports may suffice for 455 per second only, and connects fail."},
+		{"too many for one destination", full(3641, 10*time.Second), nil, 0, []string{keep, second}, "Do not raise tcp_max_tw_buckets alone: these connections then hold their ports for 62 s each. If most of them are to one destination, its ports may suffice for 455 per second only, and connects would then fail."},
+		{"others have bound ports", full(100, 10*time.Second), nil, 27900, []string{keep, second}, "its ports may suffice for 5.4 per second only, and connects would then fail."},
+		{"a busy destination", full(100, 10*time.Second), destination(355, 455), 0, []string{keep, second}, "its ports may suffice for 455 per second only, and connects would then fail."},
 		{"a destination that is less busy", full(100, 10*time.Second), destination(353, 455), 0, []string{keep, second, raise + "4000. sysctl -w net.ipv4.tcp_max_tw_buckets=4000"}, "a new one."},
-		{"open connections on all ports", full(100, 10*time.Second), destination(0, 0), 0, []string{keep, second}, "its ports may suffice for 0.0 per second only, and connects fail."},
+		{"open connections on all ports", full(100, 10*time.Second), destination(0, 0), 0, []string{keep, second}, "its ports may suffice for 0.0 per second only, and connects would then fail."},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := pool.Report{Settings: usual, CapacityPorts: 28232, BoundPorts: tt.bound, Destinations: tt.destinations}

@@ -24,6 +24,7 @@ type Report struct {
 	BoundPorts   int
 	BoundUnknown int
 	BoundKnown   bool
+	BoundExact   bool // known from the kernel; else inferred from which ports were new, see Infer
 
 	// BoundOwners are the control groups of the sockets in pools whose ports are mostly bound: those with most
 	// sockets, in descending order. Nobody owns a mini-socket.
@@ -160,6 +161,7 @@ func (t *Table) Report(limits Limits) Report {
 		CapacityPorts: t.capacity,
 		BoundPorts:    t.bound.Size(),
 		BoundKnown:    t.boundKnown || t.inferred,
+		BoundExact:    t.boundKnown,
 		BoundUnknown:  t.doubtful.Size(),
 		BoundOwners:   t.boundOwners(),
 		ListenerPorts: t.listening.All(),

@@ -53,6 +53,9 @@ func (p *page) judgeBound() {
 	for _, b := range p.Bound {
 		r := &b.namespace.TCP.Report
 		of := fmt.Sprintf("%d of %d ports are bound", r.BoundPorts, r.CapacityPorts)
+		if !r.BoundExact {
+			of += ", to judge by how they were taken; --exact is sure"
+		}
 		which := "this namespace"
 		if p.Others {
 			which = b.Netns

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/internal/tcpstate"
@@ -49,6 +50,15 @@ func (p *page) addDestinations(s *scan.Snapshot, n *scan.Namespace, f failures, 
 			p.Destinations = append(p.Destinations, newDestination(s, n, d, failed, c))
 		}
 	}
+}
+
+// used returns the utilization, or what it is at least and at most.
+func (d *destination) used() string {
+	least, most := percent(d.pool.Utilization), percent(d.pool.PossibleUtilization)
+	if d.pool.PossibleUtilization <= d.pool.Utilization || least == most {
+		return least
+	}
+	return strings.TrimSuffix(least, "%") + "-" + most
 }
 
 // problem returns what is wrong with a destination, as the end of a sentence that begins with its
@@ -148,7 +158,7 @@ func (p *page) destinationTable(s *scan.Snapshot) table {
 	}
 	for _, d := range p.Destinations {
 		cells := append([]cell{{Text: d.Address, Link: View{Format: HTML, Destination: d.pool.Address}.URL()}}, cells(
-			d.Source, d.Netns, percent(d.pool.Utilization), rate(d.pool.CloseRate), rate(d.pool.Ceiling), d.forecast())...)
+			d.Source, d.Netns, d.used(), rate(d.pool.CloseRate), rate(d.pool.Ceiling), d.forecast())...)
 		cells[3].Bar = d.bar()
 		cells[4].Over = d.reached.Has(advice.Load)
 		if p.Counts {

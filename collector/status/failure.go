@@ -96,6 +96,9 @@ func (p *page) failedTable(counts *scan.ConnectFailures) table {
 		About:   "Their ports have become free since, or their clients have a slice of the range (IP_LOCAL_PORT_RANGE) or a list of ports of their own, which is used up while the pool has plenty.",
 		Columns: []column{{"Destination", "DESTINATION", 23, addresses}, {"Source", "SOURCE", 17, addresses}, {"Namespace", "NETNS", 14, words}, {"Failed connects", "FAILED", 10, numbers}, {"Control group", "CONTROL GROUP", 0, words}},
 	}
+	if slices.ContainsFunc(p.Bound, func(b *bound) bool { return b.Level == exhausted }) {
+		t.About = "Others have bound the ports: what helps then stands above, with the ports that bind() has taken."
+	}
 	if counts != nil && counts.Unattributed > 0 {
 		t.More = []finding{aside(fmt.Sprintf("The pools of %s that failed are not listed: see --destination.limit.", connects(counts.Unattributed)), "EphemeralPortsConnectFailingUnattributed")}
 	}

@@ -46,6 +46,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 	} else {
 		p.judgeDestinations()
 		p.judgeCapacity(s, c)
+		p.judgePossiblyBound(s, c)
 		p.judgeSources()
 		p.judgeUDP()
 		p.judgeNAT()
@@ -80,6 +81,17 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.find(unknown, []string{"EphemeralPortsCollectFailing"}, "The ports of this host could not be read: nothing is known about them. %s", c.sentence(self.TCP.Err.Error()))
 	}
 	slices.SortStableFunc(p.Findings, func(a, b finding) int { return cmp.Compare(b.Level, a.Level) })
+}
+
+// judgePossiblyBound finds the namespaces where a destination is in danger whose ports may be lost to all others too.
+func (p *page) judgePossiblyBound(s *scan.Snapshot, c cleaner) {
+	for i := range s.Namespaces {
+		n := &s.Namespaces[i]
+		r := &n.TCP.Report
+		if n.TCP.Err == nil && r.BoundUnknown > 0 && advice.ReachedPossiblyBound(r).Level() >= critical && r.MaxUtilization >= r.MaxPossibleUtilization {
+			p.find(warning, nil, "Every other destination%s may lack %d of %d ports too: %s.", p.in(c.name(n.Name)), r.BoundPorts+r.BoundUnknown, r.CapacityPorts, advice.Doubt(r.BoundUnknown, 0))
+		}
+	}
 }
 
 // unread returns how many other namespaces could not be read.

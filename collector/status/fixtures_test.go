@@ -35,7 +35,7 @@ func defaults() pool.Report {
 			PortRange: pool.PortRange{Low: 32768, High: 60999}, TWReuse: 2, TWReuseDelay: time.Second, Timestamps: 1,
 			FinTimeout: time.Minute, TimeWaitLength: time.Minute,
 		},
-		ReservedPorts: 10, BlockedPorts: 2, CapacityPorts: 28220, BoundKnown: true, BoundPorts: 120, UDPServersKnown: true,
+		ReservedPorts: 10, BlockedPorts: 2, CapacityPorts: 28220, BoundKnown: true, BoundExact: true, BoundPorts: 120, UDPServersKnown: true,
 	}
 }
 

@@ -17,6 +17,7 @@ type source struct {
 	cures          []cure
 	Netns, Address string
 	Certain        bool // that most clients bind first
+	shares         bool // bind() may take ports in use: its utilization is not known
 }
 
 // bindsFirst reports whether most ports of a source are bound: its clients call bind() before
@@ -41,7 +42,7 @@ func (p *page) addSources(n *scan.Namespace, c cleaner) {
 
 // newSource returns a source of a namespace.
 func newSource(n *scan.Namespace, s *pool.Source, c cleaner) source {
-	row := source{pool: s, Netns: c.name(n.Name), Address: s.Address.String(), Certain: n.TCP.Report.BoundKnown && bindsFirst(s)}
+	row := source{pool: s, Netns: c.name(n.Name), Address: s.Address.String(), Certain: n.TCP.Report.BoundKnown && bindsFirst(s), shares: n.TCP.Report.Settings.AutobindReuse}
 	if row.Certain {
 		row.reached = advice.ReachedSource(&n.TCP.Report, s)
 		row.advice = advice.BindFirst(&n.TCP.Report, s)
@@ -66,9 +67,8 @@ func (p *page) judgeSources() {
 // sourceTable shows the sources whose clients bind first.
 func (p *page) sourceTable(all *scan.Snapshot) table {
 	t := table{
-		ID: "sources", Title: "Addresses whose clients bind before they connect",
-		About:   "These clients share one pool for all destinations. At 100% their bind() fails, unless ip_autobind_reuse is 1.",
-		Alerts:  []string{"EphemeralPortsSourceNearlyExhausted"},
+		ID: "sources", Title: "Addresses whose clients bind before they connect, or may",
+		About:   "These clients share one pool for all destinations. At 100% their bind() fails. With ip_autobind_reuse=1, that depends on SO_REUSEADDR.",
 		Columns: []column{{"Source", "SOURCE", 40, addresses}, {"Namespace", "NETNS", 17, words}, {"Used", "USED", 7, numbers}, {"Ports", "PORTS", 8, numbers}, {"Bound", "BOUND", 10, numbers}, {"Capacity", "CAPACITY", 10, numbers}},
 	}
 	more := 0
@@ -83,8 +83,12 @@ func (p *page) sourceTable(all *scan.Snapshot) table {
 		if s.Certain {
 			bound = strconv.Itoa(s.pool.Bound)
 		}
+		used := percent(s.pool.Utilization)
+		if s.shares {
+			used = "-"
+		}
 		r := row{Level: s.reached.Level(), Cells: cells(
-			s.Address, s.Netns, percent(s.pool.Utilization), strconv.Itoa(s.pool.Ports), bound, strconv.Itoa(s.pool.Capacity))}
+			s.Address, s.Netns, used, strconv.Itoa(s.pool.Ports), bound, strconv.Itoa(s.pool.Capacity))}
 		if s.advice != nil {
 			r.Details = &details{
 				Key: "source " + s.Netns + " " + s.Address, Title: "Clients that bind to " + s.Address + " in " + s.Netns, Summary: plural(s.pool.Ports, "port in use", "ports in use"),

@@ -241,7 +241,7 @@ func TestHeadline(t *testing.T) {
 		{"no port", "", with(func(r *pool.Report) { r.CapacityPorts, r.MaxUtilization, r.Destinations = 0, 1, nil }), exhausted, []string{"No port is left for outgoing connections: connect() fails"}},
 		{"unreported", "", with(func(r *pool.Report) { r.MaxUtilization = 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
 		{"bound, all destinations listed", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 25000, 25000./28220 }), critical, []string{"88% of the ports of this namespace are lost to every plain connect(), whatever its destination: 25000 of 28220 ports are bound."}},
-		{"bound, where nothing is listed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: pool.Report{CapacityPorts: 100, BoundPorts: 80, BoundKnown: true, MaxUtilization: 0.85}}}), critical,
+		{"bound, where nothing is listed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: pool.Report{CapacityPorts: 100, BoundPorts: 80, BoundKnown: true, BoundExact: true, MaxUtilization: 0.85}}}), critical,
 			[]string{"80% of the ports of pod are lost to every plain connect(), whatever its destination: 80 of 100 ports are bound."}},
 		{"all bound, and a destination at once", "", allBound(), exhausted, []string{"Every plain connect() of this namespace fails: 28220 of 28220 ports are bound.", "1 destination in danger: 10.0.0.2:443 is out of ports."}},
 		{"nearly all bound", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 28000, 28000./28220 }), exhausted, []string{"Every plain connect() of this namespace fails, or can fail at any moment: 28000 of 28220 ports are bound."}},
@@ -256,6 +256,10 @@ func TestHeadline(t *testing.T) {
 		{"possibly half used, one", "10.0.0.2:443", first(func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound, d.MayBeHeld = 0.5, 10, 11000 }), warning,
 			[]string{"10.0.0.2:443 has 11% or 50% of its ports in use: whether connections used TCP timestamps that were closed before the exporter started is known after a minute at most; --exact tells now."}},
 		{"possibly worse, but not by a level", "", first(func(d *pool.Destination) { d.Utilization, d.PossibleUtilization = 0.8, 1 }), critical, []string{"1 destination in danger: 10.0.0.2:443 has 80% of its ports in use."}},
+		{"out of ports, and others possibly", "", with(func(r *pool.Report) {
+			r.Destinations[0].Utilization, r.MaxUtilization, r.MaxPossibleUtilization, r.BoundUnknown = 1, 1, 1, 28000
+		}), exhausted,
+			[]string{"1 destination in danger: 10.0.0.2:443 is out of ports.", "Every other destination may lack 28120 of 28220 ports too: which clients bind before they connect is not known yet; --exact tells now."}},
 		{"possibly exhausted, unreported", "", with(func(r *pool.Report) { r.MaxPossibleUtilization, r.BoundUnknown = 0.9, 20000 }), critical,
 			[]string{"The worst destination has 11% or 90% of its ports in use: which clients bind before they connect is not known yet; --exact tells now."}},
 		{"source", "", with(func(r *pool.Report) { r.Sources = trouble().Namespaces[0].TCP.Report.Sources }), critical, []string{"Clients that bind to 10.0.0.77 before they connect use 88% of its ports"}},
@@ -491,6 +495,26 @@ func TestFreePorts(t *testing.T) {
 	} {
 		if got := (&destination{pool: &d, namespace: &n}).sentences()[0]; got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// TestUncertain checks that the page says what it infers, and between which values utilization is.
+func TestUncertain(t *testing.T) {
+	inferred, failing := quiet(), allBound()
+	r := &inferred.Namespaces[0].TCP.Report
+	r.BoundPorts, r.BoundExact = r.CapacityPorts, false
+	r.Destinations[0].PossibleUtilization, r.Destinations[0].MayBeBound = 1, 25000
+	failing.ConnectFailures = &scan.ConnectFailures{Pools: []scan.FailedPool{{
+		Netns: scan.Self, Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.9:80"), Failures: 7,
+	}}}
+	for want, s := range map[string]scan.Snapshot{
+		"of 28220 ports are bound, to judge by how they were taken; --exact is sure.": inferred,
+		"11-100%": inferred,
+		"Others have bound the ports: what helps then stands above": failing,
+	} {
+		if text := draw(t, s, View{Format: Text}); !strings.Contains(strings.Join(strings.Fields(text), " "), want) {
+			t.Errorf("the page does not say %q:\n%s", want, text)
 		}
 	}
 }

@@ -69,9 +69,9 @@ func (p *page) judgeUDP() {
 		}
 		of, where, alerts := strings.Join(families, ", "), p.in(worst.Netns), advice.ReachedUDP(worst.pool).Alerts()
 		if worst.pool.Utilization >= 1 {
-			p.find(worst.Level, alerts, "No UDP port of %s is free%s: connect() and sendto() of new sockets fail with EAGAIN, and bind() to no address with EADDRINUSE.", of, where)
+			p.find(worst.Level, alerts, "No UDP port of %s is free%s: connect() and sendto() of new sockets fail with EAGAIN, and bind() without an address with EADDRINUSE.", of, where)
 		} else {
-			p.find(worst.Level, alerts, "UDP sockets hold %s of the ports of %s%s: at 100%% connect() and sendto() of new ones fail with EAGAIN, and bind() to no address with EADDRINUSE.", worst.Used, of, where)
+			p.find(worst.Level, alerts, "UDP sockets hold %s of the ports of %s%s: at 100%% connect() and sendto() of new ones fail with EAGAIN, and bind() without an address with EADDRINUSE.", worst.Used, of, where)
 		}
 	}
 }

@@ -49,15 +49,15 @@ func TestUDPHeadline(t *testing.T) {
 		{"idle", with(scan.UDP{Result: scan.Result{Outcome: scan.Idle}, Sockets: 7}), calm, []string{calmSentence}, nil},
 		{"calm", with(udpOf(20000, 2000)), calm, []string{calmSentence}, []string{"ipv4 self 77%", "dual_stack self 77%", "ipv6 self 7%"}},
 		{
-			"IPv4", with(udpOf(23000, 0)), critical, []string{"UDP sockets hold 81% of the ports of ipv4, dual_stack: at 100% connect() and sendto() of new ones fail with EAGAIN, and bind() to no address with EADDRINUSE."},
+			"IPv4", with(udpOf(23000, 0)), critical, []string{"UDP sockets hold 81% of the ports of ipv4, dual_stack: at 100% connect() and sendto() of new ones fail with EAGAIN, and bind() without an address with EADDRINUSE."},
 			[]string{"ipv4 self 81%", "dual_stack self 81%", "ipv6 self 0%"},
 		},
 		{
-			"full", with(udpOf(28222, 0)), exhausted, []string{"No UDP port of ipv4, dual_stack is free: connect() and sendto() of new sockets fail with EAGAIN, and bind() to no address with EADDRINUSE."},
+			"full", with(udpOf(28222, 0)), exhausted, []string{"No UDP port of ipv4, dual_stack is free: connect() and sendto() of new sockets fail with EAGAIN, and bind() without an address with EADDRINUSE."},
 			[]string{"ipv4 self 100%", "dual_stack self 100%", "ipv6 self 0%"},
 		},
 		{
-			"full for one family", with(both), exhausted, []string{"No UDP port of dual_stack is free: connect() and sendto() of new sockets fail with EAGAIN, and bind() to no address with EADDRINUSE."},
+			"full for one family", with(both), exhausted, []string{"No UDP port of dual_stack is free: connect() and sendto() of new sockets fail with EAGAIN, and bind() without an address with EADDRINUSE."},
 			[]string{"dual_stack self 100%", "ipv4 self 85%", "ipv6 self 14%"},
 		},
 		{

@@ -184,6 +184,9 @@ func TestThresholds(t *testing.T) {
 		switch threshold.Of {
 		case advice.Failures:
 			a.Severity = "critical" // of the last 5 minutes; those of the page can be 15 minutes old
+		case advice.Possible:
+			a.Severity = "warning" // the page is calm only where it knows
+			a.Values = append(a.Values, threshold.At)
 		case advice.NotKnown:
 			a.Severity = "warning" // the page is calm only if it knows
 		case advice.Exhaustion:
