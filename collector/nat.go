@@ -49,7 +49,7 @@ func newNATDescs() natDescs {
 			"Ports that source NAT has for each translated address and destination: those of --snat.port-range. Only with --snat.",
 			[]string{"netns", "protocol"}, nil),
 		maxUtilization: prometheus.NewDesc("ephemeral_port_snat_max_utilization_ratio",
-			"Highest utilization of a pool of source NAT, including those without series of their own. Absent if that of a pool is not known, see snat_unknown_pools. Only with --snat.",
+			"Highest utilization of a pool of source NAT, including those without series of their own. Pools whose utilization is not known are left out, see snat_unknown_pools; absent if there are no others. Only with --snat.",
 			namespace, nil),
 		unreportedPools: prometheus.NewDesc("ephemeral_port_snat_unreported_pools",
 			"Pools of source NAT without series of their own, see --destination.min-ports and --destination.limit. Only with --snat.",
@@ -61,7 +61,7 @@ func newNATDescs() natDescs {
 			"Flows that source NAT gave a port outside --snat.port-range: the flag does not say what the rules do. Without clients on ports below 1024 that have such ports still. Only with --snat.",
 			namespace, nil),
 		unknownPools: prometheus.NewDesc("ephemeral_port_snat_unknown_pools",
-			"Pools of source NAT whose utilization is not known, because --snat.port-range does not say what the rules do: more than a tenth of their flows are outside, or all taken ports are whole blocks and packets are dropped. Only with --snat.",
+			"Pools of source NAT whose utilization is not known, because --snat.port-range does not say what the rules do: more than a tenth of their flows are outside, or nearly all taken ports are whole blocks and packets were dropped in the last 5 minutes. Only with --snat.",
 			namespace, nil),
 
 		collectSuccess: prometheus.NewDesc("ephemeral_port_snat_collect_success",

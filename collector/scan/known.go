@@ -24,6 +24,7 @@ type knownNamespace struct {
 
 	natBusy      bool   // in the last scan that entered it: it tracked many flows
 	natCollected uint64 // number of the last scan that began to read its flows
+	natDrops     dropCounter
 
 	learned  pool.Knowledge // about its clients and peers
 	counters conntrackCounters

@@ -70,18 +70,40 @@ func (s *Scanner) natError(err error) error {
 	return nil
 }
 
+// A dropCounter remembers how many packets source NAT of a namespace had dropped at its last scan.
+type dropCounter struct {
+	scanned bool
+	last    uint64
+	rose    time.Time // of the last scan that saw more than the one before
+}
+
+// recentDrops is how long drops count as recent: as long as in the alerts. So scrapes and pages that come one after the
+// other tell the same.
+const recentDrops = 5 * time.Minute
+
+// observe adds what a scan has counted. It reports whether some were dropped lately. Those before the first scan can be
+// of any age.
+func (c *dropCounter) observe(drops uint64, now time.Time) (lately bool) {
+	if c.scanned && drops > c.last {
+		c.rose = now
+	}
+	c.scanned, c.last = true, drops
+	return !c.rose.IsZero() && now.Sub(c.rose) < recentDrops
+}
+
 // addNAT counts the ports of source NAT in the calling thread's namespace. Nothing is known of one
 // that tracks no flows.
-func (s *Scanner) addNAT(n *Namespace, deadline time.Time) {
+func (s *Scanner) addNAT(n *Namespace, drops *dropCounter, deadline time.Time) {
 	if n.Conntrack.Err != nil {
 		n.NAT.Result = n.Conntrack.Result
 		return
 	}
+	start := time.Now()
+	lately := drops.observe(n.Conntrack.InsertFailed, start)
 	if n.Conntrack.Entries == 0 {
 		return
 	}
-	start := time.Now()
-	table, err := s.fillNATTable(n.Conntrack.InsertFailed > 0, deadline)
+	table, err := s.fillNATTable(lately, deadline)
 	if err != nil {
 		n.NAT.Result = failure(err)
 		return
@@ -234,7 +256,7 @@ func (s *Scanner) collectNATFrom(v *netns.Visitor, c *candidate, deadline time.T
 	}
 	c.known.natCollected = s.scans
 	s.addConntrack(&c.Namespace, &c.known.counters)
-	s.addNAT(&c.Namespace, deadline)
+	s.addNAT(&c.Namespace, &c.known.natDrops, deadline)
 	return nil
 }
 

@@ -675,6 +675,26 @@ func TestOracleNATRanges(t *testing.T) {
 		}
 	})
 
+	t.Run("ports that a client chose", func(t *testing.T) {
+		t.Parallel()
+		g := newNATGateway(t, strings.Replace(ruleset, "oifname", "tcp dport 81 snat to 10.2.0.9\noifname", 1))
+		s := natScanner(t, pool.PortRange{Low: 1024, High: 65535})
+		scanNAT(t, s)
+		every(len(blocks), clients(snat.TCP, 0x100)).hold(t, g, 16)
+		if _, granted := every(len(blocks), clients(snat.TCP, 0x200)).open(g); granted {
+			t.Fatal("a full block granted a port")
+		}
+		chosen := &natClients{protocol: snat.TCP, to: netip.AddrPortFrom(to.Addr(), 81), from: func(i int) netip.AddrPort {
+			return netip.AddrPortFrom(nattest.Host(nattest.Clients4, 0x300), uint16(2000+1000*(i/8)+i%8))
+		}}
+		chosen.hold(t, g, 24)
+		r, _ := scanNAT(t, s)
+		p, ok := natPoolOf(r, snat.TCP, netip.MustParseAddr("10.2.0.9"), chosen.to)
+		if !ok || p.FullBlocks != nil || p.Held != 24 || r.UnknownPools != 0 {
+			t.Errorf("a pool of 2000-2007, 3000-3007 and 4000-4007: %+v", r)
+		}
+	})
+
 	t.Run("no flag", func(t *testing.T) {
 		t.Parallel()
 		g := newNATGateway(t, ruleset)
@@ -691,6 +711,12 @@ func TestOracleNATRanges(t *testing.T) {
 		r, _ = scanNAT(t, s)
 		if p := poolOf(t, r, snat.TCP); !slices.Equal(p.FullBlocks, blocks) || p.Known() {
 			t.Errorf("all blocks are full: %+v", p)
+		}
+		if r, _ := scanNAT(t, natScanner(t, pool.PortRange{Low: 1024, High: 65535})); poolOf(t, r, snat.TCP).FullBlocks != nil {
+			t.Error("packets that were dropped before the first scan")
+		}
+		if r, _ = scanNAT(t, s); poolOf(t, r, snat.TCP).FullBlocks == nil {
+			t.Error("the next scan forgets the drops")
 		}
 		// Ports of other clients, which lie in no blocks.
 		other := &natClients{protocol: snat.TCP, from: hosts(nattest.Clients4, 0x1000, 20000), to: netip.AddrPortFrom(nattest.Host(nattest.Servers4, 1), 80)}

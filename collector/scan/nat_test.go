@@ -481,3 +481,28 @@ func TestTakesOverKernel(t *testing.T) {
 		}
 	}
 }
+
+// TestDropCounter tells drops between two scans from those before the first, and forgets them after a while.
+func TestDropCounter(t *testing.T) {
+	var c dropCounter
+	start := time.Now()
+	for _, tt := range []struct {
+		name  string
+		after time.Duration
+		drops uint64
+		want  bool
+	}{
+		{"before the first scan", 0, 7, false},
+		{"none since", time.Minute, 7, false},
+		{"one more", 2 * time.Minute, 8, true},
+		{"another reader", 2*time.Minute + time.Second, 8, true},
+		{"just recent", 7*time.Minute - 1, 8, true},
+		{"long ago", 7 * time.Minute, 8, false},
+		{"the module was loaded again", 8 * time.Minute, 0, false},
+		{"one of the new count", 9 * time.Minute, 1, true},
+	} {
+		if got := c.observe(tt.drops, start.Add(tt.after)); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}

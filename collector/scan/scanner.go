@@ -52,6 +52,7 @@ type Scanner struct {
 
 	timeWait  timeWaitCheck
 	counters  conntrackCounters // of our own namespace
+	natDrops  dropCounter       // of our own namespace
 	overflows overflowCounter   // of our own namespace
 	noUDP     bool              // it was logged that the kernel cannot list UDP sockets
 }
@@ -227,7 +228,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	b.due[surveyPart], b.due[socketsPart], b.due[flowsPart] = others, others, s.manyFlows()
 	s.collect(&self, &s.learned, &s.overflows, b)
 	if s.cfg.SNAT {
-		s.addNAT(&self, b.until(natPart))
+		s.addNAT(&self, &s.natDrops, b.until(natPart))
 	}
 	var (
 		namespaces []Namespace

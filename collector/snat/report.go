@@ -14,7 +14,7 @@ import (
 type Report struct {
 	Settings       Settings
 	CapacityPorts  int     // that each pool has
-	MaxUtilization float64 // of a pool, reported or not; NaN if that of a pool is not known
+	MaxUtilization float64 // of a pool, reported or not, without UnknownPools; NaN if there are none but these
 	Pools          []Pool  // those in most danger, see byDanger, in descending order
 
 	UnreportedPools int // not in Pools because of the limits
@@ -43,7 +43,8 @@ type Pool struct {
 	Utilization float64
 
 	// FullBlocks are blocks of ports that are all taken. They lie as blocks of a rule do and not by chance, they have
-	// most ports of the pool, and packets are dropped: so the pool looks full, with a rule that has these ports alone.
+	// most ports of the pool, NAT chose most of these, and packets are dropped: so the pool looks full, with a rule that
+	// has these ports alone.
 	FullBlocks []portset.Range
 
 	// SearchFailure is the share of searches for a port that find none, although ports may be free: the
@@ -82,11 +83,13 @@ func (t *Table) Report(limits limit.Limits) Report {
 		searched bool // SearchFailure is set
 	}
 	var candidates []candidate
+	anyKnown := false
 	for key, i := range t.pools {
 		c := t.counts.At(int(i))
 		p := t.pool(key, c)
 		if p.Held+p.Outside < limits.MinPorts {
 			if p.Known() {
+				anyKnown = true
 				r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
 			}
 			r.UnreportedPools++
@@ -99,15 +102,20 @@ func (t *Table) Report(limits limit.Limits) Report {
 			p.SearchFailure = t.searchFailure(c)
 		}
 		if t.settings.Drops && p.Utilization < searchedFrom && p.SearchFailure == 0 {
-			if p.FullBlocks = fullBlocks(t.taken(c)); p.FullBlocks != nil {
+			if p.FullBlocks = fullBlocks(t.taken(c), int(c.kept)); p.FullBlocks != nil {
 				p.unknown()
 			}
 		}
-		if !p.Known() {
+		if p.Known() {
+			anyKnown = true
+			r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
+		} else {
 			r.UnknownPools++
 		}
-		r.MaxUtilization = max(r.MaxUtilization, p.Utilization) // NaN if one is
 		candidates = append(candidates, candidate{p, c, searched})
+	}
+	if r.UnknownPools > 0 && !anyKnown {
+		r.MaxUtilization = math.NaN()
 	}
 	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(a.Pool, b.Pool) })
 	type labels struct {
@@ -217,11 +225,25 @@ func (p *Pool) unknown() {
 // Known reports whether it is known how full a pool is.
 func (p *Pool) Known() bool { return !math.IsNaN(p.Utilization) }
 
-// byDanger orders pools: those of which nothing is known first, then those where most searches fail first, in percent, then the greatest
-// utilization, then most ports, then by address.
+// A pool is in danger from one of these on, as package advice has it.
+const (
+	dangerousUtilization = 0.5
+	dangerousFailure     = 0.01
+)
+
+// byDanger orders pools: those in danger first, then those of which nothing is known, then the others. So no number of
+// unknown pools takes the places of those in danger. Then come those where most searches fail, in percent, then the
+// greatest utilization, then most ports, then by address.
 func byDanger(a, b Pool) int {
-	if a.Known() != b.Known() {
-		return cmp.Compare(a.Utilization, b.Utilization) // NaN is less than any other
+	rank := func(p Pool) int {
+		switch {
+		case p.Utilization >= dangerousUtilization || p.SearchFailure >= dangerousFailure:
+			return 0
+		case !p.Known():
+			return 1
+		default:
+			return 2
+		}
 	}
 	percent := func(p Pool) int {
 		if !p.Known() {
@@ -230,6 +252,7 @@ func byDanger(a, b Pool) int {
 		return int(100 * p.SearchFailure)
 	}
 	return cmp.Or(
+		cmp.Compare(rank(a), rank(b)),
 		cmp.Compare(percent(b), percent(a)),
 		cmp.Compare(b.Utilization, a.Utilization), cmp.Compare(b.Held+b.Outside, a.Held+a.Outside),
 		a.Source.Compare(b.Source), a.Address.Compare(b.Address), cmp.Compare(a.Protocol, b.Protocol),

@@ -15,7 +15,7 @@ type Settings struct {
 	// one, from a pool that is not counted (nf_nat_l4proto_unique_tuple of net/netfilter/nf_nat_core.c).
 	PortRanges []portset.Range
 
-	// Drops says that source NAT has dropped packets, for want of a port or by a race.
+	// Drops says that source NAT dropped packets lately, for want of a port or by a race.
 	Drops bool
 
 	// TakesOver says that a new TCP connection may get the port of a flow in TIME_WAIT, CLOSE or

@@ -32,6 +32,7 @@ type poolKey struct {
 type poolCounts struct {
 	states          [numStates]uint32
 	outside         uint32
+	kept            uint32       // of those inside, on the port that the client or the own socket had
 	fixed, reusable portset.List // their ports
 	clients         portset.Counts[netip.Addr]
 }
@@ -78,6 +79,9 @@ func (t *Table) Add(f *Flow) {
 		return
 	}
 	c.states[f.State]++
+	if port == f.ClientPort {
+		c.kept++
+	}
 	list := &c.fixed
 	if t.settings.TakesOver && f.State.TakenOver() {
 		list = &c.reusable
@@ -96,6 +100,7 @@ func (t *Table) addOwn() {
 		if pool, ok := t.pools[f.key]; ok {
 			c := t.counts.At(int(pool))
 			c.states[f.state]++
+			c.kept++
 			c.clients.Add(f.key.source())
 			t.lists.Add(&c.fixed, f.port)
 		}

@@ -296,8 +296,6 @@ func TestByDanger(t *testing.T) {
 	}
 	nan := math.NaN()
 	want := []Pool{
-		pool(nan, nan, 50, "192.0.2.1", "198.51.100.1:80", TCP),
-		pool(nan, nan, 40, "192.0.2.1", "198.51.100.1:80", TCP),
 		pool(0.5, 0.4, 40, "192.0.2.1", "198.51.100.1:80", TCP),
 		pool(0.021, 0.9, 90, "192.0.2.1", "198.51.100.1:80", TCP),
 		pool(0.029, 0.8, 90, "192.0.2.1", "198.51.100.1:80", TCP), // as many failures in percent
@@ -307,6 +305,11 @@ func TestByDanger(t *testing.T) {
 		pool(0, 0.6, 80, "192.0.2.2", "198.51.100.1:80", TCP),
 		pool(0, 0.6, 80, "192.0.2.2", "198.51.100.1:80", UDP),
 		pool(0, 0.6, 80, "192.0.2.2", "198.51.100.1:81", TCP),
+		pool(0, 0.5, 50, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(nan, nan, 50, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(nan, nan, 40, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(0, 0.49, 49, "192.0.2.1", "198.51.100.1:80", TCP),
+		pool(0.009, 0.4, 40, "192.0.2.1", "198.51.100.1:80", TCP),
 	}
 	for i, a := range want {
 		for j, b := range want {
@@ -408,7 +411,10 @@ func TestFullBlocks(t *testing.T) {
 		{"all blocks, and a flow of another rule", append(slices.Clip(blocks), one), true, blocks},
 		{"some blocks, the others in part", append(slices.Clip(blocks[:14]), portset.Range{Low: blocks[14].Low, High: blocks[14].High - 2}), true, blocks[:14]},
 		{"most blocks in part", append(slices.Clip(blocks[:4]), every(200)...), true, nil},
-		{"blocks of 8", []portset.Range{{Low: 4096, High: 4103}, {Low: 8192, High: 8199}, {Low: 65528, High: 65535}}, true, []portset.Range{{Low: 4096, High: 4103}, {Low: 8192, High: 8199}, {Low: 65528, High: 65535}}},
+		{"blocks of 8", []portset.Range{{Low: 4096, High: 4103}, {Low: 8192, High: 8199}, {Low: 12288, High: 12295}}, true, []portset.Range{{Low: 4096, High: 4103}, {Low: 8192, High: 8199}, {Low: 12288, High: 12295}}},
+		{"a block in the middle in part", append(slices.Concat(blocks[:7], blocks[8:]), portset.Range{Low: blocks[7].Low, High: blocks[7].High - 1}), true, slices.Concat(blocks[:7], blocks[8:])},
+		{"blocks of several sizes", append(slices.Clip(blocks[:3]), portset.Range{Low: blocks[3].Low, High: blocks[3].Low + 7}), true, nil},
+		{"blocks at several distances", []portset.Range{{Low: 4096, High: 4103}, {Low: 8192, High: 8199}, {Low: 65528, High: 65535}}, true, nil},
 		{"two blocks", blocks[:2], true, nil},
 		{"a client's ports in a row", []portset.Range{{Low: 32768, High: 33767}}, true, nil},
 		{"several clients' ports in a row", []portset.Range{{Low: 10003, High: 10200}, {Low: 20480, High: 20680}, {Low: 30001, High: 30016}, {Low: 40000, High: 40007}}, true, nil},
@@ -431,6 +437,77 @@ func TestFullBlocks(t *testing.T) {
 	}
 }
 
+// TestKeptPorts has clients choose ports that lie as the blocks of a rule do, in pools to more destinations than are
+// reported. NAT keeps these ports, so they are no sign of a rule. The full pool of another client stays in the report.
+func TestKeptPorts(t *testing.T) {
+	settings := settings
+	settings.PortRanges, settings.Drops = []portset.Range{{Low: 1024, High: 65535}}, true
+	table := NewTable(settings)
+	full := tcpFlow(Established, 1024)
+	flows(table, settings.Ports(), full)
+	keep := func(f Flow, ranges ...portset.Range) {
+		for _, r := range ranges {
+			for port := int(r.Low); port <= int(r.High); port++ {
+				f.ClientPort, f.Translated = uint16(port), netip.AddrPortFrom(f.Translated.Addr(), uint16(port))
+				table.Add(&f)
+			}
+		}
+	}
+	for n := range uint16(20) {
+		f := tcpFlow(Established, 0)
+		f.Client, f.Destination = netip.MustParseAddr("10.1.0.66"), netip.AddrPortFrom(full.Destination.Addr(), 1000+n)
+		if n == 0 { // own sockets choose theirs, too
+			f.Translated = netip.AddrPortFrom(f.Translated.Addr(), 50001)
+			flows(table, 1, f)
+			f.SNAT = false
+		}
+		keep(f, mapE(0x34)...)
+	}
+	// A few ports of blocks are those that the clients had.
+	truly := tcpFlow(Established, 0)
+	truly.Destination = netip.AddrPortFrom(full.Destination.Addr(), 2000)
+	blocks := mapE(0x34)
+	keep(truly, blocks[0])
+	for _, r := range blocks[1:] {
+		truly.ClientPort, truly.Translated = 20000, netip.AddrPortFrom(truly.Translated.Addr(), r.Low)
+		flows(table, r.Size(), truly)
+	}
+	r := table.Report(limit.Limits{MinPorts: 10, Most: 2})
+	if len(r.Pools) != 2 || r.Pools[0].Address != full.Destination || r.Pools[1].Address != truly.Destination {
+		t.Fatalf("reported %+v, want the full pool and that of blocks", r.Pools)
+	}
+	if r.MaxUtilization != 1 || r.UnknownPools != 1 || r.UnreportedPools != 20 || !slices.Equal(r.Pools[1].FullBlocks, blocks) {
+		t.Errorf("greatest utilization %v, %d unknown pools, %d unreported, want 1, 1, 20; blocks %v", r.MaxUtilization, r.UnknownPools, r.UnreportedPools, r.Pools[1].FullBlocks)
+	}
+}
+
+// TestUnknownHidesNothing has many pools of a rule that the flag does not name, in one network namespace. The pool of it
+// that is in danger stays in the report, as does that of another one.
+func TestUnknownHidesNothing(t *testing.T) {
+	var reports []*Report
+	for range 2 {
+		table := NewTable(settings)
+		for n := range uint16(10) {
+			f := tcpFlow(Established, 30000)
+			f.Destination = netip.AddrPortFrom(f.Destination.Addr(), 1+n)
+			flows(table, 90, f)
+		}
+		for n := range uint16(2) {
+			f := tcpFlow(Established, 40000)
+			f.Destination = netip.AddrPortFrom(f.Destination.Addr(), 1000+n)
+			flows(table, 50+int(n), f)
+		}
+		r := table.Report(limit.Limits{MinPorts: 10, Most: 5})
+		reports = append(reports, &r)
+	}
+	ShareLimit(reports, 4)
+	for i, r := range reports {
+		if len(r.Pools) != 2 || r.Pools[0].Utilization != 0.51 || r.Pools[1].Utilization != 0.5 || r.MaxUtilization != 0.51 || r.UnknownPools != 10 || r.UnreportedPools != 10 {
+			t.Errorf("report %d is %+v, want the two pools in danger", i, r)
+		}
+	}
+}
+
 // TestOutside has pools of a rule that the flag does not name: those of some size are not known, whatever the limits
 // leave out.
 func TestOutside(t *testing.T) {
@@ -448,7 +525,7 @@ func TestOutside(t *testing.T) {
 	flows(table, 10, to(3, Established, 30000))
 	flows(table, 11, to(4, Established, 30000))
 	r := table.Report(limit.Limits{MinPorts: 10, Most: 1})
-	if !math.IsNaN(r.MaxUtilization) || r.UnknownPools != 2 || r.Outside != 30 || r.UnreportedPools != 3 || r.Pools[0].Address.Port() != 4 {
+	if r.MaxUtilization != 0.5 || r.UnknownPools != 2 || r.Outside != 30 || r.UnreportedPools != 3 || r.Pools[0].Address.Port() != 1 {
 		t.Errorf("many outside: %+v", r)
 	}
 }
