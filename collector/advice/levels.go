@@ -12,18 +12,18 @@ import (
 // A Level says how bad things are.
 type Level int
 
-// The levels.
+// The levels. What is not known may be worse than a warning, but hides nothing that is known to be.
 const (
 	Calm      Level = iota
 	Warning         // half of the ports are in use, closes near the ceiling, failed connects, or leaks
+	Unknown         // nothing could be read, or it does not tell how bad
 	Critical        // most ports are in use, closes at the ceiling, or ports run out within minutes
 	Exhausted       // connect() fails, or can fail at any moment
-	Unknown         // nothing could be read, or it does not tell how bad
 )
 
 // String returns the name that all formats use.
 func (l Level) String() string {
-	return [...]string{"calm", "warning", "critical", "exhausted", "unknown"}[l]
+	return [...]string{"calm", "warning", "unknown", "critical", "exhausted"}[l]
 }
 
 // A Kind says what a Threshold is about.

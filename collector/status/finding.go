@@ -77,10 +77,13 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 	if s.DiscoveryFailures > 0 {
 		p.find(calm, nil, "%s could not be searched for network namespaces: some may be missing. The log has the causes.", plural(s.DiscoveryFailures, "place", "places"))
 	}
-	if self.TCP.Err != nil {
-		p.find(unknown, []string{"EphemeralPortsCollectFailing"}, "The ports of this host could not be read: nothing is known about them. %s", c.sentence(self.TCP.Err.Error()))
-	}
 	slices.SortStableFunc(p.Findings, func(a, b finding) int { return cmp.Compare(b.Level, a.Level) })
+	if self.TCP.Err != nil { // before all that is known of others
+		p.Findings = slices.Insert(p.Findings, 0, finding{
+			Level: unknown, Alerts: []string{"EphemeralPortsCollectFailing"},
+			Sentence: "The ports of this host could not be read: nothing is known about them. " + c.sentence(self.TCP.Err.Error()),
+		})
+	}
 }
 
 // judgePossiblyBound finds the namespaces where a destination is in danger whose ports may be lost to all others too.

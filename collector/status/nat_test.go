@@ -117,6 +117,15 @@ func TestNATHeadline(t *testing.T) {
 			[]string{"tcp 198.51.100.7:443 10.2.0.1 self ? ? ?", "tcp 198.51.100.8:443 10.2.0.1 self 50% 0% ?"},
 		},
 		{
+			"another range, and a full pool",
+			natWith(named, natFlows{snat.Established, false, "198.51.100.7:443", 30000, 40}, natFlows{snat.Established, false, "198.51.100.8:443", 1024, 100}), untracked, false, exhausted,
+			[]string{
+				"1 pool of source NAT in danger: tcp to 198.51.100.8:443 from 10.2.0.1 has 100% of its ports in use",
+				"1 pool of source NAT may be full, as --snat.port-range does not say what the rules do: tcp to 198.51.100.7:443 from 10.2.0.1 has 40 of 40 flows on ports outside it.",
+			},
+			[]string{"tcp 198.51.100.8:443 10.2.0.1 self 100% 100% 0.0", "tcp 198.51.100.7:443 10.2.0.1 self ? ? ?"},
+		},
+		{
 			"full blocks",
 			natWith(drops, natFlows{snat.Established, false, "198.51.100.7:443", 4096, 16}, natFlows{snat.Established, false, "198.51.100.7:443", 8192, 16}, natFlows{snat.Established, false, "198.51.100.7:443", 12288, 16}), untracked, false, unknown,
 			[]string{"1 pool of source NAT may be full, as --snat.port-range does not say what the rules do: tcp to 198.51.100.7:443 from 10.2.0.1 looks full within 3 blocks of ports, all of which are taken."},

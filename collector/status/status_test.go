@@ -213,6 +213,14 @@ func TestHeadline(t *testing.T) {
 	halfRead := failedHost()
 	halfRead.OthersRead = true
 	halfRead.Namespaces = append(halfRead.Namespaces, scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: trouble().Namespaces[1].TCP.Report}})
+	fullElsewhere := failedHost()
+	fullElsewhere.OthersRead = true
+	fullElsewhere.Namespaces = append(fullElsewhere.Namespaces, scan.Namespace{Name: "pod", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, NAT: natOf(natFlows{snat.Established, false, "198.51.100.7:443", 1024, 64512})})
+	wrongRange := func(utilization float64) scan.Snapshot {
+		s := first(func(d *pool.Destination) { d.Utilization = utilization })
+		s.Namespaces[0].NAT = natWith(snat.Settings{PortRanges: []pool.PortRange{{Low: 1024, High: 1123}}}, natFlows{snat.Established, false, "198.51.100.7:443", 30000, 40})
+		return s
+	}
 	boundElsewhere := other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: allBound().Namespaces[0].TCP.Report}})
 	boundElsewhere.Namespaces[1].TCP.Report.Destinations = nil
 	tests := []struct {
@@ -226,6 +234,10 @@ func TestHeadline(t *testing.T) {
 		{"failed", "", failedHost(), unknown, []string{"The ports of this host could not be read: nothing is known about them. sockdiag: dump tcp"}},
 		{"failed, one", "10.0.0.2:443", failedHost(), unknown, []string{"The ports of this host could not be read"}},
 		{"failed, danger elsewhere", "", halfRead, unknown, []string{"The ports of this host could not be read", "1 destination in danger: 10.0.0.2:443 has 81% of its ports in use."}},
+		{"failed, source NAT full elsewhere", "", fullElsewhere, unknown, []string{"The ports of this host could not be read", "1 pool of source NAT in danger: tcp to 198.51.100.7:443"}},
+		{"not known of source NAT, exhausted", "", wrongRange(1), exhausted, []string{"1 destination in danger: 10.0.0.2:443 is out of ports.", "1 pool of source NAT may be full"}},
+		{"not known of source NAT, critical", "", wrongRange(0.9), critical, []string{"1 destination in danger: 10.0.0.2:443 has 90%", "1 pool of source NAT may be full"}},
+		{"not known of source NAT, half", "", wrongRange(0.5), unknown, []string{"1 pool of source NAT may be full", "1 destination in danger: 10.0.0.2:443 has 50%"}},
 		{"exhausted", "", first(func(d *pool.Destination) { d.Utilization, d.Exhaustion = 1, 0 }), exhausted, []string{"1 destination in danger: 10.0.0.2:443 is out of ports."}},
 		{"nearly", "", first(func(d *pool.Destination) { d.Utilization = 0.99 }), exhausted, []string{"1 destination in danger: 10.0.0.2:443 has 99% of its ports in use."}},
 		{"forecast", "", first(func(d *pool.Destination) { d.Exhaustion = 40.9 }), critical, []string{"1 destination in danger: 10.0.0.2:443 runs out of ports in 40 s."}},
