@@ -9,7 +9,8 @@ import (
 
 // ReserveListeners returns how to keep the ports of listeners that lie in the range and are not reserved: while such a
 // service is down, an outgoing connection can take its port, and it cannot start again. It returns false if there are
-// none. The Command is empty if the kernel would not read all ports.
+// none. The Command is empty if the kernel would not read all ports, or if they are so many that most are of programs that
+// let the kernel choose: reserved, they are lost for good.
 func ReserveListeners(r *pool.Report) (c Cure, ok bool) {
 	var reserved, further portset.Map
 	reserved.AddRanges(r.Settings.ReservedPorts)
@@ -28,7 +29,7 @@ func ReserveListeners(r *pool.Report) (c Cure, ok bool) {
 		Sentence: "In the range, these ports have listeners and are not reserved: " + someOf(ports) + ".", N: len(ports),
 		Condition: "The services listen on the same ports each time.",
 	}
-	if more, ok := reserve(r.Settings, &further); ok {
+	if more, ok := reserve(r.Settings, &further); ok && len(ports) <= maxServers {
 		c.Command, c.Undo = commands(more)
 	}
 	return c, true

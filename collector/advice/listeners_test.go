@@ -26,6 +26,18 @@ func TestReserveListeners(t *testing.T) {
 	if want := "In the range, these ports have listeners and are not reserved: 40003, 40009."; c.Sentence != want {
 		t.Errorf("got %q, want %q", c.Sentence, want)
 	}
+	many := r
+	many.ListenerPorts = nil
+	for port := range uint16(maxServers) {
+		many.ListenerPorts = append(many.ListenerPorts, 40020+port)
+	}
+	if c, _ := ReserveListeners(&many); c.Command == "" || c.Undo == "" || c.N != maxServers {
+		t.Errorf("%d ports: %+v, want a command", maxServers, c)
+	}
+	many.ListenerPorts = append(many.ListenerPorts, 40099)
+	if c, ok := ReserveListeners(&many); !ok || c.Command != "" || c.Undo != "" || c.N != maxServers+1 {
+		t.Errorf("%d ports: %+v, want no command", maxServers+1, c)
+	}
 	for port := uint16(40011); port < 40099; port += 2 {
 		r.Settings.ReservedPorts = append(r.Settings.ReservedPorts, pool.PortRange{Low: port, High: port})
 	}

@@ -69,9 +69,9 @@ type servers struct {
 	known    bool // of both protocols
 }
 
-// maxUDPServers is how many UDP sockets without a peer, on ports of the range, are taken for servers. If there are more,
-// most are of clients.
-const maxUDPServers = 32
+// maxServers is how many listeners, or UDP sockets without a peer, on ports of the range are taken for servers with a port
+// of their own. If there are more, the kernel has chosen the ports of most.
+const maxServers = 32
 
 // among returns those that are to be reserved if the range becomes all of these ports. s has the range of now, of which
 // nobody can tell UDP servers and clients without a peer apart.
@@ -84,7 +84,7 @@ func (v servers) among(ports pool.PortRange, s pool.Settings) (reserve portset.M
 			reserve.Add(port)
 		}
 	}
-	if clients.Size() <= maxUDPServers {
+	if clients.Size() <= maxServers {
 		for port := range clients.All() {
 			reserve.Add(port)
 		}

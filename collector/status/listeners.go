@@ -14,7 +14,7 @@ func (p *page) judgeListeners(self *scan.Namespace) {
 	if !ok {
 		return
 	}
-	p.find(calm, nil, "%s While such a service is down, a connection can take its port, and it cannot start. Reserve them, see the runbook.", c.Sentence)
+	p.find(calm, nil, "%s While such a service is down, a connection can take its port, and it cannot start. Reserve them, see the runbook. If: %s", c.Sentence, c.Condition)
 	f := &p.Findings[len(p.Findings)-1]
 	f.Command, f.Undo = c.Command, c.Undo
 }
