@@ -207,24 +207,40 @@ func (t *Table) shares(u *unit) bool {
 	if t.settings.AutobindReuse {
 		return false
 	}
-	own := u.pools[0]
+	several := t.severalPools(t.counts[u.pools[0]].source)
 	var ports, shared portset.Set
 	t.eachPort(u, func(port uint16) {
 		if t.parityOf(port) == bindParity {
 			ports.Add(port)
-		}
-	})
-	for i := range t.counts {
-		if int32(i) == own || t.counts[i].source != t.counts[own].source {
-			continue
-		}
-		t.eachPort(&unit{pools: []int32{int32(i)}}, func(port uint16) {
-			if ports.Has(port) {
+			if several.Has(port) {
 				shared.Add(port)
 			}
-		})
-	}
+		}
+	})
 	return shared.Size() >= clearPorts && clearRatio*shared.Size() >= ports.Size()
+}
+
+// severalPools returns the ports that two or more pools of a source hold. It looks at the sockets once, for all sources.
+func (t *Table) severalPools(source *portset.Set) *portset.Set {
+	if t.several == nil {
+		t.several = make(map[*portset.Set]*portset.Set, len(t.sources))
+		one := make(map[*portset.Set]*portset.Set, len(t.sources))
+		for i := range t.counts {
+			source := t.counts[i].source
+			if one[source] == nil {
+				one[source], t.several[source] = new(portset.Set), new(portset.Set)
+			}
+			var own portset.Set // a dump can have a socket twice
+			t.eachPort(&unit{pools: []int32{int32(i)}}, own.Add)
+			for _, port := range own.All() {
+				if one[source].Has(port) {
+					t.several[source].Add(port)
+				}
+				one[source].Add(port)
+			}
+		}
+	}
+	return t.several[source]
 }
 
 // A supply is the ports of connect parity.

@@ -427,6 +427,32 @@ func TestCountPorts(t *testing.T) {
 	}
 }
 
+// TestSeveralPools checks which ports two or more pools of a source hold, and that the sockets are looked at once for all sources.
+func TestSeveralPools(t *testing.T) {
+	table := NewTable(reusing(hundredPorts, time.Second))
+	for _, s := range []Socket{
+		socket(tcpstate.Established, "10.0.0.1:40001", "10.0.1.1:80"),
+		socket(tcpstate.Established, "10.0.0.1:40001", "10.0.1.2:80"),
+		socket(tcpstate.TimeWait, "10.0.0.1:40003", "10.0.1.1:80"),
+		socket(tcpstate.Established, "10.0.0.1:40003", "10.0.1.3:80"),
+		socket(tcpstate.Established, "10.0.0.1:40005", "10.0.1.1:80"), // twice, as in a dump
+		socket(tcpstate.Established, "10.0.0.1:40005", "10.0.1.1:80"),
+		socket(tcpstate.Established, "10.0.0.1:40007", "10.0.1.1:80"),
+		socket(tcpstate.Established, "10.0.0.2:40007", "10.0.1.1:80"), // another source
+	} {
+		table.Add(&s)
+	}
+	for address, want := range map[string][]uint16{"10.0.0.1": {40001, 40003}, "10.0.0.2": nil} {
+		source := table.sources[sourceKey{address: netip.MustParseAddr(address).As16()}]
+		if got := table.severalPools(source).All(); !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", address, got, want)
+		}
+		if n := testing.AllocsPerRun(1, func() { table.severalPools(source) }); n != 0 {
+			t.Errorf("%s: %v allocations for what was known", address, n)
+		}
+	}
+}
+
 // TestUnits checks which pools are told apart, and what is recalled of each.
 func TestUnits(t *testing.T) {
 	const minPorts = 10

@@ -116,6 +116,7 @@ type Table struct {
 	boundKnown bool // see KnowBound
 	inferred   bool // Infer had something to compare with
 	lists      portset.Lists
+	several    map[*portset.Set]*portset.Set // by ports of a source, see severalPools
 
 	reserved int // ports of the range that are in ip_local_reserved_ports
 	capacity int // ports in usable

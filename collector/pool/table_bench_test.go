@@ -31,3 +31,25 @@ func BenchmarkAdd(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkInfer measures the cost of a socket, by the number of destinations that fill a small range.
+func BenchmarkInfer(b *testing.B) {
+	const ports = 100
+	for _, destinations := range []int{20, 200, 2000} {
+		b.Run(fmt.Sprint(destinations), func(b *testing.B) {
+			for b.Loop() {
+				t := NewTable(hundredPorts)
+				for i := range destinations * ports {
+					d := i / ports
+					t.Add(&Socket{
+						State:  tcpstate.Established,
+						Local:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, 1}), uint16(40000+i%ports)),
+						Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(d >> 8), byte(d)}), 443),
+					})
+				}
+				t.Infer(new(Knowledge), everything)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*destinations*ports), "ns/socket")
+		})
+	}
+}
