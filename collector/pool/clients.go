@@ -1,5 +1,7 @@
 package pool
 
+import "ephemeral_port_exporter/collector/internal/portset"
+
 // connect() and bind(ip, 0) look for a free port in opposite orders. connect() first takes the ports
 // with the parity of the low end of the range, here called those of connect parity. It takes the
 // others, those of bind parity, when no port of connect parity is free for its destination.
@@ -14,7 +16,8 @@ package pool
 //
 // The ports that a pool holds hardly tell: a plain one that was more than half full can have any of
 // them left. Ports that are new since the last scan tell, where there was a choice at both
-// times. While neither has told, all ports of the clients may be bound.
+// times. While neither has told, all ports of the clients may be bound. A new port tells nothing of older ones, which
+// others of the same pool can hold: each of these stays suspect until it is given back.
 
 const (
 	// choice is the part of the ports of one parity, 1 / choice, that must be free for a client
@@ -51,7 +54,13 @@ type clients struct {
 	mixed         bool // if so, only their ports of bind parity count as bound
 	connects      bool // plain connect() was seen
 	connectChoice bool // connect() had a choice
+
+	suspects *portset.Set // ports that may be bound or were taken for that, and were not given back since; nil if there are none
+	gone     int          // suspects of bind parity that were given back
 }
+
+// suspect reports whether a port is one of the suspects.
+func (c clients) suspect(port uint16) bool { return c.suspects != nil && c.suspects.Has(port) }
 
 // plain reports whether the clients are known not to bind.
 func (c clients) plain() bool { return c.connects && !c.binds }
@@ -77,11 +86,37 @@ func (c clients) presume(others clients, e evidence) clients {
 		c.connects = true
 	case e.overflows && !c.binds && c.score == 0:
 		c.connects = true
+		if c.turnedOver(e) {
+			c.suspects, c.gone = nil, 0
+		}
 	}
 	if c.binds {
 		c.mixed = c.mix(e)
 	}
 	return c
+}
+
+// join adds what is known of clients that are a part of c from now on.
+func (c *clients) join(part clients) {
+	c.connects = c.connects && part.plain()
+	if part.suspects == nil {
+		return
+	}
+	suspects := new(portset.Set)
+	for _, ports := range []*portset.Set{c.suspects, part.suspects} {
+		if ports != nil {
+			for _, port := range ports.All() {
+				suspects.Add(port)
+			}
+		}
+	}
+	c.suspects = suspects
+}
+
+// turnedOver reports whether the suspects of bind parity come and go like the other ports: those of long-lived clients that
+// bind stay while others fill the pool.
+func (c clients) turnedOver(e evidence) bool {
+	return c.gone >= clearPorts && c.gone*clearRatio >= e.held[bindParity]
 }
 
 // judge returns what is known of clients after their new ports. connectChoice says whether connect()

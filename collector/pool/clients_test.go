@@ -88,6 +88,30 @@ func TestPresume(t *testing.T) {
 	}
 }
 
+// TestTurnedOver has a pool that is nearly full of ports of connect parity: its suspects are those of plain connect() if they come and go.
+func TestTurnedOver(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		gone, held int
+		overflows  bool
+		binds      bool
+		want       bool
+	}{
+		{"none was given back", 0, 20, true, false, false},
+		{"few", 4, 4, true, false, false},
+		{"less than a fourth", 5, 21, true, false, false},
+		{"a fourth", 5, 20, true, false, true},
+		{"not full", 5, 20, false, false, false},
+		{"they bind", 5, 20, true, true, false},
+	} {
+		c := clients{suspects: portSetOf(40001), gone: tt.gone, binds: tt.binds}
+		got := c.presume(clients{}, evidence{held: [2]int{40, tt.held}, overflows: tt.overflows})
+		if released := got.suspects == nil; released != tt.want || got.connects != (tt.overflows && !tt.binds) {
+			t.Errorf("%s: released %v, seen to connect %v", tt.name, released, got.connects)
+		}
+	}
+}
+
 // TestClientsPlain has all that a client can be seen to do.
 func TestClientsPlain(t *testing.T) {
 	for c, want := range map[clients]bool{

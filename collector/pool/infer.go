@@ -195,7 +195,7 @@ func (t *Table) countPorts(u *unit) (e evidence) {
 func (t *Table) countOverflow(units map[unitKey]*unit) {
 	usable := t.usable.Count(t.settings.PortRange.Low, 0, portset.MaxPorts)
 	for _, u := range units {
-		if !u.several && !u.connects && !hasChoice(usable-u.held[connectParity], usable) {
+		if !u.several && (!u.connects || u.suspects != nil) && !hasChoice(usable-u.held[connectParity], usable) {
 			u.overflows = u.bindFree || t.shares(u)
 		}
 	}
@@ -258,9 +258,11 @@ func (t *Table) connectSupply(units map[unitKey]*unit) supply {
 	usable := t.usable.Count(low, 0, portset.MaxPorts)
 	var doubtful portset.Set
 	for _, u := range units {
-		if !u.plain() {
-			t.eachPort(u, doubtful.Add)
-		}
+		t.eachPort(u, func(port uint16) {
+			if !u.plain() || u.suspect(port) {
+				doubtful.Add(port)
+			}
+		})
 	}
 	return supply{usable, usable - doubtful.ParityOf(low)}
 }
@@ -277,16 +279,52 @@ func (t *Table) conclude(u *unit, s supply) {
 		u.connects, u.mixed = false, true
 	}
 	binds := presumed.binds || u.binds
+	// If ports of connect parity are scarce only if those that may be bound are, a new port of bind parity can have come by each call.
+	unclear := u.score > 0 || !u.connectChoice && hasChoice(s.usable-taken, s.usable)
+	var suspects, kept portset.Set
 	t.eachPort(u, func(port uint16) {
 		first := t.parityOf(port) == bindParity // those that bind() takes first
+		suspect := t.staysSuspect(u, presumed, port)
 		switch {
 		case binds && (first || !u.mixed):
 			t.bound.Add(port)
-		case !u.connects, !binds && first && (u.score > 0 || u.several): // of several pools, only some may be seen to connect
+			suspect = suspect || first || u.isNew(port) && u.newBindParity > 0 // others can be of clients that no longer bind
+		case suspect, !u.connects, first && (u.several || unclear && u.isNew(port)): // of several pools, only some may be seen to connect
+			t.doubtful.Add(port)
+			suspect = true
+		case !binds && first && u.score > 0:
 			t.doubtful.Add(port)
 		}
+		if suspect {
+			suspects.Add(port)
+		}
+		if presumed.suspect(port) {
+			kept.Add(port)
+		}
 	})
+	low := t.settings.PortRange.Low
+	switch {
+	case u.score > 0:
+		u.gone = 0 // they need not be like those that connect
+	case presumed.suspects != nil:
+		u.gone += presumed.suspects.ParityOf(low+1) - kept.ParityOf(low+1)
+	}
+	if u.suspects = nil; suspects.Size() > 0 {
+		u.suspects = &suspects
+	}
 }
+
+// staysSuspect reports whether a port that a unit holds was suspect before, also as one of others.
+func (t *Table) staysSuspect(u *unit, before clients, port uint16) bool {
+	if !before.suspect(port) && (u.old == nil || u.isNew(port) || !u.others.suspect(port)) {
+		return false
+	}
+	// Among many small pools, one or the other always holds the port.
+	return !u.several || u.few || t.settings.AutobindReuse || !t.severalPools(t.counts[u.pools[0]].source).Has(port)
+}
+
+// isNew reports whether a port was not held on the source at the last scan.
+func (u *unit) isNew(port uint16) bool { return u.old != nil && !u.old.Has(port) }
 
 // learn adds to sources what is known of their clients now.
 func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*unit, s supply, minPorts int) {
@@ -295,7 +333,7 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 		if source == nil {
 			continue
 		}
-		source.binds = source.binds || !u.plain() || u.score > 0
+		source.binds = source.binds || !u.plain() || u.score > 0 || u.suspects != nil
 		if key.pool == (poolKey{}) {
 			source.others = u.clients
 		}

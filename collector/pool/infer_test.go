@@ -202,6 +202,8 @@ func TestInfer(t *testing.T) {
 			h.want(41, 0)
 			h.connect(source, a, 1)
 			h.want(10, 0) // until now, and beside others that connect
+			h.want(0, 10) // they are held still
+			h.close(12 + 10)
 			h.want(0, 0)
 		},
 		"both, in one pool": func(h *host) {
@@ -337,6 +339,8 @@ func TestInfer(t *testing.T) {
 			h.want(14, 0) // and is forgotten
 			h.want(0, 14+5)
 			h.connect(source, b, 5)
+			h.want(0, 14+5) // the new ones are not
+			h.close(5)
 			h.want(0, 14)
 		},
 		"few sockets of each source": func(h *host) {
@@ -351,6 +355,60 @@ func TestInfer(t *testing.T) {
 			h.want(0, 5)
 			h.bind("10.0.3.10", a, 2)
 			h.want(6, 0) // both have the first
+		},
+		"a plain connect to a destination of clients that bind": func(h *host) {
+			for i := range 34 { // in both halves of the range
+				port := uint16(40001 + i%2*50 + i/2*2)
+				h.add(source, port, a)
+				h.bound[port] = true
+			}
+			h.want(0, 34)
+			h.connect(source, a, 1)
+			h.want(0, 34)
+			h.connect(source, a, 40) // so many that the ports of bind parity could be what is left of a full pool
+			h.want(0, 34)
+			h.want(0, 34)
+			h.close(34)
+			h.want(0, 0)
+		},
+		"a plain connect to each destination of clients that bind ports of both parities": func(h *host) {
+			for i := range 60 { // with SO_REUSEADDR: the lower half, then the upper one
+				port := 40000 + i/50*50 + (2*i+1)%50 - i/25%2
+				h.add(source, uint16(port), fmt.Sprintf("10.0.2.%d:80", i/10))
+				h.bound[uint16(port)] = true
+			}
+			h.want(0, 60)
+			for i := range 6 {
+				h.connect(source, fmt.Sprintf("10.0.2.%d:80", i), 1)
+			}
+			h.want(0, 60)
+			h.connect(source, b, 40)
+			h.want(0, 100)
+		},
+		"a plain connect to one of many small destinations": func(h *host) {
+			for i := range 24 {
+				port := 40000 + (2*i+1)%25 // both parities
+				h.add(source, uint16(port), fmt.Sprintf("10.0.2.%d:80", i/6))
+				h.bound[uint16(port)] = true
+			}
+			h.want(0, 24)
+			h.connect(source, "10.0.2.0:80", 1)
+			h.want(0, 24)
+			h.connect(source, "10.0.2.0:80", 3) // it is told apart now
+			h.want(0, 24)
+		},
+		"bound ports of clients that were seen to connect before": func(h *host) {
+			h.connect(source, a, 20)
+			h.want(0, 0)
+			h.connect(source, a, 5)
+			h.bind(source, a, 10)
+			h.want(0, 10)
+			h.connect(source, a, 10)
+			h.want(0, 10)
+			h.connect(source, a, 10) // no evidence is left
+			h.want(0, 10)
+			h.close(20)
+			h.want(0, 10)
 		},
 		"few ports of connect parity are free": func(h *host) {
 			h.connect(source, a, 38)

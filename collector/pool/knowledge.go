@@ -96,7 +96,7 @@ func (k *Knowledge) Keep(r *Report) {
 			if !pools[pool{key.sourceAddr(), key.destinationAddr()}] {
 				delete(known.pools, key)
 				known.complete = false
-				known.others.connects = known.others.connects && c.plain() // it is one of them from now on
+				known.others.join(c) // it is one of them from now on
 			}
 		}
 	}

@@ -141,6 +141,67 @@ func TestPossibleSources(t *testing.T) {
 	}
 }
 
+// TestPossibleLongLived has long-lived clients that bind. A new Scanner does not know of any port who got it, and plain connect() to
+// the same destinations tells nothing of these ports. Then plain connect() to another destination fills it.
+func TestPossibleLongLived(t *testing.T) {
+	for name, tt := range map[string]struct {
+		bind               netnstest.Bind
+		destinations, each int
+		plain              int // to each destination
+	}{
+		"one plain connection":              {bind: netnstest.BindFirst, destinations: 1, each: 34, plain: 1},
+		"plain connections fill a parity":   {bind: netnstest.BindFirst, destinations: 1, each: 34, plain: 45},
+		"ports of both parities":            {bind: netnstest.BindReuseAddr, destinations: 6, each: 10, plain: 1},
+		"small pools":                       {bind: netnstest.BindReuseAddr, destinations: 10, each: 6, plain: 1},
+		"small pools that grow to be large": {bind: netnstest.BindReuseAddr, destinations: 6, each: 9, plain: 5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+			client := func(i int, bind netnstest.Bind) netnstest.Client {
+				return clientTo("198.51.100.1", fmt.Sprintf("198.51.100.%d:80", 20+i)).bind(bind).Client
+			}
+			bound := tt.destinations * tt.each
+			l := newLoad(t)
+			for i := range tt.destinations {
+				l.connect(client(i, tt.bind), tt.each)
+			}
+			if n := distinct(t, l.open); n != bound {
+				t.Fatalf("%d ports are bound, want %d", n, bound)
+			}
+			s := newScanner(t, testConfig())
+			check := func() {
+				t.Helper()
+				r := selfReport(t, s)
+				checkPossible(t, &r, bound)
+			}
+			check()
+			check()
+			for i := range tt.destinations {
+				if n := l.connect(client(i, netnstest.BindNoPort), tt.plain); n != tt.plain {
+					t.Fatalf("plain connect() got %d ports", n)
+				}
+				check()
+			}
+			victim := newLoad(t)
+			to := plainFrom("198.51.100.2", "198.51.100.9:443").Client
+			for _, n := range []int{(100 - bound) / 2, 100 - bound - (100-bound)/2} {
+				if got := victim.connect(to, n); got != n {
+					t.Fatalf("plain connect() got %d ports, want %d", got, n)
+				}
+				check()
+				check()
+			}
+			if victim.connect(to, 1) != 0 {
+				t.Error("plain connect() got a port too many")
+			}
+			if r := selfReport(t, s); r.MaxPossibleUtilization != 1 {
+				t.Errorf("no port is free, and possible utilization is %v", r.MaxPossibleUtilization)
+			}
+		})
+	}
+}
+
 // TestPossiblePlain has many pools of plain connect(), on one source or on several, that fill, stay, drain and churn. Each
 // is more than half full, so that all ports would be in use if those of all pools were bound. A Scanner that starts at
 // any time does not take them for that for longer than for some scans.
