@@ -96,6 +96,15 @@ func (c clients) presume(others clients, e evidence) clients {
 	return c
 }
 
+// forgetChoices has nothing count as chosen before now. If the parities have swapped, a port no longer tells who got it: those
+// that were bound are suspects.
+func (c *clients) forgetChoices(swapped bool) {
+	c.connectChoice = false
+	if swapped {
+		c.score, c.contrary, c.gone, c.binds, c.mixed = 0, 0, 0, false, false
+	}
+}
+
 // join adds what is known of clients that are a part of c from now on.
 func (c *clients) join(part clients) {
 	c.connects = c.connects && part.plain()

@@ -410,6 +410,15 @@ func TestInfer(t *testing.T) {
 			h.close(20)
 			h.want(0, 10)
 		},
+		"the low end changes parity under clients of both kinds": func(h *host) {
+			h.connect(source, a, 30)
+			h.want(0, 0)
+			h.bind(source, a, 10)
+			h.want(10, 0)
+			h.settings.PortRange = PortRange{Low: 40001, High: 40100}
+			h.want(0, 10)
+			h.want(0, 10)
+		},
 		"few ports of connect parity are free": func(h *host) {
 			h.connect(source, a, 38)
 			h.want(0, 0)

@@ -52,13 +52,16 @@ func (k Knowledge) tells(key sourceKey, ports int) bool {
 	return known != nil && !known.few && known.others.binds || ports >= minOwn && (known != nil || !k.forgot)
 }
 
-// forgetChoices has nothing count as chosen before now.
-func (k *Knowledge) forgetChoices() {
-	k.connectChoice, k.few.connectChoice = false, false
+// forgetChoices has nothing count as chosen before now, in a range with this low end.
+func (k *Knowledge) forgetChoices(low uint16) {
+	swapped := low%2 != k.portRange.Low%2
+	k.connectChoice = false
+	k.few.forgetChoices(swapped)
 	for _, source := range k.sources {
-		source.bindChoice, source.others.connectChoice = [2]bool{}, false
+		source.bindChoice = [2]bool{}
+		source.others.forgetChoices(swapped)
 		for key, known := range source.pools {
-			known.connectChoice = false
+			known.forgetChoices(swapped)
 			source.pools[key] = known
 		}
 	}

@@ -153,11 +153,11 @@ func (t *Table) Block(l Listener) {
 }
 
 // Recall has the Table use what earlier ones learned. It must come before the first Add. now is when the settings had
-// been read, on the clock of Socket.Seen. If the range has changed, who binds is still known, but not what had a
-// choice: connect() may prefer the other parity now.
+// been read, on the clock of Socket.Seen. If the range has changed, it is not known any more what
+// had a choice: connect() may prefer the other parity now. If it does, it is not known who binds either.
 func (t *Table) Recall(k Knowledge, now time.Duration) {
 	if k.portRange != t.settings.PortRange {
-		k.forgetChoices()
+		k.forgetChoices(t.settings.PortRange.Low)
 	}
 	t.before = k
 	t.use = k.use.at(now, t.settings)
