@@ -122,7 +122,7 @@ func (p *tcpPool) diagnosis() string {
 // Doubt says why so many ports may be unavailable, see pool.Destination.
 func Doubt(mayBeBound, mayBeHeld int) string {
 	if mayBeBound < mayBeHeld {
-		return "whether connections used TCP timestamps that were closed before the exporter started is known after a minute at most; --exact tells now"
+		return "whether closed connections used TCP timestamps is not known, as some may have begun while tcp_timestamps was off; a minute after the last of these is closed, it is known; --exact tells now"
 	}
 	return "which clients bind before they connect is not known yet; --exact tells now"
 }

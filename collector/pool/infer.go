@@ -34,7 +34,7 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 			t.counts[i].early = 0
 		}
 	}
-	k.use = t.use
+	k.use, k.earlier = t.use, t.earlierConnections()
 	if t.boundKnown {
 		return
 	}

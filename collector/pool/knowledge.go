@@ -18,6 +18,7 @@ type Knowledge struct {
 	connectChoice bool                    // connect() had a choice to a destination for which few ports were held
 	timestamps    map[netip.AddrPort]Fact // by destination, see Question
 	use           timestampsUse
+	earlier       map[poolKey]earlierPorts // of all pools, reported or not: their number only falls
 }
 
 // A knownSource is what is known of the clients with one source address.

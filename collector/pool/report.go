@@ -273,7 +273,11 @@ func (t *Table) boundByOthers(counts *poolCounts) int {
 // mayBeUsed returns Destination.MayBeBound and MayBeHeld.
 func (t *Table) mayBeUsed(counts *poolCounts) (bound, held int) {
 	bound = max(t.doubtful.Size()-int(counts.mayBound), 0) + int(counts.mayHold)
-	return bound, min(int(counts.early), int(counts.reusable-counts.mayHold))
+	early := counts.early
+	if counts.openEarlier && counts.timestamps == Unknown && !counts.loopback {
+		early = counts.reusable // nobody could be asked whether the peer uses timestamps
+	}
+	return bound, min(int(early), int(counts.reusable-counts.mayHold))
 }
 
 // keyAddr returns the address that a key holds. A link-local address gets the index of its

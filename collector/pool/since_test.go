@@ -80,6 +80,13 @@ func TestTimestampsUseProof(t *testing.T) {
 		return u
 	}
 	all := func(int) int { return 100 }
+	burst := func(second int) func(int) int {
+		return func(age int) int { return 8 * min(max(1-max(age-second, second-age), 0), 1) }
+	}
+	u := scan(start+time.Second, burst(20))
+	if all := u.learn(scan(start, burst(20))); all || u.since != start {
+		t.Errorf("of the same closes, which seem to be a second later: since %v, all %v", u.since, all)
+	}
 	for _, tt := range []struct {
 		name  string
 		then  func(age int) int
@@ -97,5 +104,85 @@ func TestTimestampsUseProof(t *testing.T) {
 		if u.since != tt.since || all != tt.all {
 			t.Errorf("%s: since %v, all %v, want %v, %v", tt.name, u.since, all, tt.since, tt.all)
 		}
+	}
+}
+
+// TestEarlierConnections has connections that are open when tcp_timestamps is switched on, and so have no timestamps. Those
+// of the same ports may be others at each scan.
+func TestEarlierConnections(t *testing.T) {
+	const start = 1000 * time.Second
+	on := reusing(hundredPorts, time.Second)
+	off := on
+	off.Timestamps = 0
+	type conns map[uint16]int // by port: how many seconds ago a connection was closed, or open
+	const open = -1
+	type scan struct {
+		settings  Settings
+		at        int // seconds after the start
+		conns     conns
+		low, high int
+	}
+	held := scan{off, 0, conns{40000: open, 40002: open}, 2, 2}
+	turn := scan{on, 15, conns{40000: open, 40002: open, 40004: open}, 3, 3}
+	for name, scans := range map[string][]scan{
+		"closed": {
+			held, turn,
+			{on, 30, conns{40000: 5, 40002: open, 40004: 10}, 1, 3},
+			{on, 45, conns{40000: 20, 40002: 2, 40004: 25}, 0, 3},
+			{on, 95, conns{40002: 52}, 0, 1},
+		},
+		"others on other ports": {
+			held, turn,
+			{on, 30, conns{40000: open, 40002: open, 40006: 5, 40008: 5}, 2, 4}, // nobody told of the peer
+			{on, 45, conns{40000: open, 40002: open, 40008: 20, 40010: open}, 3, 3},
+		},
+		"others later on the same ports": {
+			held, turn,
+			{on, 30, conns{40000: 2, 40002: open}, 1, 2},
+			{on, 95, conns{40000: open, 40002: open, 40004: open}, 3, 3},
+			{on, 110, conns{40000: 5, 40002: open, 40004: 5}, 1, 1},
+		},
+		"taken over": { // in TIME_WAIT at two scans, but not the same
+			held, turn,
+			{on, 30, conns{40000: 10}, 0, 1},
+			{on, 45, conns{40000: 3}, 0, 0},
+		},
+		"closed while the scan lasted": {
+			held, turn,
+			{on, 30, conns{40000: 0, 40002: 5}, 1, 2}, // younger than the delay
+			{on, 45, conns{40000: 15, 40002: 20}, 0, 2},
+		},
+		"closed before the first scan after the change": {
+			held,
+			{on, 15, conns{40000: 10, 40002: open}, 2, 2},
+			{on, 76, conns{40002: open}, 1, 1},
+			{on, 90, conns{40000: 5, 40002: open, 40006: open}, 2, 2},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var k Knowledge
+			for i, s := range scans {
+				now := start + time.Duration(s.at)*time.Second
+				table := NewTable(s.settings)
+				table.Recall(k, now)
+				for port, closed := range s.conns {
+					socket := socket(tcpstate.Established, "10.0.0.1:40000", "10.0.1.1:80")
+					socket.Local, socket.Seen = netip.AddrPortFrom(socket.Local.Addr(), port), now
+					if closed != open {
+						socket.State, socket.Mini, socket.Expires = tcpstate.TimeWait, true, time.Minute-time.Duration(closed)*time.Second
+					}
+					table.Add(&socket)
+				}
+				for _, q := range table.Questions(everything) {
+					k.Answer(q, !q.earlier) // the peer does
+				}
+				table.Infer(&k, everything)
+				r := table.Report(everything)
+				k.Keep(&r)
+				if low, high := r.MaxUtilization, r.MaxPossibleUtilization; low != float64(s.low)/100 || high != float64(s.high)/100 {
+					t.Errorf("scan %d: utilization %v, possibly %v, want %v, %v", i, low, high, s.low, s.high)
+				}
+			}
+		})
 	}
 }

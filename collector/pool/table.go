@@ -56,7 +56,7 @@ type poolCounts struct {
 	bound      uint32                       // on ports of Table.bound
 	mayBound   uint32                       // on ports of Table.doubtful
 	mayHold    uint32                       // of reusable, those on ports of Table.doubtful
-	early      uint32                       // of reusable, those closed before it was known that timestamps are used
+	early      uint32                       // of reusable, those of connections that may have begun before timestamps were used
 	halfClosed uint32                       // in FIN_WAIT2, and no mini-sockets
 	loopback   bool
 	source     *portset.Set
@@ -64,12 +64,15 @@ type poolCounts struct {
 
 	open          uint16 // the port of an open connection; 0 if there is none
 	openInterface uint32 // its Socket.Interface
+	openEarlier   bool   // it is in earlier, as all open ones are
 	timestamps    Fact   // the peer uses TCP timestamps
 	doubted       bool   // see Doubt
 
 	// binds tells, by parityOf, of which ports earlier Tables learned that clients bind them:
 	// connect() never takes these over.
 	binds [2]bool
+
+	before, earlier earlierPorts // at the last scan, and now
 
 	owners ownerCounts
 
@@ -194,13 +197,14 @@ func (t *Table) Add(s *Socket) {
 	}
 
 	list := &c.fixed
+	earlier := t.isEarlier(c, s)
 	switch {
 	case s.State == tcpstate.TimeWait || s.Mini:
-		if t.addMini(c, s, s.Bound == Yes || c.binds[t.parityOf(port)]) {
+		if t.addMini(c, s, s.Bound == Yes || c.binds[t.parityOf(port)], earlier) {
 			list = &c.reuse
 		}
-	case s.State != tcpstate.SynSent && s.State != tcpstate.SynRecv:
-		c.open, c.openInterface = port, s.Interface
+	case s.State != tcpstate.SynSent && s.State != tcpstate.SynRecv && (c.open == 0 || c.openEarlier || !earlier):
+		c.open, c.openInterface, c.openEarlier = port, s.Interface, earlier
 	}
 	if !t.boundKnown {
 		t.lists.Add(list, port)
@@ -212,8 +216,9 @@ func (t *Table) AsksFinWait2() bool {
 	return slices.ContainsFunc(t.counts, func(c poolCounts) bool { return c.unsure > 0 })
 }
 
-// addMini counts a mini-socket, and reports whether its port is reusable. A port that is bound is not.
-func (t *Table) addMini(c *poolCounts, s *Socket, bound bool) (reusable bool) {
+// addMini counts a mini-socket, and reports whether its port is reusable. A port that is bound is not. earlier is
+// isEarlier.
+func (t *Table) addMini(c *poolCounts, s *Socket, bound, earlier bool) (reusable bool) {
 	rule := t.rule(c.loopback)
 	if s.Timestamps != Unknown && !c.loopback {
 		c.timestamps = s.Timestamps
@@ -226,6 +231,7 @@ func (t *Table) addMini(c *poolCounts, s *Socket, bound bool) (reusable bool) {
 		kind = expired
 	}
 	t.phase.add(s.Seen)
+	t.use.last = max(t.use.last, s.Seen)
 	if s.State == tcpstate.TimeWait {
 		t.seen.add(s.Expires)
 		t.use.closes.add(s.Seen-age, age)
@@ -242,7 +248,7 @@ func (t *Table) addMini(c *poolCounts, s *Socket, bound bool) (reusable bool) {
 	}
 	if kind == takenOver && old {
 		c.reusable++
-		if unproven {
+		if unproven || earlier {
 			c.early++
 		}
 		if rule.wholeSeconds && age < time.Second {
@@ -272,7 +278,7 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 		if !c.loopback && len(t.before.timestamps) > 0 {
 			c.timestamps = t.before.timestamps[key.destinationAddr()]
 		}
-		c.binds = t.before.binds(key)
+		c.binds, c.before = t.before.binds(key), t.before.earlier[key]
 		t.counts = append(t.counts, c)
 	}
 	return &t.counts[i]

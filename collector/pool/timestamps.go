@@ -16,6 +16,7 @@ type Question struct {
 	pool    poolKey
 	fact    *Fact // of the Table that asks
 	counted bool  // the answer may change what the Table counted
+	earlier bool  // the connection may have begun while this host did not use timestamps
 }
 
 // adviceFrom is the utilization from which on a destination is in danger, as in package advice, which has a test of
@@ -43,7 +44,7 @@ func (t *Table) Questions(limits Limits) []Question {
 		}
 		local := netip.AddrPortFrom(netip.AddrFrom16(key.source).Unmap(), c.open)
 		remote := netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), uint16(key.port))
-		all = append(all, asked{Question{local, remote, c.openInterface, key, &c.timestamps, rule.reusable}, held})
+		all = append(all, asked{Question{local, remote, c.openInterface, key, &c.timestamps, rule.reusable, c.openEarlier || t.settings.Timestamps == 0}, held})
 	}
 	slices.SortFunc(all, func(a, b asked) int {
 		return cmp.Or(cmp.Compare(b.held, a.held), a.Local.Compare(b.Local), a.pool.destinationAddr().Compare(b.pool.destinationAddr()))
@@ -55,8 +56,12 @@ func (t *Table) Questions(limits Limits) []Question {
 	return questions
 }
 
-// Answer remembers an answer. It reports whether a Table that recalled k before counted otherwise.
+// Answer remembers an answer. It reports whether a Table that recalled k before counted otherwise. That a connection
+// does not use timestamps tells nothing of the peer if this host did not want them.
 func (k *Knowledge) Answer(q Question, timestamps bool) (changed bool) {
+	if q.earlier && !timestamps {
+		return false
+	}
 	fact := No
 	if timestamps {
 		fact = Yes

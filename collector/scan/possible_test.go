@@ -283,7 +283,7 @@ func TestPossibleTimestamps(t *testing.T) {
 			netnstest.TimeWait(t, c.Client, listener, 8)
 			selfReport(t, s)
 			netnstest.TimeWait(t, c.Client, listener, 8) // before the next scan, too
-			time.Sleep(20 * time.Millisecond)            // the kernel's clock has ticks of up to 10 ms
+			time.Sleep(300 * time.Millisecond)           // on a busy machine, a scan can take them for later ones
 			netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
 			want := func(s *Scanner, low, high int) {
 				t.Helper()
@@ -311,4 +311,117 @@ func TestPossibleTimestamps(t *testing.T) {
 			}
 		})
 	}
+}
+
+// earlierClient is a client in a range of 40 ports, and an exporter that sees tcp_timestamps switched on while some
+// connections are open.
+type earlierClient struct {
+	oracleClient
+	t        *testing.T
+	scanner  *Scanner
+	listener int
+	begin    func() // see setReuse
+	earlier  []pair // that began before
+}
+
+// A pair is the two ends of a connection.
+type pair struct{ client, server int }
+
+// newEarlierClient opens so many connections before the change.
+func newEarlierClient(t *testing.T, source, destination string, earlier int) *earlierClient {
+	t.Helper()
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40039")
+	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "0")
+	e := &earlierClient{oracleClient: clientTo(source, destination), t: t, scanner: newScanner(t, testConfig()), begin: setReuse(t, 1)}
+	e.listener = netnstest.Listen(t, destination, false)
+	for range earlier {
+		e.earlier = append(e.earlier, e.open())
+	}
+	selfReport(t, e.scanner)
+	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
+	e.want(earlier, earlier)
+	return e
+}
+
+// open opens a connection.
+func (e *earlierClient) open() pair {
+	client, server := netnstest.Pair(e.t, e.Client, e.listener)
+	e.t.Cleanup(func() { netnstest.Hangup(client); netnstest.Hangup(server) })
+	return pair{client, server}
+}
+
+// close closes connections, so that the client's ends are in TIME_WAIT.
+func (e *earlierClient) close(pairs []pair) {
+	e.t.Helper()
+	for _, p := range pairs {
+		_ = unix.Shutdown(p.client, unix.SHUT_WR)
+		if _, err := unix.Read(p.server, make([]byte, 1)); err != nil {
+			e.t.Fatal(err)
+		}
+		_ = unix.Shutdown(p.server, unix.SHUT_WR)
+	}
+}
+
+// want checks the utilization, and the possible one, as numbers of ports.
+func (e *earlierClient) want(low, high int) {
+	e.t.Helper()
+	d, _ := destinationOf(selfReport(e.t, e.scanner), e.source, e.Destination)
+	if d.Utilization != float64(low)/40 || d.PossibleUtilization != float64(high)/40 {
+		e.t.Errorf("utilization %v, possibly %v, want %d / 40, %d / 40", d.Utilization, d.PossibleUtilization, low, high)
+	}
+}
+
+// wantExact checks that the exact reader has a utilization, as a number of ports, and that connect() gets all others.
+func (e *earlierClient) wantExact(used int) {
+	e.t.Helper()
+	if netnstest.IsHostRoot() {
+		if d, _ := destinationOf(collectExact(e.t), e.source, e.Destination); d.Utilization != float64(used)/40 || d.PossibleUtilization != float64(used)/40 {
+			e.t.Errorf("with the exact reader: utilization %v, possibly %v, want %d / 40", d.Utilization, d.PossibleUtilization, used)
+		}
+	}
+	if granted, err := e.Fill(e.t, 40); granted != 40-used {
+		e.t.Errorf("connect() got %d ports, then %v, want %d", granted, err, 40-used)
+	}
+}
+
+// TestPossibleEarlierClosed closes connections after tcp_timestamps was switched on that began before: they never give up
+// their ports, whatever later ones to the same destination do.
+func TestPossibleEarlierClosed(t *testing.T) {
+	for name, c := range map[string]struct{ source, destination string }{
+		"remote":   {"198.51.100.1", "198.51.100.7:80"},
+		"loopback": {"127.0.0.1", "127.0.0.9:80"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEarlierClient(t, c.source, c.destination, 16)
+			e.close(e.earlier[:8])
+			e.begin()
+			e.want(8, 16)
+			e.open() // it says that the destination uses timestamps
+			e.want(9, 17)
+			e.close(e.earlier[8:])
+			netnstest.TimeWait(t, e.Client, e.listener, 3)
+			e.begin()
+			for range 2 {
+				e.want(1, 17)
+			}
+			e.wantExact(17)
+		})
+	}
+}
+
+// TestPossibleEarlierOpen has a connection that began before tcp_timestamps was switched on, and stays open. That it does not
+// use timestamps says nothing of those that began later.
+func TestPossibleEarlierOpen(t *testing.T) {
+	e := newEarlierClient(t, "198.51.100.1", "198.51.100.7:80", 4)
+	netnstest.TimeWait(t, e.Client, e.listener, 12)
+	e.begin()
+	for range 2 {
+		e.want(4, 16)
+	}
+	e.open()
+	for range 2 {
+		e.want(5, 5)
+	}
+	e.wantExact(5)
 }

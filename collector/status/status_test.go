@@ -266,7 +266,7 @@ func TestHeadline(t *testing.T) {
 		{"possibly exhausted", "", first(func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound = 1, 25000 }), critical,
 			[]string{"1 destination in danger: 10.0.0.2:443 has 11% or 100% of its ports in use: which clients bind before they connect is not known yet; --exact tells now."}},
 		{"possibly half used, one", "10.0.0.2:443", first(func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound, d.MayBeHeld = 0.5, 10, 11000 }), warning,
-			[]string{"10.0.0.2:443 has 11% or 50% of its ports in use: whether connections used TCP timestamps that were closed before the exporter started is known after a minute at most; --exact tells now."}},
+			[]string{"10.0.0.2:443 has 11% or 50% of its ports in use: whether closed connections used TCP timestamps is not known, as some may have begun while tcp_timestamps was off; a minute after the last of these is closed, it is known; --exact tells now."}},
 		{"possibly worse, but not by a level", "", first(func(d *pool.Destination) { d.Utilization, d.PossibleUtilization = 0.8, 1 }), critical, []string{"1 destination in danger: 10.0.0.2:443 has 80% of its ports in use."}},
 		{"out of ports, and others possibly", "", with(func(r *pool.Report) {
 			r.Destinations[0].Utilization, r.MaxUtilization, r.MaxPossibleUtilization, r.BoundUnknown = 1, 1, 1, 28000
