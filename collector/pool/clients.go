@@ -68,7 +68,7 @@ func (c clients) plain() bool { return c.connects && !c.binds }
 // evidence is what the ports of clients show.
 type evidence struct {
 	held             [2]int // ports, by parity
-	taken            int    // ports of connect parity that connect() could not choose, of the pool with most
+	taken            int    // ports of connect parity that connect() possibly could not choose, of the pool with most
 	newBindParity    int    // ports of bind parity that nobody on the source held at the last scan
 	newConnectParity int    // the same of connect parity, where those of bind parity were free
 	unforced         int    // ports of connect parity of a source that was not seen before, where those of bind parity are free

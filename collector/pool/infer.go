@@ -181,7 +181,7 @@ func (t *Table) countPorts(u *unit) (e evidence) {
 	for _, i := range u.pools {
 		c := &t.counts[i]
 		e.held[connectParity] += c.held() // those that are not listed too
-		taken := c.held() - int(c.reusable)
+		taken := c.held()                 // also what connect() may take over: when the new ports came, it may have been open
 		for port := range t.lists.All(c.fixed) {
 			taken -= t.parityOf(port) // bindParity is 1
 		}

@@ -467,7 +467,7 @@ func TestCountPorts(t *testing.T) {
 		{"no choice for bind() in the upper half", portSetOf(), [2]bool{true, false}, []pool{{open: []uint16{40000, 40048, 40050, 40051}}},
 			evidence{held: [2]int{3, 1}, taken: 3, newConnectParity: 2, newBindParity: 1}},
 		{"ports that connect() may take over", portSetOf(), both, []pool{{open: []uint16{40000, 40001}, reusable: []uint16{40002, 40003}}},
-			evidence{held: [2]int{2, 2}, taken: 1, newConnectParity: 2, newBindParity: 2}},
+			evidence{held: [2]int{2, 2}, taken: 3, newConnectParity: 2, newBindParity: 2}},
 		{"several pools", portSetOf(), both, []pool{{open: []uint16{40000, 40002}}, {open: []uint16{40000, 40002, 40004}}, {open: []uint16{40001}}},
 			evidence{held: [2]int{5, 1}, taken: 3, newConnectParity: 5, newBindParity: 1}},
 	} {
