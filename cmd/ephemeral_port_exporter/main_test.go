@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 // command returns the command that runs the binary with these arguments.
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	return exec.CommandContext(ctx, netnstest.ProgramPath(name), args...)
 }
