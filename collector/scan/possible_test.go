@@ -267,6 +267,9 @@ func TestPossiblePlain(t *testing.T) {
 	}
 }
 
+// pastTick is a time after which connections are known to be later than a scan: their ages are exact to some ticks of up to 10 ms.
+const pastTick = 50 * time.Millisecond
+
 // TestPossibleTimestamps switches tcp_timestamps on while sockets in TIME_WAIT exist: these never give up their ports.
 func TestPossibleTimestamps(t *testing.T) {
 	for name, c := range map[string]oracleClient{
@@ -296,6 +299,7 @@ func TestPossibleTimestamps(t *testing.T) {
 			fresh := newScanner(t, testConfig())
 			want(fresh, 16, 16) // too young, whatever they used
 
+			time.Sleep(pastTick)
 			netnstest.TimeWait(t, c.Client, listener, 2) // with timestamps
 			begin()
 			want(s, 16, 16)
@@ -341,6 +345,7 @@ func newEarlierClient(t *testing.T, source, destination string, earlier int) *ea
 	selfReport(t, e.scanner)
 	netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
 	e.want(earlier, earlier)
+	time.Sleep(pastTick)
 	return e
 }
 
