@@ -102,6 +102,7 @@ func (n *natCureTest) rule(rule string) {
 // TestNATAdvice fills pools of source NAT, applies a cure, and checks that the gateway then grants as many
 // connections as the advice said. A range of 64 ports is searched completely by each connection.
 func TestNATAdvice(t *testing.T) {
+	t.Parallel()
 	ports := pool.PortRange{Low: 40000, High: 40063}
 	size := ports.Size()
 	full := func(t *testing.T, rule, title string, udp bool) *natCureTest {
@@ -196,6 +197,7 @@ func TestNATAdvice(t *testing.T) {
 // TestNATAdviceFullyRandom has a client keep its own ports, which lie in a block. It compares the share of searches
 // that fail with the advice, before and after the cure.
 func TestNATAdviceFullyRandom(t *testing.T) {
+	t.Parallel()
 	const block = 970
 	ports := pool.PortRange{Low: 40000, High: 40999}
 	n := newNATCureTest(t, ports, "masquerade to ")

@@ -115,6 +115,7 @@ func changes(first, last, begin, end time.Duration) bool {
 // TestOracleReuseLastTimestamp has connections whose last timestamp came seconds before they were closed, and others
 // that wait in FIN_WAIT2 for seconds. What the report says of their ports is true at any time.
 func TestOracleReuseLastTimestamp(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name          string
 		idle, waiting time.Duration

@@ -299,6 +299,7 @@ func TestOracleMatrix(t *testing.T) {
 
 // TestOracleWideRange fills the widest range that the kernel allows.
 func TestOracleWideRange(t *testing.T) {
+	t.Parallel()
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "1024 65535")
 	netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "1024-1100,8080,65500-65535")

@@ -100,6 +100,9 @@ func hideNamed() error {
 //
 // Inside, all of 127.0.0.0/8, ::1, 198.51.100.0/24, 203.0.113.0/24 and 2001:db8::/64 is local:
 // a listener can have any of these addresses. Packets to 192.0.2.0/24 are lost.
+//
+// A test that expects a port to be free as soon as its socket is closed must not run in parallel with others: a process
+// that another test starts has copies of all file descriptors until it executes its program.
 func New(tb testing.TB) {
 	tb.Helper()
 	// The thread is never unlocked: the runtime ends it together with the goroutine. The
