@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/common/version"
 	toolkit "github.com/prometheus/exporter-toolkit/web"
 
+	"ephemeral_port_exporter/collector/logging"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/web"
 )
@@ -46,12 +47,22 @@ func main() {
 	if *flags.status {
 		work = runStatus
 	}
-	logger := promslog.New(flags.log)
-	if err := work(flags, logger); err != nil {
+	flags.log.Writer = logging.Lines(os.Stderr)
+	log := logging.New(promslog.New(flags.log).Handler())
+	logger := slog.New(log.Handler())
+	slog.SetDefault(logger) // what libraries log is within the same bounds
+	err := work(flags, logger)
+	if err != nil {
 		logger.Error("Exporter failed", "err", err)
+	}
+	log.Close(logTimeout)
+	if err != nil {
 		os.Exit(1)
 	}
 }
+
+// logTimeout is how long the end waits for the reader of the log.
+const logTimeout = time.Second
 
 // runStatus prints the status once.
 func runStatus(flags *flags, logger *slog.Logger) error {

@@ -2,7 +2,6 @@ package web
 
 import (
 	"fmt"
-	"log/slog"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,7 +23,7 @@ func newMetricsHandler(c Config, scans *scans, sender *sender) http.Handler {
 	h := &metricsHandler{
 		scans: scans, sender: sender, registry: c.Registry,
 		opts: promhttp.HandlerOpts{
-			ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelError),
+			ErrorLog:          encodingLog{c.Logger},
 			ErrorHandling:     promhttp.ContinueOnError,
 			EnableOpenMetrics: true,
 		},

@@ -66,7 +66,7 @@ func New(c Config) *http.Server {
 
 	server := &http.Server{
 		Handler:           mux,
-		ErrorLog:          log.New(connectionLog{c.Logger}, "", 0),
+		ErrorLog:          log.New(serverLog{c.Logger}, "", 0),
 		MaxHeaderBytes:    16 << 10,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
@@ -81,18 +81,3 @@ func New(c Config) *http.Server {
 
 // answerProbe answers that the process serves. It does no collection.
 func answerProbe(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "OK\n") }
-
-// A connectionLog logs the errors of a server about its connections. It ignores connections that
-// are closed before the TLS handshake: every TCP probe does that.
-type connectionLog struct {
-	logger *slog.Logger
-}
-
-// Write implements io.Writer. It expects one line.
-func (l connectionLog) Write(line []byte) (int, error) {
-	text := strings.TrimSpace(string(line))
-	if !strings.HasPrefix(text, "http: TLS handshake error") || !strings.HasSuffix(text, ": EOF") {
-		l.logger.Warn("HTTP connection failed", "err", text)
-	}
-	return len(line), nil
-}
