@@ -28,6 +28,7 @@ type scans struct {
 	slots   chan struct{} // one element for each request that is being answered; nil for no limit
 	flight  singleflight.Group
 	last    atomic.Pointer[scanned]
+	pace    pace
 
 	mu       sync.Mutex
 	nextPort time.Time // before that, nobody asks who has a port
@@ -89,6 +90,9 @@ func (s *scans) answer(r *http.Request, maxAge time.Duration, encode func(*scann
 		ctx, cancel = context.WithTimeout(ctx, timeout-min(timeout/20, time.Second/10))
 		defer cancel()
 		budget = min(budget, max(timeout/2, timeout-time.Second))
+		if least := min(s.pace.least(), s.timeout); budget < least {
+			return errorAnswer("a scrape timeout of %v leaves %v for a collection, which takes at least %v on this host: raise scrape_timeout in Prometheus", timeout, budget, least)
+		}
 	}
 	leave, busy := s.enter(ctx)
 	if busy != nil {
@@ -202,6 +206,7 @@ func (s *scans) run(budget time.Duration) *scanned {
 	ctx, cancel := context.WithTimeout(context.Background(), budget)
 	defer cancel()
 	got := &scanned{Snapshot: s.scan(ctx), budget: budget, metrics: newAnswers(math.MaxInt), pages: newAnswers(maxPages)}
+	s.pace.observe(&got.Snapshot)
 	got.incomplete = slices.ContainsFunc(got.Namespaces, func(n scan.Namespace) bool { return n.TCP.Outcome == scan.Deadline })
 	// Without the answers to scrapes: later ones do not ask for them.
 	s.last.Store(&scanned{Snapshot: got.Snapshot, incomplete: got.incomplete, pages: got.pages})

@@ -166,6 +166,43 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
+// TestTimeoutTooShort checks that a scrape begins no scan if it has too little time for that, and says so: less than
+// any scan takes, or than half of what one took in the last minute.
+func TestTimeoutTooShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scanner{takes: 3 * time.Second}
+		h := newServer(t, newConfig(s)).Handler
+		check := func(timeout string, scans int32, status int, after time.Duration, text string) {
+			t.Helper()
+			(<-begin(h, "/metrics", scrapeTimeoutHeader, timeout)).check(t, status, after, text)
+			if got := s.scans.Load(); got != scans {
+				t.Errorf("%s: %d scans, want %d", timeout, got, scans)
+			}
+		}
+		for _, timeout := range []string{"1e-300", "0.001", "0.199"} {
+			check(timeout, 0, http.StatusServiceUnavailable, 0, "which takes at least 100ms on this host: raise scrape_timeout")
+		}
+		check("0.2", 1, http.StatusOK, 100*time.Millisecond, failed) // nobody knows yet how long it takes
+		check("10", 2, http.StatusOK, 3*time.Second, succeeded)
+		check("2.4", 2, http.StatusServiceUnavailable, 0, "a scrape timeout of 2.4s leaves 1.4s for a collection, which takes at least 1.5s on this host")
+		check("2.5", 3, http.StatusOK, 1500*time.Millisecond, failed)
+		check("2.4", 3, http.StatusServiceUnavailable, 0, "at least 1.5s")
+		time.Sleep(paceAge)
+		check("2.4", 4, http.StatusOK, 1400*time.Millisecond, failed)
+	})
+}
+
+// TestShortCollectTimeout checks that --collect.timeout may be shorter than the least time for a scan.
+func TestShortCollectTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newConfig(&scanner{takes: 20 * time.Millisecond})
+		c.CollectTimeout = 50 * time.Millisecond
+		h := newServer(t, c).Handler
+		(<-begin(h, "/metrics")).check(t, http.StatusOK, 20*time.Millisecond, succeeded)
+		(<-begin(h, "/metrics", scrapeTimeoutHeader, "0.1")).check(t, http.StatusOK, 20*time.Millisecond, succeeded)
+	})
+}
+
 // TestTimeoutShared checks that a scrape that cannot wait, and one that is gone, leave the scan to others.
 func TestTimeoutShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

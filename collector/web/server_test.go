@@ -40,6 +40,7 @@ func (s *scanner) scan(ctx context.Context) scan.Snapshot {
 		s.budget.Store(int64(time.Until(deadline)))
 	}
 	if s.takes > 0 {
+		self.TCP.Duration = s.takes
 		if s.deaf {
 			ctx = context.Background()
 		}
