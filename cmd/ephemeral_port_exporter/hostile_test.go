@@ -3,6 +3,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -39,14 +40,15 @@ func hostile(t *testing.T, address string, n int, send func(conn net.Conn) error
 // checkAlive makes a scrape of the real exporter, and bounds its memory and descriptors.
 func checkAlive(t *testing.T, e *exporter) {
 	t.Helper()
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	resp, err := client.Get(e.url + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
+	body, err := io.ReadAll(resp.Body)
 	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		t.Errorf("scrape: %s", resp.Status)
+	if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(body), selfSucceeded) {
+		t.Errorf("scrape: %v, %s:\n%.500s", err, resp.Status, body)
 	}
 	proc := filepath.Join("/proc", strconv.Itoa(e.cmd.Process.Pid))
 	status, err := os.ReadFile(filepath.Join(proc, "status"))
@@ -109,6 +111,41 @@ func TestHostileClients(t *testing.T) {
 			e := start(t, command(t, "--web.listen-address="+address), "http://"+address)
 			hostile(t, address, tt.n, tt.send)
 			checkAlive(t, e)
+		})
+	}
+}
+
+// TestFewDescriptors has more connections than the exporter may have descriptors. Those that are idle, and those whose
+// clients do not read their answers, leave enough for scrapes and collections.
+func TestFewDescriptors(t *testing.T) {
+	const descriptors, connections = 64, 200
+	for i, tt := range []struct {
+		name, flag, scheme, send string
+	}{
+		{"idle", "--log.level=info", "http://", ""},
+		{"stalled", "--log.level=info", "http://", strings.Repeat("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 100)},
+		{"before TLS", tlsConfig(t), "https://", "\x16\x03\x01"}, // a ClientHello begins
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			address := "127.0.0.1:" + strconv.Itoa(10310+i)
+			cmd := command(t, tt.flag, "--web.listen-address="+address)
+			cmd.Args = append([]string{"prlimit", fmt.Sprintf("--nofile=%d:%d", descriptors, descriptors), cmd.Path}, cmd.Args[1:]...)
+			cmd.Path = tool(t, "prlimit", "util-linux")
+			e := start(t, cmd, tt.scheme+address)
+			for range connections {
+				conn, err := net.Dial("tcp", address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				_ = conn.(*net.TCPConn).SetReadBuffer(4096)
+				_ = conn.SetDeadline(time.Now().Add(patience))
+				_, _ = io.WriteString(conn, tt.send)
+			}
+			checkAlive(t, e)
+			if log := e.log.String(); strings.Contains(log, "too many open files") {
+				t.Errorf("descriptors are used up:\n%.1000s", log)
+			}
 		})
 	}
 }

@@ -14,7 +14,7 @@ const (
 	// sendTimeout is how long a client may take to read an answer.
 	sendTimeout = 10 * time.Second
 
-	// maxSending is how many answers are being sent at once.
+	// maxSending is how many answers are being sent at once, and to no more than half of the connections.
 	maxSending = 64
 )
 
@@ -39,6 +39,8 @@ func (a *answer) Write(b []byte) (int, error) { return a.body.Write(b) }
 // A sender sends answers. Clients that do not read theirs keep nobody waiting: if there are too
 // many, the one that has taken longest is given up.
 type sender struct {
+	most int // answers at once
+
 	mu      sync.Mutex
 	sending []*http.ResponseController // in the order of their beginning
 }
@@ -60,7 +62,7 @@ func (s *sender) send(w http.ResponseWriter, a *answer) {
 func (s *sender) begin(c *http.ResponseController) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.sending) >= maxSending {
+	if len(s.sending) >= s.most {
 		_ = s.sending[0].SetWriteDeadline(time.Now())
 		s.sending = s.sending[1:]
 	}

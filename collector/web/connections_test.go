@@ -1,9 +1,13 @@
 package web
 
 import (
+	"context"
 	"errors"
+	"io"
 	"net"
+	"net/http"
 	"os"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,4 +66,72 @@ func TestConnectionsLimit(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second) // until the scan ends
 	})
+}
+
+// busy serves scans that take some time, with as many requests as connections may be open, and one further connection.
+func busy(t *testing.T, takes time.Duration) (server *http.Server, late net.Conn) {
+	t.Helper()
+	c := newConfig(&scanner{takes: takes, deaf: true})
+	c.MaxRequests = 0
+	server = newServer(t, c)
+	l := pipeListener{make(chan net.Conn)}
+	go func() { _ = server.Serve(l) }()
+	dial := func() net.Conn {
+		conn := l.dial()
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	for range maxConnections {
+		conn := dial()
+		request(t, conn)
+		go func() { _, _ = io.Copy(io.Discard, conn) }()
+	}
+	return server, dial()
+}
+
+// TestConnectionsBusy serves a further connection when another one has its answer.
+func TestConnectionsBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		server, late := busy(t, 3*time.Second)
+		defer server.Close()
+		if _, err := late.Write([]byte("GET /-/ready HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := late.Read(make([]byte, 4096)); n == 0 || time.Since(start) != 3*time.Second {
+			t.Errorf("answer after %v: %v", time.Since(start), err)
+		}
+	})
+}
+
+// TestConnectionsBusyShutdown shuts the server down while a connection waits for place.
+func TestConnectionsBusyShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, _ := busy(t, time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		if err := server.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
+			t.Errorf("ended after %v: %v", time.Since(start), err)
+		}
+		server.Close()
+		time.Sleep(time.Minute)
+	})
+}
+
+// TestConnectionLimit leaves descriptors for other things.
+func TestConnectionLimit(t *testing.T) {
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old) })
+	for descriptors, want := range map[uint64]int{16: 4, 64: 24, 256: 216, 552: 512, 553: 512, 1024: 512} {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: descriptors, Max: old.Max}); err != nil {
+			t.Fatal(err)
+		}
+		if got := connectionLimit(); got != want {
+			t.Errorf("%d descriptors: %d connections, want %d", descriptors, got, want)
+		}
+	}
 }

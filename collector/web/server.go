@@ -55,7 +55,8 @@ type Config struct {
 
 // New returns a server for metrics and pages.
 func New(c Config) *http.Server {
-	scans, sender, documents := newScans(c), &sender{}, status.Documents(deploy.Documents)
+	connections := &connections{most: connectionLimit()}
+	scans, sender, documents := newScans(c), &sender{most: min(maxSending, connections.most/2)}, status.Documents(deploy.Documents)
 	mux := http.NewServeMux()
 	mux.Handle("GET "+StatusPath+"{$}", &statusHandler{scans: scans, sender: sender, status: c.Status, logger: c.Logger})
 	mux.Handle("GET "+RunbookPath, documents)
@@ -75,7 +76,7 @@ func New(c Config) *http.Server {
 		IdleTimeout:  90 * time.Second, // longer than most scrape intervals
 		HTTP2:        &http.HTTP2Config{MaxConcurrentStreams: 16},
 	}
-	new(connections).limit(server)
+	connections.limit(server)
 	return server
 }
 
