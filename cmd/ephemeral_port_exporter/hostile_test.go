@@ -149,3 +149,40 @@ func TestFewDescriptors(t *testing.T) {
 		})
 	}
 }
+
+// TestRequestBodies sends requests with a body, of which a proxy before the exporter may take another part for the next
+// request. Each is refused, and nothing behind it is read as a request.
+func TestRequestBodies(t *testing.T) {
+	const address = "127.0.0.1:10237"
+	start(t, command(t, "--web.listen-address="+address), "http://"+address)
+	const smuggled = "GET /-/ready HTTP/1.1\r\nHost: x\r\n\r\n"
+	tests := []struct{ name, request, status string }{
+		{"length and chunks", "GET /-/ready HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400 Bad Request"},
+		{"chunks and length", "GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n", "400 Bad Request"},
+		{"chunks", "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400 Bad Request"},
+		{"length", "GET /-/ready HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody", "400 Bad Request"},
+		{"body to come", "GET /-/ready HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n", "400 Bad Request"},
+		{"two lengths", "GET /-/ready HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nbody", "400 Bad Request"},
+		{"unknown encoding", "GET /-/ready HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity, chunked\r\n\r\n", "501 Not Implemented"},
+		// The server ignores these encodings, a proxy may not.
+		{"chunks of HTTP/1.0", "GET /-/ready HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n", "200 OK"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(patience))
+			if _, err := io.WriteString(conn, tt.request+smuggled); err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.(*net.TCPConn).CloseWrite()
+			got, err := io.ReadAll(conn)
+			if err != nil || strings.Count(string(got), "HTTP/1.") != 1 || !strings.Contains(string(got), " "+tt.status+"\r\n") || !strings.Contains(string(got), "\r\nConnection: close\r\n") {
+				t.Errorf("%v, want only %s:\n%s", err, tt.status, got)
+			}
+		})
+	}
+}

@@ -66,7 +66,7 @@ func New(c Config) *http.Server {
 	mux.HandleFunc("GET "+ReadyPath, answerProbe)
 
 	server := &http.Server{
-		Handler:           mux,
+		Handler:           refuseBodies(mux),
 		ErrorLog:          log.New(serverLog{c.Logger}, "", 0),
 		MaxHeaderBytes:    16 << 10,
 		ReadHeaderTimeout: 5 * time.Second,
