@@ -3,7 +3,10 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +17,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // patience is how long a well-behaved client waits beside hostile ones. The exporter needs a
@@ -183,6 +189,65 @@ func TestRequestBodies(t *testing.T) {
 			if err != nil || strings.Count(string(got), "HTTP/1.") != 1 || !strings.Contains(string(got), " "+tt.status+"\r\n") || !strings.Contains(string(got), "\r\nConnection: close\r\n") {
 				t.Errorf("%v, want only %s:\n%s", err, tt.status, got)
 			}
+		})
+	}
+}
+
+// TestHostileHTTP2 does what HTTP/2 offers to hostile clients, on connections that never read.
+func TestHostileHTTP2(t *testing.T) {
+	var block bytes.Buffer // header fields of a scrape
+	encoder := hpack.NewEncoder(&block)
+	for _, f := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "x"}, {":path", "/metrics"}} {
+		if err := encoder.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scrape := func(f *http2.Framer, stream uint32, end bool) error {
+		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: end})
+	}
+	tests := []struct {
+		name        string
+		connections int
+		frames      int // on each
+		send        func(f *http2.Framer, i uint32) error
+	}{
+		{"no window", 50, 60, func(f *http2.Framer, i uint32) error { return scrape(f, 2*i+1, true) }},
+		{"rapid resets", 10, 2000, func(f *http2.Framer, i uint32) error {
+			return errors.Join(scrape(f, 2*i+1, true), f.WriteRSTStream(2*i+1, http2.ErrCodeCancel))
+		}},
+		{"endless headers", 10, 2000, func(f *http2.Framer, i uint32) error {
+			if i == 0 {
+				return scrape(f, 1, false)
+			}
+			return f.WriteContinuation(1, false, bytes.Repeat([]byte{0x82}, 1000)) // :method GET, RFC 7541
+		}},
+		{"pings", 10, 5000, func(f *http2.Framer, _ uint32) error { return f.WritePing(false, [8]byte{}) }},
+		{"settings", 10, 5000, func(f *http2.Framer, _ uint32) error { return f.WriteSettings() }},
+		{"nonsense", 200, 1, func(f *http2.Framer, _ uint32) error { return f.WriteRawFrame(http2.FrameData, 0, 1, nil) }},
+	}
+	const address = "127.0.0.1:10238"
+	e := start(t, command(t, tlsConfig(t), "--web.listen-address="+address), "https://"+address)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			for range tt.connections {
+				conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { conn.Close() })
+				_ = conn.SetDeadline(time.Now().Add(patience))
+				w := bufio.NewWriter(conn)
+				framer := http2.NewFramer(w, nil)
+				if _, err := io.WriteString(w, http2.ClientPreface); err != nil {
+					t.Fatal(err)
+				}
+				err = framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+				for i := uint32(0); err == nil && i < uint32(tt.frames); i++ {
+					err = tt.send(framer, i)
+				}
+				_ = w.Flush() // the exporter may close it
+			}
+			checkAlive(t, e)
 		})
 	}
 }

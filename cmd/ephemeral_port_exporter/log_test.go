@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -210,5 +211,47 @@ func TestLogDiskFull(t *testing.T) {
 	got := readDocument(t, path)
 	if m := regexp.MustCompile(`(?m)^time=.* level=ERROR .* msg="Lines are left out of the log" of="Collection failed" lines=(\d+) netns=self$`).FindStringSubmatch(got); m == nil || m[1] != strconv.Itoa(n) {
 		t.Errorf("want %d lines that are left out:\n%s", n, got)
+	}
+}
+
+// TestSecrets sends passwords where clients put them, and has one in --web.config.file. They are neither in the log nor in an answer.
+func TestSecrets(t *testing.T) {
+	dir := t.TempDir()
+	config := filepath.Join(dir, "web.yml")
+	const hash = "$2a$04$JxYPWr0djqEs5o6UGuZP3OggPDos30.vkpvW2mbiMc3wreLmtsWmK" // bcrypt of "secret"
+	write := func(content string) {
+		t.Helper()
+		if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("basic_auth_users:\n  prometheus: " + hash + "\n")
+	const address = "127.0.0.1:10239"
+	e := start(t, command(t, "--log.level=debug", "--web.listen-address="+address, "--web.config.file="+config), "http://"+address)
+	var answers strings.Builder
+	ask := func(url string, headers ...string) {
+		t.Helper()
+		_, header, body := get(t, url, headers...)
+		fmt.Fprint(&answers, header, body)
+	}
+	for _, user := range []string{"", "prometheus:hunter2@", "hunter2:secret@", "prometheus:secret@"} {
+		for _, page := range []string{"/", "/metrics", "/docs/", "/hunter2", "/?format=html&token=hunter2", "/?format=json&hunter2", "/-/ready"} {
+			ask("http://"+user+address+page, "Cookie", "hunter2", "X-Prometheus-Scrape-Timeout-Seconds", "hunter2")
+		}
+	}
+	write("basic_auth_users:\n  prometheus: " + hash + "\n  - hunter2\n")
+	ask("http://prometheus:secret@" + address + "/metrics")
+	if err := e.stop(t); err != nil {
+		t.Error(err)
+	}
+	for where, text := range map[string]string{"log": e.log.String(), "answers": answers.String()} {
+		for _, secret := range []string{"hunter2", "secret", hash[:20]} {
+			if at := strings.Index(text, secret); at >= 0 {
+				t.Errorf("%s: %q in …%.200s", where, secret, text[max(at-100, 0):])
+			}
+		}
+	}
+	if !strings.Contains(e.log.String(), "Unable to parse configuration") {
+		t.Errorf("the log does not say what is wrong:\n%s", e.log)
 	}
 }
