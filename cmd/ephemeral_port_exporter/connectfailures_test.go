@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -467,10 +468,13 @@ func TestConnectFailuresCgroup(t *testing.T) {
 	const blue, green = "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", "4f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b"
 	container := strings.Repeat("9b1c7a0d", 8)
 	mount := netnstest.Cgroups(t)
-	slice := "/kubepods-" + strconv.Itoa(os.Getpid())
-	class := slice + "/burstable"
-	pods := []string{class + "/pod" + blue, class + "/pod" + green, class + "/gone"}
-	groups := []string{pods[0] + "/" + container, pods[1], pods[2]}
+	slice := fmt.Sprintf("/failures_%d.slice", os.Getpid())
+	class := slice + "/kubepods-burstable.slice"
+	pod := func(uid string) string {
+		return class + "/kubepods-burstable-pod" + strings.ReplaceAll(uid, "-", "_") + ".slice"
+	}
+	pods := []string{pod(blue), pod(green), class + "/gone"}
+	groups := []string{pods[0] + "/cri-containerd-" + container + ".scope", pods[1], pods[2]}
 	ids := map[string]uint64{}
 	for _, path := range append([]string{slice, class}, append(pods, groups[0])...) {
 		ids[path] = netnstest.NewCgroup(t, mount+path)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +31,51 @@ func ownedConnections(t *testing.T, destination string) (mount, series string) {
 	client := netnstest.Client{Destination: netip.MustParseAddrPort(destination)}
 	netnstest.HoldInCgroup(t, mount+path, netnstest.Holding{Client: client, Count: 20})
 	return mount, `ephemeral_port_destination_owner_ports{cgroup="` + path + `",`
+}
+
+// TestOwnersForged has a pod, and a user who names control groups inside of his own like those of the pod. Neither the
+// owners of ports nor the network namespace of the user have the names of the pod.
+func TestOwnersForged(t *testing.T) {
+	mount := netnstest.Cgroups(t)
+	const (
+		pod       = "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b"
+		container = "9b1c7a0de4f35a6b8c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b"
+		address   = "127.0.0.1:10197"
+	)
+	base := fmt.Sprintf("/forged_%d.slice", os.Getpid())
+	dir := openTempDir(t)
+	hold := func(netns, destination, path string) {
+		group := mount + base
+		for part := range strings.SplitSeq(path, "/") {
+			if _, err := os.Stat(group); err != nil {
+				netnstest.NewCgroup(t, group)
+			}
+			group += "/" + part
+		}
+		netnstest.NewCgroup(t, group)
+		netnstest.Mount(t, filepath.Join(dir, netns), func() {
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 41000")
+			netnstest.HoldInCgroup(t, group, netnstest.Holding{Client: netnstest.Client{Destination: netip.MustParseAddrPort(destination)}, Count: 40})
+		})
+	}
+	forged := "user@1000.service/kubepods/pod" + pod + "/" + container
+	hold("victim", "192.0.2.1:443", "kubepods-pod"+strings.ReplaceAll(pod, "-", "_")+".slice/cri-containerd-"+container+".scope")
+	hold("user", "192.0.2.2:443", forged)
+	e := start(t, command(t, "--path.cgroup="+mount, "--namespaces=all", "--namespaces.dir="+dir, "--collect.timeout=30s", "--web.listen-address="+address), "http://"+address)
+	_, metrics := e.get(t, "/metrics")
+	for _, want := range []string{
+		`destination_owner_ports{cgroup="` + base + "/" + forged + `",container_id="",.*netns="user",pod_uid="",.* 40`,
+		`destination_owner_ports{.*container_id="` + container + `",.*netns="victim",pod_uid="` + pod + `",.* 40`,
+		`netns_info{.*container_id="",.*netns="user",pod_uid=""} 1`,
+		`netns_info{.*container_id="` + container + `",.*netns="victim",pod_uid="` + pod + `"} 1`,
+	} {
+		if !regexp.MustCompile("\nephemeral_port_" + want + "\n").MatchString(metrics) {
+			t.Errorf("no %s", want)
+		}
+	}
+	if t.Failed() {
+		t.Log(metrics)
+	}
 }
 
 // TestOwnersHAProxy runs HAProxy in a control group of its own. An exporter without privileges in

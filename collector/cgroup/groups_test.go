@@ -69,7 +69,7 @@ func TestFind(t *testing.T) {
 		{pod, Group{Path: "/" + pod, Workload: Workload{PodUID: testPod}}},
 		{container, Group{Path: "/" + container, Workload: Workload{testPod, testContainer}}},
 		{inner, Group{Path: "/" + inner, Workload: Workload{testPod, testContainer}}},
-		{long, Group{Path: cut[:maxPath-4] + "…", Workload: Workload{ContainerID: testContainer}}},
+		{long, Group{Path: cut[:maxPath-4] + "…"}},
 	}
 	wanted := []uint64{1 << 40}
 	for _, tt := range tests {

@@ -27,22 +27,43 @@ func WorkloadOf(proc string, pid int) Workload {
 	return parseCgroup(string(content))
 }
 
-var (
-	// podUID matches the directory or slice of a pod. With the systemd cgroup driver,
-	// kubelet writes "_" for "-". Static pods have 32 digits without separators.
-	podUID = regexp.MustCompile(`pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b`)
+// Parts of the paths below. Static pods have a UID without separators. With the systemd cgroup driver, kubelet writes
+// "_" for "-".
+const (
+	podUID      = `([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})`
+	containerID = `([0-9a-f]{64})`
+	end         = `(?:/|$)`
 
-	// containerID matches the container IDs of Docker, containerd, CRI-O and Podman. The
-	// monitor of a container, conmon, has a scope of its own with the same ID.
-	containerID = regexp.MustCompile(`(?:^|[^0-9a-f])(conmon-)?([0-9a-f]{64})(?:$|[^0-9a-f])`)
+	// Slices contain slices, scopes and services. Users, services and containers make control groups inside of their own
+	// service or scope, so only systemd makes what is directly in a slice of the host.
+	inSlices = `(?:/[^/]+\.slice)*`
 )
+
+// These match paths where kubelet and the container engines put their pods and containers. Only root makes control
+// groups there. A tenant can make one with any name inside of its own: no path matches that has one of these before the pod or
+// the container. The first group is the pod and the second one the container.
+//
+// Each path may begin in the middle, as it does after "/.." if it is seen from a cgroup namespace: what is beside the
+// control groups that contain the exporter is root's too.
+var workloadPaths = [...]*regexp.Regexp{
+	// kubelet with the systemd driver: kubepods.slice, or with --cgroup-root below other slices, whose names it repeats.
+	regexp.MustCompile(`^` + inSlices + `/(?:[^/]+-)?kubepods(?:-burstable|-besteffort)?-pod` + podUID + `\.slice(?:/(?:cri-containerd|crio|docker)-` + containerID + `\.scope)?` + end),
+	// kubelet with the cgroupfs driver. kind has --cgroup-root=/kubelet.
+	regexp.MustCompile(`^(?:/kubelet)?(?:/kubepods)?(?:/burstable|/besteffort)?/pod` + podUID + `(?:/(?:crio-)?` + containerID + `)?` + end),
+	// kubelet with the systemd driver, containerd without SystemdCgroup.
+	regexp.MustCompile(`^(?:/system\.slice/containerd\.service)?/kubepods(?:-burstable|-besteffort)?-pod` + podUID + `\.slice:cri-containerd:` + containerID + end),
+	// Engines with the systemd driver. The monitor of a container, libpod-conmon, has the ID of the container too.
+	regexp.MustCompile(`^` + inSlices + `()/(?:docker|libpod|nerdctl|cri-containerd|crio)-` + containerID + `\.scope` + end),
+	// Engines with the cgroupfs driver: Docker, containerd by its namespaces, Podman in a pod or not, Amazon ECS.
+	regexp.MustCompile(`^()/(?:docker/|default/|k8s\.io/|libpod_parent/(?:[0-9a-f]{64}/)?libpod-|ecs/(?:[^/]+/){1,2}?)?` + containerID + end),
+}
 
 // parseCgroup parses /proc/PID/cgroup of cgroup version 1 or 2. Its lines have the form
 // "hierarchy:controllers:path", see cgroups(7).
 func parseCgroup(content string) Workload {
 	var w Workload
 	for line := range strings.Lines(content) {
-		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		if len(fields) != 3 {
 			continue
 		}
@@ -53,15 +74,16 @@ func parseCgroup(content string) Workload {
 	return w
 }
 
-// parsePath returns the workload of the processes in a control group. Those that contain it come
-// first, so a container cannot take the names of others.
+// parsePath returns the workload of the processes in a control group. It is zero if somebody else than kubelet and
+// container engines may have made the control group and those that contain it.
 func parsePath(path string) Workload {
-	var w Workload
-	if m := podUID.FindStringSubmatch(path); m != nil {
-		w.PodUID = strings.ReplaceAll(m[1], "_", "-")
+	for strings.HasPrefix(path, "/../") {
+		path = strings.TrimPrefix(path, "/..")
 	}
-	if m := containerID.FindStringSubmatch(path); m != nil && m[1] == "" {
-		w.ContainerID = m[2]
+	for _, form := range workloadPaths {
+		if m := form.FindStringSubmatch(path); m != nil {
+			return Workload{PodUID: strings.ReplaceAll(m[1], "_", "-"), ContainerID: m[2]}
+		}
 	}
-	return w
+	return Workload{}
 }

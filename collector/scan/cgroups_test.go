@@ -32,7 +32,7 @@ type cgroupTree struct {
 // newCgroupTree makes a control group for a test. It skips the test for users who may not.
 func newCgroupTree(t *testing.T) cgroupTree {
 	t.Helper()
-	tree := cgroupTree{netnstest.Cgroups(t), fmt.Sprint("/scan-", os.Getpid())}
+	tree := cgroupTree{netnstest.Cgroups(t), fmt.Sprintf("/scan_%d.slice", os.Getpid())} // a kubelet may be in it
 	netnstest.NewCgroup(t, tree.mount+tree.root)
 	return tree
 }
@@ -82,7 +82,7 @@ func hasExactOwners(t *testing.T) bool {
 }
 
 // TestOwnersKernel checks the owners of destinations against real control groups: of services, of
-// nested containers, of processes that have moved, and removed ones. Ports in TIME_WAIT have none.
+// nested containers, of a user that passes for a pod, of processes that have moved, and removed ones. Ports in TIME_WAIT have none.
 func TestOwnersKernel(t *testing.T) {
 	netnstest.New(t)
 	tree := newCgroupTree(t)
@@ -91,12 +91,14 @@ func TestOwnersKernel(t *testing.T) {
 		container = "9b1c7a0de4f35a6b8c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b"
 	)
 	kubepods := "/kubepods.slice/kubepods-pod" + strings.ReplaceAll(podUID, "-", "_") + ".slice/cri-containerd-" + container + ".scope"
+	forged := "/user@1000.service/pod" + podUID + "/" + container
 	tree.hold(t, "/haproxy.service", "192.0.2.1:443", 30)
 	tree.hold(t, "/nginx.service", "192.0.2.1:443", 20)
 	tree.hold(t, "/batch", "192.0.2.1:443", 5)
 	tree.hold(t, "/few", "192.0.2.1:443", 1)
 	tree.hold(t, kubepods, "192.0.2.2:443", 4)
 	tree.hold(t, kubepods+"/docker/"+strings.Repeat("0", 64), "192.0.2.2:443", 2)
+	tree.hold(t, forged, "192.0.2.4:443", 1)
 	moved := tree.hold(t, "/moved", "192.0.2.3:443", 3)
 	netnstest.MoveToCgroup(t, tree.mount+tree.root+"/few", moved)
 	listener := netnstest.Listen(t, "198.51.100.7:80", false)
@@ -117,6 +119,7 @@ func TestOwnersKernel(t *testing.T) {
 		"192.0.2.1:443":   "~/haproxy.service 30, ~/nginx.service 20, ~/batch 5",
 		"192.0.2.2:443":   fmt.Sprintf("~%s 4 pod 3f8e1c2a container 9b1c7a0d, ~%s/docker/%064d 2 pod 3f8e1c2a container 9b1c7a0d", kubepods, kubepods, 0),
 		"192.0.2.3:443":   "~/moved 3",
+		"192.0.2.4:443":   "~" + forged + " 1",
 		"198.51.100.7:80": "",
 	}
 	check(want)
@@ -126,7 +129,7 @@ func TestOwnersKernel(t *testing.T) {
 	if hasExactOwners(t) {
 		check(want)
 	} else {
-		check(map[string]string{"192.0.2.1:443": "", "192.0.2.2:443": "", "192.0.2.3:443": "", "198.51.100.7:80": ""})
+		check(map[string]string{"192.0.2.1:443": "", "192.0.2.2:443": "", "192.0.2.3:443": "", "192.0.2.4:443": "", "198.51.100.7:80": ""})
 	}
 	s = newScanner(t, cfg)
 	check(want)
