@@ -17,9 +17,9 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// ownedConnections opens 20 connections to a destination in a control group of their own. It returns
-// the mount point of cgroup2 and the start of the series for them. Users who may not make
-// control groups get the usual mount point and "".
+// ownedConnections opens 20 connections to a destination in a control group of their own, and some in one that is gone: a search looks
+// at all others for that, of which there are many. It returns the mount point of cgroup2 and the start of the series for the 20. Users
+// who may not make control groups get the usual mount point and "".
 func ownedConnections(t *testing.T, destination string) (mount, series string) {
 	t.Helper()
 	if !netnstest.IsHostRoot() {
@@ -30,7 +30,21 @@ func ownedConnections(t *testing.T, destination string) (mount, series string) {
 	netnstest.NewCgroup(t, mount+path)
 	client := netnstest.Client{Destination: netip.MustParseAddrPort(destination)}
 	netnstest.HoldInCgroup(t, mount+path, netnstest.Holding{Client: client, Count: 20})
+	holdInGone(t, mount+path, netnstest.Holding{Client: client, Count: 10})
+	for i := range 300 {
+		netnstest.NewCgroup(t, fmt.Sprint(mount, path, "/", i))
+	}
 	return mount, `ephemeral_port_destination_owner_ports{cgroup="` + path + `",`
+}
+
+// holdInGone opens connections in a control group that is then removed from a directory. It returns the number of that.
+func holdInGone(t *testing.T, dir string, holding netnstest.Holding) (id uint64) {
+	t.Helper()
+	gone := dir + "/gone"
+	id = netnstest.NewCgroup(t, gone)
+	netnstest.MoveToCgroup(t, dir, netnstest.HoldInCgroup(t, gone, holding))
+	netnstest.RemoveCgroup(t, gone)
+	return id
 }
 
 // TestOwnersForged has a pod, and a user who names control groups inside of his own like those of the pod. Neither the
@@ -75,6 +89,45 @@ func TestOwnersForged(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(metrics)
+	}
+}
+
+// TestOwnersFlood has a pod, and a user with 10,000 control groups, whose connections are of one that is gone. That hides the owner of
+// no other connections.
+func TestOwnersFlood(t *testing.T) {
+	mount := netnstest.Cgroups(t)
+	base := fmt.Sprintf("/flood_%d.slice", os.Getpid())
+	class := base + "/kubepods-burstable.slice"
+	pod := class + "/kubepods-burstable-pod3f8e1c2a_5b6d_4e7f_8a9b_0c1d2e3f4a5b.slice"
+	container := pod + "/cri-containerd-9b1c7a0de4f35a6b8c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b.scope"
+	user := base + "/user@1000.service"
+	for _, path := range []string{base, user, class, pod, container} {
+		netnstest.NewCgroup(t, mount+path)
+	}
+	for i := range 10_000 {
+		dir := fmt.Sprintf("%s%s/%d", mount, user, i)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Remove(dir) })
+	}
+	netnstest.HoldInCgroup(t, mount+container, netnstest.Holding{Client: netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.5:443")}, Count: 20})
+	id := holdInGone(t, mount+user, netnstest.Holding{Client: netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.6:443")}, Count: 20})
+
+	const address = "127.0.0.1:10196"
+	cmd := command(t, "--path.cgroup="+mount, "--web.listen-address="+address)
+	unprivileged(t, cmd)
+	e := start(t, cmd, "http://"+address)
+	for range 3 {
+		_, metrics := e.get(t, "/metrics")
+		for _, want := range []string{
+			`{cgroup="` + container + `",container_id="9b1c7a0de4f35a6b8c2d1e0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2f1a0b",destination_ip="192.0.2.5",destination_port="443",netns="self",pod_uid="3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b",`,
+			fmt.Sprintf(`{cgroup="cgroup-%d",container_id="",destination_ip="192.0.2.6",`, id),
+		} {
+			if !strings.Contains(metrics, "ephemeral_port_destination_owner_ports"+want) {
+				t.Errorf("no owner %s", want)
+			}
+		}
 	}
 }
 

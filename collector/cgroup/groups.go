@@ -3,10 +3,10 @@
 package cgroup
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -14,9 +14,16 @@ import (
 )
 
 const (
-	// maxSearched is how many directories one search looks at. With kubelet's limit of 110 pods, a
-	// node has less than a thousand.
-	maxSearched = 10_000
+	// maxCost is what one search may cost, see search. With kubelet's limit of 110 pods, a node has less than a thousand control
+	// groups: all searched, a container costs 1 and a pod about 15.
+	maxCost = 16_000
+
+	// maxCredit is what a part of a search may cost. It is earned in creditTime.
+	maxCredit  = maxCost / 2
+	creditTime = time.Minute
+
+	// maxWait is how long a control group that was not found by searches that were not complete is not searched again.
+	maxWait = time.Hour
 
 	// maxKnown is how many control groups Groups remembers besides those of the last call of Find.
 	maxKnown = 4096
@@ -34,8 +41,21 @@ var ErrNotMounted = errors.New("no cgroup2 file system")
 // Groups finds control groups by their numbers: a number is the inode of a directory in the cgroup2
 // file system, and never another control group has it.
 type Groups struct {
-	mount string
-	known map[uint64]Group
+	mount  string
+	known  map[uint64]Group
+	missed map[uint64]miss
+
+	searching *search   // goes on; nil if none does
+	most      int       // maxCost, less in tests
+	credit    int       // what searches may cost now; negative if one has cost a little more
+	credited  time.Time // when that was so
+}
+
+// A miss is a control group that a search did not find before it had to end.
+type miss struct {
+	wait time.Duration
+	next time.Time // when it is searched again
+	err  error
 }
 
 // Open returns the Groups of the cgroup2 file system that is mounted at path, or at path/unified, its
@@ -49,7 +69,7 @@ func Open(path string) (*Groups, error) {
 		}
 		switch st.Type {
 		case superMagic:
-			return &Groups{mount: mount, known: map[uint64]Group{}}, nil
+			return newGroups(mount), nil
 		case sysfsMagic:
 			// The empty directory of sysfs, on which hosts mount their control groups. ip-netns(8) mounts a new
 			// sysfs over /sys.
@@ -59,17 +79,20 @@ func Open(path string) (*Groups, error) {
 	return nil, fmt.Errorf("cgroup: %w at %s or %s: %s", ErrNotMounted, path, filepath.Join(path, "unified"), cause)
 }
 
+func newGroups(mount string) *Groups {
+	return &Groups{mount: mount, known: map[uint64]Group{}, missed: map[uint64]miss{}, most: maxCost, credit: maxCredit, credited: time.Now()}
+}
+
 // Complete reports whether the mount shows all control groups of the host. In a cgroup namespace, a
 // mount shows only those below the root of that.
 func (g *Groups) Complete() (bool, error) {
-	id, _, err := stat(g.mount)
+	id, err := stat(g.mount)
 	return id == rootInode, err
 }
 
-// Find returns the control groups with these numbers. If some are not known yet, it searches for
-// them, once and not after the deadline. The error says why the search is not complete; then the
-// next one may find more. Without Groups, only the root has a path: where cgroup2 is not mounted, all
-// processes and sockets belong to it.
+// Find returns the control groups with these numbers. If some are not known yet, it searches for them, once and not after the
+// deadline. The error says why some have no path that a later call may find. Without Groups, only the root has a path: where
+// cgroup2 is not mounted, all processes and sockets belong to it.
 func (g *Groups) Find(ids []uint64, deadline time.Time) (map[uint64]Group, error) {
 	found := make(map[uint64]Group, len(ids))
 	for _, id := range ids {
@@ -87,114 +110,83 @@ func (g *Groups) Find(ids []uint64, deadline time.Time) (map[uint64]Group, error
 			unknown[id] = true
 		}
 	}
-	var err error
-	if len(unknown) > 0 {
-		if err = g.search(unknown, deadline); err == nil {
-			for id := range unknown {
-				g.known[id] = unnamed(id)
-			}
-		}
-	}
+	err := g.search(unknown, deadline)
 	for id := range found {
 		if group, ok := g.known[id]; ok {
 			found[id] = group
 		}
 	}
-	if len(g.known) > maxKnown {
-		for id := range g.known {
-			if _, ok := found[id]; !ok {
-				delete(g.known, id)
-			}
-		}
-	}
+	forget(g.known, found)
+	forget(g.missed, found)
 	return found, err
 }
 
-// search moves control groups from unknown to known. It searches level by level, so that many
-// control groups deep inside of one do not hide others.
-func (g *Groups) search(unknown map[uint64]bool, deadline time.Time) error {
-	take := func(id uint64, path string) {
-		if unknown[id] {
-			delete(unknown, id)
+// forget bounds what is remembered.
+func forget[T any](of map[uint64]T, found map[uint64]Group) {
+	if len(of) <= maxKnown {
+		return
+	}
+	for id := range of {
+		if _, ok := found[id]; !ok {
+			delete(of, id)
+		}
+	}
+}
+
+// search searches for unknown control groups, or goes on with a search, as far as credit and deadline allow. It does not
+// if all of them were missed a short while ago. It returns an error if some stay unknown.
+//
+// A search that comes to its end finds all that there are. Of one that had to end before, what it missed may be anywhere.
+func (g *Groups) search(unknown map[uint64]bool, deadline time.Time) (err error) {
+	now := time.Now()
+	due := false
+	for id := range unknown {
+		m := g.missed[id]
+		due = due || !now.Before(m.next)
+		err = cmp.Or(m.err, err)
+	}
+	if !due {
+		return err
+	}
+	if earned := int(now.Sub(g.credited).Seconds() / creditTime.Seconds() * maxCredit); earned > 0 {
+		g.credit, g.credited = min(g.credit+earned, maxCredit), now
+	}
+	if g.searching == nil {
+		g.searching = &search{mount: g.mount, wanted: maps.Clone(unknown), found: func(id uint64, path string) {
 			g.known[id] = newGroup(path)
+			delete(g.missed, id)
+		}}
+	}
+	for id := range unknown {
+		if _, ok := g.searching.wanted[id]; !ok {
+			g.searching.wanted[id] = false
 		}
 	}
-	id, _, err := stat(g.mount)
-	if err != nil {
-		return fmt.Errorf("cgroup: %w", err)
+	cost, err := g.searching.run(g.most, g.credit, deadline)
+	g.credit -= cost
+	if !errors.Is(err, errPaused) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		g.conclude(g.searching.wanted, err, now)
+		g.searching = nil
 	}
-	take(id, "/")
-	left := maxSearched
-	for level := []string{"/"}; len(level) > 0; {
-		var next []string
-		for _, dir := range level {
-			if len(unknown) == 0 {
-				return nil
-			}
-			if !time.Now().Before(deadline) {
-				return fmt.Errorf("cgroup: search %s: %w", g.mount, os.ErrDeadlineExceeded)
-			}
-			err := g.children(dir, func(name string, id uint64, leaf bool) bool {
-				path := filepath.Join(dir, name)
-				take(id, path)
-				if !leaf {
-					next = append(next, path)
-				}
-				left--
-				return left > 0
-			})
-			if err != nil && (dir == "/" || !isHidden(err)) {
-				return fmt.Errorf("cgroup: %w", err)
-			}
-			if left == 0 && len(unknown) > 0 {
-				return fmt.Errorf("cgroup: search %s: more than %d control groups", g.mount, maxSearched)
-			}
+	for id := range unknown {
+		if _, ok := g.known[id]; !ok {
+			return fmt.Errorf("cgroup: search %s: %w", g.mount, cmp.Or(err, errPaused))
 		}
-		level = next
 	}
 	return nil
 }
 
-// children calls each for the children of a control group, until that returns false. It passes over
-// those that are removed meanwhile.
-func (g *Groups) children(dir string, each func(name string, id uint64, leaf bool) bool) error {
-	d, err := os.Open(filepath.Join(g.mount, dir))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	for {
-		entries, err := d.ReadDir(256)
-		for _, e := range entries {
-			if !e.IsDir() {
-				continue
-			}
-			// An error means that it is removed, or that its path is longer than PATH_MAX.
-			id, leaf, err := stat(filepath.Join(d.Name(), e.Name()))
-			if err == nil && !each(e.Name(), id, leaf) {
-				return nil
-			}
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
+// conclude remembers what a search that is over did not find. What was not wanted from its beginning is left to the next one.
+func (g *Groups) conclude(wanted map[uint64]bool, err error, now time.Time) {
+	for id, fromBeginning := range wanted {
+		switch m := g.missed[id]; {
+		case !fromBeginning:
+		case err == nil:
+			g.known[id] = unnamed(id)
+			delete(g.missed, id)
+		case errors.Is(err, errSpent) && !now.Before(m.next):
+			wait := min(max(time.Minute, 2*m.wait), maxWait)
+			g.missed[id] = miss{wait, now.Add(wait), fmt.Errorf("cgroup: search %s: %w", g.mount, err)}
 		}
 	}
-}
-
-// isHidden reports whether an error means that a control group is removed, or that its owner does
-// not let others read it.
-func isHidden(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, fs.ErrPermission)
-}
-
-// stat returns the inode of a directory, and whether it has no directories.
-func stat(path string) (id uint64, leaf bool, err error) {
-	var st syscall.Stat_t
-	if err := syscall.Lstat(path, &st); err != nil {
-		return 0, false, &os.PathError{Op: "lstat", Path: path, Err: err}
-	}
-	return st.Ino, st.Nlink == 2, nil // 2 and the number of directories in it (fs/kernfs/inode.c)
 }

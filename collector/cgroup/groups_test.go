@@ -3,6 +3,7 @@
 package cgroup
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -16,12 +17,15 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// newGroups returns Groups of a directory with these directories, and their inodes.
-func newGroups(t *testing.T, dirs ...string) (*Groups, map[string]uint64) {
+// tempGroups returns Groups of a directory with these directories, and their inodes.
+func tempGroups(t *testing.T, dirs ...string) (*Groups, map[string]uint64) {
 	t.Helper()
-	g := &Groups{mount: t.TempDir(), known: map[uint64]Group{}}
+	g := newGroups(t.TempDir())
 	ids := map[string]uint64{}
 	for _, dir := range append(dirs, "/") {
 		path := filepath.Join(g.mount, dir)
@@ -57,7 +61,7 @@ func TestFind(t *testing.T) {
 	container := pod + "/cri-containerd-" + testContainer + ".scope"
 	inner := container + "/docker/" + strings.Repeat("0", 64) // in a container
 	long := "long/" + strings.Repeat("x", 250) + "/x" + strings.Repeat("é", 126) + "/docker-" + testContainer + ".scope"
-	g, ids := newGroups(t, "system.slice/haproxy.service", "bad\xff", pod, container, inner, long)
+	g, ids := tempGroups(t, "system.slice/haproxy.service", "bad\xff", pod, container, inner, long)
 	cut := "/long/" + strings.Repeat("x", 250) + "/x" + strings.Repeat("é", 126)
 	tests := []struct {
 		dir  string
@@ -91,7 +95,7 @@ func TestFind(t *testing.T) {
 // TestFindKnown checks that a path is remembered when the control group is removed, and that there is
 // no second search for one that is not there. Without the mount, a search fails.
 func TestFindKnown(t *testing.T) {
-	g, ids := newGroups(t, "a/b", "c")
+	g, ids := tempGroups(t, "a/b", "c")
 	want := []string{"/a/b", "cgroup-1"}
 	if diff := cmp.Diff(want, find(t, g, ids["a/b"], 1)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -111,7 +115,7 @@ func TestFindKnown(t *testing.T) {
 
 // TestFindDeadline checks that a search ends at the deadline, and that the next one goes on.
 func TestFindDeadline(t *testing.T) {
-	g, ids := newGroups(t, "a/b")
+	g, ids := tempGroups(t, "a/b")
 	id := ids["a/b"]
 	got, err := g.Find([]uint64{id}, time.Now().Add(-time.Second))
 	if !errors.Is(err, os.ErrDeadlineExceeded) || got[id] != unnamed(id) {
@@ -122,33 +126,125 @@ func TestFindDeadline(t *testing.T) {
 	}
 }
 
-// TestFindMany checks that a search is bounded: a control group with very many in it hides nothing
-// that is not deeper.
-func TestFindMany(t *testing.T) {
-	g, ids := newGroups(t, "tenant/x", "other/service", "other/pod/container/init")
-	for i := range maxSearched {
-		if err := os.Mkdir(filepath.Join(g.mount, "tenant/x", fmt.Sprint(i)), 0o755); err != nil {
+// flood makes a directory with very many in it.
+func flood(t *testing.T, dir string, n int) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		if err := os.Mkdir(filepath.Join(dir, fmt.Sprint(i)), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	service, deep := ids["other/service"], ids["other/pod/container/init"]
-	got, err := g.Find([]uint64{service, deep}, time.Now().Add(time.Minute))
-	if err == nil || !strings.Contains(err.Error(), "more than 10000 control groups") ||
-		got[service].Path != "/other/service" || got[deep] != unnamed(deep) {
-		t.Errorf("got %v, %v", got, err)
+}
+
+// TestSearchShares has tenants with more directories than a search may look at: beside each other, inside of each other, with
+// long names, and none of them a leaf. They hide nothing that is not inside of theirs, as deep as it may be.
+func TestSearchShares(t *testing.T) {
+	const most = 1000
+	deep := "kubepods/burstable/pod/container/init.scope/service"
+	g, ids := tempGroups(t, "user/1000/user@", "user/1000/session", "user/1001/user@/app/service", "kubepods/burstable/evil/container/", deep)
+	for i := range 20 {
+		flood(t, filepath.Join(g.mount, "kubepods/burstable", fmt.Sprint("pod", i)), 1)
+	}
+	flood(t, filepath.Join(g.mount, "user/1000/user@"), 300)
+	for i := range 300 {
+		flood(t, filepath.Join(g.mount, "kubepods/burstable/evil/container", fmt.Sprint(strings.Repeat("x", 100), i)), 0)
+	}
+	long := filepath.Join(g.mount, "user/1000/session", strings.Repeat("l/", 100), strings.Repeat("x", 250))
+	for i := range 20 {
+		flood(t, filepath.Join(long, fmt.Sprint(strings.Repeat("y", 200), i)), 1)
+	}
+	wanted := map[uint64]bool{ids[deep]: true, ids["user/1001/user@/app/service"]: true, 1 << 40: true}
+	found := map[string]bool{}
+	s := search{mount: g.mount, wanted: wanted, found: func(_ uint64, path string) { found[path] = true }}
+	cost, err := s.run(most, most+1000, time.Now().Add(time.Minute))
+	if !errors.Is(err, errSpent) || cost < most || cost > most+500 {
+		t.Errorf("cost %d, %v", cost, err)
+	}
+	if diff := cmp.Diff(map[string]bool{"/" + deep: true, "/user/1001/user@/app/service": true}, found); diff != "" {
+		t.Errorf("found (-want +got):\n%s", diff)
+	}
+}
+
+// TestFindMissed checks when a control group is searched again that a search did not reach: after a time that doubles, up to an hour.
+func TestFindMissed(t *testing.T) {
+	g, ids := tempGroups(t, "pods/a", "tenant")
+	g.most = 500
+	flood(t, filepath.Join(g.mount, "tenant"), g.most)
+	find := func(id uint64) (path string, spent int, err error) {
+		g.credit, g.credited = maxCredit, time.Now()
+		found, err := g.Find([]uint64{id}, time.Now().Add(time.Minute))
+		return found[id].Path, maxCredit - g.credit, err
+	}
+	const gone = 1 << 40
+	for _, wait := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
+		wait *= time.Minute
+		if path, spent, err := find(gone); path != unnamed(gone).Path || spent < g.most || !errors.Is(err, errSpent) || g.missed[gone].wait != wait {
+			t.Errorf("path %q for %d, %v, next search in %v, want %v", path, spent, err, g.missed[gone].wait, wait)
+		}
+		if path, spent, err := find(gone); path != unnamed(gone).Path || spent != 0 || !errors.Is(err, errSpent) {
+			t.Errorf("before its time: path %q for %d, %v", path, spent, err)
+		}
+		m := g.missed[gone]
+		m.next = time.Now()
+		g.missed[gone] = m
+	}
+	if path, spent, err := find(ids["pods/a"]); path != "/pods/a" || spent >= g.most || err != nil {
+		t.Errorf("beside the tenant: path %q for %d, %v", path, spent, err)
 	}
 	if err := os.RemoveAll(filepath.Join(g.mount, "tenant")); err != nil {
 		t.Fatal(err)
 	}
-	if got := find(t, g, deep); got[0] != "/other/pod/container/init" {
-		t.Errorf("without them: got %q", got)
+	if path, _, err := find(gone); path != unnamed(gone).Path || err != nil || len(g.missed) != 0 {
+		t.Errorf("after a search of all: path %q, %v, missed %v", path, err, g.missed)
+	}
+}
+
+// TestFindCredit checks that the next calls go on with a search that costs more than searches may: a tenant who has ever new
+// control groups cannot make them cost more. What is new since its beginning is found at the latest by the search after it.
+func TestFindCredit(t *testing.T) {
+	g, _ := tempGroups(t, "pods", "tenant")
+	flood(t, filepath.Join(g.mount, "tenant"), 600)
+	find := func(id uint64, credit int, path string, want error) {
+		t.Helper()
+		g.credit, g.credited = credit, time.Now()
+		found, err := g.Find([]uint64{id}, time.Now().Add(time.Minute))
+		if got := found[id].Path; got != path || !errors.Is(err, want) {
+			t.Errorf("path %q, %v, want %q, %v", got, err, path, want)
+		}
+		if spent := credit - g.credit; spent > credit+200 {
+			t.Errorf("cost %d of %d", spent, credit)
+		}
+	}
+	const gone = 1 << 40
+	find(gone, 200, unnamed(gone).Path, errPaused) // reads all of pods
+	dir := filepath.Join(g.mount, "pods/new")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	id, err := stat(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	find(id, 0, unnamed(id).Path, errPaused)
+	find(id, maxCredit, unnamed(id).Path, errPaused) // to the end
+	find(gone, 0, unnamed(gone).Path, nil)           // which is remembered
+	find(id, maxCredit, "/pods/new", nil)
+	for i := range uint64(2) {
+		find(gone+1+i, 50, unnamed(gone+1+i).Path, errPaused)
+	}
+	find(gone+100, maxCredit, unnamed(gone+100).Path, errPaused)
+	if _, ok := g.known[gone+1]; !ok || g.searching != nil {
+		t.Error("the search did not come to its end")
 	}
 }
 
 // TestFindHostile checks that a control group that cannot be read does not hide others: one with a
 // path that is longer than PATH_MAX, and one that only its owner may read.
 func TestFindHostile(t *testing.T) {
-	g, ids := newGroups(t, "mine/a/b", "other/a/b")
+	g, ids := tempGroups(t, "mine/a/b", "other/a/b")
 	fd, err := syscall.Open(filepath.Join(g.mount, "mine"), syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +279,7 @@ func TestFindHostile(t *testing.T) {
 
 // TestFindHidden checks that a mount that cannot be read is an error, and not one without control groups.
 func TestFindHidden(t *testing.T) {
-	g, ids := newGroups(t, "a")
+	g, ids := tempGroups(t, "a")
 	for dir, mode := range map[string]os.FileMode{filepath.Dir(g.mount): 0o755, g.mount: 0} {
 		if err := os.Chmod(dir, mode); err != nil {
 			t.Fatal(err)
@@ -209,16 +305,84 @@ func asUser(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Setfsuid(0) })
 }
 
+// TestReadEntries reads a directory in parts, each with a descriptor of its own, and all at once.
+func TestReadEntries(t *testing.T) {
+	t.Run("any file system", func(t *testing.T) { testReadEntries(t, t.TempDir()) })
+	t.Run("control groups", func(t *testing.T) {
+		dir := filepath.Join(netnstest.Cgroups(t), fmt.Sprint("entries-", os.Getpid()))
+		netnstest.NewCgroup(t, dir)
+		testReadEntries(t, dir)
+	})
+}
+
+func testReadEntries(t *testing.T, dir string) {
+	want := map[string]uint64{}
+	for i := range 300 {
+		name := fmt.Sprint(i, strings.Repeat("n", i%250))
+		want[name] = netnstest.NewCgroup(t, filepath.Join(dir, name))
+	}
+	for _, size := range []int{maxEntry, 1000, 4096, 1 << 20} {
+		got := map[string]uint64{}
+		reads, offset := 0, int64(0)
+		for last := false; !last && reads < 1000; reads++ {
+			fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var entries []entry
+			entries, offset, last, err = readEntries(fd, offset, make([]byte, size))
+			unix.Close(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				if _, ok := got[e.name]; ok {
+					t.Errorf("%q again", e.name)
+				}
+				got[e.name] = e.inode
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" || size == 1<<20 && reads != 1 {
+			t.Errorf("%d reads with %d bytes (-want +got):\n%s", reads, size, diff)
+		}
+	}
+}
+
+// TestParseEntries parses what no kernel should write, and a row that the next one follows.
+func TestParseEntries(t *testing.T) {
+	row := func(inode uint64, offset int64, length uint16, kind byte, name string) []byte {
+		b := binary.NativeEndian.AppendUint64(nil, inode)
+		b = binary.NativeEndian.AppendUint64(b, uint64(offset))
+		b = append(binary.NativeEndian.AppendUint16(b, length), kind)
+		return append(b, name...)
+	}
+	for name, b := range map[string][]byte{
+		"short": row(7, 8, 24, unix.DT_DIR, ""), "length 0": row(7, 8, 0, unix.DT_DIR, "name\x00"), "too long": row(7, 8, 25, unix.DT_DIR, "name\x00"),
+	} {
+		if got, _, err := parseEntries(b, nil); !errors.Is(err, errDirent) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	b := append(row(7, 8, 24, unix.DT_DIR, "name\x00"), row(9, 10, 24, unix.DT_REG, "file\x00")...)
+	got, offset, err := parseEntries(append(b, row(11, 12, 21, unix.DT_DIR, "..")...), nil)
+	if err != nil || offset != 12 || !slices.Equal(got, []entry{{7, "name"}}) {
+		t.Errorf("%+v, offset %d, %v", got, offset, err)
+	}
+}
+
 // TestFindForgets checks that what is remembered is bounded, and that it has the last control groups.
 func TestFindForgets(t *testing.T) {
-	g, ids := newGroups(t, "a/b")
+	g, ids := tempGroups(t, "a/b")
 	for i := range uint64(10) {
 		gone := slices.Repeat([]uint64{ids["a/b"]}, 1001)
 		for j := range uint64(1000) {
 			gone[j] = 1<<40 + i<<20 + j
 		}
 		find(t, g, gone...)
-		if len(g.known) > maxKnown+len(gone) || g.known[ids["a/b"]].Path != "/a/b" {
+		for _, id := range gone[1:] {
+			g.missed[id-1<<39] = miss{}
+		}
+		if len(g.known) > maxKnown+len(gone) || len(g.missed) > maxKnown+len(gone) || g.known[ids["a/b"]].Path != "/a/b" {
 			t.Errorf("%d control groups are known", len(g.known))
 		}
 	}
