@@ -206,7 +206,7 @@ func TestSystemCalls(t *testing.T) {
 		{name: "systemd socket", args: []string{"--web.systemd-socket"}},
 		{name: "named", args: []string{"--namespaces=named", "--namespaces.dir=" + dir}, capabilities: []uintptr{admin}, includes: []string{"CAP_SYS_ADMIN"}},
 		{name: "all", args: []string{"--namespaces=all", "--namespaces.dir=" + dir}, capabilities: []uintptr{admin, ptrace}, includes: []string{"CAP_SYS_ADMIN"}},
-		{name: "all, root", args: []string{"--namespaces=all", "--namespaces.dir=" + dir}, root: true, includes: []string{"CAP_SYS_ADMIN"}},
+		{name: "all, root", args: []string{"--namespaces=all", "--namespaces.dir=" + dir}, root: true, includes: []string{"CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH"}},
 		{name: "exact", args: []string{"--exact"}, capabilities: []uintptr{bpf, perfmon}, includes: []string{"CAP_BPF"}},
 		{name: "exact, root", args: []string{"--exact"}, root: true, includes: []string{"CAP_BPF"}},
 		{name: "connect failures", args: []string{"--connect-failures"}, capabilities: []uintptr{bpf, perfmon, search}, includes: []string{"CAP_BPF"}},

@@ -90,9 +90,10 @@ func (g *Groups) Complete() (bool, error) {
 	return id == rootInode, err
 }
 
-// Find returns the control groups with these numbers. If some are not known yet, it searches for them, once and not after the
-// deadline. The error says why some have no path that a later call may find. Without Groups, only the root has a path: where
-// cgroup2 is not mounted, all processes and sockets belong to it.
+// Find returns the control groups with these numbers. Those that are not known yet, it asks the kernel for, if the process has
+// CAP_DAC_READ_SEARCH. Otherwise it searches for them, once and not after the deadline. The error says why some have no path that a
+// later call may find. Without Groups, only the root has a path: where cgroup2 is not mounted, all processes and sockets belong
+// to it.
 func (g *Groups) Find(ids []uint64, deadline time.Time) (map[uint64]Group, error) {
 	found := make(map[uint64]Group, len(ids))
 	for _, id := range ids {
@@ -109,6 +110,9 @@ func (g *Groups) Find(ids []uint64, deadline time.Time) (map[uint64]Group, error
 		if _, ok := g.known[id]; !ok {
 			unknown[id] = true
 		}
+	}
+	if len(unknown) > 0 {
+		g.ask(unknown, deadline)
 	}
 	err := g.search(unknown, deadline)
 	for id := range found {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -285,6 +286,18 @@ func TestOwnersHosts(t *testing.T) {
 	}
 }
 
+// asUser calls f without the right to read everything, with which the kernel tells the paths of control groups.
+func asUser(t *testing.T, f func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Setfsuid(65534); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Setfsuid(0) }()
+	f()
+}
+
 // TestOwnersSearchFails checks that a search that is not complete is logged once, and that the ports
 // of what it did not find are still there.
 func TestOwnersSearchFails(t *testing.T) {
@@ -300,7 +313,7 @@ func TestOwnersSearchFails(t *testing.T) {
 	s.cgroups, _ = cgroup.Open(tree.mount) // knows nothing
 	for range 3 {
 		snapshot := Snapshot{Namespaces: []Namespace{self}}
-		s.findCgroups(&snapshot, time.Now().Add(-time.Second))
+		asUser(t, func() { s.findCgroups(&snapshot, time.Now().Add(-time.Second)) })
 		s.logFailures(snapshot, nil)
 		want := fmt.Sprintf("cgroup-%d 3", self.TCP.Report.Destinations[0].Owners[0].Cgroup)
 		if got := tree.owners(snapshot, self)["192.0.2.1:443"]; got != want {
