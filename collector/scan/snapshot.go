@@ -1,7 +1,9 @@
 package scan
 
 import (
+	"errors"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -141,6 +143,19 @@ func (s Snapshot) Unsure() bool {
 		r := &n.TCP.Report
 		return r.MaxPossibleUtilization >= r.MaxUtilization+0.01
 	})
+}
+
+// CutShort reports whether something is not known because the time of the scan was over: one with more time may tell.
+func (s Snapshot) CutShort() bool {
+	errs := []error{s.CgroupsErr}
+	if s.ConnectFailures != nil {
+		errs = append(errs, s.ConnectFailures.Err)
+	}
+	for i := range s.Namespaces {
+		n := &s.Namespaces[i]
+		errs = append(errs, n.TCP.Err, n.TCP.TimestampsErr, n.UDP.Err, n.NAT.Err)
+	}
+	return slices.ContainsFunc(errs, func(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) })
 }
 
 // Resolve returns owners of a report of the snapshot, at most pool.MaxOwners.
