@@ -1,11 +1,17 @@
 package web
 
 import (
-	"fmt"
+	"context"
 	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
 
 	"ephemeral_port_exporter/collector"
 )
@@ -23,9 +29,9 @@ func newMetricsHandler(c Config, scans *scans, sender *sender) http.Handler {
 	h := &metricsHandler{
 		scans: scans, sender: sender, registry: c.Registry,
 		opts: promhttp.HandlerOpts{
-			ErrorLog:          encodingLog{c.Logger},
-			ErrorHandling:     promhttp.ContinueOnError,
-			EnableOpenMetrics: true,
+			ErrorLog:        encodingLog{c.Logger},
+			ErrorHandling:   promhttp.ContinueOnError,
+			AcceptedFormats: expfmt.DefaultOpenMetricsAcceptedFormats(),
 		},
 	}
 	if !c.ExporterMetrics {
@@ -37,17 +43,89 @@ func newMetricsHandler(c Config, scans *scans, sender *sender) http.Handler {
 
 // ServeHTTP implements http.Handler. A scrape gets values of no earlier scan.
 func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h.sender.send(w, h.scans.answer(r, 0, func(s *scanned) *answer {
-		key := fmt.Sprintf("%q %q %q", r.Header["Accept"], r.Header["Accept-Encoding"], r.URL.RawQuery)
-		return s.metrics.get(key, func() *answer { return h.encode(s, r) })
+	names := r.URL.Query()["name[]"]
+	h.sender.send(w, h.scans.answer(r, 0, len(names) > 0, func(ctx context.Context, s *scanned) (*answer, error) {
+		all, err := s.families.get(ctx, func() (families, error) { return h.gather(ctx, s) })
+		if err != nil {
+			return nil, err
+		}
+		wanted := all.named(names)
+		key := metricsKey{expfmt.NegotiateAccept(r.Header, h.opts.AcceptedFormats...), "identity", wanted.names()}
+		if prefersGzip(r.Header) {
+			key.encoding = "gzip"
+		}
+		return s.metrics.get(ctx, key, len(names) > 0, func() *answer { return h.encode(wanted, key) })
 	}))
 }
 
-// encode returns the metrics as the request wants them.
-func (h *metricsHandler) encode(s *scanned, r *http.Request) *answer {
+// families are metrics of one scan.
+type families struct {
+	list []*dto.MetricFamily
+	err  error // why some are missing
+}
+
+// gather returns all metrics.
+func (h *metricsHandler) gather(ctx context.Context, s *scanned) (families, error) {
+	leave, err := h.scans.slots.enter(ctx)
+	if err != nil {
+		return families{}, err
+	}
+	defer leave()
 	host := prometheus.NewRegistry()
 	host.MustRegister(collector.New(s.Snapshot))
+	list, err := prometheus.Gatherers{host, h.registry}.Gather()
+	return families{list, err}, nil
+}
+
+// named returns the families with these names, or all if there are none, as promhttp does.
+func (f families) named(names []string) families {
+	if len(names) == 0 {
+		return f
+	}
+	return families{slices.DeleteFunc(slices.Clone(f.list), func(m *dto.MetricFamily) bool { return !slices.Contains(names, m.GetName()) }), f.err}
+}
+
+// names returns the names of the families.
+func (f families) names() string {
+	var b strings.Builder
+	for _, m := range f.list {
+		b.WriteString(m.GetName() + " ")
+	}
+	return b.String()
+}
+
+// A metricsKey is all that decides the answer to a scrape, besides the scan.
+type metricsKey struct {
+	format   expfmt.Format // with its version and escaping
+	encoding string        // gzip or identity
+	names    string        // of the families
+}
+
+// encode returns the metrics in the format and encoding of a key.
+func (h *metricsHandler) encode(f families, key metricsKey) *answer {
+	gather := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return f.list, f.err })
 	a := newAnswer()
-	promhttp.HandlerFor(prometheus.Gatherers{host, h.registry}, h.opts).ServeHTTP(a, r)
+	promhttp.HandlerFor(gather, h.opts).ServeHTTP(a, &http.Request{
+		URL: &url.URL{}, Header: http.Header{"Accept": {string(key.format)}, "Accept-Encoding": {key.encoding}},
+	})
 	return a
+}
+
+// prefersGzip reports whether a client accepts gzip, and likes plain text no more.
+func prefersGzip(h http.Header) bool {
+	gzip, identity := 0., 0.
+	for item := range strings.SplitSeq(strings.Join(h.Values("Accept-Encoding"), ","), ",") {
+		coding, weight, weighted := strings.Cut(item, ";")
+		q := 1.
+		if weighted {
+			q, _ = strconv.ParseFloat(strings.TrimPrefix(strings.TrimSpace(weight), "q="), 64) // 0 if it is not valid
+		}
+		switch strings.ToLower(strings.TrimSpace(coding)) {
+		case "gzip":
+			gzip = q
+		case "identity":
+			identity = q
+		}
+	}
+	return gzip > 0 && gzip >= identity
 }

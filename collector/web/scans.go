@@ -3,17 +3,13 @@ package web
 import (
 	"context"
 	"fmt"
-	"math"
 	"net/http"
-	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/singleflight"
-
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/status"
 )
 
 // scans makes the scans for all requests, whether for metrics or for the status page. Requests at the
@@ -25,64 +21,55 @@ type scans struct {
 	scan    func(context.Context) scan.Snapshot
 	port    func(ctx context.Context, number uint16) (scan.Port, error)
 	timeout time.Duration // greatest time for a scan
-	slots   chan struct{} // one element for each request that is being answered; nil for no limit
-	flight  singleflight.Group
-	last    atomic.Pointer[scanned]
+	slots   *slots
 	pace    pace
 
 	mu       sync.Mutex
+	requests int       // that are being answered, without those for a port
+	last     *scanned  // nil before the first ends
+	running  *run      // nil if there is none
+	next     *run      // begins if running is cut short; nil if nobody has more time than that
 	nextPort time.Time // before that, nobody asks who has a port
 }
 
 // newScans returns scans within the limits of a Config.
 func newScans(c Config) *scans {
-	s := &scans{scan: c.Scan, port: c.Port, timeout: c.CollectTimeout}
-	if c.MaxRequests > 0 {
-		s.slots = make(chan struct{}, c.MaxRequests)
-	}
-	return s
+	return &scans{scan: c.Scan, port: c.Port, timeout: c.CollectTimeout, slots: newSlots(c.MaxRequests)}
+}
+
+// A run is a scan for all requests that wait for it.
+type run struct {
+	budget time.Duration // time for the scan
+	done   chan struct{} // closed when it has ended
+	got    *scanned      // known then
 }
 
 // A scanned is the result of one scan, with the answers that were made of it.
 type scanned struct {
 	scan.Snapshot
-	budget     time.Duration // time for the scan
-	incomplete bool          // the budget was too small
+	budget time.Duration // time for the scan
 
-	metrics, pages *answers
+	families *shared[families]
+	metrics  *answers[metricsKey]
+	pages    *answers[status.View]
 }
 
-// answers are made once for all requests that ask for the same.
-type answers struct {
-	most int // to keep
-
-	mu   sync.Mutex
-	kept map[string]func() *answer
+// withoutMetrics returns the scan without what is made for scrapes: later ones do not ask for it.
+func (s *scanned) withoutMetrics() *scanned {
+	return &scanned{Snapshot: s.Snapshot, budget: s.budget, pages: s.pages}
 }
 
-// get returns the answer to the requests with a key.
-func (a *answers) get(key string, encode func() *answer) *answer {
-	a.mu.Lock()
-	once, ok := a.kept[key]
-	if !ok {
-		once = sync.OnceValue(encode)
-		if len(a.kept) < a.most {
-			a.kept[key] = once
-		}
-	}
-	a.mu.Unlock()
-	return once()
-}
-
-func newAnswers(most int) *answers { return &answers{most: most, kept: map[string]func() *answer{}} }
-
-// maxPages is how many pages are kept of a scan. Memory is why: a request can name any destination.
-const maxPages = 8
+// enough reports whether a scan with more time, up to budget, could not have read more.
+func (s *scanned) enough(budget time.Duration) bool { return s.budget >= budget || !s.CutShort() }
 
 // answer returns the answer to a request that encode makes of a scan. The scan ended less than maxAge
-// ago, or after the request came. The answer takes a slot until it is made, not until the client has
-// read it.
-func (s *scans) answer(r *http.Request, maxAge time.Duration, encode func(*scanned) *answer) *answer {
+// before the request came, or after that. It had as much time as the request gives, or needed less.
+//
+// Clients can ask for as many varied answers as they like. Those that wait for theirs must not keep a scan each in memory:
+// they come for one when it is their turn.
+func (s *scans) answer(r *http.Request, maxAge time.Duration, varied bool, encode func(context.Context, *scanned) (*answer, error)) *answer {
+	defer s.addRequest()()
+	after := time.Now().Add(-maxAge)
 	ctx := r.Context()
 	budget := s.timeout
 	if timeout, ok := scrapeTimeout(r); ok {
@@ -94,34 +81,47 @@ func (s *scans) answer(r *http.Request, maxAge time.Duration, encode func(*scann
 			return errorAnswer("a scrape timeout of %v leaves %v for a collection, which takes at least %v on this host: raise scrape_timeout in Prometheus", timeout, budget, least)
 		}
 	}
-	leave, busy := s.enter(ctx)
-	if busy != nil {
-		return busy
+	if varied {
+		leave, err := s.slots.enterVaried(ctx)
+		if err != nil {
+			return s.slots.busyAnswer()
+		}
+		defer leave()
 	}
-	defer leave()
-	if last := s.last.Load(); maxAge > 0 && last != nil && !last.incomplete && time.Since(last.Time) < maxAge {
-		return encode(last)
-	}
-	got, err := s.wait(ctx, budget)
+	got, err := s.recent(ctx, after, budget)
 	if err != nil {
 		return errorAnswer("this host could not be read within the scrape timeout: raise scrape_timeout in Prometheus, or lower --collect.timeout")
 	}
-	return encode(got)
+	a, err := encode(ctx, got)
+	if err != nil {
+		return s.slots.busyAnswer()
+	}
+	return a
 }
 
-// enter takes a slot, until leave is called. If there is none, it returns what to answer.
-func (s *scans) enter(ctx context.Context) (leave func(), busy *answer) {
-	if s.slots == nil {
-		return func() {}, nil
+// addRequest counts a request until done is called. Without requests, scans that have ended have no metrics.
+func (s *scans) addRequest() (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.requests--; s.requests == 0 && s.last != nil {
+			s.last = s.last.withoutMetrics()
+		}
 	}
-	select {
-	case s.slots <- struct{}{}:
-		return func() { <-s.slots }, nil
-	case <-ctx.Done():
-		return nil, errorAnswer("the scrape timeout is over")
-	case <-time.After(slotTimeout):
-		return nil, errorAnswer("%d requests are being served, which is the limit of --web.max-requests: try again later", cap(s.slots))
+}
+
+// recent returns the last scan if it ended after a time and is enough for budget, or else that of wait.
+func (s *scans) recent(ctx context.Context, after time.Time, budget time.Duration) (*scanned, error) {
+	s.mu.Lock()
+	last := s.last
+	s.mu.Unlock()
+	if last != nil && last.Time.After(after) && last.enough(budget) {
+		return last, nil
 	}
+	return s.wait(ctx, budget)
 }
 
 // portInterval is how often the kernel is asked who has a port, as it walks all sockets for the answer. Requests can name
@@ -132,15 +132,10 @@ const portInterval = time.Second
 func (s *scans) answerPort(r *http.Request, number uint16, encode func(*scan.Port) *answer) *answer {
 	ctx, cancel := context.WithTimeout(r.Context(), s.timeout)
 	defer cancel()
-	leave, busy := s.enter(ctx)
-	if busy != nil {
-		return busy
-	}
-	defer leave()
 	s.mu.Lock()
 	now := time.Now()
 	wait := s.nextPort.Sub(now)
-	if wait > slotTimeout {
+	if wait > portInterval {
 		s.mu.Unlock()
 		return errorAnswer("others ask who has a port, and one is answered each second: try again later")
 	}
@@ -149,7 +144,7 @@ func (s *scans) answerPort(r *http.Request, number uint16, encode func(*scan.Por
 	select {
 	case <-time.After(wait):
 	case <-ctx.Done():
-		return errorAnswer("the scrape timeout is over")
+		return errorAnswer("the client is gone")
 	}
 	port, err := s.port(ctx, number)
 	if err != nil {
@@ -157,9 +152,6 @@ func (s *scans) answerPort(r *http.Request, number uint16, encode func(*scan.Por
 	}
 	return encode(&port)
 }
-
-// slotTimeout is how long a request waits for others to be answered.
-const slotTimeout = time.Second
 
 // errorAnswer returns an answer with status 503.
 func errorAnswer(format string, args ...any) *answer {
@@ -181,34 +173,74 @@ func scrapeTimeout(r *http.Request) (timeout time.Duration, ok bool) {
 	return time.Duration(seconds * float64(time.Second)), true
 }
 
-// wait returns the result of a scan, or the error of ctx. A scan that it starts takes at most budget.
-// A scan that another request has started with much less time can be incomplete: then wait starts
-// another one, once.
+// wait returns the result of a scan, or the error of ctx. The scan had time of at least budget, or was not cut short.
 func (s *scans) wait(ctx context.Context, budget time.Duration) (*scanned, error) {
-	for last := false; ; last = true {
-		result := s.flight.DoChan("", func() (any, error) { return s.run(budget), nil })
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case r := <-result:
-			got := r.Val.(*scanned)
-			if !last && got.incomplete && got.budget < budget/2 {
-				continue
-			}
-			return got, nil
+	running, next := s.join(budget)
+	got, err := running.wait(ctx)
+	if err != nil || got.enough(budget) {
+		return got, err
+	}
+	return next.wait(ctx)
+}
+
+// join returns the scan that runs; it starts one if there is none. If that has less time than budget, next is the one
+// to wait for if it is cut short. So nobody waits for more than two, however many others come with little time.
+func (s *scans) join(budget time.Duration) (running, next *run) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running == nil {
+		s.running = &run{budget: budget, done: make(chan struct{})}
+		go s.work(s.running)
+	}
+	if s.running.budget < budget {
+		if s.next == nil {
+			s.next = &run{done: make(chan struct{})}
 		}
+		s.next.budget = max(s.next.budget, budget)
+	}
+	return s.running, s.next
+}
+
+// wait returns the result of a scan when it has ended, or the error of ctx.
+func (r *run) wait(ctx context.Context) (*scanned, error) {
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-r.done:
+		return r.got, nil
 	}
 }
 
-// run makes a scan.
-func (s *scans) run(budget time.Duration) *scanned {
-	// Not that of a client: others may wait for it when that is gone.
+// work makes a scan, and the next one if the first is cut short.
+func (s *scans) work(r *run) {
+	for r != nil {
+		// With a slot, not at once: meanwhile, more requests come that share it.
+		if leave, err := s.slots.enter(context.Background()); err == nil {
+			leave()
+		}
+		r.got = s.make(r.budget)
+		s.mu.Lock()
+		s.last = r.got
+		if !r.got.CutShort() {
+			s.next = nil // it is enough for those who wait for the next
+		}
+		ended := r.done
+		s.running, s.next = s.next, nil
+		r = s.running
+		s.mu.Unlock()
+		close(ended)
+	}
+}
+
+// make makes a scan.
+func (s *scans) make(budget time.Duration) *scanned {
+	// Not the context of a client: others may wait for the scan when that is gone.
 	ctx, cancel := context.WithTimeout(context.Background(), budget)
 	defer cancel()
-	got := &scanned{Snapshot: s.scan(ctx), budget: budget, metrics: newAnswers(math.MaxInt), pages: newAnswers(maxPages)}
+	got := &scanned{
+		Snapshot: s.scan(ctx), budget: budget,
+		families: newShared[families](), metrics: newAnswers[metricsKey](s.slots), pages: newAnswers[status.View](s.slots),
+	}
 	s.pace.observe(&got.Snapshot)
-	got.incomplete = slices.ContainsFunc(got.Namespaces, func(n scan.Namespace) bool { return n.TCP.Outcome == scan.Deadline })
-	// Without the answers to scrapes: later ones do not ask for them.
-	s.last.Store(&scanned{Snapshot: got.Snapshot, incomplete: got.incomplete, pages: got.pages})
 	return got
 }

@@ -47,7 +47,7 @@ type Config struct {
 
 	MetricsPath     string        // see CheckMetricsPath
 	ExporterMetrics bool          // adds promhttp_* to Registry
-	MaxRequests     int           // scrapes and pages answered at once; 0 for no limit
+	MaxRequests     int           // answers made at once; 0 for no limit
 	CollectTimeout  time.Duration // greatest time for a scan
 
 	Logger *slog.Logger

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -47,7 +48,7 @@ func (s *scanner) scan(ctx context.Context) scan.Snapshot {
 		select {
 		case <-time.After(s.takes):
 		case <-ctx.Done():
-			self.TCP.Outcome, self.TCP.Err = scan.Deadline, errors.New("cut short")
+			self.TCP.Outcome, self.TCP.Err = scan.Deadline, os.ErrDeadlineExceeded
 		}
 	}
 	return scan.Snapshot{Time: time.Now(), Namespaces: []scan.Namespace{self}}
@@ -67,7 +68,7 @@ func (s *scanner) port(_ context.Context, number uint16) (scan.Port, error) {
 func newConfig(s *scanner) Config {
 	return Config{
 		Scan: s.scan, Port: s.port, Status: status.New(status.Info{MetricsPath: "/metrics"}), Registry: prometheus.NewRegistry(),
-		MetricsPath: "/metrics", ExporterMetrics: true, MaxRequests: 40, CollectTimeout: 5 * time.Second,
+		MetricsPath: "/metrics", ExporterMetrics: true, MaxRequests: 2, CollectTimeout: 5 * time.Second,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 }

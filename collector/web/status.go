@@ -1,7 +1,7 @@
 package web
 
 import (
-	"fmt"
+	"context"
 	"io"
 	"log/slog"
 	"net/http"
@@ -35,8 +35,8 @@ func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}))
 		return
 	}
-	h.sender.send(w, h.scans.answer(r, maxPageAge, func(s *scanned) *answer {
-		return s.pages.get(fmt.Sprint(view), func() *answer {
+	h.sender.send(w, h.scans.answer(r, maxPageAge, view.Narrow(), func(ctx context.Context, s *scanned) (*answer, error) {
+		return s.pages.get(ctx, view, view.Narrow(), func() *answer {
 			return h.draw(view, func(w io.Writer) error { return h.status.Write(w, &s.Snapshot, view) })
 		})
 	}))

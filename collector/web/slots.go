@@ -1,0 +1,43 @@
+package web
+
+import "context"
+
+// slots bound the work for answers that is done at once. Who waits for a scan, or for an answer that another request makes
+// too, does no work.
+type slots struct {
+	all    chan struct{} // one element for each piece of work; nil for no limit
+	varied chan struct{} // one for each answer that clients can vary at will: these take half of the slots at most
+}
+
+// newSlots returns slots for n pieces of work at once; 0 for no limit.
+func newSlots(n int) *slots {
+	if n == 0 {
+		return &slots{}
+	}
+	return &slots{all: make(chan struct{}, n), varied: make(chan struct{}, max(n/2, 1))}
+}
+
+// enter takes a slot, until leave is called. The error is that of ctx.
+func (s *slots) enter(ctx context.Context) (leave func(), err error) { return enter(ctx, s.all) }
+
+// enterVaried takes the right to take slots for an answer that clients can vary, until leave is called. The error is that of ctx.
+func (s *slots) enterVaried(ctx context.Context) (leave func(), err error) {
+	return enter(ctx, s.varied)
+}
+
+func enter(ctx context.Context, slots chan struct{}) (leave func(), err error) {
+	if slots == nil {
+		return func() {}, nil
+	}
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// busyAnswer returns what to answer to a request that got no slot.
+func (s *slots) busyAnswer() *answer {
+	return errorAnswer("no time was left to make the answer: %d are made at once, which is the limit of --web.max-requests; try again later", cap(s.all))
+}
