@@ -14,8 +14,8 @@ const (
 	// sendTimeout is how long a client may take to read an answer.
 	sendTimeout = 10 * time.Second
 
-	// maxSending is how many answers are being sent at once, and to no more than half of the connections.
-	maxSending = 64
+	// maxSending is how many bytes the answers have that are being sent at once. One that goes to many clients counts once.
+	maxSending = 32 << 20
 )
 
 // An answer is an http.ResponseWriter that keeps what is written.
@@ -36,13 +36,21 @@ func (a *answer) WriteHeader(status int) { a.status = status }
 // Write implements http.ResponseWriter.
 func (a *answer) Write(b []byte) (int, error) { return a.body.Write(b) }
 
-// A sender sends answers. Clients that do not read theirs keep nobody waiting: if there are too
-// many, the one that has taken longest is given up.
+// A sender sends answers. Clients that do not read theirs keep nobody waiting: if the answers take too
+// much memory, the client that has taken longest is given up.
 type sender struct {
-	most int // answers at once
-
 	mu      sync.Mutex
-	sending []*http.ResponseController // in the order of their beginning
+	sending []sending       // in the order of their beginning
+	clients map[*answer]int // of each answer that is being sent
+	bytes   int             // of these answers
+}
+
+func newSender() *sender { return &sender{clients: map[*answer]int{}} }
+
+// A sending is an answer that is being sent to a client.
+type sending struct {
+	*answer
+	client *http.ResponseController
 }
 
 // send writes an answer to the client. What a client does not read is lost.
@@ -50,8 +58,8 @@ func (s *sender) send(w http.ResponseWriter, a *answer) {
 	c := http.NewResponseController(w)
 	// Where the connection has no deadlines, the server's WriteTimeout holds.
 	_ = c.SetWriteDeadline(time.Now().Add(sendTimeout))
-	s.begin(c)
-	defer s.end(c)
+	s.begin(sending{a, c})
+	defer s.end(sending{a, c})
 	maps.Copy(w.Header(), a.header)
 	w.Header().Set("Content-Length", strconv.Itoa(a.body.Len()))
 	w.WriteHeader(a.status)
@@ -59,20 +67,33 @@ func (s *sender) send(w http.ResponseWriter, a *answer) {
 	_ = c.Flush() // while s can still give it up
 }
 
-func (s *sender) begin(c *http.ResponseController) {
+func (s *sender) begin(one sending) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.sending) >= s.most {
-		_ = s.sending[0].SetWriteDeadline(time.Now())
-		s.sending = s.sending[1:]
+	s.sending = append(s.sending, one)
+	if s.clients[one.answer]++; s.clients[one.answer] == 1 {
+		s.bytes += one.body.Cap()
 	}
-	s.sending = append(s.sending, c)
+	for len(s.sending) > 1 && s.bytes > maxSending {
+		_ = s.sending[0].client.SetWriteDeadline(time.Now())
+		s.remove(0)
+	}
 }
 
-func (s *sender) end(c *http.ResponseController) {
+func (s *sender) end(ended sending) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if i := slices.Index(s.sending, c); i >= 0 {
-		s.sending = slices.Delete(s.sending, i, i+1)
+	if i := slices.Index(s.sending, ended); i >= 0 {
+		s.remove(i)
 	}
+}
+
+// remove forgets an element of sending.
+func (s *sender) remove(i int) {
+	a := s.sending[i].answer
+	if s.clients[a]--; s.clients[a] == 0 {
+		delete(s.clients, a)
+		s.bytes -= a.body.Cap()
+	}
+	s.sending = slices.Delete(s.sending, i, i+1)
 }

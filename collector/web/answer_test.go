@@ -33,19 +33,22 @@ func begun(t *testing.T, conn net.Conn) bool {
 	return n > 0
 }
 
-// TestStalledReaders has clients that do not read their answers: more than may scrape at once, and two
-// more than answers may be sent at once. The first two are given up, the others have their time.
+// TestStalledReaders has clients that do not read their answers: two more than may be sent at once. The first two are given
+// up, the others have their time.
 func TestStalledReaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := serve(t, newConfig(&scanner{}))
+		c := newConfig(&scanner{})
+		c.Registry.MustRegister(&slowCollector{label: strings.Repeat("x", 2<<20)})
+		l := serve(t, c)
+		most := maxSending / (4 << 20) // the buffer of an answer has up to twice its size
 		var stalled []net.Conn
-		for range maxSending + 2 {
+		for range most + 2 {
 			conn := l.dial()
 			defer conn.Close()
 			request(t, conn)
 			stalled = append(stalled, conn)
 		}
-		if begun(t, stalled[0]) || begun(t, stalled[1]) || !begun(t, stalled[2]) || !begun(t, stalled[maxSending+1]) {
+		if begun(t, stalled[0]) || begun(t, stalled[1]) || !begun(t, stalled[2]) || !begun(t, stalled[most+1]) {
 			t.Error("not only the first two are given up")
 		}
 
@@ -59,7 +62,7 @@ func TestStalledReaders(t *testing.T) {
 		}
 
 		// An answer that was read makes place, and has the values of its own scan.
-		for i := range 2 * maxSending {
+		for i := range 2 * most {
 			conn := l.dial()
 			request(t, conn)
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -73,4 +76,22 @@ func TestStalledReaders(t *testing.T) {
 			conn.Close()
 		}
 	})
+}
+
+// TestSendShared sends one answer to more clients than could have one each.
+func TestSendShared(t *testing.T) {
+	s, a := newSender(), newAnswer()
+	a.body.Grow(maxSending / 2)
+	for range 100 {
+		s.begin(sending{a, http.NewResponseController(nil)})
+	}
+	if len(s.sending) != 100 {
+		t.Errorf("%d are sent", len(s.sending))
+	}
+	for len(s.sending) > 0 {
+		s.end(s.sending[0])
+	}
+	if s.bytes != 0 || len(s.clients) != 0 {
+		t.Errorf("%d bytes of %d answers", s.bytes, len(s.clients))
+	}
 }

@@ -56,7 +56,7 @@ type Config struct {
 // New returns a server for metrics and pages.
 func New(c Config) *http.Server {
 	connections := &connections{most: connectionLimit()}
-	scans, sender, documents := newScans(c), &sender{most: min(maxSending, connections.most/2)}, status.Documents(deploy.Documents)
+	scans, sender, documents := newScans(c), newSender(), status.Documents(deploy.Documents)
 	mux := http.NewServeMux()
 	mux.Handle("GET "+StatusPath+"{$}", &statusHandler{scans: scans, sender: sender, status: c.Status, logger: c.Logger})
 	mux.Handle("GET "+RunbookPath, documents)
