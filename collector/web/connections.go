@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -33,20 +34,19 @@ func connectionLimit() int {
 
 // connections bounds the open connections of a server. If there are too many, the one that has
 // been without a request for longest is closed: clients that connect and wait, or that send their
-// request slowly, do not keep others out. If all have requests, new ones wait in the kernel's queue.
+// request slowly, do not keep others out. If all have requests, the client with most connections loses the oldest.
 type connections struct {
 	most int
 
-	mu    sync.Mutex
-	fewer sync.Cond // a connection is closed, or has no request anymore
-	open  map[net.Conn]*connection
-	ended bool // the server shuts down, and waits for its loop
+	mu   sync.Mutex
+	open map[net.Conn]*connection
 }
 
 // A connection is one of an HTTP client.
 type connection struct {
-	requests int       // that are being served
-	since    time.Time // without a request
+	client   netip.Prefix // who has opened it
+	requests int          // that are being served
+	since    time.Time    // without a request, or with the latest one
 }
 
 // connectionKey is the key of a *connection in the context of its requests.
@@ -55,9 +55,7 @@ type connectionKey struct{}
 // limit lets a server bound its connections.
 func (c *connections) limit(s *http.Server) {
 	c.open = map[net.Conn]*connection{}
-	c.fewer.L = &c.mu
 	s.ConnState = c.setState
-	s.RegisterOnShutdown(c.end)
 	s.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
 		return context.WithValue(ctx, connectionKey{}, c.add(conn))
 	}
@@ -75,48 +73,61 @@ func (c *connections) limit(s *http.Server) {
 func (c *connections) setState(conn net.Conn, state http.ConnState) {
 	if state == http.StateClosed || state == http.StateHijacked {
 		c.mu.Lock()
-		defer c.mu.Unlock()
 		delete(c.open, conn)
-		c.fewer.Signal()
+		c.mu.Unlock()
 	}
 }
 
-// add makes place for a new connection. It blocks the server's loop that accepts connections as long as there is none.
+// add makes place for a new connection.
 func (c *connections) add(conn net.Conn) *connection {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for len(c.open) >= c.most && !c.ended && !c.closeLongest() {
-		c.fewer.Wait()
+	if len(c.open) >= c.most {
+		c.closeOne()
 	}
-	added := &connection{since: time.Now()}
+	added := &connection{client: clientOf(conn), since: time.Now()}
 	c.open[conn] = added
 	return added
 }
 
-// end lets no connection wait for place anymore.
-func (c *connections) end() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.ended = true
-	c.fewer.Broadcast()
+// closeOne closes a connection.
+func (c *connections) closeOne() {
+	of := map[netip.Prefix]int{}
+	for _, state := range c.open {
+		of[state.client]++
+	}
+	before := func(a, b *connection) bool {
+		switch {
+		case a.requests == 0 || b.requests == 0:
+			return a.requests == 0 && (b.requests > 0 || a.since.Before(b.since))
+		case of[a.client] != of[b.client]:
+			return of[a.client] > of[b.client]
+		default:
+			return a.since.Before(b.since)
+		}
+	}
+	var first net.Conn
+	for conn, state := range c.open {
+		if first == nil || before(state, c.open[first]) {
+			first = conn
+		}
+	}
+	delete(c.open, first)
+	if t, ok := first.(*tls.Conn); ok {
+		first = t.NetConn() // TLS would say goodbye first, which can take a while
+	}
+	_ = first.Close() // returns when its descriptor is free
 }
 
-// closeLongest closes the connection that has been without a request for longest. It reports whether there is one.
-func (c *connections) closeLongest() bool {
-	var longest net.Conn
-	for conn, state := range c.open {
-		if state.requests == 0 && (longest == nil || state.since.Before(c.open[longest].since)) {
-			longest = conn
-		}
+// clientOf returns the address of a client. Of one of IPv6, the client can choose the lower half.
+func clientOf(conn net.Conn) netip.Prefix {
+	a, ok := conn.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
 	}
-	if longest != nil {
-		delete(c.open, longest)
-		if t, ok := longest.(*tls.Conn); ok {
-			longest = t.NetConn() // TLS would say goodbye first, which can take a while
-		}
-		_ = longest.Close() // returns when its descriptor is free
-	}
-	return longest != nil
+	ip := a.AddrPort().Addr().Unmap().WithZone("")
+	prefix, _ := ip.Prefix(min(ip.BitLen(), 64)) // the length is valid
+	return prefix
 }
 
 // addRequests changes the number of requests that are being served.
@@ -125,7 +136,4 @@ func (c *connections) addRequests(conn *connection, n int) {
 	defer c.mu.Unlock()
 	conn.requests += n
 	conn.since = time.Now()
-	if conn.requests == 0 {
-		c.fewer.Signal()
-	}
 }

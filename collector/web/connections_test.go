@@ -1,11 +1,10 @@
 package web
 
 import (
-	"context"
 	"errors"
-	"io"
+	"fmt"
 	"net"
-	"net/http"
+	"net/netip"
 	"os"
 	"syscall"
 	"testing"
@@ -68,55 +67,40 @@ func TestConnectionsLimit(t *testing.T) {
 	})
 }
 
-// busy serves scans that take some time, with as many requests as connections may be open, and one further connection.
-func busy(t *testing.T, takes time.Duration) (server *http.Server, late net.Conn) {
-	t.Helper()
-	c := newConfig(&scanner{takes: takes, deaf: true})
-	c.MaxRequests = 0
-	server = newServer(t, c)
-	l := pipeListener{make(chan net.Conn)}
-	go func() { _ = server.Serve(l) }()
-	dial := func() net.Conn {
-		conn := l.dial()
-		t.Cleanup(func() { conn.Close() })
-		return conn
-	}
-	for range maxConnections {
-		conn := dial()
-		request(t, conn)
-		go func() { _, _ = io.Copy(io.Discard, conn) }()
-	}
-	return server, dial()
+// A tcpConn is a connection of a client.
+type tcpConn struct {
+	net.Conn
+	client string
 }
 
-// TestConnectionsBusy serves a further connection when another one has its answer.
+func (c tcpConn) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(c.client))
+}
+
+// TestConnectionsBusy closes the oldest connection of the client that has most, if all connections have requests.
 func TestConnectionsBusy(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		server, late := busy(t, 3*time.Second)
-		defer server.Close()
-		if _, err := late.Write([]byte("GET /-/ready HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
-			t.Fatal(err)
+	c := connections{most: maxConnections, open: map[net.Conn]*connection{}}
+	dial := func(client string) net.Conn {
+		conn, _ := net.Pipe()
+		opened := tcpConn{conn, client}
+		c.addRequests(c.add(opened), 1)
+		return opened
+	}
+	honest := dial("192.0.2.1:1")
+	var first, second net.Conn
+	for i := range maxConnections - 1 {
+		conn := dial(fmt.Sprintf("[2001:db8::%x]:1", i+1))
+		switch i {
+		case 0:
+			first = conn
+		case 1:
+			second = conn
 		}
-		if n, err := late.Read(make([]byte, 4096)); n == 0 || time.Since(start) != 3*time.Second {
-			t.Errorf("answer after %v: %v", time.Since(start), err)
-		}
-	})
-}
-
-// TestConnectionsBusyShutdown shuts the server down while a connection waits for place.
-func TestConnectionsBusyShutdown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		server, _ := busy(t, time.Minute)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		start := time.Now()
-		if err := server.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
-			t.Errorf("ended after %v: %v", time.Since(start), err)
-		}
-		server.Close()
-		time.Sleep(time.Minute)
-	})
+	}
+	dial("192.0.2.1:2")
+	if len(c.open) != maxConnections || c.open[honest] == nil || c.open[first] != nil || c.open[second] == nil {
+		t.Errorf("%d connections; honest %v, first %v, second %v", len(c.open), c.open[honest], c.open[first], c.open[second])
+	}
 }
 
 // TestConnectionLimit leaves descriptors for other things.

@@ -74,7 +74,7 @@ func New(c Config) *http.Server {
 		// This time starts at the request: a scrape may wait for two collections.
 		WriteTimeout: 2*c.CollectTimeout + 2*sendTimeout,
 		IdleTimeout:  90 * time.Second, // longer than most scrape intervals
-		HTTP2:        &http.HTTP2Config{MaxConcurrentStreams: 16},
+		HTTP2:        &http.HTTP2Config{MaxConcurrentStreams: 4},
 	}
 	connections.limit(server)
 	return server
