@@ -387,7 +387,7 @@ func testKeeps(t *testing.T, h *host, r *running) {
 			testTakesOver(t, h, r)
 			return
 		}
-		testExhausts(t, h, r, 0, "time_wait")
+		testExhausts(t, h, r, 0, false, "time_wait")
 	default:
 		for i := range poolSize + poolSize/5 {
 			if !r.request(t) {
@@ -410,7 +410,7 @@ func testKeeps(t *testing.T, h *host, r *running) {
 }
 
 // testHolds: the pool is full of connections that are open.
-func testHolds(t *testing.T, h *host, r *running) { testExhausts(t, h, r, 0, "established") }
+func testHolds(t *testing.T, h *host, r *running) { testExhausts(t, h, r, 0, false, "established") }
 
 // testTakesOver: HAProxy goes on at utilization 1, because bind() to a port of its choice and connect() take over
 // TIME_WAIT.
@@ -423,9 +423,10 @@ func testTakesOver(t *testing.T, h *host, r *running) {
 	checkFailures(t, h, r, 0)
 }
 
-// testExhausts makes requests until 5 failed. Other programs bound some ports before. Utilization is 1 before the
+// testExhausts makes requests until 5 failed. Other programs bound some ports before, of bind() or, starvedByList, of a list of their own:
+// half of these may be bound, for all that shows. Utilization is 1 before the
 // first request that fails, and never before.
-func testExhausts(t *testing.T, h *host, r *running, bound int, state string) {
+func testExhausts(t *testing.T, h *host, r *running, bound int, starvedByList bool, state string) {
 	const wantFailed = 5
 	for i := range poolSize - bound + wantFailed {
 		// What is learned of a client that binds depends on how often it is looked at.
@@ -437,13 +438,14 @@ func testExhausts(t *testing.T, h *host, r *running, bound int, state string) {
 		}
 		s := h.scrape(t)
 		used := math.Round(s.of(t, "destination_utilization_ratio", r.destination) * poolSize)
+		possible := math.Round(s.of(t, "max_possible_utilization_ratio", netip.AddrPort{}) * poolSize)
 		sourceUsed := math.Round(s.of(t, "source_utilization_ratio", r.destination) * poolSize)
 		ok := r.request(t)
-		if ok != (i < poolSize-bound) || ok && used == poolSize || !ok && used < poolSize-1 {
-			t.Fatalf("request %d: granted %v, and utilization before it was %v/%d:\n%s", i, ok, used, poolSize, s)
+		if ok != (i < poolSize-bound) || ok && used == poolSize || !ok && (used < poolSize-1 && !starvedByList || possible < poolSize-1) {
+			t.Fatalf("request %d: granted %v, and utilization before it was %v/%d, possibly %v:\n%s", i, ok, used, poolSize, possible, s)
 		}
-		if i > 0 && used != sourceUsed {
-			t.Errorf("request %d: %v ports are not free for the destination, %v on the source", i, used, sourceUsed)
+		if i > 0 && used != sourceUsed && (!starvedByList || used > sourceUsed || possible < sourceUsed) {
+			t.Errorf("request %d: %v ports are not free for the destination, possibly %v, %v on the source", i, used, possible, sourceUsed)
 		}
 		wantBound := bound
 		if r.ports != byConnect {
@@ -451,7 +453,11 @@ func testExhausts(t *testing.T, h *host, r *running, bound int, state string) {
 		}
 		// Without --exact, it takes some connections to see that a program binds, and more of one that
 		// chooses the ports by itself.
-		if got := s.of(t, "bound_ports", netip.AddrPort{}); got != float64(wantBound) && (r.ports == byConnect || i > 50 || r.ports == byBind && i > 10) {
+		if got, more := s.of(t, "bound_ports", netip.AddrPort{}), s.of(t, "bound_unknown_ports", netip.AddrPort{}); starvedByList || r.ports == byProgram {
+			if i > 50 && (got > float64(wantBound) || got+more < float64(wantBound-1)) { // the first one looks like those of connect()
+				t.Errorf("request %d: %v bound ports, and %v that may be, want %d", i, got, more, wantBound)
+			}
+		} else if got != float64(wantBound) && (r.ports == byConnect || i > 10) {
 			t.Errorf("request %d: %v bound ports, want %d", i, got, wantBound)
 		}
 	}

@@ -16,13 +16,20 @@ import "ephemeral_port_exporter/collector/internal/portset"
 //
 // The ports that a pool holds hardly tell: a plain one that was more than half full can have any of
 // them left. Ports that are new since the last scan tell, where there was a choice at both
-// times. While neither has told, all ports of the clients may be bound. A new port tells nothing of older ones, which
-// others of the same pool can hold: each of these stays suspect until it is given back.
+// times. So each port is judged once, when it is new, and the verdict stands until the port is given back: who comes later,
+// and what he does, says nothing of ports that others hold. What was held before anything could be compared
+// may be bound until it is given back.
+//
+// Some ports look like others: deploy/docs/model.md has the errors that are left, and their bounds.
 
 const (
 	// choice is the part of the ports of one parity, 1 / choice, that must be free for a client
 	// to have had a choice. Between two scans, ports can be taken and given back.
 	choice = 4
+
+	// full is the part, 1 / full, of which at most is free when clients take ports of the other parity: those that are given
+	// back are taken again first.
+	full = 32
 
 	// certain is the score at which clients count as binding first. Each scan adds 1 at most,
 	// unless the evidence is clear: clearPorts new ports of bind parity, and clearRatio times as
@@ -36,7 +43,7 @@ const (
 	contraryPorts = 20
 
 	// mixedRatio is how many times as many ports of connect parity as of bind parity clients hold at
-	// most that take any port of a list. If there are more, others of the same pool use plain connect().
+	// most that take any port of a list. Each number of a list is as likely as the next one.
 	mixedRatio = 2
 )
 
@@ -48,22 +55,60 @@ const (
 
 // clients is what is known of the clients of a pool, or of several together.
 type clients struct {
-	score         int  // evidence that they bind first, from 0 to certain
+	score         int  // evidence that some of them bind first, from 0 to certain
 	contrary      int  // ports of connect parity that came since the last evidence, where others were free
-	binds         bool // they bind first: from certain until the score is 0
-	mixed         bool // if so, only their ports of bind parity count as bound
 	connects      bool // plain connect() was seen
+	mixed         bool // and it was seen of some of them, or of others of which they were a part
 	connectChoice bool // connect() had a choice
+	connectFull   bool // one of the pools held nearly all ports of connect parity
 
-	suspects *portset.Set // ports that may be bound or were taken for that, and were not given back since; nil if there are none
-	gone     int          // suspects of bind parity that were given back
+	verdicts
+	gone int // suspects of bind parity that were given back
 }
 
-// suspect reports whether a port is one of the suspects.
-func (c clients) suspect(port uint16) bool { return c.suspects != nil && c.suspects.Has(port) }
+// verdicts are the ports that clients hold, as they were judged when they were new.
+type verdicts struct {
+	bound    portset.Set // they are bound
+	likely   portset.Set // of bind parity: they are bound if it gets certain that some of the clients bind
+	suspects portset.Set // they may be bound
+	beside   portset.Set // of connect parity: some of them may be bound, see mixedRatio
+	plain    portset.Set // plain connect() chose them
+}
 
-// plain reports whether the clients are known not to bind.
-func (c clients) plain() bool { return c.connects && !c.binds }
+func (v *verdicts) isBound(port uint16) bool   { return v.bound.Has(port) }
+func (v *verdicts) isLikely(port uint16) bool  { return v.likely.Has(port) }
+func (v *verdicts) isSuspect(port uint16) bool { return v.suspects.Has(port) }
+func (v *verdicts) isBeside(port uint16) bool  { return v.beside.Has(port) }
+func (v *verdicts) isPlain(port uint16) bool   { return v.plain.Has(port) }
+
+// doubts reports whether a port is not known to be one of plain connect().
+func (v *verdicts) doubts(port uint16) bool {
+	return v.isBound(port) || v.isLikely(port) || v.isSuspect(port) || v.isBeside(port)
+}
+
+// has reports whether the clients held a port.
+func (v *verdicts) has(port uint16) bool { return v.doubts(port) || v.isPlain(port) }
+
+// size returns how many ports are bound, or may be by themselves.
+func (v *verdicts) size() int { return v.bound.Size() + v.likely.Size() + v.suspects.Size() }
+
+// join returns those of two groups of clients.
+func (v verdicts) join(other verdicts) (both verdicts) {
+	for _, v := range []verdicts{v, other} {
+		both.bound.AddAll(&v.bound)
+		both.likely.AddAll(&v.likely)
+		both.suspects.AddAll(&v.suspects)
+		both.beside.AddAll(&v.beside)
+		both.plain.AddAll(&v.plain)
+	}
+	return both
+}
+
+// binds reports whether it is certain that some of the clients bind first.
+func (c clients) binds() bool { return c.score == certain }
+
+// onlyConnect reports whether the clients are known not to bind.
+func (c clients) onlyConnect() bool { return c.connects && !c.binds() }
 
 // evidence is what the ports of clients show.
 type evidence struct {
@@ -72,54 +117,47 @@ type evidence struct {
 	newBindParity    int    // ports of bind parity that nobody on the source held at the last scan
 	newConnectParity int    // the same of connect parity, where those of bind parity were free
 	unforced         int    // ports of connect parity of a source that was not seen before, where those of bind parity are free
+	bindShows        bool   // bind() would have taken ports of bind parity, in both halves of the range
 	overflows        bool   // a pool holds most ports of connect parity, and others than bind() would have taken of bind parity
+}
+
+// likelyBound reports whether new ports of a parity are bound in general.
+func (c *clients) likelyBound(parity int) bool {
+	return c.binds() && (parity == bindParity || !c.connects)
 }
 
 // presume returns what is known of clients before their new ports are judged. others are those of
 // which they were a part until now, if any.
 func (c clients) presume(others clients, e evidence) clients {
-	if others.binds && e.held[connectParity] <= mixedRatio*e.held[bindParity] {
-		c.score, c.binds = others.score, true
+	if others.binds() && e.held[connectParity] <= mixedRatio*e.held[bindParity] {
+		c.score = certain
 	}
 	switch {
 	case e.held[bindParity] == 0 && e.unforced >= clearPorts: // bind() leaves no port of bind parity
 		c.connects = true
-	case e.overflows && !c.binds && c.score == 0:
+	case e.overflows && c.score == 0:
 		c.connects = true
 		if c.turnedOver(e) {
-			c.suspects, c.gone = nil, 0
+			c.verdicts, c.gone = c.join(verdicts{plain: c.suspects}), 0
+			c.suspects = portset.Set{}
 		}
-	}
-	if c.binds {
-		c.mixed = c.mix(e)
 	}
 	return c
 }
 
-// forgetChoices has nothing count as chosen before now. If the parities have swapped, a port no longer tells who got it: those
-// that were bound are suspects.
+// forgetChoices has nothing count as chosen before now. If the parities have swapped, new ports tell the opposite.
 func (c *clients) forgetChoices(swapped bool) {
-	c.connectChoice = false
+	c.connectChoice, c.connectFull = false, false
 	if swapped {
-		c.score, c.contrary, c.gone, c.binds, c.mixed = 0, 0, 0, false, false
+		c.score, c.contrary, c.gone = 0, 0, 0
 	}
 }
 
-// join adds what is known of clients that are a part of c from now on.
-func (c *clients) join(part clients) {
-	c.connects = c.connects && part.plain()
-	if part.suspects == nil {
-		return
-	}
-	suspects := new(portset.Set)
-	for _, ports := range []*portset.Set{c.suspects, part.suspects} {
-		if ports != nil {
-			for _, port := range ports.All() {
-				suspects.Add(port)
-			}
-		}
-	}
-	c.suspects = suspects
+// take adds what is known of clients that are a part of c from now on.
+func (c *clients) take(part clients) {
+	c.mixed = c.mixed || c.plain.Size() > 0 || part.mixed || part.connects
+	c.connects = c.connects && part.onlyConnect()
+	c.verdicts = c.join(part.verdicts)
 }
 
 // turnedOver reports whether the suspects of bind parity come and go like the other ports: those of long-lived clients that
@@ -136,23 +174,12 @@ func (c clients) judge(e evidence, connectChoice bool) clients {
 		c.score, c.contrary = certain, 0
 	case hadChoice && e.newBindParity > 0:
 		c.score, c.contrary = min(c.score+1, certain), 0
-	case e.newBindParity == 0 && e.newConnectParity > 0:
-		c.connects = true
+	case e.newBindParity == 0 && e.bindShows:
 		if c.contrary += e.newConnectParity; c.contrary >= contraryPorts {
 			c.score = 0
 		}
 	}
+	c.connects = c.connects || e.newConnectParity > 0
 	c.connectChoice = connectChoice
-	switch {
-	case c.score == 0:
-		c.binds = false
-	case c.score == certain && !c.binds:
-		c.binds, c.mixed = true, c.mix(e)
-	}
 	return c
-}
-
-// mix reports whether others of the same pool use plain connect(), if the clients bind first.
-func (c clients) mix(e evidence) bool {
-	return c.connects && e.held[connectParity] > mixedRatio*e.held[bindParity]
 }

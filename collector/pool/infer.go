@@ -8,9 +8,12 @@ type unit struct {
 	evidence
 	pools []int32 // index into Table.counts
 
+	doubtful   int          // its ports of connect parity that may be bound, at most
 	others     clients      // if it was one of the others of its source until now
+	before     verdicts     // at the last scan
 	old        *portset.Set // held on the source at the last scan; nil if there is nothing to compare with
 	bindChoice [2]bool      // bind() had a choice at both scans, in each half of the range; if there is only one, now
+	bindFull   [2]bool      // nearly all ports of bind parity were held on the source at one of the scans, in each half of the range
 	bindFree   bool         // bind() has a choice now
 	several    bool         // not of one pool
 	few        bool         // of the sources that do not tell by themselves
@@ -31,7 +34,7 @@ const minOwn = 10
 func (t *Table) Infer(k *Knowledge, limits Limits) {
 	if t.use.learn(t.before.use) {
 		for i := range t.counts {
-			t.counts[i].early = 0
+			t.counts[i].early, t.counts[i].presumedEarly = 0, 0
 		}
 	}
 	k.use, k.earlier = t.use, t.earlierConnections()
@@ -47,6 +50,7 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 	t.countOverflow(units)
 	for _, u := range units {
 		u.clients = u.presume(u.others, u.evidence)
+		u.before = u.verdicts
 	}
 	supply := t.connectSupply(units)
 	for _, u := range units {
@@ -55,7 +59,7 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 	t.learn(sources, units, supply, minPorts)
 	t.countBound()
 	t.inferred = t.before.sources != nil
-	k.portRange, k.sources, k.connectChoice, k.held = t.settings.PortRange, sources, supply.choice(0), t.held
+	k.portRange, k.sources, k.connectChoice, k.held, k.marked = t.settings.PortRange, sources, supply.choice(0), t.held, t.marked
 	k.forgot = false // until Keep
 	if few := units[unitKey{}]; few != nil {
 		k.few = few.clients
@@ -77,6 +81,7 @@ func (t *Table) surveySources() map[sourceKey]*knownSource {
 		}
 		for half := range known.bindChoice {
 			known.bindChoice[half] = hasChoice(usable[half]-held[half], usable[half])
+			known.bindFull[half] = isFull(usable[half]-held[half], usable[half])
 		}
 		known.bindFree = hasChoice(usable[0]+usable[1]-held[0]-held[1], usable[0]+usable[1])
 		sources[key] = known
@@ -138,7 +143,12 @@ func newUnit(key unitKey, before Knowledge, now *knownSource) *unit {
 	}
 	source := before.sources[key.source]
 	if source == nil {
-		return &unit{others: before.few, bindChoice: now.bindChoice, bindFree: now.bindFree}
+		u := &unit{others: before.few, bindChoice: now.bindChoice, bindFull: now.bindFull, bindFree: now.bindFree}
+		if before.sources != nil && !before.forgot { // it had no ports
+			u.old = new(portset.Set)
+			u.connectChoice = before.connectChoice
+		}
+		return u
 	}
 	u := &unit{old: source.ports, bindFree: now.bindFree}
 	if known, ok := source.pools[key.pool]; ok {
@@ -153,14 +163,17 @@ func newUnit(key unitKey, before Knowledge, now *knownSource) *unit {
 	if source.few {
 		u.others = before.few
 	}
+	u.mixed = u.mixed || u.others.mixed || u.others.plain.Size() > 0
 	for half := range u.bindChoice {
 		u.bindChoice[half] = source.bindChoice[half] && now.bindChoice[half]
+		u.bindFull[half] = source.bindFull[half] || now.bindFull[half]
 	}
 	return u
 }
 
 // countPorts returns what the ports of a unit show.
 func (t *Table) countPorts(u *unit) (e evidence) {
+	e.bindShows = u.bindChoice[0] && u.bindChoice[1]
 	t.eachPort(u, func(port uint16) {
 		parity := t.parityOf(port)
 		if parity == bindParity {
@@ -195,7 +208,7 @@ func (t *Table) countPorts(u *unit) (e evidence) {
 func (t *Table) countOverflow(units map[unitKey]*unit) {
 	usable := t.usable.Count(t.settings.PortRange.Low, 0, portset.MaxPorts)
 	for _, u := range units {
-		if !u.several && (!u.connects || u.suspects != nil) && !hasChoice(usable-u.held[connectParity], usable) {
+		if !u.several && (!u.connects || u.suspects.Size() > 0) && !hasChoice(usable-u.held[connectParity], usable) {
 			u.overflows = u.bindFree || t.shares(u)
 		}
 	}
@@ -259,68 +272,89 @@ func (t *Table) connectSupply(units map[unitKey]*unit) supply {
 	var doubtful portset.Set
 	for _, u := range units {
 		t.eachPort(u, func(port uint16) {
-			if !u.plain() || u.suspect(port) {
+			if t.parityOf(port) == connectParity && (!u.connects || u.was(port, (*verdicts).doubts) || u.isNew(port) && u.score > 0) {
 				doubtful.Add(port)
+				u.doubtful++
 			}
 		})
 	}
-	return supply{usable, usable - doubtful.ParityOf(low)}
+	return supply{usable, usable - doubtful.Size()}
 }
 
-// conclude judges a unit, and marks the ports of clients that bind first, or did so until now.
+// conclude judges the new ports of a unit, and marks all that are bound, and that may be.
 func (t *Table) conclude(u *unit, s supply) {
-	taken := 0 // that the supply has not lost already
-	if u.plain() {
-		taken = u.taken
+	hadChoice, taken := u.connectChoice, u.taken
+	if !u.several {
+		taken = max(taken-u.doubtful, 0) // the supply has lost these already
 	}
-	presumed := u.clients
-	u.clients = presumed.judge(u.evidence, s.choice(taken))
-	if u.few { // plain connect() on one address says nothing of others, and bind() had ports of its parity on each
-		u.connects, u.mixed = false, true
+	u.clients = u.judge(u.evidence, s.choice(taken))
+	u.mixed = u.mixed || u.newConnectParity > 0
+	if u.few { // plain connect() on one address says nothing of others
+		u.connects = false
 	}
-	binds := presumed.binds || u.binds
-	// If ports of connect parity are scarce only if those that may be bound are, a new port of bind parity can have come by each call.
-	unclear := u.score > 0 || !u.connectChoice && hasChoice(s.usable-taken, s.usable)
-	var suspects, kept portset.Set
+	hadChoice = hadChoice && u.connectChoice
+	onlyBind := u.binds() && !u.connects && !u.mixed && !u.few
+	wasFull := u.connectFull
+	u.connectFull = isFull(s.usable-taken, s.usable)
+	unclear := u.score > 0 || !wasFull && !u.connectFull // a new port of bind parity can have come by each call
+	u.verdicts = verdicts{}
+	bindPort := t.settings.PortRange.Low + 1
+	var kept portset.Set // suspects
 	t.eachPort(u, func(port uint16) {
-		first := t.parityOf(port) == bindParity // those that bind() takes first
-		suspect := t.staysSuspect(u, presumed, port)
-		switch {
-		case binds && (first || !u.mixed):
-			t.bound.Add(port)
-			suspect = suspect || first || u.isNew(port) && u.newBindParity > 0 // others can be of clients that no longer bind
-		case suspect, !u.connects, first && (u.several || unclear && u.isNew(port)): // of several pools, only some may be seen to connect
-			t.doubtful.Add(port)
-			suspect = true
-		case !binds && first && u.score > 0:
-			t.doubtful.Add(port)
-		}
-		if suspect {
-			suspects.Add(port)
-		}
-		if presumed.suspect(port) {
+		first, isNew := t.parityOf(port) == bindParity, u.isNew(port) || t.changedHands(u, port)
+		likely := isNew && first && hadChoice || u.was(port, (*verdicts).isLikely)
+		if u.before.isSuspect(port) {
 			kept.Add(port)
 		}
+		switch {
+		case u.was(port, (*verdicts).isBound), u.binds() && likely, isNew && onlyBind && (first || u.bindFull[t.halfOf(port)]):
+			u.bound.Add(port)
+		case u.score > 0 && likely:
+			u.likely.Add(port)
+		case (likely || u.was(port, (*verdicts).isSuspect)) && !t.isShared(u, port),
+			!u.connects && (isNew || u.old == nil),
+			first && (u.several && !u.was(port, (*verdicts).isPlain) || unclear && isNew): // of several pools, only some may be seen to connect
+			u.suspects.Add(port)
+		case !first && (u.was(port, (*verdicts).isBeside) || isNew && u.score > 0):
+			u.beside.Add(port)
+		default:
+			u.plain.Add(port)
+		}
 	})
-	low := t.settings.PortRange.Low
-	switch {
-	case u.score > 0:
+	if u.gone += u.before.suspects.ParityOf(bindPort) - kept.ParityOf(bindPort); u.score > 0 {
 		u.gone = 0 // they need not be like those that connect
-	case presumed.suspects != nil:
-		u.gone += presumed.suspects.ParityOf(low+1) - kept.ParityOf(low+1)
 	}
-	if u.suspects = nil; suspects.Size() > 0 {
-		u.suspects = &suspects
+	t.mark(&u.verdicts)
+}
+
+// mark marks ports.
+func (t *Table) mark(v *verdicts) {
+	for _, set := range []*portset.Set{&v.bound, &v.likely, &v.suspects, &v.beside} {
+		t.marked.AddAll(set)
+	}
+	t.bound.AddAll(&v.bound)
+	t.doubtful.AddAll(&v.likely)
+	t.doubtful.AddAll(&v.suspects)
+	beside := v.beside.All()
+	for _, port := range beside[:min(len(beside), mixedRatio*v.size())] {
+		t.doubtful.Add(port)
 	}
 }
 
-// staysSuspect reports whether a port that a unit holds was suspect before, also as one of others.
-func (t *Table) staysSuspect(u *unit, before clients, port uint16) bool {
-	if !before.suspect(port) && (u.old == nil || u.isNew(port) || !u.others.suspect(port)) {
-		return false
-	}
+// isShared reports whether two pools of the source hold a port, so that it is not bound.
+func (t *Table) isShared(u *unit, port uint16) bool {
 	// Among many small pools, one or the other always holds the port.
-	return !u.several || u.few || t.settings.AutobindReuse || !t.severalPools(t.counts[u.pools[0]].source).Has(port)
+	return u.several && !u.few && !t.settings.AutobindReuse && t.severalPools(t.counts[u.pools[0]].source).Has(port)
+}
+
+// was reports whether a verdict holds of a port, also one of when the unit was one of the others.
+func (u *unit) was(port uint16, verdict func(v *verdicts, port uint16) bool) bool {
+	return u.old != nil && u.old.Has(port) && (verdict(&u.before, port) || verdict(&u.others.verdicts, port))
+}
+
+// changedHands reports whether others than those of the unit held a port at the last scan, and it was not known to be one of plain connect().
+func (t *Table) changedHands(u *unit, port uint16) bool {
+	return u.old != nil && t.before.marked.Has(port) && !u.was(port, (*verdicts).has)
 }
 
 // isNew reports whether a port was not held on the source at the last scan.
@@ -333,7 +367,7 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 		if source == nil {
 			continue
 		}
-		source.binds = source.binds || !u.plain() || u.score > 0 || u.suspects != nil
+		source.binds = source.binds || !u.onlyConnect() || u.score > 0 || u.size()+u.beside.Size() > 0
 		if key.pool == (poolKey{}) {
 			source.others = u.clients
 		}
@@ -366,9 +400,6 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 
 // countBound counts the marked ports of each pool.
 func (t *Table) countBound() {
-	if t.bound.Size()+t.doubtful.Size() == 0 {
-		return
-	}
 	doubtful := t.doubtful.All()
 	t.doubtful = portset.Set{}
 	for _, port := range doubtful {
@@ -378,6 +409,22 @@ func (t *Table) countBound() {
 	}
 	for i := range t.counts {
 		c := &t.counts[i]
+		for port := range t.lists.All(c.presumed) {
+			switch {
+			case t.bound.Has(port):
+			case c.doubted:
+				c.unsure++
+			default:
+				c.reusable++
+				if c.presumedEarly > 0 {
+					c.presumedEarly--
+					c.early++
+				}
+			}
+		}
+		if t.bound.Size()+t.doubtful.Size() == 0 {
+			continue
+		}
 		for port := range t.lists.All(c.fixed) {
 			switch {
 			case t.bound.Has(port):
@@ -387,19 +434,33 @@ func (t *Table) countBound() {
 			}
 		}
 		for port := range t.lists.All(c.reuse) {
-			switch {
-			case t.bound.Has(port) && c.doubted:
+			if t.bound.Has(port) {
 				c.bound++
-				c.unsure--
-			case t.bound.Has(port):
-				c.bound++
-				c.reusable--
-			case t.doubtful.Has(port):
-				c.mayBound++
-				if !c.doubted {
-					c.mayHold++
+				if c.doubted {
+					c.unsure--
+				} else {
+					c.reusable--
 				}
+			} else {
+				t.countDoubtful(c, port)
 			}
+		}
+		for port := range t.lists.All(c.presumed) {
+			if t.bound.Has(port) {
+				c.bound++
+			} else {
+				t.countDoubtful(c, port)
+			}
+		}
+	}
+}
+
+// countDoubtful counts a port that is not held unless it is doubtful.
+func (t *Table) countDoubtful(c *poolCounts, port uint16) {
+	if t.doubtful.Has(port) {
+		c.mayBound++
+		if !c.doubted {
+			c.mayHold++
 		}
 	}
 }
@@ -407,17 +468,20 @@ func (t *Table) countBound() {
 // eachPort calls f for the port of each socket of a unit.
 func (t *Table) eachPort(u *unit, f func(port uint16)) {
 	for _, i := range u.pools {
-		for port := range t.lists.All(t.counts[i].fixed) {
-			f(port)
-		}
-		for port := range t.lists.All(t.counts[i].reuse) {
-			f(port)
+		c := &t.counts[i]
+		for _, list := range []portset.List{c.fixed, c.reuse, c.presumed} {
+			for port := range t.lists.All(list) {
+				f(port)
+			}
 		}
 	}
 }
 
 // hasChoice reports whether enough of the usable ports are free to tell what a client chose.
 func hasChoice(free, usable int) bool { return free > 0 && free*choice >= usable }
+
+// isFull reports whether so few of the usable ports are free that clients take others.
+func isFull(free, usable int) bool { return free*full <= usable }
 
 // parityOf returns connectParity or bindParity.
 func (t *Table) parityOf(port uint16) int { return int(port-t.settings.PortRange.Low) % 2 }

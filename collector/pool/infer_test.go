@@ -176,9 +176,10 @@ func TestInfer(t *testing.T) {
 			}
 		},
 		"binds first, new source": func(h *host) {
-			h.want(0, 0)
 			h.bind(source, a, 20) // nothing to compare with
 			h.want(0, 20)
+			h.bind(other, a, 20) // it had no ports
+			h.want(20, 0)        // the same ports
 			h.bind(source, a, 10)
 			h.want(30, 0)
 		},
@@ -196,14 +197,17 @@ func TestInfer(t *testing.T) {
 			h.want(0, 0)
 			h.bind(source, a, 10)
 			h.want(10, 0)
-			h.connect(source, a, 12) // ports that its source holds do not tell
-			h.want(22, 0)
-			h.connect(source, a, 19)
-			h.want(41, 0)
+			h.connect(source, a, 12) // ports that its source holds for others do not tell, and are not bound
+			h.want(10, 0)
+			h.connect(source, a, 15)
+			h.want(10, 15) // may be those of a list
+			h.connect(source, a, 4)
+			h.want(10, 19)
 			h.connect(source, a, 1)
-			h.want(10, 0) // until now, and beside others that connect
-			h.want(0, 10) // they are held still
-			h.close(12 + 10)
+			h.want(10, 19) // until now
+			h.sockets = slices.Delete(h.sockets, 12, 12+5)
+			h.want(5, 10) // at most twice as many
+			h.close(12 + 5)
 			h.want(0, 0)
 		},
 		"both, in one pool": func(h *host) {
@@ -217,15 +221,15 @@ func TestInfer(t *testing.T) {
 			h.want(11, 0)
 			h.connect(source, a, 5)
 			h.bind(source, a, 2)
-			h.want(13, 0)
+			h.want(13, 5)
 		},
-		"both, in one pool, less than mixed": func(h *host) {
+		"both, in one pool, as many of each": func(h *host) {
 			h.connect(source, a, 10)
 			h.want(0, 0)
 			h.bind(source, a, 8)
-			h.want(18, 0)
+			h.want(8, 0)
 			h.bind(source, a, 5)
-			h.want(23, 0)
+			h.want(13, 0)
 		},
 		"both, with a pool each": func(h *host) {
 			h.connect(source, b, 20)
@@ -267,7 +271,7 @@ func TestInfer(t *testing.T) {
 				h.t.Errorf("%d bound ports, %d unknown, known %v", r.BoundPorts, r.BoundUnknown, r.BoundKnown)
 			}
 			h.bind(source, a, 5)
-			h.want(15, 0)
+			h.want(5, 10)
 		},
 		"a pool that Keep forgets": func(h *host) {
 			h.limits.Most = 1
@@ -285,7 +289,7 @@ func TestInfer(t *testing.T) {
 			h.connect(source, b, 30)
 			h.want(0, 0)
 			h.bind(other, a, 10)
-			h.want(0, 10)
+			h.want(10, 0)
 			h.bind(other, a, 10) // together with all others that were forgotten
 			h.want(20, 0)
 		},
@@ -336,12 +340,12 @@ func TestInfer(t *testing.T) {
 			h.bind(source, a, 5)
 			h.want(25, 0)
 			h.sockets = h.sockets[:5+14]
-			h.want(14, 0) // and is forgotten
-			h.want(0, 14+5)
+			h.want(14, 0) // and is forgotten, but not its ports
+			h.want(14, 0)
 			h.connect(source, b, 5)
-			h.want(0, 14+5) // the new ones are not
+			h.want(14, 0)
 			h.close(5)
-			h.want(0, 14)
+			h.want(14, 0)
 		},
 		"few sockets of each source": func(h *host) {
 			h.connect(other, a, 10)
@@ -382,8 +386,8 @@ func TestInfer(t *testing.T) {
 				h.connect(source, fmt.Sprintf("10.0.2.%d:80", i), 1)
 			}
 			h.want(0, 60)
-			h.connect(source, b, 40)
-			h.want(0, 100)
+			h.connect(source, b, 40) // one is held for others, of plain connect()
+			h.want(0, 99)
 		},
 		"a plain connect to one of many small destinations": func(h *host) {
 			for i := range 24 {
@@ -402,13 +406,13 @@ func TestInfer(t *testing.T) {
 			h.want(0, 0)
 			h.connect(source, a, 5)
 			h.bind(source, a, 10)
-			h.want(0, 10)
+			h.want(0, 10+5)
 			h.connect(source, a, 10)
-			h.want(0, 10)
+			h.want(0, 10+15)
 			h.connect(source, a, 10) // no evidence is left
-			h.want(0, 10)
-			h.close(20)
-			h.want(0, 10)
+			h.want(0, 10+15)
+			h.close(20 + 5)
+			h.want(0, 10+10)
 		},
 		"the low end changes parity under clients of both kinds": func(h *host) {
 			h.connect(source, a, 30)
@@ -416,16 +420,104 @@ func TestInfer(t *testing.T) {
 			h.bind(source, a, 10)
 			h.want(10, 0)
 			h.settings.PortRange = PortRange{Low: 40001, High: 40100}
-			h.want(0, 10)
-			h.want(0, 10)
+			h.want(10, 0)
+			h.want(10, 0)
 		},
 		"few ports of connect parity are free": func(h *host) {
 			h.connect(source, a, 38)
 			h.want(0, 0)
 			h.bind(source, b, 10)
-			h.want(10, 0) // to this destination, all are free
-			h.connect(source, b, 11)
-			h.want(21, 0)
+			h.want(10, 0)            // to this destination, all are free
+			h.connect(source, b, 11) // the same ports
+			h.want(10, 0)
+		},
+		"plain connects to a destination of clients that bind": func(h *host) {
+			h.want(0, 0)
+			h.bind(source, a, 15)
+			h.want(15, 0)
+			for n := 10; n <= 40; n += 10 {
+				h.connect(source, a, 10)
+				h.want(15, min(n, contraryPorts-1)/10*10) // so many in a row are not those of a list
+			}
+			h.sockets = h.sockets[:15]
+			h.want(15, 0)
+			h.bind(source, a, 5)
+			h.want(20, 0)
+		},
+		"few bound ports beside many of plain connects": func(h *host) {
+			h.want(0, 0)
+			h.connect(source, a, 12)
+			h.want(0, 0)
+			for n := 1; n < certain; n++ {
+				h.bind(source, a, 1)
+				h.want(0, n)
+			}
+			h.bind(source, a, 1)
+			h.want(3, 0)
+			h.connect(source, a, 15)
+			h.want(3, 2*3)
+		},
+		"bound ports, in a pool with most ports of connect parity": func(h *host) {
+			for n := 12; n <= 48; n += 12 {
+				h.connect(source, a, 12)
+				h.want(0, 0)
+			}
+			h.bind(source, a, 5) // connect() could have taken these, if others were given back meanwhile
+			h.want(0, 5)
+			h.connect(source, a, 2) // the last ones
+			h.want(0, 5)
+			h.connect(source, a, 5) // of bind parity: of which call does not show
+			h.want(0, 5)
+		},
+		"plain connects, where most ports of bind parity are held": func(h *host) {
+			h.want(0, 0)
+			for n := 12; n <= 48; n += 12 {
+				h.bind(source, a, 12)
+				h.want(n, 0)
+			}
+			for i := range 5 { // bind() could have taken these
+				h.add(source, uint16(40050+2*i), a)
+			}
+			h.want(48, 5)
+			h.bind(source, a, 2) // the last ones
+			h.want(50, 5)
+			h.bind(source, a, 5) // of connect parity: of which call does not show
+			h.want(55, 5)
+		},
+		"a bound port goes from one pool to another": func(h *host) {
+			h.want(0, 0)
+			h.connect(source, b, 20)
+			h.want(0, 0)
+			h.bind(source, a, 20)
+			h.want(20, 0)
+			h.sockets = h.sockets[:30] // 10 ports are bound again at once
+			h.bind(source, b, 10)
+			h.want(10, 10)
+		},
+		"ports of a full pool of plain connect() that Keep forgets": func(h *host) {
+			for n := 12; n <= 60; n += 12 {
+				h.connect(source, a, 12)
+				h.want(0, 0)
+			}
+			h.connect(other, b, 70)
+			h.limits.Most = 1
+			for range 3 {
+				h.scan()
+			}
+			h.sockets = h.sockets[:60]
+			h.want(0, 0)
+		},
+		"ports of a source that Keep forgets stay known": func(h *host) {
+			h.want(0, 0)
+			h.bind(source, a, 12)
+			h.want(12, 0)
+			h.limits.Most = 1
+			h.connect(other, b, 30)
+			h.want(12, 0)
+			h.want(12, 0)
+			h.limits.Most = 2
+			h.want(12, 0)
+			h.want(12, 0)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -487,6 +579,7 @@ func TestCountPorts(t *testing.T) {
 				}
 				u.pools = append(u.pools, int32(i))
 			}
+			tt.want.bindShows = tt.bindChoice == both
 			if diff := cmp.Diff(tt.want, table.countPorts(u), cmp.AllowUnexported(evidence{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -580,7 +673,7 @@ func TestUnits(t *testing.T) {
 				}
 				got[name] = found{u.clients, u.others, len(u.pools), u.old != nil, u.bindChoice}
 			}
-			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(clients{})); diff != "" {
+			if diff := cmp.Diff(tt.want, got, compareClients); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -699,6 +792,27 @@ func TestInferTimeWait(t *testing.T) {
 	}
 }
 
+// TestInferTimeWaitPlain has ports of bind parity in TIME_WAIT of plain connect(), to a destination of clients that bind: connect()
+// takes them over, as far as that is known.
+func TestInferTimeWaitPlain(t *testing.T) {
+	h := newHost(t)
+	h.settings = reusing(hundredPorts, time.Second)
+	h.scan()
+	const source, destination = "10.0.0.1", "10.0.1.1:80"
+	h.bind(source, destination, 10)
+	h.want(10, 0)
+	h.connect(source, destination, 50) // all of the others, and some that bind() takes first
+	for i := range h.sockets[10:] {
+		s := &h.sockets[10+i]
+		s.State, s.Mini, s.Expires = tcpstate.TimeWait, true, 55*time.Second
+	}
+	r := h.scan()
+	d := r.Destinations[0]
+	if r.BoundPorts != 10 || d.Held != 60 || d.Reusable != 50 || d.Utilization != 0.1 || d.PossibleUtilization < 0.3 {
+		t.Errorf("%d bound ports, %d of %d reusable, utilization %v, possibly %v, want 10, 50 of 60, 0.1, 0.3", r.BoundPorts, d.Reusable, d.Held, d.Utilization, d.PossibleUtilization)
+	}
+}
+
 // TestInferHold has open connections only. Those of a client that binds first hold their ports for the full
 // length once they are closed.
 func TestInferHold(t *testing.T) {
@@ -796,26 +910,25 @@ func TestLearnFew(t *testing.T) {
 	}
 }
 
-// TestKnowledgeBinds checks which ports of a pool are known to be bound.
-func TestKnowledgeBinds(t *testing.T) {
-	pool, other := poolKey{port: 80}, poolKey{port: 443}
+// TestClientsOf checks what is known of the clients of a pool.
+func TestClientsOf(t *testing.T) {
+	pool, other, binding := poolKey{port: 80}, poolKey{port: 443}, clients{score: certain}
 	for _, tt := range []struct {
 		name   string
 		source *knownSource
-		want   [2]bool
+		want   clients
 	}{
-		{"unknown source", nil, [2]bool{}},
-		{"plain", &knownSource{pools: map[poolKey]clients{pool: {}}, others: clients{binds: true}}, [2]bool{}},
-		{"binds", &knownSource{pools: map[poolKey]clients{pool: {binds: true}}}, [2]bool{true, true}},
-		{"mixed", &knownSource{pools: map[poolKey]clients{pool: {binds: true, mixed: true}}}, [2]bool{false, true}},
-		{"one of the others", &knownSource{pools: map[poolKey]clients{other: {}}, others: clients{binds: true}}, [2]bool{true, true}},
+		{"unknown source", nil, clients{contrary: 7}},
+		{"few ports", &knownSource{few: true, others: binding}, clients{contrary: 7}},
+		{"told apart", &knownSource{pools: map[poolKey]clients{pool: binding}}, binding},
+		{"one of the others", &knownSource{pools: map[poolKey]clients{other: {}}, others: binding}, binding},
 	} {
-		k := Knowledge{}
+		k := Knowledge{few: clients{contrary: 7}}
 		if tt.source != nil {
 			k.sources = map[sourceKey]*knownSource{{}: tt.source}
 		}
-		if got := k.binds(pool); got != tt.want {
-			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
+		if diff := cmp.Diff(tt.want, *k.clientsOf(pool), compareClients); diff != "" {
+			t.Errorf("%s: (-want +got):\n%s", tt.name, diff)
 		}
 	}
 }

@@ -15,6 +15,7 @@ type Knowledge struct {
 	forgot        bool                    // not all sources are in there
 	few           clients                 // of all sources together that do not tell by themselves
 	held          *portset.Set            // ports that were held, on any source; nil if there is nothing to compare with
+	marked        portset.Set             // of held, all that were not known to be those of plain connect()
 	connectChoice bool                    // connect() had a choice to a destination for which few ports were held
 	timestamps    map[netip.AddrPort]Fact // by destination, see Question
 	use           timestampsUse
@@ -25,6 +26,7 @@ type Knowledge struct {
 type knownSource struct {
 	ports      *portset.Set // that were held
 	bindChoice [2]bool      // bind() had a choice, in each half of the range
+	bindFull   [2]bool      // nearly all ports of bind parity were held, in each half of the range
 	bindFree   bool         // bind() had a choice
 	pools      map[poolKey]clients
 	complete   bool    // no pool was forgotten
@@ -34,23 +36,23 @@ type knownSource struct {
 	others     clients // of all pools together that are not in pools: most hold few ports
 }
 
-// binds reports of the ports of a pool, by parity, whether its clients bind them.
-func (k Knowledge) binds(pool poolKey) (ports [2]bool) {
-	known := k.few
-	if source := k.sources[pool.sourceKey()]; source != nil && !source.few {
-		var ok bool
-		if known, ok = source.pools[pool]; !ok {
-			known = source.others
-		}
+// clientsOf returns what is known of the clients of a pool.
+func (k *Knowledge) clientsOf(pool poolKey) *clients {
+	source := k.sources[pool.sourceKey()]
+	if source == nil || source.few {
+		return &k.few
 	}
-	return [2]bool{connectParity: known.binds && !known.mixed, bindParity: known.binds}
+	if known, ok := source.pools[pool]; ok {
+		return &known
+	}
+	return &source.others
 }
 
 // tells reports whether a source with so many ports tells by itself how its clients choose them. Else it is
 // judged together with all others that do not.
 func (k Knowledge) tells(key sourceKey, ports int) bool {
 	known := k.sources[key]
-	return known != nil && !known.few && known.others.binds || ports >= minOwn && (known != nil || !k.forgot)
+	return known != nil && !known.few && known.binds || ports >= minOwn && (known != nil || !k.forgot)
 }
 
 // forgetChoices has nothing count as chosen before now, in a range with this low end.
@@ -59,7 +61,7 @@ func (k *Knowledge) forgetChoices(low uint16) {
 	k.connectChoice = false
 	k.few.forgetChoices(swapped)
 	for _, source := range k.sources {
-		source.bindChoice = [2]bool{}
+		source.bindChoice, source.bindFull = [2]bool{}, [2]bool{}
 		source.others.forgetChoices(swapped)
 		for key, known := range source.pools {
 			known.forgetChoices(swapped)
@@ -92,6 +94,11 @@ func (k *Knowledge) Keep(r *Report) {
 	}
 	for key, known := range k.sources {
 		if !sources[keyAddr(key.address, key.zone)] {
+			for _, c := range known.pools {
+				k.few.take(c)
+			}
+			known.others.connects = false // that can be to know of none
+			k.few.take(known.others)
 			delete(k.sources, key)
 			k.forgot = true
 			continue
@@ -100,7 +107,7 @@ func (k *Knowledge) Keep(r *Report) {
 			if !pools[pool{key.sourceAddr(), key.destinationAddr()}] {
 				delete(known.pools, key)
 				known.complete = false
-				known.others.join(c) // it is one of them from now on
+				known.others.take(c) // it is one of them from now on
 			}
 		}
 	}

@@ -256,7 +256,7 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	closed := int(counts.states[tcpstate.TimeWait]) + int(counts.finWait2) + int(math.Round(l.unansweredPorts))
 	d.Open = max(d.Held-closed, 0)
 	hold := rule.hold(counts.timestamps)
-	if counts.binds[connectParity] || counts.doubted {
+	if 2*int(counts.bound) > d.Held || counts.doubted {
 		hold = rule.times[expired].hold
 	}
 	d.Hold, d.Unanswered = l.hold(hold)

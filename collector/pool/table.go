@@ -48,19 +48,20 @@ func (k poolKey) destinationAddr() netip.AddrPort {
 
 // poolCounts are the sockets of one pool.
 type poolCounts struct {
-	states     [tcpstate.Closing + 1]uint32 // by state
-	reusable   uint32                       // mini-sockets whose ports connect() may take over
-	recent     uint32                       // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
-	finWait2   uint32                       // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
-	unsure     uint32                       // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that, and those of Doubt
-	bound      uint32                       // on ports of Table.bound
-	mayBound   uint32                       // on ports of Table.doubtful
-	mayHold    uint32                       // of reusable, those on ports of Table.doubtful
-	early      uint32                       // of reusable, those of connections that may have begun before timestamps were used
-	halfClosed uint32                       // in FIN_WAIT2, and no mini-sockets
-	loopback   bool
-	source     *portset.Set
-	closed     closedPorts // those of mini-sockets without reusable ones
+	states        [tcpstate.Closing + 1]uint32 // by state
+	reusable      uint32                       // mini-sockets whose ports connect() may take over
+	recent        uint32                       // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
+	finWait2      uint32                       // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
+	unsure        uint32                       // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that, and those of Doubt
+	bound         uint32                       // on ports of Table.bound
+	mayBound      uint32                       // on ports of Table.doubtful
+	mayHold       uint32                       // of reusable, those on ports of Table.doubtful
+	early         uint32                       // of reusable, those of connections that may have begun before timestamps were used
+	presumedEarly uint32                       // the same of presumed
+	halfClosed    uint32                       // in FIN_WAIT2, and no mini-sockets
+	loopback      bool
+	source        *portset.Set
+	closed        closedPorts // those of mini-sockets without reusable ones
 
 	open          uint16 // the port of an open connection; 0 if there is none
 	openInterface uint32 // its Socket.Interface
@@ -68,15 +69,15 @@ type poolCounts struct {
 	timestamps    Fact   // the peer uses TCP timestamps
 	doubted       bool   // see Doubt
 
-	// binds tells, by parityOf, of which ports earlier Tables learned that clients bind them:
-	// connect() never takes these over.
-	binds [2]bool
+	known *clients // what earlier Tables learned
 
 	before, earlier earlierPorts // at the last scan, and now
 
 	owners ownerCounts
 
-	fixed, reuse portset.List // the ports of sockets that are not reusable, and of those that are
+	// The ports of sockets that are not reusable, of those that are, and of those that are unless Infer finds that they are
+	// bound, which it does in general.
+	fixed, reuse, presumed portset.List
 }
 
 // held returns the number of ports that the pool's sockets hold.
@@ -106,6 +107,7 @@ type Table struct {
 	blocked   blockedPorts      // ports that listeners block
 	bound     portset.Set       // ports in usable that connect() may not choose after all, because some socket is bound to them
 	doubtful  portset.Set       // other ports of clients of whom it is not known whether they bind first
+	marked    portset.Set       // ports that are bound or may be, also of more clients than can be
 	held      *portset.Set      // ports in usable that sockets hold
 	pools     map[poolKey]int32 // index into counts
 	counts    []poolCounts
@@ -200,9 +202,7 @@ func (t *Table) Add(s *Socket) {
 	earlier := t.isEarlier(c, s)
 	switch {
 	case s.State == tcpstate.TimeWait || s.Mini:
-		if t.addMini(c, s, s.Bound == Yes || c.binds[t.parityOf(port)], earlier) {
-			list = &c.reuse
-		}
+		list = t.addMini(c, s, earlier)
 	case s.State != tcpstate.SynSent && s.State != tcpstate.SynRecv && (c.open == 0 || c.openEarlier || !earlier):
 		c.open, c.openInterface, c.openEarlier = port, s.Interface, earlier
 	}
@@ -216,10 +216,9 @@ func (t *Table) AsksFinWait2() bool {
 	return slices.ContainsFunc(t.counts, func(c poolCounts) bool { return c.unsure > 0 })
 }
 
-// addMini counts a mini-socket, and reports whether its port is reusable. A port that is bound is not. earlier is
-// isEarlier.
-func (t *Table) addMini(c *poolCounts, s *Socket, bound, earlier bool) (reusable bool) {
-	rule := t.rule(c.loopback)
+// addMini counts a mini-socket, and returns the list for its port. A port that is bound is not reusable. earlier is isEarlier.
+func (t *Table) addMini(c *poolCounts, s *Socket, earlier bool) (list *portset.List) {
+	rule, port := t.rule(c.loopback), s.Local.Port()
 	if s.Timestamps != Unknown && !c.loopback {
 		c.timestamps = s.Timestamps
 	}
@@ -227,7 +226,7 @@ func (t *Table) addMini(c *poolCounts, s *Socket, bound, earlier bool) (reusable
 	old := rule.oldEnough(s, age)
 	kind := rule.kind(cmp.Or(s.Timestamps, c.timestamps))
 	unproven := s.Timestamps == Unknown && s.Seen-age < t.use.since
-	if bound || unproven && t.use.turned {
+	if s.Bound == Yes || c.known.isBound(port) || unproven && t.use.turned {
 		kind = expired
 	}
 	t.phase.add(s.Seen)
@@ -246,6 +245,16 @@ func (t *Table) addMini(c *poolCounts, s *Socket, bound, earlier bool) (reusable
 			kind = unanswered
 		}
 	}
+	list = &c.fixed
+	if kind == takenOver && s.State == tcpstate.TimeWait && c.known.likelyBound(t.parityOf(port)) {
+		kind = expired
+		if old {
+			list = &c.presumed
+			if unproven || earlier {
+				c.presumedEarly++
+			}
+		}
+	}
 	if kind == takenOver && old {
 		c.reusable++
 		if unproven || earlier {
@@ -254,10 +263,10 @@ func (t *Table) addMini(c *poolCounts, s *Socket, bound, earlier bool) (reusable
 		if rule.wholeSeconds && age < time.Second {
 			c.recent++
 		}
-		return true
+		return &c.reuse
 	}
 	c.closed.add(kind, min(age, rule.times[kind].life), rule.times[kind].life)
-	return false
+	return list
 }
 
 // poolOf returns the counts of a socket's pool, valid until the next call.
@@ -278,7 +287,7 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 		if !c.loopback && len(t.before.timestamps) > 0 {
 			c.timestamps = t.before.timestamps[key.destinationAddr()]
 		}
-		c.binds, c.before = t.before.binds(key), t.before.earlier[key]
+		c.known, c.before = t.before.clientsOf(key), t.before.earlier[key]
 		t.counts = append(t.counts, c)
 	}
 	return &t.counts[i]

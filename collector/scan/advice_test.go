@@ -175,6 +175,7 @@ func setUpListeners(tr *cureTest) {
 func setUpBound(tr *cureTest) {
 	l := newLoad(tr.t)
 	other := clientTo("203.0.113.1", "198.51.100.8:80")
+	selfReport(tr.t, tr.scanner) // those from before the first scan stay unknown
 	l.connect(other.bind(netnstest.BindFirst).Client, 1)
 	selfReport(tr.t, tr.scanner)
 	l.connect(other.bind(netnstest.BindFirst).Client, 39)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -110,7 +111,8 @@ func TestOwnRange(t *testing.T) {
 				selfReport(t, s)
 				l.connect(client.Client, 20)
 			}
-			bound, held, parity := selfReport(t, s).BoundPorts, len(l.open), 0
+			r := selfReport(t, s)
+			held, parity := len(l.open), 0
 			for _, fd := range l.open {
 				sa, err := unix.Getsockname(fd)
 				if err != nil {
@@ -124,18 +126,18 @@ func TestOwnRange(t *testing.T) {
 					parity++
 				}
 			}
-			t.Logf("%d of %d ports have the parity of %d, %d are taken for bound", parity, held, low, bound)
+			t.Logf("%d of %d ports have the parity of %d, %d are taken for bound, %d may be", parity, held, low, r.BoundPorts, r.BoundUnknown)
 			switch {
 			case held != 200:
 				t.Errorf("%d connections", held)
 			case parity == held: // before Linux 6.8
-				if bound != held*int(low%2) {
-					t.Errorf("%d ports are taken for bound", bound)
+				if r.BoundPorts != held*int(low%2) {
+					t.Errorf("%d ports are taken for bound", r.BoundPorts)
 				}
 			case parity < held/4 || parity > held*3/4:
 				t.Error("neither in the order of the range nor in none")
-			case bound != held:
-				t.Errorf("%d ports are taken for bound", bound)
+			case r.BoundPorts > held*3/4 || r.BoundPorts+r.BoundUnknown != held: // by their parity
+				t.Errorf("%d ports are taken for bound, and %d may be", r.BoundPorts, r.BoundUnknown)
 			}
 			if bound := selfReport(t, newExactScanner(t, testConfig())).BoundPorts; bound != 0 {
 				t.Errorf("with the exact reader, %d ports are bound", bound)
@@ -176,14 +178,17 @@ func TestBindFirstBeside(t *testing.T) {
 			}
 		}
 	}
-	tests := map[string]func(step int, l *load){
-		"one destination":                bindFirst(func(int) string { return "198.51.100.7:80" }),
-		"ten destinations":               bindFirst(func(i int) string { return fmt.Sprintf("198.51.100.%d:80", 20+i%10) }),
-		"a destination for each":         bindFirst(func(i int) string { return fmt.Sprintf("198.51.100.7:%d", 1000+i) }),
-		"SO_REUSEADDR":                   reuse,
-		"lists of ports of five servers": lists,
+	tests := map[string]struct {
+		others func(step int, l *load)
+		exact  bool // the order in which bind(ip, 0) chooses shows
+	}{
+		"one destination":                {bindFirst(func(int) string { return "198.51.100.7:80" }), true},
+		"ten destinations":               {bindFirst(func(i int) string { return fmt.Sprintf("198.51.100.%d:80", 20+i%10) }), true},
+		"a destination for each":         {bindFirst(func(i int) string { return fmt.Sprintf("198.51.100.7:%d", 1000+i) }), true},
+		"SO_REUSEADDR":                   {reuse, true},
+		"lists of ports of five servers": {lists, false},
 	}
-	for name, others := range tests {
+	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			netnstest.New(t)
 			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40499")
@@ -194,15 +199,16 @@ func TestBindFirstBeside(t *testing.T) {
 			victim.Source = netip.MustParseAddrPort("198.51.100.2:0")
 			for step := range 100 {
 				r := selfReport(t, s)
-				got := utilizationOf(r, victim.source, victim.Destination)
+				low, high := possibleOf(r, victim.source, victim.Destination)
 				held, bound := len(plain.open), len(binding.open)
-				if r.BoundPorts > bound || got > float64(held+bound)/clientsPorts || step > 10 && r.BoundPorts != bound {
-					t.Errorf("step %d: %d bound ports, utilization %v, of %d bound and %d plain connections", step, r.BoundPorts, got, bound, held)
+				truth := float64(distinct(t, slices.Concat(plain.open, binding.open))) / clientsPorts // bind(source, port) can share a port
+				if r.BoundPorts > bound || low > truth || step > 10 && (r.BoundPorts < bound/3 || high < truth || tt.exact && (low < truth || high > truth)) {
+					t.Errorf("step %d: %d bound ports, %d may be, utilization %v, possibly %v, of %d bound and %d plain connections", step, r.BoundPorts, r.BoundUnknown, low, high, bound, held)
 				}
-				others(step, binding)
+				tt.others(step, binding)
 				if plain.connect(victim.Client, 4) < 4 {
-					if got < 0.95 {
-						t.Errorf("utilization %v before the first failure, want 0.95", got)
+					if high < 0.95 {
+						t.Errorf("utilization %v, possibly %v before the first failure, want 0.95", low, high)
 					}
 					return
 				}
@@ -342,19 +348,21 @@ func TestBindFirstUnknown(t *testing.T) {
 	l.close(300)
 	selfReport(t, s)
 	l.connect(c.Client, 10)
-	if r := selfReport(t, s); r.BoundPorts != 170 || r.BoundUnknown != 0 {
-		t.Errorf("%d bound ports, %d unknown, want 170 and 0", r.BoundPorts, r.BoundUnknown)
+	if r := selfReport(t, s); r.BoundPorts != 10 || r.BoundUnknown != 160 { // new ports tell nothing of older ones
+		t.Errorf("%d bound ports, %d unknown, want 10 and 160", r.BoundPorts, r.BoundUnknown)
 	}
 }
 
 // utilizationOf returns the utilization of a destination, 0 if it has none.
 func utilizationOf(r pool.Report, source netip.Addr, destination netip.AddrPort) float64 {
-	for _, d := range r.Destinations {
-		if d.Source == source && d.Address == destination {
-			return d.Utilization
-		}
-	}
-	return 0
+	low, _ := possibleOf(r, source, destination)
+	return low
+}
+
+// possibleOf returns between which values the utilization of a destination is.
+func possibleOf(r pool.Report, source netip.Addr, destination netip.AddrPort) (low, high float64) {
+	d, _ := destinationOf(r, source, destination)
+	return d.Utilization, d.PossibleUtilization
 }
 
 // TestBindFirstLimit has more pools than are reported, and so remembered: the others count together.
@@ -366,6 +374,7 @@ func TestBindFirstLimit(t *testing.T) {
 			cfg := testConfig()
 			cfg.Limits = pool.Limits{MinPorts: 10, Most: 2}
 			s := newScanner(t, cfg)
+			selfReport(t, s)
 			l := newLoad(t)
 			for i := range 18 {
 				for destination := range 6 {
@@ -488,10 +497,10 @@ func TestBindFirstStatic(t *testing.T) {
 	static, first := clientTo("198.51.100.1", "198.51.100.7:80"), clientTo("198.51.100.1", "198.51.100.8:80").bind(netnstest.BindFirst)
 	first.Source = netip.MustParseAddrPort("198.51.100.1:0")
 	s := newScanner(t, testConfig())
-	newLoad(t).connect(static.Client, 220)
-	l := newLoad(t)
-	l.connect(first.Client, 2)
 	selfReport(t, s)
+	newLoad(t).connect(static.Client, 220)
+	selfReport(t, s)
+	l := newLoad(t)
 	for range 3 {
 		l.connect(first.Client, 12)
 		if r := selfReport(t, s); r.BoundPorts != len(l.open) || r.BoundUnknown != 0 {
@@ -542,17 +551,23 @@ func TestBindFirstSlowly(t *testing.T) {
 			victim.Source = netip.MustParseAddrPort("198.51.100.2:0")
 			plain.connect(victim.Client, 5)
 			selfReport(t, s)
-			for i, port := range rand.New(rand.NewPCG(seed, 0)).Perm(100) {
+			// Missed are ports that plain connect() takes first, before one of the others showed that the client binds, and those that it
+			// holds for the victim already.
+			missed, seen := 0, false
+			for _, port := range rand.New(rand.NewPCG(seed, 0)).Perm(100) {
 				c := clientTo("198.51.100.1", "198.51.100.20:80").bind(netnstest.BindReuseAddr)
 				c.Source = netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(40000+port))
 				l.connect(c.Client, 1)
-				r := selfReport(t, s)
-				if r.BoundPorts > len(l.open) || i >= 40 && r.BoundPorts != len(l.open) {
-					t.Errorf("%d bound ports of %d", r.BoundPorts, len(l.open))
+				if seen = seen || port%2 == 1; !seen || distinct(t, slices.Concat(plain.open, l.open[len(l.open)-1:])) == len(plain.open) {
+					missed++
+				}
+				if r := selfReport(t, s); r.BoundPorts > len(l.open) || r.BoundPorts+r.BoundUnknown < len(l.open)-missed {
+					t.Errorf("%d bound ports, and %d that may be, of %d", r.BoundPorts, r.BoundUnknown, len(l.open))
 				}
 			}
-			if r := selfReport(t, s); utilizationOf(r, victim.source, victim.Destination) != 1 || plain.connect(victim.Client, 1) != 0 {
-				t.Errorf("utilization %v of a pool without free ports", utilizationOf(r, victim.source, victim.Destination))
+			r := selfReport(t, s)
+			if _, high := possibleOf(r, victim.source, victim.Destination); high < 1-float64(missed)/100 || plain.connect(victim.Client, 1) != 0 {
+				t.Errorf("possible utilization %v of a pool without free ports, %d of them missed", high, missed)
 			}
 		})
 	}

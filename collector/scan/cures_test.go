@@ -406,7 +406,7 @@ var wrongs = []wrong{
 	{
 		name: "all ports bound", setUp: func(h *hostTest) {
 			other := clientTo("203.0.113.1", "198.51.100.8:81").bind(netnstest.BindFirst)
-			for _, n := range []int{1, 30, 200} {
+			for _, n := range []int{0, 1, 30, 200} { // those from before the first scan stay unknown
 				h.kept = append(h.kept, h.fill(n, other)...)
 				selfReport(h.t, h.scanner)
 			}

@@ -196,6 +196,19 @@ func (s *Set) Add(port uint16) {
 	s.parity[port%2]++
 }
 
+// AddAll adds the ports of another set.
+func (s *Set) AddAll(other *Set) {
+	if other.dense == nil {
+		for _, port := range other.sparse {
+			s.Add(port)
+		}
+		return
+	}
+	for port := range other.dense.All() {
+		s.Add(port)
+	}
+}
+
 // Count returns what Map.Count returns.
 func (s *Set) Count(port uint16, from, to int) int {
 	if s.dense != nil {

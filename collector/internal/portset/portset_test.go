@@ -155,6 +155,26 @@ func TestSet(t *testing.T) {
 	}
 }
 
+// TestSetAddAll adds small and large sets to each other.
+func TestSetAddAll(t *testing.T) {
+	for _, sizes := range [][2]int{{0, 0}, {0, 3}, {3, 0}, {3, 3}, {3, 500}, {500, 3}, {500, 500}} {
+		var s, other Set
+		want := map[uint16]bool{}
+		for i := range sizes[0] {
+			s.Add(uint16(40000 + 2*i))
+			want[uint16(40000+2*i)] = true
+		}
+		for i := range sizes[1] {
+			other.Add(uint16(40000 + 3*i))
+			want[uint16(40000+3*i)] = true
+		}
+		s.AddAll(&other)
+		if s.Size() != len(want) || other.Size() != sizes[1] || slices.ContainsFunc(s.All(), func(port uint16) bool { return !want[port] }) {
+			t.Errorf("%v: %d ports, want %d", sizes, s.Size(), len(want))
+		}
+	}
+}
+
 // TestCount compares the counts of both kinds of sets with a simple loop.
 func TestCount(t *testing.T) {
 	var m Map
