@@ -123,7 +123,7 @@ func newDescs() descs {
 			destination, nil),
 
 		destinationTimestamps: prometheus.NewDesc("ephemeral_port_destination_timestamps",
-			"1 if the peer uses TCP timestamps, 0 if not: then connect() never takes over a port in TIME_WAIT to it, whatever tcp_tw_reuse says. Absent on loopback, while no open connection has told, and where tcp_tw_reuse does not apply and less than half of the ports are in use.",
+			"1 if the peer uses TCP timestamps, 0 if not: then connect() never takes over a port in TIME_WAIT to it, whatever tcp_tw_reuse says. Between 0 and 1, if some connections use them and some do not: the share of those that were asked lately. Absent on loopback, while no open connection has told, and where tcp_tw_reuse does not apply and less than half of the ports are in use.",
 			destination, nil),
 
 		destinationOwnerPorts: prometheus.NewDesc("ephemeral_port_destination_owner_ports",
@@ -326,6 +326,10 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 			gauge(d.destinationTimestamps, 1, sourceIP, ip, port)
 		case pool.No:
 			gauge(d.destinationTimestamps, 0, sourceIP, ip, port)
+		default:
+			if dst.TimestampsShare > 0 {
+				gauge(d.destinationTimestamps, dst.TimestampsShare, sourceIP, ip, port)
+			}
 		}
 	}
 

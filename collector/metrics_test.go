@@ -269,6 +269,18 @@ func TestMetricsOldKernel(t *testing.T) {
 	}
 }
 
+// TestMetricsServersDiffer checks that of connections of which only some use timestamps, there is a share.
+func TestMetricsServersDiffer(t *testing.T) {
+	d := pool.Destination{Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443")}
+	for share, want := range map[float64]bool{0: false, 0.25: true} {
+		d.TimestampsShare = share
+		got := samples(t, scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: read, Report: pool.Report{Destinations: []pool.Destination{d}}}}}})
+		if strings.Contains(got, "destination_timestamps{") != want || want && !strings.Contains(got, `source_ip="10.0.0.1"} 0.25`) {
+			t.Errorf("share %v:\n%s", share, got)
+		}
+	}
+}
+
 // TestMetricsBoundUnknown checks that the number of bound ports is absent, not 0, where it is not
 // known.
 func TestMetricsBoundUnknown(t *testing.T) {

@@ -108,7 +108,7 @@ func (p *tcpPool) diagnosis() string {
 		}
 	}
 	if p.reached.Has(Possible) {
-		text += fmt.Sprintf(" %d more may be unavailable: %s.", d.MayBeBound+d.MayBeHeld, Doubt(d.MayBeBound, d.MayBeHeld))
+		text += fmt.Sprintf(" %d more may be unavailable: %s.", d.MayBeBound+d.MayBeHeld, Doubt(d.MayBeBound, d.MayBeHeld, d.TimestampsShare > 0))
 	}
 	if p.reached.Has(Failures) && !p.reached.Has(Utilization, Load, Exhaustion) {
 		text += " Connects failed although ports are free: there were none before, or the clients have a slice of the range (IP_LOCAL_PORT_RANGE) or a list of ports of their own, or others bind ports."
@@ -119,8 +119,11 @@ func (p *tcpPool) diagnosis() string {
 	return text
 }
 
-// Doubt says why so many ports may be unavailable, see pool.Destination.
-func Doubt(mayBeBound, mayBeHeld int) string {
+// Doubt says why so many ports may be unavailable, see pool.Destination. differ says whether only some of its connections use TCP timestamps.
+func Doubt(mayBeBound, mayBeHeld int, differ bool) string {
+	if mayBeBound < mayBeHeld && differ {
+		return "some connections use TCP timestamps and some do not, as to unlike servers behind one address, and which of the closed ones did is not known; --exact tells"
+	}
 	if mayBeBound < mayBeHeld {
 		return "whether closed connections used TCP timestamps is not known, as some may have begun while tcp_timestamps was off; a minute after the last of these is closed, it is known; --exact tells now"
 	}

@@ -40,6 +40,7 @@ type adviceCase struct {
 	rate       float64 // closes per second
 	unanswered float64
 	timestamps pool.Fact
+	share      float64 // of connections with timestamps, if they differ
 	loopback   bool
 	bound      int // by others
 	own        int // bound by clients of the destination
@@ -63,7 +64,7 @@ func (c adviceCase) report() (*pool.Report, *pool.Destination) {
 	r.UDPServerPorts, r.UDPServersKnown = c.udp, !c.udpUnknown
 	d := &pool.Destination{
 		Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
-		HalfClosed: c.halfClosed, Open: c.halfClosed, Reusable: c.reusable, BoundByOthers: c.bound, Timestamps: c.timestamps, Loopback: c.loopback,
+		HalfClosed: c.halfClosed, Open: c.halfClosed, Reusable: c.reusable, BoundByOthers: c.bound, Timestamps: c.timestamps, TimestampsShare: c.share, Loopback: c.loopback,
 		CloseRate: c.rate, Unanswered: c.unanswered, Exhaustion: math.Inf(1),
 	}
 	for state, n := range c.ports {
@@ -400,6 +401,10 @@ func TestCureText(t *testing.T) {
 		{
 			"timestamps unknown", func(*adviceCase) {}, "Reuse ports in TIME_WAIT",
 			"for 1 s instead of 62 s", "sysctl -w net.ipv4.tcp_tw_reuse=1", "it is not known whether it does",
+		},
+		{
+			"some connections with timestamps", func(c *adviceCase) { c.share = 0.25 }, "Reuse ports in TIME_WAIT",
+			"for 1 s instead of 62 s", "sysctl -w net.ipv4.tcp_tw_reuse=1", "All servers behind the destination use TCP timestamps: of the connections that were asked, 25% do.",
 		},
 		{
 			"timestamps known", func(c *adviceCase) { c.timestamps = pool.Yes }, "Reuse ports in TIME_WAIT",

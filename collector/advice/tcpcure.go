@@ -107,6 +107,8 @@ func (p *tcpPool) reuse() Cure {
 	case d.Loopback:
 	case timestamps == pool.Yes:
 		fact = " The destination uses TCP timestamps, which this needs."
+	case d.TimestampsShare > 0:
+		condition = fmt.Sprintf("All servers behind the destination use TCP timestamps: of the connections that were asked, %.2g%% do.", 100*d.TimestampsShare)
 	default:
 		condition = "The destination uses TCP timestamps: it is not known whether it does."
 	}

@@ -37,7 +37,7 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 			t.counts[i].early, t.counts[i].presumedEarly = 0, 0
 		}
 	}
-	k.use, k.earlier = t.use, t.earlierConnections()
+	k.use, k.earlier, k.scans = t.use, t.earlierConnections(), k.scans+1
 	if t.boundKnown {
 		return
 	}
@@ -195,8 +195,10 @@ func (t *Table) countPorts(u *unit) (e evidence) {
 		c := &t.counts[i]
 		e.held[connectParity] += c.held() // those that are not listed too
 		taken := c.held()                 // also what connect() may take over: when the new ports came, it may have been open
-		for port := range t.lists.All(c.fixed) {
-			taken -= t.parityOf(port) // bindParity is 1
+		for _, list := range []portset.List{c.open, c.fixed} {
+			for port := range t.lists.All(list) {
+				taken -= t.parityOf(port) // bindParity is 1
+			}
 		}
 		e.taken = max(e.taken, taken)
 	}
@@ -425,12 +427,14 @@ func (t *Table) countBound() {
 		if t.bound.Size()+t.doubtful.Size() == 0 {
 			continue
 		}
-		for port := range t.lists.All(c.fixed) {
-			switch {
-			case t.bound.Has(port):
-				c.bound++
-			case t.doubtful.Has(port):
-				c.mayBound++
+		for _, list := range []portset.List{c.open, c.fixed} {
+			for port := range t.lists.All(list) {
+				switch {
+				case t.bound.Has(port):
+					c.bound++
+				case t.doubtful.Has(port):
+					c.mayBound++
+				}
 			}
 		}
 		for port := range t.lists.All(c.reuse) {
@@ -469,7 +473,7 @@ func (t *Table) countDoubtful(c *poolCounts, port uint16) {
 func (t *Table) eachPort(u *unit, f func(port uint16)) {
 	for _, i := range u.pools {
 		c := &t.counts[i]
-		for _, list := range []portset.List{c.fixed, c.reuse, c.presumed} {
+		for _, list := range []portset.List{c.open, c.fixed, c.reuse, c.presumed} {
 			for port := range t.lists.All(list) {
 				f(port)
 			}

@@ -943,14 +943,15 @@ func TestKeep(t *testing.T) {
 	}
 	h.scan()
 	kept, left := netip.MustParseAddrPort("10.0.1.0:80"), netip.MustParseAddrPort("10.0.1.1:80")
-	h.known.timestamps = map[netip.AddrPort]Fact{kept: Yes, left: Yes}
+	said := peer{answers: answers{with: 1}}
+	h.known.peers = map[netip.AddrPort]peer{kept: said, left: said}
 	one := netip.MustParseAddr("10.0.0.1")
 	h.known.Keep(&Report{
 		Sources:      []Source{{Address: one}},
 		Destinations: []Destination{{Source: one, Address: kept}},
 	})
-	if diff := cmp.Diff(map[netip.AddrPort]Fact{kept: Yes}, h.known.timestamps, compareAddrs); diff != "" {
-		t.Errorf("timestamps: (-want +got):\n%s", diff)
+	if len(h.known.peers) != 1 || h.known.peers[kept] != said {
+		t.Errorf("timestamps: got %v, want those of %v", h.known.peers, kept)
 	}
 	source := h.known.sources[sourceKey{address: one.As16()}]
 	if len(h.known.sources) != 1 || source == nil {

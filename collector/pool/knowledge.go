@@ -17,7 +17,8 @@ type Knowledge struct {
 	held          *portset.Set            // ports that were held, on any source; nil if there is nothing to compare with
 	marked        portset.Set             // of held, all that were not known to be those of plain connect()
 	connectChoice bool                    // connect() had a choice to a destination for which few ports were held
-	timestamps    map[netip.AddrPort]Fact // by destination, see Question
+	peers         map[netip.AddrPort]peer // by destination, see Question
+	scans         uint32                  // how many there were
 	use           timestampsUse
 	earlier       map[poolKey]earlierPorts // of all pools, reported or not: their number only falls
 }
@@ -87,9 +88,9 @@ func (k *Knowledge) Keep(r *Report) {
 		pools[pool{d.Source, d.Address}] = true
 		destinations[d.Address] = true
 	}
-	for destination := range k.timestamps {
+	for destination := range k.peers {
 		if !destinations[destination] {
-			delete(k.timestamps, destination)
+			delete(k.peers, destination)
 		}
 	}
 	for key, known := range k.sources {

@@ -89,6 +89,13 @@ func newLoad(rule *timeWaitRule, counts *poolCounts, second float64) load {
 	return l
 }
 
+// mix has only a share of the closed connections give up their ports early, because the others did not use timestamps.
+func (l *load) mix(share float64) {
+	early, late := &l.flows[takenOver], l.flows[expired].hold
+	early.hold = late - time.Duration(share*float64(late-early.hold))
+	l.second = -1
+}
+
 // secondRate returns how many connections per second come to TIME_WAIT where connect() takes over their
 // ports at the end of each second. now counts those of this second, of which so much has passed, and before those
 // of the part of the last one that makes up a whole second. Some of the latter are missing: their ports have been taken

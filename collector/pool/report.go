@@ -110,8 +110,12 @@ type Destination struct {
 	MayBeBound, MayBeHeld int
 
 	// Timestamps says whether the peer uses TCP timestamps (RFC 7323): otherwise its TIME_WAIT
-	// is never reusable. It is Unknown on loopback, and where nobody needed to know.
+	// is never reusable. It is Unknown on loopback, where nobody needed to know, and where connections differ.
 	Timestamps Fact
+
+	// TimestampsShare is which share of the connections that were asked lately use TCP timestamps, if some do and some do not: there
+	// are several servers behind the address. Else it is 0.
+	TimestampsShare float64
 
 	// Owners are the control groups that hold most of the ports, at most MaxOwners, in descending
 	// order. Nobody owns a mini-socket.
@@ -235,9 +239,10 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 		ReusableUnknown: int(counts.unsure),
 		HalfClosed:      int(counts.halfClosed),
 
-		Timestamps:    counts.timestamps,
-		Loopback:      counts.loopback,
-		BoundByOthers: t.boundByOthers(counts),
+		Timestamps:      counts.answers.fact(),
+		TimestampsShare: counts.answers.share(),
+		Loopback:        counts.loopback,
+		BoundByOthers:   t.boundByOthers(counts),
 	}
 	d.Ports = counts.ports()
 	used := d.Held - d.Reusable + d.BoundByOthers
@@ -255,7 +260,11 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	d.CloseRate = l.closeRate()
 	closed := int(counts.states[tcpstate.TimeWait]) + int(counts.finWait2) + int(math.Round(l.unansweredPorts))
 	d.Open = max(d.Held-closed, 0)
-	hold := rule.hold(counts.timestamps)
+	hold := rule.hold(counts.answers.fact())
+	if counts.answers.differ() && !counts.doubted && !t.boundKnown && rule.reusable {
+		l.mix(counts.answers.share())
+		hold = l.flows[takenOver].hold
+	}
 	if 2*int(counts.bound) > d.Held || counts.doubted {
 		hold = rule.times[expired].hold
 	}
@@ -274,8 +283,11 @@ func (t *Table) boundByOthers(counts *poolCounts) int {
 func (t *Table) mayBeUsed(counts *poolCounts) (bound, held int) {
 	bound = max(t.doubtful.Size()-int(counts.mayBound), 0) + int(counts.mayHold)
 	early := counts.early
-	if counts.openEarlier && counts.timestamps == Unknown && !counts.loopback {
-		early = counts.reusable // nobody could be asked whether the peer uses timestamps
+	switch {
+	case counts.loopback || t.boundKnown:
+	case counts.answers.differ(),
+		counts.openEarlier && counts.answers.fact() == Unknown: // nobody could be asked whether the peer uses timestamps
+		early = counts.reusable
 	}
 	return bound, min(int(early), int(counts.reusable-counts.mayHold))
 }

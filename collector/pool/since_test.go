@@ -174,7 +174,7 @@ func TestEarlierConnections(t *testing.T) {
 					table.Add(&socket)
 				}
 				for _, q := range table.Questions(everything) {
-					k.Answer(q, !q.earlier) // the peer does
+					k.Answer(q, !q.earlier, now, time.Minute) // the peer does
 				}
 				table.Infer(&k, everything)
 				r := table.Report(everything)

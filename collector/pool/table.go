@@ -63,11 +63,10 @@ type poolCounts struct {
 	source        *portset.Set
 	closed        closedPorts // those of mini-sockets without reusable ones
 
-	open          uint16 // the port of an open connection; 0 if there is none
-	openInterface uint32 // its Socket.Interface
-	openEarlier   bool   // it is in earlier, as all open ones are
-	timestamps    Fact   // the peer uses TCP timestamps
-	doubted       bool   // see Doubt
+	openInterface uint32  // Socket.Interface of open connections; one that is bound to an interface decides
+	openEarlier   bool    // all open ones are in earlier, and there are some
+	answers       answers // whether the peer uses TCP timestamps; with a reader that knows, of connections in TIME_WAIT
+	doubted       bool    // see Doubt
 
 	known *clients // what earlier Tables learned
 
@@ -75,9 +74,9 @@ type poolCounts struct {
 
 	owners ownerCounts
 
-	// The ports of sockets that are not reusable, of those that are, and of those that are unless Infer finds that they are
+	// The ports of open connections, of other sockets that are not reusable, of those that are, and of those that are unless Infer finds that they are
 	// bound, which it does in general.
-	fixed, reuse, presumed portset.List
+	open, fixed, reuse, presumed portset.List
 }
 
 // held returns the number of ports that the pool's sockets hold.
@@ -203,8 +202,10 @@ func (t *Table) Add(s *Socket) {
 	switch {
 	case s.State == tcpstate.TimeWait || s.Mini:
 		list = t.addMini(c, s, earlier)
-	case s.State != tcpstate.SynSent && s.State != tcpstate.SynRecv && (c.open == 0 || c.openEarlier || !earlier):
-		c.open, c.openInterface, c.openEarlier = port, s.Interface, earlier
+	case s.State != tcpstate.SynSent && s.State != tcpstate.SynRecv:
+		list = &c.open
+		c.openInterface = cmp.Or(c.openInterface, s.Interface)
+		c.openEarlier = earlier && (c.open.Len() == 0 || c.openEarlier)
 	}
 	if !t.boundKnown {
 		t.lists.Add(list, port)
@@ -220,11 +221,11 @@ func (t *Table) AsksFinWait2() bool {
 func (t *Table) addMini(c *poolCounts, s *Socket, earlier bool) (list *portset.List) {
 	rule, port := t.rule(c.loopback), s.Local.Port()
 	if s.Timestamps != Unknown && !c.loopback {
-		c.timestamps = s.Timestamps
+		c.answers.add(s.Timestamps == Yes)
 	}
 	age := rule.age(s)
 	old := rule.oldEnough(s, age)
-	kind := rule.kind(cmp.Or(s.Timestamps, c.timestamps))
+	kind := rule.kind(cmp.Or(s.Timestamps, c.answers.fact()))
 	unproven := s.Timestamps == Unknown && s.Seen-age < t.use.since
 	if s.Bound == Yes || c.known.isBound(port) || unproven && t.use.turned {
 		kind = expired
@@ -284,8 +285,8 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 			loopback: local.IsLoopback() || remote.IsLoopback() || s.Interface == loopbackInterface,
 			source:   t.sourceOf(s),
 		}
-		if !c.loopback && len(t.before.timestamps) > 0 {
-			c.timestamps = t.before.timestamps[key.destinationAddr()]
+		if !c.loopback && len(t.before.peers) > 0 {
+			c.answers = t.before.peers[key.destinationAddr()].answers
 		}
 		c.known, c.before = t.before.clientsOf(key), t.before.earlier[key]
 		t.counts = append(t.counts, c)

@@ -73,7 +73,9 @@ func TestQuestions(t *testing.T) {
 			}
 			var got []string
 			for _, q := range table.Questions(tt.limits) {
-				got = append(got, q.Remote.String())
+				if !q.further { // see TestQuestionsEach
+					got = append(got, q.Remote.String())
+				}
 				if q.Interface != 7 || q.Local.Addr() != netip.MustParseAddr("10.0.0.1") || !hundredPorts.PortRange.Contains(q.Local.Port()) {
 					t.Errorf("asked about %v on interface %d", q.Local, q.Interface)
 				}
@@ -85,6 +87,135 @@ func TestQuestions(t *testing.T) {
 	}
 }
 
+// peerOf returns a peer with one answer, of an hour ago, from the view of TestAnswer; none if it is Unknown.
+func peerOf(fact Fact) (p peer) {
+	if fact != Unknown {
+		p.add(fact == Yes, time.Hour-time.Second, time.Minute)
+	}
+	return p
+}
+
+// TestPeer checks what several answers say together.
+func TestPeer(t *testing.T) {
+	const life = 2 * time.Minute
+	type answer struct {
+		with bool
+		n    int
+		at   time.Duration
+	}
+	for _, tt := range []struct {
+		name    string
+		answers []answer
+		fact    Fact
+		share   float64
+	}{
+		{"none", nil, Unknown, 0},
+		{"all with", []answer{{true, 100, time.Hour}}, Yes, 0},
+		{"all without", []answer{{false, 100, time.Hour}}, No, 0},
+		{"one without", []answer{{true, 3, time.Hour}, {false, 1, time.Hour}}, Unknown, 0.75},
+		{"one with", []answer{{true, 1, time.Hour}, {false, 3, time.Hour}}, Unknown, 0.25},
+		{"one without, long ago", []answer{{false, 1, time.Hour}, {true, 5, time.Hour + life}, {true, 1, time.Hour + life + 1}}, Yes, 0},
+		{"one without, just not long ago", []answer{{false, 1, time.Hour}, {true, 4, time.Hour + life}}, Unknown, 0.8},
+		{"one without of many", []answer{{false, 1, time.Hour}, {true, 1000, time.Hour}}, Unknown, 62. / 63},
+	} {
+		var a peer
+		for _, answer := range tt.answers {
+			for range answer.n {
+				a.add(answer.with, answer.at, life)
+			}
+		}
+		if a.fact() != tt.fact || a.differ() != (tt.share > 0) || !near(a.share(), tt.share, 0.02) {
+			t.Errorf("%s: timestamps %v, share %v, want %v, %v", tt.name, a.fact(), a.share(), tt.fact, tt.share)
+		}
+	}
+}
+
+// TestQuestionsEach asks several connections of each pool, others at the next scan, and no more in all than a report bears.
+func TestQuestionsEach(t *testing.T) {
+	h := newHost(t)
+	h.settings = reusing(hundredPorts, time.Second)
+	for i := range 20 {
+		h.connect("10.0.0.1", fmt.Sprintf("10.0.1.%d:80", i), 20)
+	}
+	questions := func(most int) []Question {
+		table := NewTable(h.settings)
+		table.Recall(h.known, 0)
+		for i := range h.sockets {
+			table.Add(&h.sockets[i])
+		}
+		return table.Questions(Limits{Most: most})
+	}
+	ask := func(most int) (asked map[netip.AddrPort]map[uint16]bool, n int) {
+		asked = map[netip.AddrPort]map[uint16]bool{}
+		for i, q := range questions(most) {
+			if asked[q.Remote] == nil {
+				asked[q.Remote] = map[uint16]bool{}
+			}
+			if q.further != (len(asked[q.Remote]) > 0) || q.further && i < min(most, 20) {
+				t.Errorf("question %d of %v: further %v", i, q.Remote, q.further)
+			}
+			asked[q.Remote][q.Local.Port()] = true
+			n++
+		}
+		return asked, n
+	}
+	for _, tt := range []struct{ most, pools, questions int }{
+		{0, 0, 0}, {1, 1, 2}, {20, 20, 40}, {50, 20, 100}, {1000, 20, 20 * questionsEach},
+	} {
+		asked, n := ask(tt.most)
+		different := 0
+		for _, ports := range asked {
+			different += len(ports)
+		}
+		if len(asked) != tt.pools || n != tt.questions || different != n {
+			t.Errorf("most %d: %d questions about %d connections of %d pools, want %d of %d", tt.most, n, different, len(asked), tt.questions, tt.pools)
+		}
+	}
+	turns := map[netip.AddrPort]bool{}
+	for range 9 {
+		asked, _ := ask(4)
+		for address := range asked {
+			turns[address] = true
+		}
+		h.scan()
+	}
+	if len(turns) != 20 {
+		t.Errorf("in 9 scans of 4 pools, %d of 20 were asked", len(turns))
+	}
+	seen := map[uint16]bool{}
+	for range 20 {
+		asked, _ := ask(1000)
+		for port := range asked[netip.MustParseAddrPort("10.0.1.1:80")] {
+			seen[port] = true
+		}
+		h.scan()
+	}
+	if len(seen) != 20 {
+		t.Errorf("in 20 scans, %d of 20 connections were asked", len(seen))
+	}
+}
+
+// TestHoldDiffer has a peer of which half of the connections use timestamps: half of them hold their ports for long.
+func TestHoldDiffer(t *testing.T) {
+	settings, address := reusing(hundredPorts, time.Second), netip.MustParseAddrPort("10.0.1.1:80")
+	for _, young := range []int{0, 10} {
+		said := peerOf(Yes)
+		said.add(false, time.Hour, time.Minute)
+		table := NewTable(settings)
+		table.Recall(Knowledge{peers: map[netip.AddrPort]peer{address: said}}, 0)
+		for port := range 20 + young {
+			s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), address.String())
+			if port >= 20 {
+				s.State, s.Mini, s.Expires = tcpstate.TimeWait, true, time.Minute-time.Duration(port-19)*50*time.Millisecond
+			}
+			table.Add(&s)
+		}
+		if d := table.Report(everything).Destinations[0]; !near(d.Hold, (1.+60)/2, 0.5) || !near(d.Ceiling, 80/30.5, 0.3) {
+			t.Errorf("%d closes: a port is held for %v s, ceiling %v, want about 30.5 s, 2.6", young, d.Hold, d.Ceiling)
+		}
+	}
+}
+
 // TestAnswer checks what an answer changes: what this Table reports, what the next one counts, and whether this
 // one has to count again.
 func TestAnswer(t *testing.T) {
@@ -93,31 +224,32 @@ func TestAnswer(t *testing.T) {
 		reuse      int
 		timestamps bool
 		changed    bool
+		want       Fact
 	}{
-		{Unknown, 1, true, false}, // as the sysctl says
-		{Unknown, 1, false, true},
-		{Yes, 1, true, false},
-		{Yes, 1, false, true},
-		{No, 1, true, true},
-		{No, 1, false, false},
-		{Unknown, 0, false, false}, // nothing is reusable
-		{No, 0, true, false},
+		{Unknown, 1, true, false, Yes}, // as the sysctl says
+		{Unknown, 1, false, true, No},
+		{Yes, 1, true, false, Yes},
+		{Yes, 1, false, false, Unknown}, // they differ: both are possible
+		{No, 1, true, true, Unknown},
+		{No, 1, false, false, No},
+		{Unknown, 0, false, false, No}, // nothing is reusable
+		{No, 0, true, false, Unknown},
 	} {
 		t.Run(fmt.Sprint(tt.before, tt.reuse, tt.timestamps), func(t *testing.T) {
 			s := reusing(hundredPorts, time.Second)
 			s.TWReuse = tt.reuse
 			var k Knowledge
-			peer := netip.MustParseAddrPort("10.0.1.1:80")
+			address := netip.MustParseAddrPort("10.0.1.1:80")
 			if tt.before != Unknown {
-				k.timestamps = map[netip.AddrPort]Fact{peer: tt.before}
+				k.peers = map[netip.AddrPort]peer{address: peerOf(tt.before)}
 			}
 			add := func() *Table {
 				table := NewTable(s)
 				table.Recall(k, 0)
 				for port := range 60 {
-					s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), peer.String())
+					s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), address.String())
 					if port > 0 {
-						s.State, s.Mini, s.Expires = tcpstate.TimeWait, true, 30*time.Second
+						s.State, s.Mini, s.Expires, s.Seen = tcpstate.TimeWait, true, 30*time.Second, time.Hour
 					}
 					table.Add(&s)
 				}
@@ -128,18 +260,22 @@ func TestAnswer(t *testing.T) {
 			if len(questions) != 1 {
 				t.Fatalf("%d questions", len(questions))
 			}
-			if got := k.Answer(questions[0], tt.timestamps); got != tt.changed {
+			k.Answer(questions[0], tt.timestamps, time.Hour, time.Minute)
+			if got := k.Contradicts(questions[0]); got != tt.changed {
 				t.Errorf("changed %v, want %v", got, tt.changed)
 			}
-			want, reusable := No, 0
-			if tt.timestamps {
-				want, reusable = Yes, 59*tt.reuse
+			reusable, mayBeHeld := 59*tt.reuse, 0
+			switch tt.want {
+			case No:
+				reusable = 0
+			case Unknown:
+				mayBeHeld = reusable
 			}
-			if got := table.Report(everything).Destinations[0].Timestamps; got != want {
-				t.Errorf("timestamps %v, want %v", got, want)
+			if got := table.Report(everything).Destinations[0].Timestamps; got != tt.want {
+				t.Errorf("timestamps %v, want %v", got, tt.want)
 			}
-			if d := add().Report(everything).Destinations[0]; d.Timestamps != want || d.Reusable != reusable {
-				t.Errorf("next: timestamps %v, %d reusable, want %v, %d", d.Timestamps, d.Reusable, want, reusable)
+			if d := add().Report(everything).Destinations[0]; d.Timestamps != tt.want || d.Reusable != reusable || d.MayBeHeld != mayBeHeld || (d.TimestampsShare == 0.5) != (tt.want == Unknown) {
+				t.Errorf("next: timestamps %v, share %v, %d reusable, %d may be held, want %v, %d, %d", d.Timestamps, d.TimestampsShare, d.Reusable, d.MayBeHeld, tt.want, reusable, mayBeHeld)
 			}
 		})
 	}
@@ -174,11 +310,11 @@ func TestDoubt(t *testing.T) {
 			t.Run(fmt.Sprint(delay, before), func(t *testing.T) {
 				report := func(before Fact, doubt bool) Destination {
 					s := reusing(hundredPorts, delay)
-					peer := netip.MustParseAddrPort("10.0.1.1:80")
+					address := netip.MustParseAddrPort("10.0.1.1:80")
 					table := NewTable(s)
-					table.Recall(Knowledge{timestamps: map[netip.AddrPort]Fact{peer: before}}, 0)
+					table.Recall(Knowledge{peers: map[netip.AddrPort]peer{address: peerOf(before)}}, 0)
 					for port := range 80 {
-						s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), peer.String())
+						s := socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), address.String())
 						s.Seen = 1000*time.Second + 500*time.Millisecond
 						if port > 0 {
 							s.State, s.Mini, s.Expires = tcpstate.TimeWait, true, time.Minute-time.Duration(port)*20*time.Millisecond

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"os"
+	"slices"
 	"time"
 
 	"ephemeral_port_exporter/collector/pool"
@@ -235,14 +236,23 @@ func (s *Scanner) askTimestamps(questions []pool.Question, known *pool.Knowledge
 		return 0, false, err
 	}
 	defer conn.Close()
+	now, err := sockdiag.Now()
+	if err != nil {
+		return 0, false, err
+	}
 	for i, q := range questions {
 		timestamps, ok, err := conn.Timestamps(q.Local, q.Remote, q.Interface)
 		if err != nil {
-			return i, changed, err
+			return i, contradicts(questions[:i], known), err
 		}
-		if ok && known.Answer(q, timestamps) {
-			changed = true
+		if ok {
+			known.Answer(q, timestamps, now-s.clockOffset, 2*s.cfg.TimeWaitLength)
 		}
 	}
-	return len(questions), changed, nil
+	return len(questions), contradicts(questions, known), nil
+}
+
+// contradicts reports whether an answer is not as assumed.
+func contradicts(questions []pool.Question, known *pool.Knowledge) bool {
+	return slices.ContainsFunc(questions, known.Contradicts)
 }

@@ -3,7 +3,9 @@
 package scan
 
 import (
+	"strconv"
 	"testing"
+	"time"
 
 	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/netns/netnstest"
@@ -103,6 +105,74 @@ func TestTimestampsRemembered(t *testing.T) {
 
 			s = newScanner(t, testConfig()) // knows nothing: then the sysctl decides
 			want(pool.Unknown, 41)
+		})
+	}
+}
+
+// TestTimestampsDiffer has a peer of which some connections use timestamps and some do not, as with unlike servers behind one address.
+func TestTimestampsDiffer(t *testing.T) {
+	const without, with = 0, 1
+	for name, tt := range map[string]struct {
+		open, timeWait [2]int // without timestamps, and with
+	}{
+		"most without":          {open: [2]int{5, 2}, timeWait: [2]int{98, 1}},
+		"most with":             {open: [2]int{2, 5}, timeWait: [2]int{1, 98}},
+		"open ones are unlike":  {open: [2]int{1, 7}, timeWait: [2]int{90, 10}},
+		"as many":               {open: [2]int{7, 7}, timeWait: [2]int{40, 40}},
+		"all open ones without": {open: [2]int{9, 0}, timeWait: [2]int{50, 0}},
+		"all open ones with":    {open: [2]int{0, 9}, timeWait: [2]int{0, 50}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40199")
+			s := newScanner(t, testConfig())
+			selfReport(t, s)
+			time.Sleep(pastTick)
+			begin := setReuse(t, 1)
+			c := clientTo("198.51.100.1", "198.51.100.7:80")
+			listener := netnstest.Listen(t, c.Destination.String(), false)
+			open := func(timestamps, n int) (pairs []pair) {
+				netnstest.Sysctl(t, "ipv4/tcp_timestamps", strconv.Itoa(timestamps))
+				for range n {
+					client, server := netnstest.Pair(t, c.Client, listener)
+					pairs = append(pairs, pair{client, server})
+				}
+				return pairs
+			}
+			var opened []pair
+			for timestamps := range tt.open {
+				opened = append(opened, open(timestamps, tt.open[timestamps])...)
+				netnstest.TimeWait(t, c.Client, listener, tt.timeWait[timestamps])
+			}
+			netnstest.Sysctl(t, "ipv4/tcp_timestamps", "1")
+			begin()
+			held := tt.open[without] + tt.open[with] + tt.timeWait[without]
+			differ := tt.open[without] > 0 && tt.open[with] > 0
+			check := func(held int) {
+				t.Helper()
+				d, _ := destinationOf(selfReport(t, s), c.source, c.Destination)
+				truth := float64(held) / 200
+				if truth < d.Utilization || truth > d.PossibleUtilization || !differ && d.Utilization != d.PossibleUtilization ||
+					differ != (d.Timestamps == pool.Unknown) || differ != (d.TimestampsShare > 0) {
+					t.Errorf("utilization %v, possibly %v, want %v; timestamps %v, share %v", d.Utilization, d.PossibleUtilization, truth, d.Timestamps, d.TimestampsShare)
+				}
+				if hold := tt.open[without] > 0; hold != (d.Hold > 10*0.001) || d.Hold > 63 {
+					t.Errorf("a port is held for %v s", d.Hold)
+				}
+			}
+			for range 20 { // a scan that asks only 8 may miss some
+				check(held)
+			}
+			for _, p := range opened { // what they said stays known
+				netnstest.Hangup(p.client)
+				netnstest.Hangup(p.server)
+			}
+			begin()
+			d, _ := destinationOf(selfReport(t, s), c.source, c.Destination)
+			granted, err := c.Fill(t, 201)
+			if truth := float64(200-granted) / 200; truth < d.Utilization || truth > d.PossibleUtilization || !differ && d.Utilization != d.PossibleUtilization {
+				t.Errorf("utilization %v, possibly %v; connect() got %d of 200 ports, then %v", d.Utilization, d.PossibleUtilization, granted, err)
+			}
 		})
 	}
 }

@@ -66,7 +66,7 @@ func (d *destination) used() string {
 func (d *destination) problem() string {
 	switch p := d.pool; {
 	case d.reached.Has(advice.Possible):
-		return "has " + percent(p.Utilization) + " or " + percent(p.PossibleUtilization) + " of its ports in use: " + advice.Doubt(p.MayBeBound, p.MayBeHeld)
+		return "has " + percent(p.Utilization) + " or " + percent(p.PossibleUtilization) + " of its ports in use: " + advice.Doubt(p.MayBeBound, p.MayBeHeld, p.TimestampsShare > 0)
 	case p.Utilization >= 1:
 		return "is out of ports"
 	case d.reached.Has(advice.Exhaustion):
@@ -223,6 +223,10 @@ func (d *destination) sentences() []string {
 		sentences = append(sentences, "The peer uses TCP timestamps.")
 	case pool.No:
 		sentences = append(sentences, "The peer does not use TCP timestamps: its ports in TIME_WAIT are never reusable.")
+	default:
+		if p.TimestampsShare > 0 {
+			sentences = append(sentences, fmt.Sprintf("Of the connections that were asked lately, %.2g%% use TCP timestamps: only their ports in TIME_WAIT are ever reusable.", 100*p.TimestampsShare))
+		}
 	}
 	if timeWait := p.Ports[slices.Index(pool.States[:], tcpstate.TimeWait)]; p.Held > 0 && timeWait == p.Held {
 		sentences = append(sentences, "All its ports are in TIME_WAIT: these connections belong to no process and no control group any more.")
@@ -260,6 +264,7 @@ type documentDestination struct {
 	Ceiling     float64         `json:"ceiling_requests_per_second"`
 	Exhaustion  *float64        `json:"exhaustion_seconds,omitempty"`
 	Timestamps  *bool           `json:"timestamps,omitempty"`
+	Share       float64         `json:"timestamps_share_ratio,omitempty"`
 	Failures    *uint64         `json:"connect_failures,omitempty"`
 	Owners      []documentOwner `json:"owners,omitempty"`
 	Diagnosis   string          `json:"diagnosis,omitempty"`
@@ -271,7 +276,7 @@ func newDocumentDestination(row *destination, counts bool) documentDestination {
 	doc := documentDestination{
 		Netns: row.namespace.Name, Source: d.Source.String(), Destination: d.Address.Addr().String(), Port: d.Address.Port(),
 		Level: row.Level.String(), Utilization: d.Utilization, Possible: above(d.PossibleUtilization, d.Utilization), Ports: portsByState(d.Ports), Reusable: d.Reusable, Unsure: d.ReusableUnknown, Bound: d.BoundByOthers,
-		Closes: d.CloseRate, Ceiling: d.Ceiling, Exhaustion: finite(d.Exhaustion), Owners: newDocumentOwners(row.owners),
+		Closes: d.CloseRate, Ceiling: d.Ceiling, Exhaustion: finite(d.Exhaustion), Share: d.TimestampsShare, Owners: newDocumentOwners(row.owners),
 	}
 	if d.Timestamps != pool.Unknown {
 		yes := d.Timestamps == pool.Yes

@@ -92,7 +92,7 @@ func (p *page) judgePossiblyBound(s *scan.Snapshot, c cleaner) {
 		n := &s.Namespaces[i]
 		r := &n.TCP.Report
 		if n.TCP.Err == nil && r.BoundUnknown > 0 && advice.ReachedPossiblyBound(r).Level() >= critical && r.MaxUtilization >= r.MaxPossibleUtilization {
-			p.find(warning, nil, "Every other destination%s may lack %d of %d ports too: %s.", p.in(c.name(n.Name)), r.BoundPorts+r.BoundUnknown, r.CapacityPorts, advice.Doubt(r.BoundUnknown, 0))
+			p.find(warning, nil, "Every other destination%s may lack %d of %d ports too: %s.", p.in(c.name(n.Name)), r.BoundPorts+r.BoundUnknown, r.CapacityPorts, advice.Doubt(r.BoundUnknown, 0, false))
 		}
 	}
 }
@@ -167,7 +167,7 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 		case r.CapacityPorts == 0:
 			p.find(exhausted, unreported.Alerts(), "No port is left for outgoing connections%s: connect() fails unless its client has bound a port. Each port of the range is reserved or has a listener.", where)
 		case unreported.Has(advice.Possible):
-			p.find(unreported.Level(), unreported.Alerts(), "The worst destination%s has %s or %s of its ports in use: %s.", where, percent(r.MaxUtilization), percent(r.MaxPossibleUtilization), advice.Doubt(r.BoundUnknown, 0))
+			p.find(unreported.Level(), unreported.Alerts(), "The worst destination%s has %s or %s of its ports in use: %s.", where, percent(r.MaxUtilization), percent(r.MaxPossibleUtilization), advice.Doubt(r.BoundUnknown, 0, false))
 		case unreported.Level() > calm:
 			p.find(unreported.Level(), unreported.Alerts(), "A destination%s that limits leave out has %s of its ports in use: lower --destination.min-ports to see it.", where, percent(r.MaxUtilization))
 		}

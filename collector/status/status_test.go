@@ -267,6 +267,10 @@ func TestHeadline(t *testing.T) {
 			[]string{"1 destination in danger: 10.0.0.2:443 has 11% or 100% of its ports in use: which clients bind before they connect is not known yet; --exact tells now."}},
 		{"possibly half used, one", "10.0.0.2:443", first(func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound, d.MayBeHeld = 0.5, 10, 11000 }), warning,
 			[]string{"10.0.0.2:443 has 11% or 50% of its ports in use: whether closed connections used TCP timestamps is not known, as some may have begun while tcp_timestamps was off; a minute after the last of these is closed, it is known; --exact tells now."}},
+		{"possibly half used, one, of servers that differ", "10.0.0.2:443", first(func(d *pool.Destination) {
+			d.PossibleUtilization, d.MayBeHeld, d.Timestamps, d.TimestampsShare = 0.5, 11000, pool.Unknown, 0.25
+		}), warning,
+			[]string{"10.0.0.2:443 has 11% or 50% of its ports in use: some connections use TCP timestamps and some do not, as to unlike servers behind one address, and which of the closed ones did is not known; --exact tells."}},
 		{"possibly worse, but not by a level", "", first(func(d *pool.Destination) { d.Utilization, d.PossibleUtilization = 0.8, 1 }), critical, []string{"1 destination in danger: 10.0.0.2:443 has 80% of its ports in use."}},
 		{"out of ports, and others possibly", "", with(func(r *pool.Report) {
 			r.Destinations[0].Utilization, r.MaxUtilization, r.MaxPossibleUtilization, r.BoundUnknown = 1, 1, 1, 28000
@@ -507,6 +511,18 @@ func TestFreePorts(t *testing.T) {
 	} {
 		if got := (&destination{pool: &d, namespace: &n}).sentences()[0]; got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// TestServersDiffer checks that page and JSON say how many connections use timestamps, if some do not.
+func TestServersDiffer(t *testing.T) {
+	s := quiet()
+	d := &s.Namespaces[0].TCP.Report.Destinations[0]
+	d.Timestamps, d.TimestampsShare = pool.Unknown, 0.25
+	for format, want := range map[Format]string{HTML: "Of the connections that were asked lately, 25% use TCP timestamps", JSON: `"timestamps_share_ratio": 0.25`} {
+		if got := draw(t, s, View{Format: format, Destination: d.Address}); !strings.Contains(got, want) || strings.Contains(got, `"timestamps":`) {
+			t.Errorf("%s: no %q in\n%s", format, want, got)
 		}
 	}
 }
