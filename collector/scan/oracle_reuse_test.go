@@ -39,7 +39,7 @@ func TestOracleReuseMoment(t *testing.T) {
 		for round := range rounds {
 			for _, read := range readers() {
 				closing := time.Duration(random.Int64N(int64(time.Second)))
-				age := time.Duration(random.Int64N(int64(1800 * time.Millisecond)))
+				age := time.Duration(random.Int64N(int64(900*time.Millisecond))) + time.Duration(round%2)*900*time.Millisecond
 				if !hasReuseDelay() && round%2 == 0 { // all within one second, which a slow machine seldom does by chance
 					closing, age = 0, age/10
 				}
