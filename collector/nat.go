@@ -15,6 +15,7 @@ import (
 type natDescs struct {
 	ports, reusable, utilization, searchFailure, ceiling, owner *prometheus.Desc
 	capacity, maxUtilization, unreportedPools, unreportedPorts  *prometheus.Desc
+	unreportedMax                                               *prometheus.Desc
 	outsideFlows, unknownPools                                  *prometheus.Desc
 	collectSuccess, collectDuration, collectFlows               *prometheus.Desc
 	entries, limitEntries, insertFailed, dropped, earlyDropped  *prometheus.Desc
@@ -57,6 +58,9 @@ func newNATDescs() natDescs {
 		unreportedPorts: prometheus.NewDesc("ephemeral_port_snat_unreported_ports",
 			"Ports of those pools. Only with --snat.",
 			namespace, nil),
+		unreportedMax: prometheus.NewDesc("ephemeral_port_snat_unreported_max_utilization_ratio",
+			"Highest utilization of those pools. Near 1, the limits hide a pool that is running out. Absent if there are none, or if none of them is known. Only with --snat.",
+			namespace, nil),
 		outsideFlows: prometheus.NewDesc("ephemeral_port_snat_outside_flows",
 			"Flows that source NAT gave a port outside --snat.port-range: the flag does not say what the rules do. Without clients on ports below 1024 that have such ports still. Only with --snat.",
 			namespace, nil),
@@ -96,7 +100,7 @@ func newNATDescs() natDescs {
 func (d *natDescs) describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
 		d.ports, d.reusable, d.utilization, d.searchFailure, d.ceiling, d.owner,
-		d.capacity, d.maxUtilization, d.unreportedPools, d.unreportedPorts,
+		d.capacity, d.maxUtilization, d.unreportedPools, d.unreportedPorts, d.unreportedMax,
 		d.outsideFlows, d.unknownPools,
 		d.collectSuccess, d.collectDuration, d.collectFlows,
 		d.entries, d.limitEntries, d.insertFailed, d.dropped, d.earlyDropped,
@@ -147,6 +151,9 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 	}
 	gauge(d.unreportedPools, float64(r.UnreportedPools))
 	gauge(d.unreportedPorts, float64(r.UnreportedPorts))
+	if !math.IsNaN(r.UnreportedMaxUtilization) {
+		gauge(d.unreportedMax, r.UnreportedMaxUtilization)
+	}
 	gauge(d.outsideFlows, float64(r.Outside))
 	gauge(d.unknownPools, float64(r.UnknownPools))
 	for _, p := range r.Pools {

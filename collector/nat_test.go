@@ -37,7 +37,7 @@ func TestMetricsNAT(t *testing.T) {
 			`collect_success{netns="a"} 1`, `conntrack_entries{netns="a"} 7`, `snat_collect_success{netns="a"} 0`,
 		}},
 		{"sockets cannot be read", scan.Namespace{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, NAT: scan.NAT{Result: read, Report: snat.Report{
-			CapacityPorts: 100, MaxUtilization: 0.5, Flows: 50, Outside: 3,
+			CapacityPorts: 100, MaxUtilization: 0.5, UnreportedMaxUtilization: math.NaN(), Flows: 50, Outside: 3,
 		}}}, []string{
 			`collect_success{netns="a"} 0`,
 			`snat_capacity_ports{netns="a",protocol="tcp"} 100`, `snat_capacity_ports{netns="a",protocol="udp"} 100`,

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -112,6 +113,71 @@ func TestSNAT(t *testing.T) {
 	checkStatuses(t, scrapeAtOnce(t, e.url+"/metrics", 40, "ephemeral_port_snat_utilization_ratio"+destination+"1\n"), 40, http.StatusOK)
 	if strings.Contains(e.log.String(), "level=ERROR") {
 		t.Errorf("log:\n%s", e.log)
+	}
+}
+
+// TestSNATFlood has one client fill more pools than the limit, all of them, to destinations with low addresses. The pools of
+// another client keep their series.
+func TestSNATFlood(t *testing.T) {
+	dir := openTempDir(t)
+	path := filepath.Join(dir, "gateway")
+	netnstest.Mount(t, path, func() {
+		nft(t, `table ip nat {
+	chain postrouting {
+		type nat hook postrouting priority srcnat
+		ip saddr 203.0.113.0/24 meta l4proto udp snat to 198.51.100.1:40000-40063
+	}
+}
+`)
+		netnstest.Sysctl(t, "netfilter/nf_conntrack_udp_timeout", "600") // longer than the test
+		// flow begins flows from so many ports of a client to each destination.
+		flow := func(client string, ports int, to ...netip.AddrPort) {
+			for port := range ports {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				local := netip.AddrPortFrom(netip.MustParseAddr(client), uint16(20000+port))
+				if err := unix.Bind(fd, netnstest.Sockaddr(local, false)); err != nil {
+					t.Fatal(err)
+				}
+				for _, to := range to {
+					if err := unix.Sendto(fd, []byte{0}, 0, netnstest.Sockaddr(to, false)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				unix.Close(fd)
+			}
+		}
+		flow("203.0.113.2", 63, netip.MustParseAddrPort("192.0.2.201:443"))
+		flow("203.0.113.2", 30, netip.MustParseAddrPort("192.0.2.200:443"))
+		var low []netip.AddrPort
+		for n := range byte(150) {
+			to := netip.AddrFrom4([4]byte{192, 0, 2, n})
+			low = append(low, netip.AddrPortFrom(to, 1), netip.AddrPortFrom(to, 2))
+		}
+		flow("203.0.113.66", 64, low...)
+	})
+	cmd := command(t, "--snat", "--snat.port-range=40000-40063", "--namespaces=named", "--namespaces.dir="+dir, "--web.listen-address=127.0.0.1:10334")
+	unprivileged(t, cmd, unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN)
+	_, metrics := start(t, cmd, "http://127.0.0.1:10334").get(t, "/metrics")
+	for destination, want := range map[string]float64{"192.0.2.201": 63. / 64, "192.0.2.200": 30. / 64, "192.0.2.0": 1} {
+		series := `ephemeral_port_snat_utilization_ratio{destination_ip="` + destination + `"`
+		if !strings.Contains(metrics, series) {
+			t.Errorf("no %s…", series)
+			continue
+		}
+		_, rest, _ := strings.Cut(metrics, series)
+		line, _, _ := strings.Cut(rest, "\n")
+		_, value, _ := strings.Cut(line, "} ")
+		if got, err := strconv.ParseFloat(value, 64); err != nil || got != want {
+			t.Errorf("%s…: %s, want %v", series, value, want)
+		}
+	}
+	for series, want := range map[string]float64{"snat_unreported_pools": 302 - 256, "snat_unreported_max_utilization_ratio": 1} {
+		if got := sample(t, metrics, "ephemeral_port_"+series+`{netns="gateway"} `); got != want {
+			t.Errorf("%s %v, want %v", series, got, want)
+		}
 	}
 }
 

@@ -284,6 +284,18 @@ func ReachedSNAT(p *snat.Pool) Reached {
 	return reached(SNATPool, map[Quantity]float64{Utilization: p.Utilization, SearchFailure: p.SearchFailure})
 }
 
+// ReachedUnreportedSNAT returns what the worst pool of source NAT that limits leave out has reached, if none of the report
+// is as bad.
+func ReachedUnreportedSNAT(r *snat.Report) Reached {
+	all := reached(SNATPool, map[Quantity]float64{Utilization: r.UnreportedMaxUtilization})
+	for i := range r.Pools {
+		if ReachedSNAT(&r.Pools[i]).Level() >= all.Level() {
+			return nil
+		}
+	}
+	return all
+}
+
 // ReachedConntrack returns what connection tracking has reached whose flows are this share of their limit.
 func ReachedConntrack(share float64) Reached {
 	return reached(Conntrack, map[Quantity]float64{Utilization: share})

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"sync"
 	"time"
@@ -69,6 +70,7 @@ func New(cfg Config) (*Scanner, error) {
 		return nil, err
 	}
 	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), tick: tick, dial: sockdiag.Dial, dialNAT: conntrack.Dial, buffer: make([]byte, sockdiag.BufferSize)}
+	s.cfg.Limits.Seed = maphash.MakeSeed()
 	s.fill = s.dump
 	if err := s.readKernel(); err != nil {
 		return nil, err

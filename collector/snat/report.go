@@ -2,6 +2,7 @@ package snat
 
 import (
 	"cmp"
+	"hash/maphash"
 	"math"
 	"net/netip"
 	"slices"
@@ -15,11 +16,12 @@ type Report struct {
 	Settings       Settings
 	CapacityPorts  int     // that each pool has
 	MaxUtilization float64 // of a pool, reported or not, without UnknownPools; NaN if there are none but these
-	Pools          []Pool  // those in most danger, see byDanger, in descending order
+	Pools          []Pool  // see keep, in the order of byDanger
 
-	UnreportedPools int // not in Pools because of the limits
-	UnreportedPorts int // held by these
-	UnknownPools    int // whose utilization is not known, reported or not; without those below the limit of ports
+	UnreportedPools          int     // not in Pools because of the limits
+	UnreportedPorts          int     // held by these
+	UnreportedMaxUtilization float64 // of these, as MaxUtilization; NaN if there are none
+	UnknownPools             int     // whose utilization is not known, reported or not; without those below the limit of ports
 
 	Flows   int // that were added to the Table
 	Outside int // of those, the translated ones with a port outside Settings.PortRanges
@@ -61,6 +63,10 @@ type Pool struct {
 	// Clients are the addresses before translation that hold most of the ports, at most MaxClients, in
 	// descending order. That of an own socket is the translated address.
 	Clients []Client
+
+	// turn is the place of the pool among those of one of its clients, the worst being 0: the first of these places.
+	turn int
+	lot  uint64 // orders pools of different clients at random
 }
 
 // MaxClients is how many clients of a pool are reported at most.
@@ -72,28 +78,23 @@ type Client struct {
 	Ports   int
 }
 
-// Report returns the report of the flows that were added, bounded by the limits. Nothing must be added
-// afterwards.
+// Report returns the report of the flows that were added, bounded by the limits. limits.MinPorts leaves out no pool that has
+// half of its ports in use. Nothing must be added afterwards.
 func (t *Table) Report(limits limit.Limits) Report {
 	t.addOwn()
-	r := Report{Settings: t.settings, CapacityPorts: t.settings.Ports(), Flows: t.flows, Outside: t.outside}
-	type candidate struct {
-		Pool
-		counts   *poolCounts
-		searched bool // SearchFailure is set
-	}
+	r := Report{Settings: t.settings, CapacityPorts: t.settings.Ports(), Flows: t.flows, Outside: t.outside, UnreportedMaxUtilization: math.NaN()}
+	minPorts := min(limits.MinPorts, int(dangerousUtilization*float64(r.CapacityPorts)))
 	var candidates []candidate
 	anyKnown := false
 	for key, i := range t.pools {
 		c := t.counts.At(int(i))
 		p := t.pool(key, c)
-		if p.Held+p.Outside < limits.MinPorts {
+		if p.Held+p.Outside < minPorts {
 			if p.Known() {
 				anyKnown = true
 				r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
 			}
-			r.UnreportedPools++
-			r.UnreportedPorts += p.Held
+			r.leaveOut(&p)
 			continue
 		}
 		// Below, few searches fail in one range. Of several, one can be full.
@@ -117,22 +118,23 @@ func (t *Table) Report(limits limit.Limits) Report {
 	if r.UnknownPools > 0 && !anyKnown {
 		r.MaxUtilization = math.NaN()
 	}
-	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(a.Pool, b.Pool) })
-	type labels struct {
-		protocol    Protocol
-		source      netip.Addr
-		destination netip.AddrPort
+	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(&a.Pool, &b.Pool) })
+	candidates = r.leaveOutTwins(candidates)
+	setTurns(candidates)
+	pools := make([]*Pool, len(candidates))
+	for i := range candidates {
+		pools[i] = &candidates[i].Pool
+		if limits.Seed != (maphash.Seed{}) {
+			pools[i].lot = maphash.Comparable(limits.Seed, pools[i].labels())
+		}
 	}
-	reported := map[labels]bool{}
-	for _, c := range candidates {
-		// Of pools that differ in nothing but the zone, the one in most danger is reported.
-		l := labels{c.Protocol, c.Source, c.Address}
-		if len(r.Pools) >= limits.Most || reported[l] {
-			r.UnreportedPools++
-			r.UnreportedPorts += c.Held
+	kept := keep([][]*Pool{pools}, limits.Most)
+	for i := range candidates {
+		c := &candidates[i]
+		if !kept[&c.Pool] {
+			r.leaveOut(&c.Pool)
 			continue
 		}
-		reported[l] = true
 		if !c.searched && c.Known() {
 			c.SearchFailure = t.searchFailure(c.counts)
 		}
@@ -142,6 +144,46 @@ func (t *Table) Report(limits limit.Limits) Report {
 		r.Pools = append(r.Pools, c.Pool)
 	}
 	return r
+}
+
+// A candidate is a pool that may be reported.
+type candidate struct {
+	Pool
+	counts   *poolCounts
+	searched bool // SearchFailure is set
+}
+
+// labels identify a pool for readers of the report.
+type labels struct {
+	protocol    Protocol
+	source      netip.Addr
+	destination netip.AddrPort
+}
+
+func (p *Pool) labels() labels { return labels{p.Protocol, p.Source, p.Address} }
+
+// leaveOutTwins returns the candidates, which are in the order of byDanger, without those that differ from an earlier one in
+// nothing but the zone.
+func (r *Report) leaveOutTwins(candidates []candidate) []candidate {
+	seen := make(map[labels]bool, len(candidates))
+	return slices.DeleteFunc(candidates, func(c candidate) bool {
+		l := c.labels()
+		if seen[l] {
+			r.leaveOut(&c.Pool)
+			return true
+		}
+		seen[l] = true
+		return false
+	})
+}
+
+// leaveOut counts a pool that is not reported.
+func (r *Report) leaveOut(p *Pool) {
+	r.UnreportedPools++
+	r.UnreportedPorts += p.Held
+	if p.Known() && !(p.Utilization <= r.UnreportedMaxUtilization) {
+		r.UnreportedMaxUtilization = p.Utilization
+	}
 }
 
 // searchedFrom is the utilization up to which less than 0.1% of searches fail, however the ports lie: each
@@ -231,43 +273,32 @@ const (
 	dangerousFailure     = 0.01
 )
 
+// rank returns the place of a pool in the order of byDanger.
+func (p *Pool) rank() int {
+	switch {
+	case p.Utilization >= dangerousUtilization || p.SearchFailure >= dangerousFailure:
+		return 0
+	case !p.Known():
+		return 1
+	default:
+		return 2
+	}
+}
+
 // byDanger orders pools: those in danger first, then those of which nothing is known, then the others. So no number of
 // unknown pools takes the places of those in danger. Then come those where most searches fail, in percent, then the
 // greatest utilization, then most ports, then by address.
-func byDanger(a, b Pool) int {
-	rank := func(p Pool) int {
-		switch {
-		case p.Utilization >= dangerousUtilization || p.SearchFailure >= dangerousFailure:
-			return 0
-		case !p.Known():
-			return 1
-		default:
-			return 2
-		}
-	}
-	percent := func(p Pool) int {
+func byDanger(a, b *Pool) int {
+	percent := func(p *Pool) int {
 		if !p.Known() {
 			return 0
 		}
 		return int(100 * p.SearchFailure)
 	}
 	return cmp.Or(
-		cmp.Compare(rank(a), rank(b)),
+		cmp.Compare(a.rank(), b.rank()),
 		cmp.Compare(percent(b), percent(a)),
 		cmp.Compare(b.Utilization, a.Utilization), cmp.Compare(b.Held+b.Outside, a.Held+a.Outside),
 		a.Source.Compare(b.Source), a.Address.Compare(b.Address), cmp.Compare(a.Protocol, b.Protocol),
 	)
-}
-
-// ShareLimit bounds several reports together, as that of package pool does.
-func ShareLimit(reports []*Report, most int) {
-	pools := func(r *Report) []Pool { return r.Pools }
-	for i, n := range limit.Shares(reports, most, pools, byDanger) {
-		r := reports[i]
-		for _, p := range r.Pools[n:] {
-			r.UnreportedPools++
-			r.UnreportedPorts += p.Held
-		}
-		r.Pools = r.Pools[:n]
-	}
 }

@@ -119,6 +119,7 @@ type documentConntrack struct {
 	MaxUtilization  *float64       `json:"snat_max_utilization_ratio,omitempty"`
 	UnreportedPools *int           `json:"snat_unreported_pools,omitempty"`
 	UnreportedPorts *int           `json:"snat_unreported_ports,omitempty"`
+	UnreportedMax   *float64       `json:"snat_unreported_max_utilization_ratio,omitempty"`
 	OutsideFlows    *int           `json:"snat_outside_flows,omitempty"`
 	UnknownPools    *int           `json:"snat_unknown_pools,omitempty"`
 	Error           string         `json:"snat_error,omitempty"`
@@ -148,6 +149,7 @@ func newDocumentConntrack(n *scan.Namespace) *documentConntrack {
 	case n.NAT.Outcome == scan.Collected:
 		r := &n.NAT.Report
 		doc.MaxUtilization, doc.UnreportedPools, doc.UnreportedPorts = finite(r.MaxUtilization), &r.UnreportedPools, &r.UnreportedPorts
+		doc.UnreportedMax = finite(r.UnreportedMaxUtilization)
 		doc.OutsideFlows, doc.UnknownPools = &r.Outside, &r.UnknownPools
 	}
 	return doc

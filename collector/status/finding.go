@@ -49,7 +49,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.judgePossiblyBound(s, c)
 		p.judgeSources()
 		p.judgeUDP()
-		p.judgeNAT()
+		p.judgeNAT(s, c)
 		p.judgeConntrack()
 		p.judgeTimeWait()
 		p.judgeFailed(s.ConnectFailures)

@@ -64,8 +64,9 @@ func natRate(r float64) string {
 	}
 }
 
-// judgeNAT finds the worst pool that is in danger, and the worst of which it is not known.
-func (p *page) judgeNAT() {
+// judgeNAT finds the worst pool that is in danger, the worst of which it is not known, and the namespaces where limits leave
+// out one that is worse.
+func (p *page) judgeNAT(s *scan.Snapshot, c cleaner) {
 	var inDanger, notKnown []*natPool
 	for _, n := range p.NAT {
 		switch n.Level {
@@ -84,6 +85,12 @@ func (p *page) judgeNAT() {
 	}
 	find(inDanger, "%s of source NAT in danger: %s.")
 	find(notKnown, "%s of source NAT may be full, as --snat.port-range does not say what the rules do: %s.")
+	for i := range s.Namespaces {
+		n := &s.Namespaces[i]
+		if worst := advice.ReachedUnreportedSNAT(&n.NAT.Report); n.NAT.Outcome == scan.Collected && worst.Level() > calm {
+			p.find(worst.Level(), nil, "A pool of source NAT%s that limits leave out has %s of its ports in use: raise --destination.limit to see it.", p.in(c.name(n.Name)), percent(n.NAT.Report.UnreportedMaxUtilization))
+		}
+	}
 }
 
 // problem returns what is wrong with a pool.

@@ -137,6 +137,10 @@ func TestNATHeadline(t *testing.T) {
 			[]string{"tcp 198.51.100.7:443 10.2.0.1 pod 99% 95% -"},
 		},
 		{
+			"left out", scan.NAT{Result: read, Report: snat.Report{UnreportedPools: 1, UnreportedMaxUtilization: 1}}, untracked, true, exhausted,
+			[]string{"A pool of source NAT in pod that limits leave out has 100% of its ports in use: raise --destination.limit to see it."}, nil,
+		},
+		{
 			"table full", none, scan.Conntrack{Result: read, Entries: 90, Limit: 100}, false, critical,
 			[]string{"Connection tracking has 90% of the flows that it may have: at 100%, packets of new connections are dropped."}, nil,
 		},

@@ -1,12 +1,19 @@
 // Package limit bounds how many items several reports have together.
 package limit
 
-import "slices"
+import (
+	"hash/maphash"
+	"slices"
+)
 
 // Limits bound the size of a report.
 type Limits struct {
 	MinPorts int // an item is reported if it holds at least this many ports
 	Most     int // at most this many items of a kind are reported
+
+	// Seed is for lots among items of which all have the same right to be reported. It stays the same, so that the same
+	// ones are. The zero value draws none.
+	Seed maphash.Seed
 }
 
 // Shares returns how many items each report keeps of one of its lists, which are in that order, if all

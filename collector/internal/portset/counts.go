@@ -2,6 +2,7 @@ package portset
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 )
 
@@ -65,6 +66,21 @@ func (c *Counts[K]) addOther(key K, ports uint32) {
 		c.others = map[K]*uint32{}
 	}
 	c.others[key] = &ports
+}
+
+// Keys returns the keys that are counted, without nobody.
+func (c *Counts[K]) Keys() iter.Seq[K] {
+	return func(yield func(K) bool) {
+		var nobody K
+		if c.first == nobody || !yield(c.first) {
+			return
+		}
+		for key := range c.others {
+			if !yield(key) {
+				return
+			}
+		}
+	}
 }
 
 // Largest returns those with most ports, at most that many, in descending order, and then by key.
