@@ -5,6 +5,7 @@ package scan
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
@@ -22,8 +23,9 @@ type knownNamespace struct {
 	collected uint64 // number of the last scan that began to read its sockets
 	capacity  int    // ports of one pool if there were no listeners; -1 before it is read
 
-	natBusy      bool   // in the last scan that entered it: it tracked many flows
-	natCollected uint64 // number of the last scan that began to read its flows
+	natBusy      bool          // in the last scan that entered it: it tracked many flows
+	natCollected uint64        // number of the last scan that began to read its flows
+	natTook      time.Duration // about, for that; 0 if there was none
 	natDrops     dropCounter
 
 	learned  pool.Knowledge // about its clients and peers

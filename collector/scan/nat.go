@@ -3,12 +3,14 @@
 package scan
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"ephemeral_port_exporter/collector/conntrack"
@@ -25,6 +27,9 @@ const (
 	// A namespace with fewer flows than smallFlows is small, and a scan counts the ports of source
 	// NAT in maxSmall such at most: the kernel walks the flows of the whole host for each.
 	smallFlows = 1024
+
+	// natFlowCost is about how long it takes to read a flow.
+	natFlowCost = 4 * time.Microsecond
 )
 
 // openNAT finds out whether flows can be listed. The error says what is missing to the process. A
@@ -222,27 +227,65 @@ func natStateOf(f *conntrack.Flow) snat.State {
 }
 
 // collectNAT counts the ports of source NAT in the candidates that track many flows, as far as the time
-// goes. The one with most flows, and the one that has waited longest, come by turns.
+// goes, in the order of natOrder.
 func (s *Scanner) collectNAT(v *netns.Visitor, candidates []candidate, deadline time.Time) {
-	var busy []*candidate
+	var busy, small []*candidate
 	for i := range candidates {
-		if c := &candidates[i]; c.known.natBusy && c.NAT.Outcome == "" && c.Name != "" {
+		switch c := &candidates[i]; {
+		case !c.known.natBusy || c.NAT.Outcome != "" || c.Name == "":
+		case c.flows < smallFlows:
+			small = append(small, c)
+		default:
 			busy = append(busy, c)
 		}
 	}
-	small := 0
-	for _, c := range takeTurns(busy, func(c *candidate) int { return c.flows }, func(c *candidate) uint64 { return c.known.natCollected }) {
-		if c.flows < smallFlows {
-			if small++; small > maxSmall {
-				c.NAT.Result = failure(errLater)
-				continue
-			}
+	for i, c := range takeNATTurns(small) {
+		if i < maxSmall {
+			busy = append(busy, c)
+		} else {
+			c.NAT.Result = failure(errLater)
 		}
-		if err := s.collectNATFrom(v, c, half(deadline)); err != nil && !errors.Is(err, netns.ErrGone) {
+	}
+	for _, c := range natOrder(busy, time.Until(deadline)) {
+		start := time.Now()
+		until := half(deadline)
+		if expected := start.Add(2 * c.natTimeOfFlows()); until.Before(expected) {
+			until = expected
+		}
+		if until.After(deadline) {
+			until = deadline
+		}
+		if err := s.collectNATFrom(v, c, until); err != nil && !errors.Is(err, netns.ErrGone) {
 			c.NAT.Result = failure(err)
+		}
+		if start.Before(deadline) {
+			c.known.natTook = (c.natTime() + time.Since(start)) / 2 // a busy moment counts half
 		}
 	}
 }
+
+// natOrder orders namespaces for a scan that has some time left. First come those that are likely to take no more than their
+// fair share of it, the fastest first. So a scan reads all of these, whatever the others track. The others take turns.
+func natOrder(busy []*candidate, left time.Duration) []*candidate {
+	slices.SortStableFunc(busy, func(a, b *candidate) int { return cmp.Compare(a.natTime(), b.natTime()) })
+	fair := 0
+	for fair < len(busy) && busy[fair].natTime() <= left/time.Duration(len(busy)-fair) {
+		left -= busy[fair].natTime()
+		fair++
+	}
+	return append(busy[:fair:fair], takeNATTurns(busy[fair:])...)
+}
+
+// takeNATTurns orders namespaces by takeTurns.
+func takeNATTurns(busy []*candidate) []*candidate {
+	return takeTurns(busy, func(c *candidate) int { return c.flows }, func(c *candidate) uint64 { return c.known.natCollected })
+}
+
+// natTime returns about how long it will take to read the flows of a namespace.
+func (c *candidate) natTime() time.Duration { return max(c.known.natTook, c.natTimeOfFlows()) }
+
+// natTimeOfFlows returns natTime without what the kernel's walk over the flows of the whole host takes.
+func (c *candidate) natTimeOfFlows() time.Duration { return time.Duration(c.flows) * natFlowCost }
 
 // collectNATFrom enters a namespace and counts its ports of source NAT.
 func (s *Scanner) collectNATFrom(v *netns.Visitor, c *candidate, deadline time.Time) error {

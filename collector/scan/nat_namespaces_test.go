@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -257,7 +258,7 @@ func inNamespace(t *testing.T, dir string) string {
 func TestNATNamespacesFailure(t *testing.T) {
 	netnstest.Cookies(t)
 	dir := t.TempDir()
-	for name, flows := range map[string]int{"broken": 30, "well": 20, "zslow": 60} { // the one with most flows is first
+	for name, flows := range map[string]int{"broken": 30, "well": 20, "zslow": 60} {
 		mountNAT(t, filepath.Join(dir, name), range100, flows)
 	}
 	s, log := natNamespaces(t, dir, range100)
@@ -281,8 +282,8 @@ func TestNATNamespacesFailure(t *testing.T) {
 		if diff := cmp.Diff(want, natOf(s.Scan(t.Context()))); diff != "" {
 			t.Errorf("scan %d: flows (-want +got):\n%s", scan, diff)
 		}
-		if len(order) == 0 || order[0] != "zslow" {
-			t.Errorf("scan %d: order %v, want the one with most flows first", scan, order)
+		if len(order) != 3 || order[2] != "zslow" {
+			t.Errorf("scan %d: order %v, want the one that takes longest last", scan, order)
 		}
 		got := log.String()
 		if scan == 0 && (strings.Count(got, "\n") != 1 || !strings.Contains(got, "netns=broken")) {
@@ -358,6 +359,78 @@ func TestNATNamespacesStarved(t *testing.T) {
 			}
 			if diff := cmp.Diff(wantFlows, flows); diff != "" {
 				t.Errorf("flows of namespaces (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestNATOrder has a tenant with more namespaces than there is time for, each of which takes a second. Those that take less
+// than their share of the time are read in each scan. Of the others, the largest is, and the rest take turns.
+func TestNATOrder(t *testing.T) {
+	const (
+		scans = 40
+		time4 = 4 * time.Second // of each
+		walk  = 200 * time.Millisecond
+	)
+	for _, tt := range []struct {
+		name    string
+		victims int // namespaces
+		comes   func(scan int) bool
+		anew    bool // the tenant makes its namespaces anew for each scan
+		largest int  // flows of one more victim
+	}{
+		{"always", 8, func(int) bool { return true }, false, 0},
+		{"every second scan", 8, func(scan int) bool { return scan%2 == 0 }, false, 0},
+		{"anew", 8, func(int) bool { return true }, true, 0},
+		{"late", 8, func(scan int) bool { return scan > 10 }, false, 0},
+		{"the largest", 2, func(int) bool { return true }, false, 300_000},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			candidateOf := func(name string, flows int) *candidate {
+				return &candidate{Namespace: Namespace{Name: name}, flows: flows, known: &knownNamespace{}}
+			}
+			var victims, tenants []*candidate
+			for i := range tt.victims {
+				victims = append(victims, candidateOf("victim", 1500+100*i))
+			}
+			if tt.largest > 0 {
+				victims = append(victims, candidateOf("victim", tt.largest))
+			}
+			for range 8 {
+				tenants = append(tenants, candidateOf("tenant", 260_000))
+			}
+			came, read := 0, 0
+			for scan := range scans {
+				busy := slices.Clone(victims)
+				if tt.comes(scan) {
+					came++
+					busy = append(busy, tenants...)
+				}
+				left := time4
+				for _, c := range natOrder(busy, left) {
+					cost := walk + c.natTimeOfFlows()
+					switch {
+					case cost <= left && c.Name == "tenant":
+						read++
+					case cost > left && c.Name == "victim":
+						t.Fatalf("scan %d: no time for a victim", scan)
+					}
+					if left > 0 {
+						c.known.natTook = (c.natTime() + min(cost, left)) / 2
+					}
+					c.known.natCollected = uint64(scan + 1)
+					left -= min(cost, left)
+				}
+				for _, c := range tenants {
+					if tt.anew {
+						c.known = &knownNamespace{}
+					} else if scan == scans-1 && c.known.natCollected == 0 {
+						t.Error("one of the tenant's namespaces had no turn")
+					}
+				}
+			}
+			if read < came {
+				t.Errorf("%d of the tenant's namespaces were read in %d scans", read, came)
 			}
 		})
 	}
