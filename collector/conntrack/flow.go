@@ -38,6 +38,7 @@ type Status uint32
 
 // Bits of a Status.
 const (
+	Expected  Status = 1 << 0  // IPS_EXPECTED: a helper expected it, as of a data connection of FTP
 	SeenReply Status = 1 << 1  // IPS_SEEN_REPLY: packets came in both directions
 	Assured   Status = 1 << 2  // IPS_ASSURED: never dropped early for a new flow
 	SrcNAT    Status = 1 << 4  // IPS_SRC_NAT: the source address or port was changed

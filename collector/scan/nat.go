@@ -203,7 +203,7 @@ func setNATRow(row *snat.Flow, f *conntrack.Flow) {
 	*row = snat.Flow{
 		Protocol: snat.TCP, State: natStateOf(f),
 		Client: f.Original.Source.Addr(), ClientPort: f.Original.Source.Port(), Translated: f.Reply.Destination, Destination: f.Reply.Source,
-		Zone: f.Zone, SNAT: f.Status&conntrack.SrcNAT != 0,
+		Zone: f.Zone, Expected: f.Status&conntrack.Expected != 0, SNAT: f.Status&conntrack.SrcNAT != 0,
 	}
 	if f.Protocol == conntrack.UDP {
 		row.Protocol = snat.UDP

@@ -3,9 +3,12 @@
 package scan
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"maps"
 	"math"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -382,6 +385,76 @@ func TestOracleNATPools(t *testing.T) {
 	}
 }
 
+// TestOracleNATHelper has data connections of FTP, which a helper of connection tracking expects: the rule's range is not for
+// them, and says nothing of the flag.
+func TestOracleNATHelper(t *testing.T) {
+	t.Parallel()
+	g := newNATGateway(t, nattest.Postrouting("masquerade to :"+portsOf(range64))+`
+table ip helper {
+	ct helper ftp { type "ftp" protocol tcp; }
+	chain prerouting {
+		type filter hook prerouting priority filter
+		tcp dport 21 ct helper set "ftp"
+	}
+}
+`)
+	var control, data net.Listener
+	g.InServer(func() { control, data = listenTCP(t, "10.2.0.2:21"), listenTCP(t, "10.2.0.2:50000") })
+	client, server := dialTCP(t, g, control)
+	say := func(line string) {
+		t.Helper()
+		if _, err := io.WriteString(server, line+"\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		got, err := client.ReadString('\n')
+		if err != nil || strings.TrimSpace(got) != line {
+			t.Fatalf("got %q, %v, want %q", got, err, line)
+		}
+	}
+	const connections = 3
+	say("220 ready")
+	for range connections {
+		say("227 Entering Passive Mode (10,2,0,2,195,80).") // port 50000
+		dialTCP(t, g, data)
+	}
+	s := natScanner(t, range64)
+	s.cfg.Limits.MinPorts = 1
+	r, _ := scanNAT(t, s)
+	if r.Flows != 1+connections || r.Outside != 0 || r.UnknownPools != 0 || len(r.Pools) != 1 || r.Pools[0].Address.Port() != 21 || r.Pools[0].Held != 1 {
+		t.Errorf("%d flows, %d outside, %d unknown pools, and %+v; want %d, none, and the pool of the control connection", r.Flows, r.Outside, r.UnknownPools, r.Pools, 1+connections)
+	}
+}
+
+// listenTCP returns a listener until the end of the test.
+func listenTCP(t *testing.T, address string) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// dialTCP returns both ends of a connection from the client's namespace, until the end of the test.
+func dialTCP(t *testing.T, g *nattest.Gateway, l net.Listener) (client *bufio.Reader, server net.Conn) {
+	t.Helper()
+	g.InClient(func() {
+		c, err := net.DialTimeout("tcp", l.Addr().String(), patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		client = bufio.NewReader(c)
+	})
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	return client, server
+}
+
 // socketAt returns a UDP socket that is bound, until the end of the test.
 func socketAt(t *testing.T, local netip.AddrPort) (fd int) {
 	t.Helper()
@@ -515,6 +588,7 @@ func TestOracleNATWide(t *testing.T) {
 	}{
 		{"1000 ports", "masquerade to :" + portsOf(range1000), range1000},
 		{"no range", "masquerade", pool.PortRange{Low: 1024, High: 65535}},
+		{"all ports", "masquerade to :1-65535", pool.PortRange{Low: 1, High: 65535}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -525,6 +599,10 @@ func TestOracleNATWide(t *testing.T) {
 				ports = append(ports, uint16(p))
 			}
 			newRandom(t).Shuffle(len(ports), func(i, j int) { ports[i], ports[j] = ports[j], ports[i] })
+			for i, end := range []uint16{tt.ports.Low, tt.ports.High} { // these are free
+				j := slices.Index(ports, end)
+				ports[i], ports[j] = ports[j], ports[i]
+			}
 			fillNAT(t, ports[free:], to)
 			checkNAT(t, g, s, &natClients{protocol: snat.TCP, to: to, from: func(i int) netip.AddrPort {
 				return netip.AddrPortFrom(nattest.Host(nattest.Clients4, 0xff00+i), ports[i])

@@ -72,6 +72,10 @@ type Flow struct {
 	// Zone is that of the reply direction: flows conflict only within a zone.
 	Zone uint16
 
+	// Expected is set if a helper expected this flow, as of a data connection of FTP. It gets the translated address of the flow
+	// that announced it, and any port: the range of a rule is not for it (nf_nat_follow_master of net/netfilter/nf_nat_helper.c).
+	Expected bool
+
 	// SNAT is set if the source is translated. Without it, this is a flow of an own socket.
 	SNAT bool
 }

@@ -57,7 +57,7 @@ func (t *Table) Add(f *Flow) {
 	t.flows++
 	port := f.Translated.Port()
 	inside := t.ports.Has(port)
-	if !inside && (!f.SNAT || port < lowPorts && f.ClientPort < lowPorts) {
+	if !inside && (!f.SNAT || f.Expected || port < lowPorts && f.ClientPort < lowPorts) {
 		return
 	}
 	key := newPoolKey(f)
