@@ -554,6 +554,43 @@ func TestNATAttack(t *testing.T) {
 	}
 }
 
+// TestNATFloodIPv6 has a client whose flows each come from another address of its prefix. They fill more pools than the limit.
+// The pools of a client of another prefix, and of one with an IPv4 address, stay in the report.
+func TestNATFloodIPv6(t *testing.T) {
+	netnstest.New(t)
+	const pools = 300
+	table := conntracktest.Open(t)
+	create := func(clients netip.Prefix, first, n int, port uint16) {
+		t.Helper()
+		err := table.Create(n*range64.Size(), func(i int) conntracktest.Flow {
+			f := natFlow(0, 0, netip.AddrPort{})
+			f.Protocol, f.Status = unix.IPPROTO_UDP, 0
+			f.Original.Source = netip.AddrPortFrom(nattest.Host(clients, first+i), 20000)
+			f.Original.Destination = netip.AddrPortFrom(nattest.Host(nattest.Servers6, i/range64.Size()), port)
+			f.Reply = f.Original.Reverse()
+			f.Reply.Destination = netip.AddrPortFrom(nattest.Gateway6, range64.Low+uint16(i%range64.Size()))
+			return f
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	create(nattest.Clients6, 0, pools, 1)
+	create(netip.MustParsePrefix("fd05::/64"), 0, 1, 443)
+	fillNAT(t, firstPorts(range64, 20), serverPort(80))
+	s := natScanner(t, range64)
+	s.cfg.Limits = pool.Limits{MinPorts: 10, Most: 16}
+	r, _ := scanNAT(t, s)
+	if r.Flows != (pools+1)*range64.Size()+20 || r.UnreportedPools != pools+2-16 || len(r.Pools) != 16 {
+		t.Errorf("%d flows, %d pools, and %d not reported", r.Flows, len(r.Pools), r.UnreportedPools)
+	}
+	for _, want := range []netip.AddrPort{netip.AddrPortFrom(nattest.Host(nattest.Servers6, 0), 443), serverPort(80)} {
+		if !slices.ContainsFunc(r.Pools, func(p snat.Pool) bool { return p.Address == want }) {
+			t.Errorf("the pool to %v is not reported", want)
+		}
+	}
+}
+
 // TestNATChurn scans while flows come and go as fast as they can. Those that stay are all counted.
 func TestNATChurn(t *testing.T) {
 	netnstest.New(t)

@@ -327,6 +327,40 @@ func TestOracleWideRange(t *testing.T) {
 	checkConnect(t, c, 0)
 }
 
+// TestOracleAllPorts has a range of all ports, of which most are reserved: those at both ends are left. Clients that connect and
+// those that bind get as many as are said to be free, of TCP and UDP.
+func TestOracleAllPorts(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		check func(t *testing.T)
+	}{
+		{"connect", func(t *testing.T) { checkConnect(t, clientTo("198.51.100.1", "198.51.100.7:80"), 1) }},
+		{"connect IPv6", func(t *testing.T) {
+			checkConnect(t, clientTo("2001:db8::1", "[2001:db8::7]:80").bind(netnstest.BindNoPort), 1)
+		}},
+		{"UDP", func(t *testing.T) { checkUDP(t, newScanner(t, testConfig()), pool.UDPIPv4) }},
+		{"bind", func(t *testing.T) {
+			c := clientTo("198.51.100.1", "198.51.100.7:80").bind(netnstest.BindFirst)
+			c.Hold(t, 1) // so that the source is in the report
+			checkBind(t, c, 1)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			netnstest.New(t)
+			netnstest.Sysctl(t, "ipv4/ip_unprivileged_port_start", "0")
+			netnstest.Sysctl(t, "ipv4/ip_local_port_range", "1 65535")
+			netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "20-65500")
+			netnstest.Listen(t, "0.0.0.0:1", false)
+			netnstest.Listen(t, "127.0.0.9:65535", false)
+			if r := collect(t); r.CapacityPorts != 18+34 {
+				t.Fatalf("capacity %d, want 52", r.CapacityPorts)
+			}
+			tt.check(t)
+		})
+	}
+}
+
 // TestOraclePools checks which connections share a pool.
 func TestOraclePools(t *testing.T) {
 	base := clientTo("198.51.100.1", "198.51.100.7:80")
