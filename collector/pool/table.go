@@ -219,7 +219,7 @@ func (t *Table) AsksFinWait2() bool {
 
 // addMini counts a mini-socket, and returns the list for its port. A port that is bound is not reusable. earlier is isEarlier.
 func (t *Table) addMini(c *poolCounts, s *Socket, earlier bool) (list *portset.List) {
-	rule, port := t.rule(c.loopback), s.Local.Port()
+	rule, port := t.rule(c.loopback || s.Interface == loopbackInterface), s.Local.Port()
 	if s.Timestamps != Unknown && !c.loopback {
 		c.answers.add(s.Timestamps == Yes)
 	}
@@ -282,7 +282,7 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 		i = int32(len(t.counts))
 		t.pools[key] = i
 		c := poolCounts{
-			loopback: local.IsLoopback() || remote.IsLoopback() || s.Interface == loopbackInterface,
+			loopback: local.IsLoopback() || remote.IsLoopback(),
 			source:   t.sourceOf(s),
 		}
 		if !c.loopback && len(t.before.peers) > 0 {

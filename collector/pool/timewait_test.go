@@ -1,6 +1,8 @@
 package pool
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -242,6 +244,32 @@ func TestTimeWaitFinWait2Many(t *testing.T) {
 	}
 	if got := table.Report(everything).Destinations[0].ReusableUnknown; got != n {
 		t.Errorf("got %d ports of which it is not known, want %d", got, n)
+	}
+}
+
+// TestTimeWaitDevices has a pool of connections over the network, and sockets that are bound to lo with the same addresses, as
+// any user can make them. Where tcp_tw_reuse is 2, connect() takes over the ports of the latter alone.
+func TestTimeWaitDevices(t *testing.T) {
+	s := reusing(tenPorts, 0)
+	s.TWReuse, s.Timestamps = 2, 1
+	on := func(device uint32, state tcpstate.State, port uint16) Socket {
+		c := socket(state, "10.0.0.1:40000", "10.0.0.2:80")
+		c.Interface, c.Local = device, netip.AddrPortFrom(c.Local.Addr(), port)
+		if state == tcpstate.TimeWait {
+			c.Seen, c.Expires = 69500*time.Millisecond, 30*time.Second
+		}
+		return c
+	}
+	sockets := []Socket{on(loopbackInterface, tcpstate.SynSent, 40000), on(loopbackInterface, tcpstate.TimeWait, 40001)}
+	for port := uint16(40002); port < 40010; port++ {
+		sockets = append(sockets, on(0, tcpstate.TimeWait, port))
+	}
+	for range 2 { // the sockets on lo come first, and last
+		d := tableOf(s, nil, sockets...).Report(everything).Destinations[0]
+		if d.Held != 10 || d.Reusable != 1 || d.Utilization != 0.9 {
+			t.Errorf("%d ports held, %d reusable, utilization %v, want 10, 1, 0.9", d.Held, d.Reusable, d.Utilization)
+		}
+		slices.Reverse(sockets)
 	}
 }
 
