@@ -107,27 +107,33 @@ func systemCalls(t *testing.T, arch string) map[string]uint32 {
 func filterOf(t *testing.T, rules []seccompRule) []unix.SockFilter {
 	t.Helper()
 	const (
-		and         = unix.BPF_ALU | unix.BPF_AND | unix.BPF_K
-		seccompTrap = 0x00030000 // SECCOMP_RET_TRAP
+		and           = unix.BPF_ALU | unix.BPF_AND | unix.BPF_K
+		jumpIfGreater = unix.BPF_JMP | unix.BPF_JGT | unix.BPF_K
+		seccompTrap   = 0x00030000 // SECCOMP_RET_TRAP
 	)
 	loadNumber := unix.SockFilter{Code: loadWord, K: 0}
 	numbers := systemCalls(t, runtime.GOARCH)
 	filter := []unix.SockFilter{loadNumber}
 	for _, r := range rules {
 		action := map[string]uint32{"SCMP_ACT_ALLOW": seccompAllow, "SCMP_ACT_ERRNO": seccompErrno | r.ErrnoRet}[r.Action]
-		body := []unix.SockFilter{{Code: ret, K: action}}
-		for _, a := range r.Args {
-			low := unix.SockFilter{Code: loadWord, K: 16 + 8*a.Index} // of the argument, little endian
+		body, understood := []unix.SockFilter{{Code: ret, K: action}}, action != 0
+		for _, a := range slices.Backward(r.Args) {
+			low, behind := unix.SockFilter{Code: loadWord, K: 16 + 8*a.Index}, uint8(len(body)) // of the argument, little endian
 			switch a.Op {
 			case "SCMP_CMP_EQ":
-				body = append([]unix.SockFilter{low, {Code: jumpIf, K: a.Value, Jf: 1}}, append(body, loadNumber)...)
+				body = append([]unix.SockFilter{low, {Code: jumpIf, K: a.Value, Jf: behind}}, body...)
+			case "SCMP_CMP_LE":
+				body = append([]unix.SockFilter{low, {Code: jumpIfGreater, K: a.Value, Jt: behind}}, body...)
 			case "SCMP_CMP_MASKED_EQ":
-				body = append([]unix.SockFilter{low, {Code: and, K: a.Value}, {Code: jumpIf, K: a.ValueTwo, Jf: 1}}, append(body, loadNumber)...)
+				body = append([]unix.SockFilter{low, {Code: and, K: a.Value}, {Code: jumpIf, K: a.ValueTwo, Jf: behind}}, body...)
+			default:
+				understood = false
 			}
 		}
-		if action == 0 || len(r.Args) > 1 || len(r.Args) == 1 && len(body) == 1 {
+		if !understood {
 			t.Fatalf("rule %+v is not understood", r)
 		}
+		body = append(body, loadNumber)
 		for _, name := range r.Names {
 			if n, ok := numbers[name]; ok {
 				filter = append(filter, unix.SockFilter{Code: jumpIf, K: n, Jf: uint8(len(body))})
@@ -333,6 +339,65 @@ func TestSystemCallsFilter(t *testing.T) {
 	filtered(t, cmd, filterOf(t, readSeccompProfile(t).measured())) // without CAP_SYS_ADMIN
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "SIGSYS: bad system call") || !strings.Contains(string(out), "Setns") {
 		t.Errorf("ended with %v:\n%s", err, out)
+	}
+}
+
+// TestTakenOver tries, with the profile of each mode, calls of code that has taken over the exporter.
+func TestTakenOver(t *testing.T) {
+	const admin, bpf, netAdmin = "CAP_SYS_ADMIN", "CAP_BPF", "CAP_NET_ADMIN"
+	// If the profile allows a call, it fails all the same: its arguments are wrong, except those of the rules.
+	const wrong, datagram = ^uintptr(0), unix.SOCK_DGRAM | unix.SOCK_CLOEXEC
+	calls := []struct {
+		name       string
+		number     uintptr
+		args       [3]uintptr
+		capability string // that allows it, "none" if nothing does
+	}{
+		{"TCP", unix.SYS_SOCKET, [3]uintptr{unix.AF_INET, unix.SOCK_STREAM | unix.SOCK_CLOEXEC, unix.IPPROTO_TCP}, ""},
+		{"SCTP", unix.SYS_SOCKET, [3]uintptr{unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP}, "none"},
+		{"UDP-Lite over IPv6", unix.SYS_SOCKET, [3]uintptr{unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE}, "none"},
+		{"sock_diag", unix.SYS_SOCKET, [3]uintptr{unix.AF_NETLINK, wrong, unix.NETLINK_SOCK_DIAG}, ""},
+		{"netfilter", unix.SYS_SOCKET, [3]uintptr{unix.AF_NETLINK, wrong, unix.NETLINK_NETFILTER}, netAdmin},
+		{"rtnetlink", unix.SYS_SOCKET, [3]uintptr{unix.AF_NETLINK, wrong, unix.NETLINK_ROUTE}, netAdmin},
+		{"audit", unix.SYS_SOCKET, [3]uintptr{unix.AF_NETLINK, wrong, unix.NETLINK_AUDIT}, "none"},
+		{"IPsec", unix.SYS_SOCKET, [3]uintptr{unix.AF_NETLINK, wrong, unix.NETLINK_XFRM}, "none"},
+		{"generic netlink", unix.SYS_SOCKET, [3]uintptr{unix.AF_NETLINK, wrong, unix.NETLINK_GENERIC}, "none"},
+		{"packets", unix.SYS_SOCKET, [3]uintptr{unix.AF_PACKET, wrong, 0}, "none"},
+		{"crypto", unix.SYS_SOCKET, [3]uintptr{unix.AF_ALG, wrong, 0}, "none"},
+		{"connect to a daemon", unix.SYS_SOCKET, [3]uintptr{unix.AF_UNIX, unix.SOCK_STREAM, wrong}, "none"},
+		{"cookie", unix.SYS_SOCKET, [3]uintptr{unix.AF_UNIX, datagram, wrong}, admin},
+		{"user namespace", unix.SYS_UNSHARE, [3]uintptr{wrong}, "none"},
+		{"network namespace", unix.SYS_SETNS, [3]uintptr{wrong, unix.CLONE_NEWNET}, admin},
+		{"mount namespace", unix.SYS_SETNS, [3]uintptr{wrong, unix.CLONE_NEWNS}, "none"},
+		{"mount", unix.SYS_MOUNT, [3]uintptr{wrong, wrong, wrong}, "none"},
+		{"ptrace", unix.SYS_PTRACE, [3]uintptr{unix.PTRACE_ATTACH, wrong}, "none"},
+		{"memory of others", unix.SYS_PROCESS_VM_READV, [3]uintptr{wrong}, "none"},
+		{"own limits", unix.SYS_PRLIMIT64, [3]uintptr{0, wrong}, ""},
+		{"limits of others", unix.SYS_PRLIMIT64, [3]uintptr{1, wrong}, "none"},
+		{"terminal", unix.SYS_IOCTL, [3]uintptr{wrong, unix.TIOCSTI}, "none"},
+		{"attach", unix.SYS_IOCTL, [3]uintptr{wrong, unix.PERF_EVENT_IOC_SET_BPF}, bpf},
+		{"BPF", unix.SYS_BPF, [3]uintptr{wrong}, bpf},
+		{"io_uring", unix.SYS_IO_URING_SETUP, [3]uintptr{0, wrong}, "none"},
+		{"keys", unix.SYS_KEYCTL, [3]uintptr{wrong}, "none"},
+		{"module", unix.SYS_INIT_MODULE, [3]uintptr{wrong, wrong, wrong}, "none"},
+		{"remove a file", unix.SYS_UNLINKAT, [3]uintptr{wrong, wrong}, "none"},
+	}
+	for _, capability := range []string{"", admin, bpf, netAdmin} {
+		t.Run("with "+capability, func(t *testing.T) {
+			const denied = unix.ENOTNAM // no call says so
+			filter := filterOf(t, readSeccompProfile(t).measured(capability))
+			filter[len(filter)-1].K = seccompErrno | uint32(denied)
+			filterCalls(t, filter)
+			for _, c := range calls {
+				fd, _, errno := unix.RawSyscall(c.number, c.args[0], c.args[1], c.args[2])
+				if errno == 0 {
+					unix.Close(int(fd))
+				}
+				if allowed, want := errno != denied, c.capability == "" || c.capability == capability; allowed != want {
+					t.Errorf("%s: allowed %v (%v), want %v", c.name, allowed, errno, want)
+				}
+			}
+		})
 	}
 }
 
