@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
@@ -149,12 +151,18 @@ func firstScan(scanner *scan.Scanner, flags *flags, logger *slog.Logger) error {
 }
 
 // serve runs the server until it fails, or until SIGTERM or SIGINT.
-func serve(server *http.Server, listen *toolkit.FlagConfig, logger *slog.Logger) error {
+func serve(server *http.Server, flags *toolkit.FlagConfig, logger *slog.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
-	failed := make(chan error, 1)
-	go func() { failed <- toolkit.ListenAndServe(server, listen, logger) }()
+	listeners, err := listen(flags)
+	if err != nil {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
+	failed := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { failed <- toolkit.Serve(l, server, flags, logger) }()
+	}
 
 	select {
 	case err := <-failed:
@@ -168,6 +176,27 @@ func serve(server *http.Server, listen *toolkit.FlagConfig, logger *slog.Logger)
 		logger.Warn("Stopped before all scrapes were answered", "err", err)
 	}
 	return nil
+}
+
+// listen opens the listeners that the flags name. They close when the server ends.
+func listen(flags *toolkit.FlagConfig) (listeners []net.Listener, err error) {
+	if *flags.WebSystemdSocket {
+		if listeners, err = activation.Listeners(); err == nil && len(listeners) == 0 {
+			err = errors.New("no socket of systemd")
+		}
+	} else {
+		for _, address := range *flags.WebListenAddresses {
+			listener, err := net.Listen("tcp", address)
+			if err != nil {
+				return nil, err
+			}
+			listeners = append(listeners, listener)
+		}
+	}
+	for i, l := range listeners {
+		listeners[i] = web.Listener{Listener: l}
+	}
+	return listeners, err
 }
 
 // shutdownTimeout is how long a scrape in progress may take after SIGTERM or SIGINT.

@@ -33,7 +33,7 @@ func pageURL(listener net.Listener) string {
 		return ""
 	}
 	page := url.URL{Scheme: "https", Host: address.String(), Path: web.StatusPath}
-	if _, ok := listener.(*net.TCPListener); ok { // TLS has one of its own around it
+	if _, ok := listener.(web.Listener); ok { // TLS has one of its own around it
 		page.Scheme = "http"
 	}
 	if address.IP.IsUnspecified() {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/web"
 )
 
 // TestStatusOnce checks --status: the text is all that it prints, and the exit status tells whether
@@ -149,6 +150,7 @@ func TestPageURL(t *testing.T) {
 		}
 		defer listener.Close()
 		_, port, _ := net.SplitHostPort(listener.Addr().String())
+		listener = web.Listener{Listener: listener}
 		if tt.tls {
 			listener = tls.NewListener(listener, nil)
 		}
