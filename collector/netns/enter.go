@@ -124,22 +124,34 @@ func openPath(path string, inode, device uint64) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("netns: open: %w", err)
 	}
-	if !isNamespace(fd, inode, device) {
+	if err := checkNamespace(fd, inode, device); err != nil {
 		unix.Close(fd)
-		return -1, ErrGone
+		return -1, err
 	}
 	return fd, nil
 }
 
-// isNamespace reports whether a file is the namespace with that inode. device is the device of
+// checkNamespace returns ErrGone if a file is not the namespace with that inode. device is the device of
 // nsfs, or 0 if it is not known.
-func isNamespace(fd int, inode, device uint64) bool {
+func checkNamespace(fd int, inode, device uint64) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Ino != inode {
-		return false
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("netns: examine: %w", os.NewSyscallError("fstat", err))
+	}
+	if st.Ino != inode {
+		return ErrGone
+	}
+	if st.Dev == device {
+		return nil
 	}
 	var fs unix.Statfs_t
-	return st.Dev == device || unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.NSFS_MAGIC
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return fmt.Errorf("netns: examine: %w", os.NewSyscallError("fstatfs", err))
+	}
+	if fs.Type != unix.NSFS_MAGIC {
+		return ErrGone
+	}
+	return nil
 }
 
 // Cookie returns the cookie of the calling thread's namespace, see Enter. It opens a socket of

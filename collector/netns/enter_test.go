@@ -206,9 +206,9 @@ func TestEnterGone(t *testing.T) {
 // TestEnterOtherKind checks that a namespace of another kind is refused.
 func TestEnterOtherKind(t *testing.T) {
 	path := "/proc/self/ns/uts"
-	inode, _, ok := stat(path, 0)
+	inode, _, ok, err := stat(path, 0)
 	if !ok {
-		t.Fatal("no namespace to try")
+		t.Fatalf("no namespace to try: %v", err)
 	}
 	if err := enter(Namespace{Inode: inode, paths: []string{path}}, func(uint64) error { return nil }); !errors.Is(err, ErrGone) {
 		t.Errorf("got %v, want %v", err, ErrGone)

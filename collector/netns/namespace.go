@@ -61,7 +61,7 @@ func selfPath(proc string) string { return filepath.Join(proc, "thread-self/ns/n
 
 // Mounted returns the namespaces that are mounted in a directory like /run/netns, sorted by
 // name. It ignores other entries: the plain files that CNI plugins leave behind, dangling
-// links, directories.
+// links, directories. With an error it returns the namespaces that it could examine.
 func Mounted(dir string) ([]Namespace, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -71,37 +71,46 @@ func Mounted(dir string) ([]Namespace, error) {
 	var nsfs uint64 // its device
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		inode, device, ok := stat(path, nsfs)
+		inode, device, ok, statErr := stat(path, nsfs)
+		if statErr != nil {
+			err = cmp.Or(err, fmt.Errorf("netns: stat %s: %w", path, statErr))
+		}
 		if !ok {
 			continue
 		}
 		nsfs = device
 		namespaces = append(namespaces, Namespace{Inode: inode, Name: e.Name(), paths: []string{path}, device: device})
 	}
-	return namespaces, nil
+	return namespaces, err
 }
 
 // stat returns the inode and the device of a path, and whether it is a namespace of any kind. It
 // opens nothing, because the path may be a FIFO or a device. nsfs is the device of another
-// namespace, or 0: all namespaces are on the same device.
-func stat(path string, nsfs uint64) (inode, device uint64, ok bool) {
+// namespace, or 0: all namespaces are on the same device. The error means that it may be one.
+func stat(path string, nsfs uint64) (inode, device uint64, ok bool, err error) {
 	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0, 0, false
-	}
-	if st.Dev != nsfs {
+	err = unix.Stat(path, &st)
+	if err == nil && st.Dev != nsfs {
 		var fs unix.Statfs_t
-		if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
-			return 0, 0, false
+		err = unix.Statfs(path, &fs)
+		if err == nil && fs.Type != unix.NSFS_MAGIC {
+			return 0, 0, false, nil
 		}
 	}
-	return st.Ino, st.Dev, true
+	switch {
+	case err == nil:
+		return st.Ino, st.Dev, true, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		return 0, 0, false, nil // it is a link that leads nowhere
+	default:
+		return 0, 0, false, err
+	}
 }
 
 // OfProcesses returns the namespaces of all processes in procfs, which is mounted at proc. It
 // needs CAP_SYS_PTRACE for processes of other users. It ignores processes that end meanwhile.
-// The error is a ForbiddenError if the kernel does not let us examine some processes; the
-// namespaces of the others are returned with it.
+// The error is a ForbiddenError if the kernel does not let us examine some processes, or another one if it could not
+// tell of some; the namespaces of the others are returned with it.
 func OfProcesses(proc string) ([]Namespace, error) {
 	d, err := os.Open(proc)
 	if err != nil {
@@ -123,6 +132,7 @@ func OfProcesses(proc string) ([]Namespace, error) {
 	var (
 		namespaces []Namespace
 		forbidden  ForbiddenError
+		failed     error
 	)
 	at := map[uint64]int{}
 	for _, pid := range pids {
@@ -132,9 +142,12 @@ func OfProcesses(proc string) ([]Namespace, error) {
 			forbidden.First = cmp.Or(forbidden.First, err)
 			continue
 		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) { // it did not end
+			failed = cmp.Or(failed, fmt.Errorf("netns: examine a process: %w", err))
+		}
 		var inode uint64
 		if _, scanErr := fmt.Sscanf(link, "net:[%d]", &inode); err != nil || scanErr != nil {
-			continue // it ended
+			continue
 		}
 		forbidden.Examined++
 		i, ok := at[inode]
@@ -151,7 +164,7 @@ func OfProcesses(proc string) ([]Namespace, error) {
 	if forbidden.Forbidden > 0 {
 		return namespaces, &forbidden
 	}
-	return namespaces, nil
+	return namespaces, failed
 }
 
 // A ForbiddenError counts the processes that the kernel does not let us examine.
