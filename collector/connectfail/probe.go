@@ -143,14 +143,13 @@ func newProbe(spec *ebpf.CollectionSpec) (*Probe, error) {
 	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
 		return nil, explain("load the BPF programs", err)
 	}
-	var err error
 	for i := range p.objects.FreeSlots.MaxEntries() {
-		err = errors.Join(err, p.objects.FreeSlots.Put(nil, i))
+		if err := p.objects.FreeSlots.Put(nil, i); err != nil {
+			p.Close()
+			return nil, explain("fill a BPF map", err)
+		}
 	}
-	if err != nil {
-		p.Close()
-		return nil, explain("fill a BPF map", err)
-	}
+	var err error
 	if p.table, err = newTable(&p.objects); err != nil {
 		p.Close()
 		return nil, err
