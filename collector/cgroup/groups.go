@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -64,7 +65,10 @@ func Open(path string) (*Groups, error) {
 	cause := "the host has control groups of version 1 only, or cgroup2 is mounted elsewhere"
 	for _, mount := range []string{path, filepath.Join(path, "unified")} {
 		var st syscall.Statfs_t
-		if err := syscall.Statfs(mount, &st); err != nil {
+		if err := syscall.Statfs(mount, &st); errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			cause = "statfs: " + err.Error()
 			continue
 		}
 		switch st.Type {
