@@ -166,7 +166,11 @@ func filteredMain(spec string) error {
 		return err
 	}
 	os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())) // see sd_listen_fds(3)
-	if err := setFilter(filter); err != nil {
+	set := setFilter
+	if os.Getenv(envFaults) != "" {
+		set = setFaultFilter
+	}
+	if err := set(filter); err != nil {
 		return err
 	}
 	return syscall.Exec(os.Args[1], os.Args[1:], os.Environ())
