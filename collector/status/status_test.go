@@ -114,18 +114,55 @@ func TestTables(t *testing.T) {
 	}
 }
 
-// TestText checks that no line passes 120 columns, but commands that cannot be broken, and that all
+// TestText checks that no line passes the columns of the view, but commands that cannot be broken, and that all
 // is plain ASCII.
 func TestText(t *testing.T) {
 	for name, s := range snapshots() {
-		for line := range strings.Lines(draw(t, s, View{Format: Text})) {
-			line = strings.TrimSuffix(line, "\n")
-			if len(line) > textWidth && !strings.Contains(line, "nsenter") {
-				t.Errorf("%s: %d columns: %s", name, len(line), line)
+		for _, columns := range []int{textWidth, 80, 60} {
+			for line := range strings.Lines(draw(t, s, View{Format: Text, Columns: columns})) {
+				line = strings.TrimSuffix(line, "\n")
+				isCommand := strings.Contains(line, "nsenter") || columns < textWidth && (strings.Contains(line, "net.ipv4.") || strings.Contains(line, "grep ") || strings.Contains(line, "--reply-") || strings.Contains(line, " | "))
+				if len(line) > columns && !isCommand {
+					t.Errorf("%s: %d columns, want %d: %s", name, len(line), columns, line)
+				}
+				if strings.Trim(escape(line, ascii.safe), " ") != strings.Trim(line, " ") {
+					t.Errorf("%s: not plain text: %q", name, line)
+				}
 			}
-			if strings.Trim(escape(line, ascii.safe), " ") != strings.Trim(line, " ") {
-				t.Errorf("%s: not plain text: %q", name, line)
-			}
+		}
+	}
+}
+
+// TestNarrowText checks tables in 80 columns: a row is a line, unless an address is long.
+func TestNarrowText(t *testing.T) {
+	inPod := trouble()
+	inPod.ConnectFailures = nil
+	for _, tt := range []struct {
+		name     string
+		snapshot scan.Snapshot
+		want     string
+	}{
+		{"own namespace only", quiet(), `
+DESTINATION    SOURCE    USED  BY STATE  CLOSES/S  CEILING/S  FULL IN
+10.0.0.2:443   10.0.0.1   11%  otb.......    48.2        450        -
+10.0.0.3:5432  10.0.0.1   <1%  ob........     0.0        450        -
+`},
+		{"others, and a long address", inPod, `
+DESTINATION    SOURCE    NETNS     USED  BY STATE  CLOSES/S  CEILING/S  FULL IN
+10.0.0.9:8080  10.0.0.1  self      100%  oswwwwwwww     0.0        0.0      now
+10.0.0.2:443   10.0.0.1  self       81%  octtttttb.     560        450     40 s
+10.0.0.2:443   10.1.0.7  cni-1f2e   81%  ttttttttb.     380        450        -
+[2001:db8:1234:5678:9abc:def0:1234:9999]:65535
+               2001:db8:1234:5678:9abc:def0:1234:5678
+                         self       53%  sssssb....     0.0        450        -
+`},
+		{"settings", quiet(), `
+listeners                 2             further ports withheld, whatever the
+                                        address
+`},
+	} {
+		if got := draw(t, tt.snapshot, View{Format: Text, Columns: 80}); !strings.Contains(got, tt.want) {
+			t.Errorf("%s: got\n%s\nwant\n%s", tt.name, got, tt.want)
 		}
 	}
 }

@@ -1,17 +1,24 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
+
+	"ephemeral_port_exporter/collector/scan"
 )
 
-// textWidth is how many columns the lines have at most, except what commands cannot be broken into.
-const textWidth = 120
+// How many columns the lines have at most, except what commands cannot be broken into.
+const (
+	textWidth    = 120 // unless the view says less
+	minTextWidth = 40
+)
 
 // newText returns a page as plain ASCII text.
 func newText(p *page) string {
-	t := &text{}
+	t := &text{width: max(min(cmp.Or(p.View.Columns, textWidth), textWidth), minTextWidth)}
 	t.paragraph("", p.Host+": "+p.Headline().String())
 	for _, f := range p.Problems() {
 		t.paragraph("  ", f.String())
@@ -24,7 +31,7 @@ func newText(p *page) string {
 	if len(p.Settings) > 0 {
 		t.heading("Settings of this host")
 		for _, setting := range p.Settings {
-			t.row([]column{{Width: 26}, {Width: 14}, {}}, setting.Name, setting.Value, setting.Meaning)
+			t.hanging(fmt.Sprintf("%-26s%-14s", setting.Name, setting.Value), setting.Meaning)
 		}
 		t.paragraph("  ", p.AboutSettings().String())
 	}
@@ -41,26 +48,17 @@ const maxDetails = 3
 // table writes a table, and details of the worst rows in danger, or of the worst rows.
 func (t *text) table(of *table, always bool) {
 	t.heading(of.Title)
-	var columns []column
-	var header []string
-	for _, c := range of.Columns {
-		columns, header = append(columns, c), append(header, c.Short)
-		if c.Kind == bars {
-			columns, header = append(columns, column{Width: barWidth + 1}), append(header, "PORTS BY STATE")
+	narrow := of.width() > t.width
+	columns, lines := of.lines(narrow) // the first has names
+	places := t.lay(columns, lines, narrow)
+	for i, line := range lines {
+		if len(of.Rows) > 0 {
+			t.row(places, line...)
 		}
-	}
-	if len(of.Rows) > 0 {
-		t.row(columns, header...)
-	}
-	for _, r := range of.Rows {
-		var cells []string
-		for i, cell := range r.Cells {
-			cells = append(cells, cell.Text)
-			if of.Columns[i].Kind == bars {
-				cells = append(cells, of.Legend.draw(cell.Bar))
-			}
+		if i == 0 {
+			continue
 		}
-		t.row(columns, cells...)
+		r := of.Rows[i-1]
 		if r.Err != "" {
 			t.paragraph("    ", r.Err)
 		}
@@ -133,10 +131,10 @@ func (t *text) cures(cures []cure) {
 		}
 		t.paragraph("  ", cure)
 		if len(c.Gains) > 0 {
-			t.row(gainColumns, "", "", "NOW", "THEN")
+			t.row(gainPlaces, "", "", "NOW", "THEN")
 		}
 		for _, g := range c.Gains {
-			t.row(gainColumns, "", g.Of, g.Now, g.Then)
+			t.row(gainPlaces, "", g.Of, g.Now, g.Then)
 		}
 		t.commands("     ", c.Command, c.Undo)
 	}
@@ -153,49 +151,138 @@ func (t *text) commands(indent, command, undo string) {
 	}
 }
 
-// gainColumns are indented.
-var gainColumns = []column{{Width: 5}, {Width: 12}, {Width: 10, Kind: numbers}, {Width: 12, Kind: numbers}}
+// gainPlaces are indented.
+var gainPlaces = []place{{}, {start: 5}, {end: 25, right: true}, {end: 37, right: true}}
 
 // command writes a command, in several lines where it is long.
 func (t *text) command(indent, command string) {
-	for _, line := range wrap(command, textWidth-len(indent)) {
+	for _, line := range wrap(command, t.width-len(indent)) {
 		t.line(indent + line)
 	}
 }
 
-// barWidth is how many characters the bar of a destination has.
+// barWidth is how many characters the bars of a table have, if it is not narrow.
 const barWidth = 20
 
-// draw draws a bar. Each part of it that is not 0 has at least one letter while there is room.
-func (l legend) draw(bar []segment) string {
+// draw draws a bar of so many characters. Each part of it that is not 0 has at least one letter while there is room.
+func (l legend) draw(bar []segment, width int) string {
 	var b strings.Builder
 	for _, s := range bar {
-		until := int(math.Round((s.Left + s.Width) * barWidth / 100))
+		until := int(math.Round((s.Left + s.Width) * float64(width) / 100))
 		for range max(until-b.Len(), 1) {
 			b.WriteByte(l.letter(s.Kind))
 		}
 	}
-	line := b.String()[:min(b.Len(), barWidth)]
-	return line + strings.Repeat(".", barWidth-len(line))
+	line := b.String()[:min(b.Len(), width)]
+	return line + strings.Repeat(".", width-len(line))
 }
 
 // A text is a text in the making.
-type text struct{ b strings.Builder }
+type text struct {
+	b     strings.Builder
+	width int
+}
+
+// width returns how many columns the lines of a table have, if no cell is wider than its column. A column without a width
+// is as wide as its cells.
+func (t *table) width() int {
+	width := -2
+	for i, c := range t.Columns {
+		width += c.Width
+		if c.Kind == bars {
+			width += barWidth + 1
+		}
+		if c.Width == 0 {
+			widest := 0
+			for _, r := range t.Rows {
+				if i < len(r.Cells) {
+					widest = max(widest, len(r.Cells[i].Text)+2)
+				}
+			}
+			width += widest
+		}
+	}
+	return width
+}
+
+// lines returns the columns of a table with those of bars, and its header and rows. If it is narrow, bars are short, and the
+// namespaces are left out if all are our own.
+func (t *table) lines(narrow bool) (columns []column, lines [][]string) {
+	width, title := barWidth, "PORTS BY STATE"
+	if narrow {
+		width, title = barWidth/2, "BY STATE"
+	}
+	lines = make([][]string, 1+len(t.Rows))
+	for i, c := range t.Columns {
+		other := func(r row) bool { return i < len(r.Cells) && r.Cells[i].Text != scan.Self }
+		if narrow && i > 0 && c.Name == "Namespace" && !slices.ContainsFunc(t.Rows, other) {
+			continue
+		}
+		columns = append(columns, c)
+		lines[0] = append(lines[0], c.Short)
+		if c.Kind == bars {
+			columns = append(columns, column{Width: width + 1})
+			lines[0] = append(lines[0], title)
+		}
+		for j, r := range t.Rows {
+			if i >= len(r.Cells) {
+				continue
+			}
+			lines[j+1] = append(lines[j+1], r.Cells[i].Text)
+			if c.Kind == bars {
+				lines[j+1] = append(lines[j+1], t.Legend.draw(r.Cells[i].Bar, width))
+			}
+		}
+	}
+	return columns, lines
+}
+
+// A place is where the cells of a column stand in their line.
+type place struct {
+	start, end int
+	right      bool // cells end at end
+	breaks     bool // the column begins a new line
+}
+
+// lay returns the places of columns. If they are narrow, they are as wide as their cells, without those that have no room in
+// the full width either, and columns that have no room begin a new line.
+func (t *text) lay(columns []column, lines [][]string, narrow bool) []place {
+	places := make([]place, len(columns))
+	offset := 0
+	for i, c := range columns {
+		width := c.Width
+		if narrow {
+			width = len(c.Short) + 2
+			for _, line := range lines {
+				if i < len(line) && (len(line[i])+2 <= c.Width || c.Width == 0) {
+					width = max(width, len(line[i])+2)
+				}
+			}
+		}
+		places[i].right, places[i].breaks = c.Kind >= numbers, narrow && offset > 0 && offset+width-2 > t.width
+		if places[i].breaks {
+			offset = 4
+		}
+		places[i].start, places[i].end = offset, offset+width-2
+		offset += width
+	}
+	return places
+}
 
 // row writes cells below each other. Where a cell is too wide, the next goes on in a new line.
-func (t *text) row(columns []column, cells ...string) {
-	line, offset := "", 0
+func (t *text) row(places []place, cells ...string) {
+	line := ""
 	for i, cell := range cells {
-		start := offset
-		offset += columns[i].Width
-		if columns[i].Kind >= numbers {
-			start = max(start, offset-2-len(cell))
+		p := places[i]
+		start := p.start
+		if p.right {
+			start = max(start, p.end-len(cell))
 		}
-		if line != "" && (len(line) >= start || start+len(cell) > textWidth) {
+		if line != "" && (p.breaks || len(line) >= start || start+len(cell) > t.width) {
 			t.line(line)
 			line = ""
 		}
-		start = max(min(start, textWidth-len(cell)), 0)
+		start = max(min(start, t.width-len(cell)), 0)
 		line += strings.Repeat(" ", start-len(line)) + cell
 	}
 	t.line(line)
@@ -208,20 +295,23 @@ func (t *text) heading(s string) {
 }
 
 // paragraph writes sentences in lines that begin with an indent.
-func (t *text) paragraph(indent, s string) {
-	line := indent
+func (t *text) paragraph(indent, s string) { t.hanging(indent, s) }
+
+// hanging writes sentences behind a label. Further lines have an indent of its width.
+func (t *text) hanging(label, s string) {
+	line, indent := label, strings.Repeat(" ", len(label))
 	for word := range strings.FieldsSeq(s) {
-		for len(word) > textWidth-len(indent) {
-			if line != indent {
+		for len(word) > t.width-len(indent) {
+			if len(line) > len(indent) {
 				t.line(line)
 				line = indent
 			}
-			cut := textWidth - len(indent)
-			t.line(indent + word[:cut])
-			word = word[cut:]
+			cut := t.width - len(indent)
+			t.line(line + word[:cut])
+			line, word = indent, word[cut:]
 		}
 		if len(line) > len(indent) {
-			if len(line)+1+len(word) > textWidth {
+			if len(line)+1+len(word) > t.width {
 				t.line(line)
 				line = indent
 			} else {

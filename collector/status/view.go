@@ -31,6 +31,7 @@ type View struct {
 	Destination netip.AddrPort // only this one, or with port 0 only those of its address; all if it is not valid
 	Port        uint16         // only who has this port, see Status.WritePort; 0 for all else
 	Paused      bool           // the page does not refresh itself
+	Columns     int            // how many columns Text has, from 40 to 120; 0 for 120
 }
 
 // ParseView returns the View that a request asks for. The error tells the client what is valid.
