@@ -16,7 +16,7 @@ type Level int
 const (
 	Calm      Level = iota
 	Warning         // half of the ports are in use, closes near the ceiling, failed connects, or leaks
-	Unknown         // nothing could be read, or it does not tell how bad
+	Unknown         // something that can be critical could not be read, or it does not tell how bad
 	Critical        // most ports are in use, closes at the ceiling, or ports run out within minutes
 	Exhausted       // connect() fails, or can fail at any moment
 )
@@ -83,7 +83,7 @@ var thresholds = [...]Threshold{
 	{Destination, Utilization, 0.98, Exhausted, "EphemeralPortsExhausted"},
 	{Destination, Utilization, 0.8, Critical, "EphemeralPortsNearlyExhausted"},
 	{Destination, Utilization, 0.5, Warning, "EphemeralPortsHalfUsed"},
-	{Destination, Possible, 0.8, Critical, "EphemeralPortsPossiblyExhausted"}, // also of one that the limits leave out
+	{Destination, Possible, 0.8, Unknown, "EphemeralPortsPossiblyExhausted"}, // also of one that the limits leave out
 	{Destination, Possible, 0.5, Warning, ""},
 	{Destination, Load, 0.9, Critical, "EphemeralPortsRateNearCeiling"},
 	{Destination, Load, nearCeiling, Warning, ""},

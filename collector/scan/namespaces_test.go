@@ -571,7 +571,7 @@ func TestDiscoveryFailures(t *testing.T) {
 	s.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	for range 3 {
 		snapshot := s.Scan(t.Context())
-		if len(snapshot.Namespaces) != 2 || snapshot.DiscoveryFailures != 2 {
+		if len(snapshot.Namespaces) != 2 || snapshot.DiscoveryFailures != 2 || !strings.Contains(snapshot.DiscoveryErr.Error(), missing) {
 			t.Errorf("got %+v, want our namespace, blue and 2 failures", snapshot)
 		}
 	}

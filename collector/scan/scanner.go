@@ -244,6 +244,9 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 		OthersRead:        others,
 		DiscoveryFailures: len(failures),
 	}
+	if len(failures) > 0 {
+		snapshot.DiscoveryErr = failures[0].err
+	}
 	shareLimit(snapshot.Namespaces, s.cfg.Limits.Most)
 	s.keepLearned(snapshot.Namespaces)
 	s.findCgroups(&snapshot, deadline)

@@ -22,8 +22,9 @@ type Snapshot struct {
 	OthersRead bool        // other namespaces were in scope
 
 	// DiscoveryFailures counts the directories, or other sources of namespaces, that could
-	// not be read completely: some namespaces may be missing.
+	// not be read completely: some namespaces may be missing. DiscoveryErr is the first of these.
 	DiscoveryFailures int
+	DiscoveryErr      error
 
 	ConnectFailures *ConnectFailures // nil unless they are counted
 

@@ -72,7 +72,7 @@ func TestAlerts(t *testing.T) {
 
 		"EphemeralPortsBindFailing":                {failingBinds, View{}, warning, false},
 		"EphemeralPortsConnectFailingUnattributed": {failing(17), View{}, warning, false},
-		"EphemeralPortsPossiblyExhausted":          {destination(map[tcpstate.State]int{tcpstate.Established: 3000}, func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound = 0.9, 22000 }), one, critical, false},
+		"EphemeralPortsPossiblyExhausted":          {destination(map[tcpstate.State]int{tcpstate.Established: 3000}, func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound = 0.9, 22000 }), one, unknown, false},
 		"EphemeralPortsWorstUnreported":            {host(func(n *scan.Namespace) { n.TCP.Report.MaxUtilization = 0.9 }), View{}, critical, false},
 		"EphemeralPortsHalfBound":                  {bound(15000), View{}, warning, true},
 		"EphemeralPortsNearlyAllBound":             {bound(23000), View{}, critical, true},
@@ -82,12 +82,12 @@ func TestAlerts(t *testing.T) {
 		}), View{}, critical, true},
 		"EphemeralPortsUDPNearlyExhausted": {host(func(n *scan.Namespace) { n.UDP = udpOf(23000, 0) }), View{}, critical, true},
 		"EphemeralPortsUDPExhausted":       {host(func(n *scan.Namespace) { n.UDP = udpOf(28222, 0) }), View{}, exhausted, true},
-		"EphemeralPortsUDPCollectFailing":  {host(func(n *scan.Namespace) { n.UDP = scan.UDP{Result: unread} }), View{}, warning, false},
+		"EphemeralPortsUDPCollectFailing":  {host(func(n *scan.Namespace) { n.UDP = scan.UDP{Result: unread} }), View{}, unknown, false},
 		"EphemeralPortsTimeWaitOverflow": {host(func(n *scan.Namespace) {
 			n.TimeWait = scan.TimeWait{Result: read, Sockets: 131072, Limit: 131072, Overflows: 1520, Recent: 970, Window: 10 * time.Second}
 		}), View{}, warning, true},
 		"EphemeralPortsCollectFailing":   {failedHost(), one, unknown, false},
-		"EphemeralPortsNamespacesUnread": {other, View{}, warning, false},
+		"EphemeralPortsNamespacesUnread": {other, View{}, unknown, false},
 
 		"EphemeralPortsSNATHalfUsed": {host(func(n *scan.Namespace) {
 			n.NAT = natWith(snat.Settings{PortRanges: []pool.PortRange{{Low: 1024, High: 1123}}}, natFlows{snat.Established, false, "10.0.0.2:443", 1024, 50})
@@ -97,7 +97,7 @@ func TestAlerts(t *testing.T) {
 		"EphemeralPortsSNATPortRange": {host(func(n *scan.Namespace) {
 			n.NAT = natWith(snat.Settings{PortRanges: []pool.PortRange{{Low: 1024, High: 1123}}}, natFlows{snat.Established, false, "10.0.0.2:443", 30000, 50})
 		}), one, unknown, false},
-		"EphemeralPortsSNATCollectFailing":  {host(func(n *scan.Namespace) { n.NAT = scan.NAT{Result: unread} }), View{}, warning, false},
+		"EphemeralPortsSNATCollectFailing":  {host(func(n *scan.Namespace) { n.NAT = scan.NAT{Result: unread} }), View{}, unknown, false},
 		"EphemeralPortsConntrackNearlyFull": {host(func(n *scan.Namespace) { n.Conntrack = scan.Conntrack{Result: read, Entries: 95, Limit: 100} }), View{}, critical, true},
 
 		// These tell nothing that a page could judge, which sees one scan of one host. It has what to compare.

@@ -2,6 +2,7 @@ package status
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 
 	"ephemeral_port_exporter/collector/advice"
@@ -26,7 +27,7 @@ type bound struct {
 func (p *page) addBound(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 	r := &n.TCP.Report
 	reached := advice.ReachedBound(r)
-	if reached.Level() == calm || p.View.Destination.IsValid() && !p.View.shows(n) && p.viewFound(s) {
+	if reached.Level() == calm || p.elsewhere(s, n) {
 		return
 	}
 	owners := s.Resolve(r.BoundOwners)
@@ -37,14 +38,9 @@ func (p *page) addBound(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 	p.Bound = append(p.Bound, b)
 }
 
-// viewFound reports whether some namespace has the destination of the view.
-func (p *page) viewFound(s *scan.Snapshot) bool {
-	for i := range s.Namespaces {
-		if n := &s.Namespaces[i]; n.TCP.Err == nil && p.View.shows(n) {
-			return true
-		}
-	}
-	return false
+// elsewhere reports whether the destination of the view is in other namespaces, and not in this one.
+func (p *page) elsewhere(s *scan.Snapshot, n *scan.Namespace) bool {
+	return !p.View.shows(n) && slices.ContainsFunc(s.Namespaces, func(other scan.Namespace) bool { return other.TCP.Err == nil && p.View.shows(&other) })
 }
 
 // judgeBound finds the namespaces whose ports are bound. They come before destinations of the same level: these lack the

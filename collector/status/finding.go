@@ -43,6 +43,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 	p.judgeBound()
 	if p.View.Destination.IsValid() {
 		p.judgeView(self, c)
+		p.judgeCapacity(s, c)
 	} else {
 		p.judgeDestinations()
 		p.judgeCapacity(s, c)
@@ -59,23 +60,26 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		}
 		p.judgeUDPFailures(s, c)
 		p.judgeListeners(self)
+		p.judgeUnread(s, c, unknown, "The counters of connection tracking", nil, func(n *scan.Namespace) error {
+			if n.NAT.Err != nil {
+				return nil
+			}
+			return n.Conntrack.Err
+		})
+		p.judgeUnread(s, c, warning, "The counters of TIME_WAIT", nil, func(n *scan.Namespace) error { return n.TimeWait.Err })
 	}
-	p.judgeUnread(s, c, "The flows of connection tracking", []string{"EphemeralPortsSNATCollectFailing"}, func(n *scan.Namespace) error { return n.NAT.Err })
-	p.judgeUnread(s, c, "The counters of connection tracking", nil, func(n *scan.Namespace) error {
-		if n.NAT.Err != nil {
-			return nil
-		}
-		return n.Conntrack.Err
-	})
-	p.judgeUnread(s, c, "The counters of TIME_WAIT", nil, func(n *scan.Namespace) error { return n.TimeWait.Err })
+	p.judgeUnread(s, c, unknown, "The flows of connection tracking", []string{"EphemeralPortsSNATCollectFailing"}, func(n *scan.Namespace) error { return n.NAT.Err })
 	if f := s.ConnectFailures; f != nil && f.Err != nil {
 		p.find(warning, nil, "Failed connects could not be counted: %s", c.sentence(f.Err.Error()))
 	}
-	if n := unread(s); n > 0 {
-		p.find(warning, []string{"EphemeralPortsNamespacesUnread"}, "%s could not be read: nothing is known of the ports in there.", plural(n, "network namespace", "network namespaces"))
+	if n := count(s, scan.Failed, scan.Deadline); n > 0 {
+		p.find(unknown, []string{"EphemeralPortsNamespacesUnread"}, "%s could not be read: nothing is known of the ports in there.", plural(n, "network namespace", "network namespaces"))
+	}
+	if n := count(s, scan.Skipped); n > 0 {
+		p.find(unknown, nil, "The turn of %s comes in a later collection, see --namespaces.limit: nothing is known of the ports in there now.", plural(n, "network namespace", "network namespaces"))
 	}
 	if s.DiscoveryFailures > 0 {
-		p.find(calm, nil, "%s could not be searched for network namespaces: some may be missing. The log has the causes.", plural(s.DiscoveryFailures, "place", "places"))
+		p.find(unknown, nil, "%s could not be searched for network namespaces: some may be missing. %s", plural(s.DiscoveryFailures, "place", "places"), c.sentence(s.DiscoveryErr.Error()))
 	}
 	slices.SortStableFunc(p.Findings, func(a, b finding) int { return cmp.Compare(b.Level, a.Level) })
 	if self.TCP.Err != nil { // before all that is known of others
@@ -91,16 +95,16 @@ func (p *page) judgePossiblyBound(s *scan.Snapshot, c cleaner) {
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		r := &n.TCP.Report
-		if n.TCP.Err == nil && r.BoundUnknown > 0 && advice.ReachedPossiblyBound(r).Level() >= critical && r.MaxUtilization >= r.MaxPossibleUtilization {
+		if n.TCP.Err == nil && r.BoundUnknown > 0 && advice.ReachedPossiblyBound(r).Level() >= unknown && r.MaxUtilization >= r.MaxPossibleUtilization {
 			p.find(warning, nil, "Every other destination%s may lack %d of %d ports too: %s.", p.in(c.name(n.Name)), r.BoundPorts+r.BoundUnknown, r.CapacityPorts, advice.Doubt(r.BoundUnknown, 0, false))
 		}
 	}
 }
 
-// unread returns how many other namespaces could not be read.
-func unread(s *scan.Snapshot) (n int) {
+// count returns how many other namespaces have one of these outcomes.
+func count(s *scan.Snapshot, of ...scan.Outcome) (n int) {
 	for i := range s.Namespaces[1:] {
-		if o := s.Namespaces[1+i].TCP.Outcome; o == scan.Failed || o == scan.Deadline {
+		if slices.Contains(of, s.Namespaces[1+i].TCP.Outcome) {
 			n++
 		}
 	}
@@ -153,12 +157,13 @@ func (p *page) judgeView(self *scan.Namespace, c cleaner) {
 	}
 }
 
-// judgeCapacity finds the namespaces where no port is left, or where limits leave out a destination in danger.
+// judgeCapacity finds the namespaces where no port is left, or where limits leave out a destination in danger. In a view, they
+// may leave out its destination.
 func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		r := &n.TCP.Report
-		if n.TCP.Outcome != scan.Collected || n.TCP.Err != nil {
+		if n.TCP.Outcome != scan.Collected || p.elsewhere(s, n) {
 			continue
 		}
 		where := p.in(c.name(n.Name))
@@ -166,6 +171,9 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 		switch {
 		case r.CapacityPorts == 0:
 			p.find(exhausted, unreported.Alerts(), "No port is left for outgoing connections%s: connect() fails unless its client has bound a port. Each port of the range is reserved or has a listener.", where)
+		case p.View.Destination.IsValid() && unreported.Has(advice.Utilization):
+			p.find(unknown, unreported.Alerts(), "A destination%s that limits leave out has %s of its ports in use, and may be this one: lower --destination.min-ports to see it.", where, percent(r.MaxUtilization))
+		case p.View.Destination.IsValid(): // of those that are listed, it is known what they possibly have
 		case unreported.Has(advice.Possible):
 			p.find(unreported.Level(), unreported.Alerts(), "The worst destination%s has %s or %s of its ports in use: %s.", where, percent(r.MaxUtilization), percent(r.MaxPossibleUtilization), advice.Doubt(r.BoundUnknown, 0, false))
 		case unreported.Level() > calm:
@@ -174,21 +182,22 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 	}
 }
 
-// judgeUnread says of which namespaces something could not be read: those where errorOf returns an error.
-func (p *page) judgeUnread(s *scan.Snapshot, c cleaner, what string, alerts []string, errorOf func(*scan.Namespace) error) {
+// judgeUnread says of which namespaces something could not be read: those where errorOf returns an error. What is not known may
+// be as bad as the level.
+func (p *page) judgeUnread(s *scan.Snapshot, c cleaner, l level, what string, alerts []string, errorOf func(*scan.Namespace) error) {
 	others := 0
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		switch err := errorOf(n); {
 		case err == nil:
 		case n.Name == scan.Self:
-			p.find(warning, alerts, "%s could not be read: %s", what, c.sentence(err.Error()))
+			p.find(l, alerts, "%s could not be read: %s", what, c.sentence(err.Error()))
 		default:
 			others++
 		}
 	}
 	if others > 0 {
-		p.find(warning, alerts, "%s could not be read in %s.", what, plural(others, "network namespace", "network namespaces"))
+		p.find(l, alerts, "%s could not be read in %s.", what, plural(others, "network namespace", "network namespaces"))
 	}
 }
 

@@ -88,15 +88,6 @@ func (p *page) namespaceTable(all []scan.Namespace) table {
 			{"Range", "RANGE", 14, numbers}, {"tcp_tw_reuse", "TW_REUSE", 10, numbers}, {"TIME_WAIT", "TIME_WAIT", 11, numbers},
 		},
 	}
-	skipped := 0
-	for i := range all {
-		if all[i].TCP.Outcome == scan.Skipped {
-			skipped++
-		}
-	}
-	if skipped > 0 {
-		t.More = []finding{aside(fmt.Sprintf("The turn of %s comes in a later collection: see --namespaces.limit.", plural(skipped, "more network namespace", "more network namespaces")))}
-	}
 	for _, n := range p.Namespaces {
 		if n.scan.TCP.Outcome == scan.Idle {
 			name := n.Name

@@ -149,10 +149,10 @@ func TestNATHeadline(t *testing.T) {
 			[]string{"Connection tracking in pod has 90% of the flows that it may have: at 100%, packets of new connections are dropped."}, nil,
 		},
 		{"no limit", none, scan.Conntrack{Result: read, Entries: 90}, false, calm, []string{calmSentence}, nil},
-		{"failed", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, false, warning, []string{"The flows of connection tracking could not be read: " + failed.Error(), calmSentence}, nil},
-		{"failed without --snat", none, scan.Conntrack{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, false, warning, []string{"The counters of connection tracking could not be read: " + failed.Error(), calmSentence}, nil},
-		{"failed elsewhere", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, true, warning, []string{"The flows of connection tracking could not be read in 1 network namespace.", calmSentence}, nil},
-		{"failed elsewhere without --snat", none, scan.Conntrack{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, true, warning, []string{"The counters of connection tracking could not be read in 1 network namespace.", calmSentence}, nil},
+		{"failed", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, false, unknown, []string{"The flows of connection tracking could not be read: " + failed.Error(), calmSentence}, nil},
+		{"failed without --snat", none, scan.Conntrack{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, false, unknown, []string{"The counters of connection tracking could not be read: " + failed.Error(), calmSentence}, nil},
+		{"failed elsewhere", scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, untracked, true, unknown, []string{"The flows of connection tracking could not be read in 1 network namespace.", calmSentence}, nil},
+		{"failed elsewhere without --snat", none, scan.Conntrack{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, true, unknown, []string{"The counters of connection tracking could not be read in 1 network namespace.", calmSentence}, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

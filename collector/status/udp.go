@@ -84,13 +84,13 @@ func (p *page) judgeUDPFailures(s *scan.Snapshot, c cleaner) {
 		switch {
 		case n.TCP.Err != nil || n.UDP.Err == nil || n.UDP.Outcome == scan.Unsupported:
 		case n.Name == scan.Self:
-			p.find(warning, alerts, "The UDP ports of this host could not be read: %s", c.sentence(n.UDP.Err.Error()))
+			p.find(unknown, alerts, "The UDP ports of this host could not be read: %s", c.sentence(n.UDP.Err.Error()))
 		default:
 			others++
 		}
 	}
 	if others > 0 {
-		p.find(warning, alerts, "The UDP ports of %s could not be read.", plural(others, "network namespace", "network namespaces"))
+		p.find(unknown, alerts, "The UDP ports of %s could not be read.", plural(others, "network namespace", "network namespaces"))
 	}
 }
 

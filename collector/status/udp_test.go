@@ -64,9 +64,9 @@ func TestUDPHeadline(t *testing.T) {
 			"elsewhere", with(udpOf(10, 0), udpOf(27700, 0), udpOf(20000, 0)), exhausted, []string{"UDP sockets hold 98% of the ports of ipv4, dual_stack in pod: at 100%"},
 			[]string{"ipv4 pod 98%", "dual_stack pod 98%", "ipv4 self <1%", "dual_stack self <1%", "ipv6 self 0%"},
 		},
-		{"failed", with(scan.UDP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}), warning, []string{"The UDP ports of this host could not be read: " + failed.Error(), calmSentence}, nil},
+		{"failed", with(scan.UDP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}), unknown, []string{"The UDP ports of this host could not be read: " + failed.Error(), calmSentence}, nil},
 		{
-			"failed elsewhere", with(scan.UDP{Result: scan.Result{Outcome: scan.Idle}}, scan.UDP{Result: scan.Result{Outcome: scan.Deadline, Err: failed}}), warning,
+			"failed elsewhere", with(scan.UDP{Result: scan.Result{Outcome: scan.Idle}}, scan.UDP{Result: scan.Result{Outcome: scan.Deadline, Err: failed}}), unknown,
 			[]string{"The UDP ports of 1 network namespace could not be read.", calmSentence}, nil,
 		},
 		{"not supported", with(scan.UDP{Result: scan.Result{Outcome: scan.Unsupported, Err: failed}}), calm, []string{calmSentence}, nil},
