@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,7 @@ import (
 
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
+	"ephemeral_port_exporter/collector/status"
 	"ephemeral_port_exporter/collector/web"
 )
 
@@ -30,7 +32,10 @@ type flags struct {
 	web *toolkit.FlagConfig
 	log *promslog.Config
 
-	status *bool
+	status      *bool
+	format      *string
+	destination *netip.AddrPort
+	watch       *time.Duration
 
 	telemetryPath          *string
 	disableExporterMetrics *bool
@@ -61,6 +66,12 @@ func addFlags(app *kingpin.Application) *flags {
 
 		status: app.Flag("status",
 			"Collect once, print the status page as text and exit: with status 0, or 1 if the collection failed. Logs only errors.").Bool(),
+		format: optionFlag(app, "format",
+			"With --status: text, as without this flag, or json.", string(status.Text), string(status.JSON)),
+		destination: destinationFlag(app, "destination",
+			"With --status: show and judge only this destination, ADDRESS or ADDRESS:PORT."),
+		watch: durationFlag(app, "watch",
+			"With --status: collect at this interval and print the page anew, in place on a terminal, until SIGINT or SIGTERM. 1s or more.", ""),
 
 		telemetryPath: app.Flag("web.telemetry-path",
 			"Path under which to expose metrics.").Default("/metrics").String(),
@@ -178,6 +189,13 @@ func choiceFlag(app *kingpin.Application, flag, help string, words ...string) *s
 	return c.value
 }
 
+// optionFlag declares a flag that is empty unless it is given.
+func optionFlag(app *kingpin.Application, flag, help string, words ...string) *string {
+	c := choice{flag: flag, words: words, value: new(string)}
+	app.Flag(flag, help).HintOptions(words...).SetValue(c)
+	return c.value
+}
+
 // Set implements kingpin.Value.
 func (c choice) Set(s string) error {
 	if !slices.Contains(c.words, s) {
@@ -266,9 +284,14 @@ type duration struct {
 	value *time.Duration
 }
 
+// durationFlag declares a flag with a default value, or if that is empty, one that is 0 unless it is given.
 func durationFlag(app *kingpin.Application, flag, help, value string) *time.Duration {
 	d := duration{flag: flag, value: new(time.Duration)}
-	app.Flag(flag, help).Default(value).SetValue(d)
+	clause := app.Flag(flag, help)
+	if value != "" {
+		clause.Default(value)
+	}
+	clause.SetValue(d)
 	return d.value
 }
 
@@ -285,6 +308,29 @@ func (d duration) Set(s string) error {
 // String implements kingpin.Value.
 func (d duration) String() string { return d.value.String() }
 
+// A destination is the value of a flag that accepts what the address of the status page accepts.
+type destination struct {
+	flag  string
+	value *netip.AddrPort
+}
+
+func destinationFlag(app *kingpin.Application, flag, help string) *netip.AddrPort {
+	d := destination{flag: flag, value: new(netip.AddrPort)}
+	app.Flag(flag, help).SetValue(d)
+	return d.value
+}
+
+// Set implements kingpin.Value.
+func (d destination) Set(s string) (err error) {
+	if *d.value, err = status.ParseDestination(s); err != nil {
+		return fmt.Errorf("--%s=%s: %w", d.flag, s, err)
+	}
+	return nil
+}
+
+// String implements kingpin.Value.
+func (d destination) String() string { return d.value.String() }
+
 // validate returns an error for the first flag with an invalid value.
 func (f *flags) validate() error {
 	if err := web.CheckMetricsPath(*f.telemetryPath); err != nil {
@@ -299,8 +345,8 @@ func (f *flags) validate() error {
 	if *f.snatTakeover && !*f.snat {
 		return errors.New("--snat.takeover: has no effect without --snat")
 	}
-	if *f.status && *f.connectFailures {
-		return errors.New("--connect-failures: has no effect with --status, as it counts from its start on")
+	if err := f.validateStatus(); err != nil {
+		return err
 	}
 	if err := toolkit.Validate(*f.web.WebConfigFile); err != nil {
 		return fmt.Errorf("--web.config.file=%s: %w", *f.web.WebConfigFile, err)
@@ -311,6 +357,33 @@ func (f *flags) validate() error {
 		}
 	}
 	return nil
+}
+
+// leastWatch is the least interval of --watch: a collection costs as much as a scrape.
+const leastWatch = time.Second
+
+// validateStatus is validate for what --status needs, or needs --status.
+func (f *flags) validateStatus() error {
+	watches := *f.watch > 0
+	for _, option := range []struct {
+		given bool
+		flag  string
+	}{
+		{*f.format != "", "format=" + *f.format},
+		{f.destination.IsValid(), "destination"}, {watches, "watch=" + f.watch.String()},
+	} {
+		if option.given && !*f.status {
+			return fmt.Errorf("--%s: has no effect without --status", option.flag)
+		}
+	}
+	switch {
+	case watches && *f.watch < leastWatch:
+		return fmt.Errorf("--watch=%v: must be %v or more", *f.watch, leastWatch)
+	case *f.status && !watches && *f.connectFailures:
+		return errors.New("--connect-failures: has no effect with --status, as it counts from its start on: add --watch=2s")
+	default:
+		return nil
+	}
 }
 
 // listenPorts returns the TCP ports that the exporter will open. There are none if systemd opens

@@ -32,28 +32,28 @@ import (
 const name = "ephemeral_port_exporter"
 
 func main() {
-	// A terminal that closes, or a reader of the log that ends, is no reason to end.
-	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
-
 	setVersion()
 	app := kingpin.New(name, "Prometheus exporter that shows how close connect() is to failing because no ephemeral port is free, by destination.")
 	app.Version(version.Print(name))
 	app.HelpFlag.Short('h')
 	flags := addFlags(app)
-	kingpin.MustParse(app.Parse(os.Args[1:]))
-	if err := flags.validate(); err != nil {
+	_, err := app.Parse(os.Args[1:])
+	if err == nil {
+		err = flags.validate()
+	}
+	if err != nil {
 		app.Fatalf("%v, try --help", err)
 	}
 
-	work := run
-	if *flags.status {
-		work = runStatus
-	}
 	flags.log.Writer = logging.Lines(os.Stderr)
 	log := logging.New(promslog.New(flags.log).Handler())
 	logger := slog.New(log.Handler())
 	slog.SetDefault(logger) // what libraries log is within the same bounds
-	err := work(flags, logger)
+	if *flags.status {
+		err = runStatus(flags, logger)
+	} else {
+		err = run(flags, logger)
+	}
 	if err != nil {
 		logger.Error("Exporter failed", "err", err)
 	}
@@ -66,20 +66,10 @@ func main() {
 // logTimeout is how long the end waits for the reader of the log.
 const logTimeout = time.Second
 
-// runStatus prints the status once.
-func runStatus(flags *flags, logger *slog.Logger) error {
-	if err := flags.log.Level.Set("error"); err != nil {
-		return err
-	}
-	scanner, err := scan.New(flags.scanConfig(logger))
-	if err != nil {
-		return err
-	}
-	return printStatus(os.Stdout, flags, scanner)
-}
-
 // run serves until SIGTERM or SIGINT.
 func run(flags *flags, logger *slog.Logger) error {
+	// A terminal that closes, or a reader of the log that ends, is no reason to end.
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	logger.Info("Starting "+name, "version", version.Info())
 	logger.Info("Build context", "build_context", version.BuildContext())
 

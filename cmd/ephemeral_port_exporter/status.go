@@ -1,8 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
-	"io"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -46,19 +47,39 @@ func pageURL(listener net.Listener) string {
 	return page.String()
 }
 
+// runStatus prints the status page once, or again and again.
+func runStatus(flags *flags, logger *slog.Logger) error {
+	if err := flags.log.Level.Set("error"); err != nil {
+		return err
+	}
+	w := newScreen(os.Stdout, os.Getenv("TERM"), *flags.watch > 0)
+	if w.live && isTerminal(os.Stderr) {
+		logger = slog.New(slog.DiscardHandler) // the page has the errors
+	}
+	scanner, err := scan.New(flags.scanConfig(logger))
+	if err != nil {
+		return err
+	}
+	if *flags.watch > 0 {
+		dropCapabilities(scanner, true, logger)
+		return watch(w, flags, scanner)
+	}
+	return printStatus(w, flags, scanner)
+}
+
 // betweenLooks is the time between two scans that show how clients choose ports.
 const betweenLooks = time.Second
 
-// printStatus scans once, or once more if that may tell what is not known, and writes the status page as text. The error
-// is that of the scan.
-func printStatus(w io.Writer, flags *flags, scanner *scan.Scanner) error {
+// printStatus scans once, or once more if that may tell what is not known, and prints the status page. The error is that
+// of the scan.
+func printStatus(w *screen, flags *flags, scanner *scan.Scanner) error {
 	snapshot, err := scanner.Check()
 	if err == nil && snapshot.Unsure() {
 		time.Sleep(betweenLooks)
 		snapshot, err = scanner.Check()
 	}
-	if writeErr := newStatus(flags).Write(w, &snapshot, status.View{Format: status.Text}); writeErr != nil {
-		return fmt.Errorf("write the status: %w", writeErr)
+	if writeErr := w.draw(newStatus(flags), &snapshot, flags.view()); writeErr != nil {
+		return writeErr
 	}
 	if err == nil {
 		err = snapshot.Namespaces[0].TCP.Err
@@ -67,4 +88,9 @@ func printStatus(w io.Writer, flags *flags, scanner *scan.Scanner) error {
 		return fmt.Errorf("collection failed: %w", err)
 	}
 	return nil
+}
+
+// view returns what of a snapshot --status shows, and how.
+func (f *flags) view() status.View {
+	return status.View{Format: cmp.Or(status.Format(*f.format), status.Text), Destination: *f.destination}
 }

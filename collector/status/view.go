@@ -1,6 +1,7 @@
 package status
 
 import (
+	"errors"
 	"fmt"
 	"mime"
 	"net/http"
@@ -49,8 +50,8 @@ func ParseView(r *http.Request) (View, error) {
 		return View{}, fmt.Errorf("format=%q is not valid: it must be %s, %s or %s", format, HTML, Text, JSON)
 	}
 	if destination := query.Get("destination"); destination != "" {
-		if v.Destination, err = parseDestination(destination); err != nil {
-			return View{}, fmt.Errorf("destination=%q is not valid: it must be ADDRESS or ADDRESS:PORT, such as 10.0.0.2, 10.0.0.2:443 or [2001:db8::2]:443", destination)
+		if v.Destination, err = ParseDestination(destination); err != nil {
+			return View{}, fmt.Errorf("destination=%q is not valid: it %w", destination, err)
 		}
 	}
 	if port := query.Get("port"); port != "" {
@@ -63,13 +64,16 @@ func ParseView(r *http.Request) (View, error) {
 	return v, nil
 }
 
-// parseDestination parses an address, with a port or without.
-func parseDestination(s string) (netip.AddrPort, error) {
+// ParseDestination returns the Destination of a View that is written as ADDRESS or ADDRESS:PORT. The error says what is valid.
+func ParseDestination(s string) (netip.AddrPort, error) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		return netip.AddrPortFrom(a.Unmap(), 0), nil
 	}
 	d, err := netip.ParseAddrPort(s)
-	return netip.AddrPortFrom(d.Addr().Unmap(), d.Port()), err
+	if err != nil {
+		return netip.AddrPort{}, errors.New("must be ADDRESS or ADDRESS:PORT, such as 10.0.0.2, 10.0.0.2:443 or [2001:db8::2]:443")
+	}
+	return netip.AddrPortFrom(d.Addr().Unmap(), d.Port()), nil
 }
 
 // destination writes the Destination as in the address of the view.
