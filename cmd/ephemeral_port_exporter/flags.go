@@ -33,6 +33,7 @@ type flags struct {
 	log *promslog.Config
 
 	status      *bool
+	failOn      *string
 	format      *string
 	destination *netip.AddrPort
 	watch       *time.Duration
@@ -66,6 +67,8 @@ func addFlags(app *kingpin.Application) *flags {
 
 		status: app.Flag("status",
 			"Collect once, print the status page as text and exit: with status 0, or 1 if the collection failed. Logs only errors.").Bool(),
+		failOn: optionFlag(app, "fail-on",
+			"With --status: exit as a monitoring plugin does, with status 0, 1 for a warning, 2 if it is critical, 3 if it is not known. With critical, a warning gives 0.", failOnWarning, failOnCritical),
 		format: optionFlag(app, "format",
 			"With --status: text, as without this flag, or json.", string(status.Text), string(status.JSON)),
 		destination: destinationFlag(app, "destination",
@@ -369,7 +372,7 @@ func (f *flags) validateStatus() error {
 		given bool
 		flag  string
 	}{
-		{*f.format != "", "format=" + *f.format},
+		{*f.failOn != "", "fail-on=" + *f.failOn}, {*f.format != "", "format=" + *f.format},
 		{f.destination.IsValid(), "destination"}, {watches, "watch=" + f.watch.String()},
 	} {
 		if option.given && !*f.status {
@@ -379,6 +382,8 @@ func (f *flags) validateStatus() error {
 	switch {
 	case watches && *f.watch < leastWatch:
 		return fmt.Errorf("--watch=%v: must be %v or more", *f.watch, leastWatch)
+	case watches && *f.failOn != "":
+		return fmt.Errorf("--fail-on=%s: has no effect with --watch, which goes on until it is stopped", *f.failOn)
 	case *f.status && !watches && *f.connectFailures:
 		return errors.New("--connect-failures: has no effect with --status, as it counts from its start on: add --watch=2s")
 	default:

@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/common/version"
 	toolkit "github.com/prometheus/exporter-toolkit/web"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/logging"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/web"
@@ -36,6 +37,7 @@ func main() {
 	app := kingpin.New(name, "Prometheus exporter that shows how close connect() is to failing because no ephemeral port is free, by destination.")
 	app.Version(version.Print(name))
 	app.HelpFlag.Short('h')
+	app.Terminate(func(code int) { os.Exit(usageCode(os.Args[1:], code)) })
 	flags := addFlags(app)
 	_, err := app.Parse(os.Args[1:])
 	if err == nil {
@@ -49,8 +51,9 @@ func main() {
 	log := logging.New(promslog.New(flags.log).Handler())
 	logger := slog.New(log.Handler())
 	slog.SetDefault(logger) // what libraries log is within the same bounds
+	level := advice.Calm
 	if *flags.status {
-		err = runStatus(flags, logger)
+		level, err = runStatus(flags, logger)
 	} else {
 		err = run(flags, logger)
 	}
@@ -58,9 +61,7 @@ func main() {
 		logger.Error("Exporter failed", "err", err)
 	}
 	log.Close(logTimeout)
-	if err != nil {
-		os.Exit(1)
-	}
+	os.Exit(exitCode(*flags.failOn, level, err))
 }
 
 // logTimeout is how long the end waits for the reader of the log.

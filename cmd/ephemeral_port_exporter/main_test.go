@@ -184,9 +184,11 @@ func TestBadFlags(t *testing.T) {
 		{"--snat.port-range=4928-4943 --snat.port-range=4944-4959", "--snat.port-range=4928-4943,4944-4959: has no effect without --snat"},
 		{"--snat.port-range=40000-40099", "--snat.port-range=40000-40099: has no effect without --snat"},
 		{"--snat.takeover", "--snat.takeover: has no effect without --snat"},
+		{"--fail-on=warning", "--fail-on=warning: has no effect without --status"},
 		{"--format=json", "--format=json: has no effect without --status"},
 		{"--destination=10.0.0.2", "--destination: has no effect without --status"},
 		{"--watch=2s", "--watch=2s: has no effect without --status"},
+		{"--status --fail-on=error", "--fail-on=error: must be one of warning, critical"},
 		{"--status --format=html", "--format=html: must be one of text, json"},
 		{"--status --destination=proxy:443", "--destination=proxy:443: must be ADDRESS or ADDRESS:PORT, such as 10.0.0.2, 10.0.0.2:443 or [2001:db8::2]:443"},
 		{"--status --watch=999ms", "--watch=999ms: must be 1s or more"},
@@ -201,8 +203,12 @@ func TestBadFlags(t *testing.T) {
 		t.Run(tt.flag, func(t *testing.T) {
 			out, err := command(t, strings.Fields(tt.flag)...).CombinedOutput()
 			var exit *exec.ExitError
-			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-				t.Errorf("ended with %v, want exit status 1", err)
+			want := 1
+			if strings.Contains(tt.flag, "--fail-on") {
+				want = 3
+			}
+			if !errors.As(err, &exit) || exit.ExitCode() != want {
+				t.Errorf("ended with %v, want exit status %d", err, want)
 			}
 			if !strings.Contains(string(out), tt.want) || strings.Count(string(out), "\n") != 1 {
 				t.Errorf("said %q, want one line with %q", out, tt.want)

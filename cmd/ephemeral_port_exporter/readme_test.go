@@ -3,8 +3,10 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -211,6 +213,29 @@ func TestReadmeIncident(t *testing.T) {
 	normal := func(text string) string { return strings.TrimSpace(varies.ReplaceAllString(text, "$1$2$3")) }
 	if diff := cmp.Diff(normal(want), normal(string(got))); diff != "" {
 		t.Errorf("(-README +got):\n%s", diff)
+	}
+}
+
+// TestReadmeChecks runs the plugin and the line of cron that reference.md shows, where a destination is out of ports.
+func TestReadmeChecks(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+	netnstest.Client{Destination: netip.MustParseAddrPort("198.51.100.7:80")}.Hold(t, 100)
+	t.Setenv("PATH", filepath.Dir(netnstest.ProgramPath(name))+":"+os.Getenv("PATH"))
+	_, section, _ := strings.Cut(readDocument(t, documents+"reference.md"), "\n## Exit codes\n")
+	_, plugin, _ := strings.Cut(section, "\n```sh\n")
+	plugin, section, _ = strings.Cut(plugin, "```\n")
+	_, cron, _ := strings.Cut(section, " * * * * root ")
+	cron, _, _ = strings.Cut(cron, "\n```\n")
+	for script, want := range map[string]int{plugin: 2, cron: 0} {
+		out, err := exec.Command("sh", "-c", script).CombinedOutput()
+		code := 0
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+			code = exit.ExitCode()
+		}
+		if code != want || !strings.Contains(string(out), "198.51.100.7:80 is out of ports.") || script == plugin && strings.Contains(string(out), "|") {
+			t.Errorf("%s: exit status %d, want %d:\n%s", script, code, want, out)
+		}
 	}
 }
 

@@ -7,11 +7,14 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/common/version"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/status"
 	"ephemeral_port_exporter/collector/web"
@@ -47,10 +50,52 @@ func pageURL(listener net.Listener) string {
 	return page.String()
 }
 
-// runStatus prints the status page once, or again and again.
-func runStatus(flags *flags, logger *slog.Logger) error {
+// Values of --fail-on.
+const (
+	failOnWarning  = "warning"
+	failOnCritical = "critical"
+)
+
+// Exit codes with --fail-on, see the guidelines of monitoring-plugins.org. Without it, all that fails is codeFailed.
+const (
+	codeOK       = 0
+	codeFailed   = 1
+	codeWarning  = 1
+	codeCritical = 2
+	codeUnknown  = 3
+)
+
+// exitCode returns the exit code for a value of --fail-on, given the level of the headline and what failed.
+func exitCode(failOn string, level advice.Level, err error) int {
+	switch {
+	case failOn == "" && err != nil:
+		return codeFailed
+	case failOn == "":
+		return codeOK
+	case level >= advice.Critical:
+		return codeCritical
+	case level == advice.Unknown || err != nil:
+		return codeUnknown
+	case level == advice.Warning && failOn == failOnWarning:
+		return codeWarning
+	default:
+		return codeOK
+	}
+}
+
+// usageCode returns the exit code for arguments with which the exporter does not run: a wrong one is no warning of a check.
+func usageCode(args []string, code int) int {
+	isCheck := slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--fail-on") })
+	if code != codeOK && isCheck {
+		return codeUnknown
+	}
+	return code
+}
+
+// runStatus prints the status page once, or again and again, and returns the level of its headline.
+func runStatus(flags *flags, logger *slog.Logger) (advice.Level, error) {
 	if err := flags.log.Level.Set("error"); err != nil {
-		return err
+		return advice.Unknown, err
 	}
 	w := newScreen(os.Stdout, os.Getenv("TERM"), *flags.watch > 0)
 	if w.live && isTerminal(os.Stderr) {
@@ -58,11 +103,11 @@ func runStatus(flags *flags, logger *slog.Logger) error {
 	}
 	scanner, err := scan.New(flags.scanConfig(logger))
 	if err != nil {
-		return err
+		return advice.Unknown, err
 	}
 	if *flags.watch > 0 {
 		dropCapabilities(scanner, true, logger)
-		return watch(w, flags, scanner)
+		return advice.Calm, watch(w, flags, scanner)
 	}
 	return printStatus(w, flags, scanner)
 }
@@ -70,24 +115,26 @@ func runStatus(flags *flags, logger *slog.Logger) error {
 // betweenLooks is the time between two scans that show how clients choose ports.
 const betweenLooks = time.Second
 
-// printStatus scans once, or once more if that may tell what is not known, and prints the status page. The error is that
-// of the scan.
-func printStatus(w *screen, flags *flags, scanner *scan.Scanner) error {
+// printStatus scans once, or once more if that may tell what is not known, and prints the status page. It returns the level
+// of the headline. The error is that of the scan.
+func printStatus(w *screen, flags *flags, scanner *scan.Scanner) (advice.Level, error) {
 	snapshot, err := scanner.Check()
 	if err == nil && snapshot.Unsure() {
 		time.Sleep(betweenLooks)
 		snapshot, err = scanner.Check()
 	}
-	if writeErr := w.draw(newStatus(flags), &snapshot, flags.view()); writeErr != nil {
-		return writeErr
+	view := flags.view()
+	level := status.LevelOf(&snapshot, view)
+	if writeErr := w.draw(newStatus(flags), &snapshot, view); writeErr != nil {
+		return level, writeErr
 	}
 	if err == nil {
 		err = snapshot.Namespaces[0].TCP.Err
 	}
 	if err != nil {
-		return fmt.Errorf("collection failed: %w", err)
+		return level, fmt.Errorf("collection failed: %w", err)
 	}
-	return nil
+	return level, nil
 }
 
 // view returns what of a snapshot --status shows, and how.

@@ -19,6 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/web"
 )
@@ -57,6 +60,84 @@ func TestStatusOnce(t *testing.T) {
 				t.Errorf("stdout:\n%s\nstderr:\n%s", stdout.String(), stderr.String())
 			}
 		})
+	}
+}
+
+// TestFailOn checks the exit status of a check, and that the JSON has the same level.
+func TestFailOn(t *testing.T) {
+	netnstest.New(t)
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40099")
+	hold := func(port uint16, n int) {
+		netnstest.Client{Destination: netip.AddrPortFrom(netip.MustParseAddr("198.51.100.7"), port)}.Hold(t, n)
+	}
+	run := func(args ...string) (stdout string, code int) {
+		t.Helper()
+		cmd := command(t, append(args, "--status")...)
+		out, err := cmd.Output()
+		if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+	check := func(level string, warning, critical int, args ...string) {
+		t.Helper()
+		for failOn, want := range map[string]int{"--fail-on=warning": warning, "--fail-on=critical": critical} {
+			if out, code := run(append(args, failOn)...); code != want {
+				t.Errorf("%s %q: exit status %d, want %d:\n%s", failOn, args, code, want, out)
+			}
+		}
+		out, _ := run(append(args, "--format=json")...)
+		var d struct{ Level string }
+		if err := json.Unmarshal([]byte(out), &d); err != nil || d.Level != level {
+			t.Errorf("%q: %v, level %q, want %q", args, err, d.Level, level)
+		}
+	}
+	hold(81, 12)
+	check("calm", 0, 0)
+	hold(80, 60)
+	check("warning", 1, 0)
+	check("warning", 1, 0, "--destination=198.51.100.7")
+	check("calm", 0, 0, "--destination=198.51.100.7:81")
+	check("unknown", 3, 3, "--namespaces=named", "--namespaces.dir=/nonexistent") // some may be worse
+	hold(80, 40)
+	check("exhausted", 2, 2)
+	check("exhausted", 2, 2, "--destination=198.51.100.7:80")
+	check("exhausted", 2, 2, "--namespaces=named", "--namespaces.dir=/nonexistent")
+	if netnstest.IsHostRoot() { // without --exact, it is not known whether others lack the ports too
+		check("calm", 0, 0, "--exact", "--destination=198.51.100.7:81")
+		check("calm", 0, 0, "--exact", "--destination=198.51.100.9:80")
+		if out, _ := run("--exact", "--destination=198.51.100.9:80"); !strings.Contains(out, "198.51.100.9:80 is not among the destinations here: it holds few ports now, or none.") {
+			t.Errorf("a destination that holds no port:\n%s", out)
+		}
+	}
+	check("unknown", 3, 3, "--path.procfs=/nonexistent")
+	check("unknown", 3, 3, "--path.procfs=/nonexistent", "--destination=198.51.100.9:80")
+	for _, wrong := range []string{"--destination=x", "--no-such-flag", "--fail-on=error", "--watch=2s"} {
+		if _, code := run("--fail-on=warning", wrong); code != 3 {
+			t.Errorf("%s: exit status %d, want 3", wrong, code)
+		}
+	}
+	denyNetlink(t, unix.EPERM)
+	check("unknown", 3, 3)
+}
+
+// TestExitCode checks that what is known to be critical is not hidden by what failed.
+func TestExitCode(t *testing.T) {
+	failed := errors.New("failed")
+	for _, tt := range []struct {
+		failOn string
+		level  advice.Level
+		err    error
+		want   int
+	}{
+		{"", advice.Exhausted, nil, 0}, {"", advice.Unknown, failed, 1},
+		{"warning", advice.Calm, nil, 0}, {"warning", advice.Warning, nil, 1}, {"warning", advice.Unknown, nil, 3}, {"warning", advice.Critical, nil, 2}, {"warning", advice.Exhausted, nil, 2},
+		{"critical", advice.Calm, nil, 0}, {"critical", advice.Warning, nil, 0}, {"critical", advice.Unknown, nil, 3}, {"critical", advice.Critical, nil, 2}, {"critical", advice.Exhausted, nil, 2},
+		{"critical", advice.Calm, failed, 3}, {"critical", advice.Warning, failed, 3}, {"warning", advice.Warning, failed, 3}, {"warning", advice.Exhausted, failed, 2},
+	} {
+		if got := exitCode(tt.failOn, tt.level, tt.err); got != tt.want {
+			t.Errorf("--fail-on=%s, %v, %v: %d, want %d", tt.failOn, tt.level, tt.err, got, tt.want)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"html/template"
 	"io"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/scan"
 )
 
@@ -31,6 +32,11 @@ func (s *Status) Write(w io.Writer, snapshot *scan.Snapshot, v View) error {
 		return writeJSON(w, newDocument(snapshot, s.info, v))
 	}
 	return s.write(w, newPage(snapshot, s.info, v, cleanerOf(v.Format)))
+}
+
+// LevelOf returns how bad things are in what a view shows of a Snapshot: the level of its headline.
+func LevelOf(snapshot *scan.Snapshot, v View) advice.Level {
+	return newPage(snapshot, Info{}, v, cleanerOf(v.Format)).Level()
 }
 
 // WritePort draws who has a port. The error is as of Write.
