@@ -101,7 +101,7 @@ func newDescs() descs {
 			namespace, nil),
 
 		destinationPorts: prometheus.NewDesc("ephemeral_port_destination_ports",
-			"Ports that outgoing connections to the destination hold, by TCP state.",
+			"Ports that outgoing connections to the destination hold, by TCP state. syn_recv, fin_wait1, last_ack and closing are absent while they are 0.",
 			destinationState, nil),
 		destinationReusablePorts: prometheus.NewDesc("ephemeral_port_destination_reusable_ports",
 			"Ports of closed connections to the destination that connect() may take over now, see tcp_tw_reuse: in TIME_WAIT, and on kernels that do so in FIN_WAIT2.",
@@ -144,7 +144,7 @@ func newDescs() descs {
 			"Destinations without series of their own, see --destination.min-ports and --destination.limit.",
 			namespace, nil),
 		unreportedPorts: prometheus.NewDesc("ephemeral_port_unreported_ports",
-			"Ports held by destinations without series of their own, by TCP state.",
+			"Ports held by destinations without series of their own, by TCP state. syn_recv, fin_wait1, last_ack and closing are absent while they are 0.",
 			[]string{"netns", "state"}, nil),
 
 		unreportedSources: prometheus.NewDesc("ephemeral_port_unreported_sources",
@@ -311,7 +311,9 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 		sourceIP := dst.Source.String()
 		ip, port := dst.Address.Addr().String(), strconv.Itoa(int(dst.Address.Port()))
 		for i, state := range pool.States {
-			gauge(d.destinationPorts, float64(dst.Ports[i]), sourceIP, ip, port, state.String())
+			if stateHasSeries(state.String(), dst.Ports[i]) {
+				gauge(d.destinationPorts, float64(dst.Ports[i]), sourceIP, ip, port, state.String())
+			}
 		}
 		gauge(d.destinationReusablePorts, float64(dst.Reusable), sourceIP, ip, port)
 		if dst.ReusableUnknown > 0 {
@@ -346,10 +348,23 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 
 	gauge(d.unreportedDestinations, float64(r.UnreportedDestinations))
 	for i, state := range pool.States {
-		gauge(d.unreportedPorts, float64(r.UnreportedPorts[i]), state.String())
+		if stateHasSeries(state.String(), r.UnreportedPorts[i]) {
+			gauge(d.unreportedPorts, float64(r.UnreportedPorts[i]), state.String())
+		}
 	}
 	gauge(d.unreportedSources, float64(r.UnreportedSources))
 	gauge(d.collectSockets, float64(r.Sockets))
+}
+
+// stateHasSeries reports whether the ports in a state have a series. Connections pass through some states within moments:
+// these have one only while they are not 0.
+func stateHasSeries(state string, ports int) bool {
+	switch state {
+	case "syn_recv", "fin_wait1", "last_ack", "closing":
+		return ports != 0
+	default:
+		return true
+	}
 }
 
 // sendOwners sends the owners of the destinations of a namespace.

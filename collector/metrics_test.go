@@ -193,17 +193,48 @@ ephemeral_port_netns_info{command="",container_id="",inode="7",netns="few",pod_u
 	}
 }
 
+// TestMetricsStates checks that states through which connections pass within moments have series only while they are not 0, and that
+// the sum of the states is what is held.
+func TestMetricsStates(t *testing.T) {
+	brief := map[string]bool{"syn_recv": true, "fin_wait1": true, "last_ack": true, "closing": true}
+	for i, only := range pool.States {
+		var held [len(pool.States)]int
+		held[i] = 7
+		report := pool.Report{
+			UnreportedPorts: held,
+			Destinations:    []pool.Destination{{Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"), Ports: held, Held: 7}},
+		}
+		got := samples(t, scan.Snapshot{Namespaces: []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: read, Report: report}}}})
+		for _, metric := range []string{"destination_ports", "unreported_ports"} {
+			want := map[string]string{only.String(): "7"}
+			for _, state := range pool.States {
+				if !brief[state.String()] && state != only {
+					want[state.String()] = "0"
+				}
+			}
+			series := map[string]string{}
+			for _, m := range regexp.MustCompile(`_`+metric+`\{.*state="(\w+)"\} (\d+)`).FindAllStringSubmatch(got, -1) {
+				series[m[1]] = m[2]
+			}
+			if diff := cmp.Diff(want, series); diff != "" {
+				t.Errorf("%s, all in %v (-want +got):\n%s", metric, only, diff)
+			}
+		}
+	}
+}
+
 // TestMetricsBound checks the formula in metrics.md for the greatest number of series.
 func TestMetricsBound(t *testing.T) {
 	const limit, collected, idle = 256, 3, 50
 	address := func(i int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 443)
 	}
+	everyState := [len(pool.States)]int{1, 1, 1, 1, 1, 1, 1, 1, 1}
 	var s scan.Snapshot
 	s.OthersRead = true
 	for i := range collected {
 		n := scan.Namespace{Name: fmt.Sprint("busy", i), Inode: uint64(i + 1), TCP: scan.TCP{Result: read}}
-		n.TCP.Report.Settings.TWReuseDelay, n.TCP.Report.BoundKnown = time.Second, true
+		n.TCP.Report.Settings.TWReuseDelay, n.TCP.Report.BoundKnown, n.TCP.Report.UnreportedPorts = time.Second, true, everyState
 		n.Conntrack = scan.Conntrack{Result: read, Limit: 1, Counted: true}
 		n.TimeWait = scan.TimeWait{Result: read}
 		n.UDP = udpOf(3, 1, 2, 3)
@@ -215,7 +246,7 @@ func TestMetricsBound(t *testing.T) {
 	for i := range limit { // the limit is for all namespaces together
 		r := &s.Namespaces[i%collected].TCP.Report
 		r.Destinations = append(r.Destinations, pool.Destination{
-			Source: address(0).Addr(), Address: address(i), Timestamps: pool.Yes, ReusableUnknown: 1,
+			Source: address(0).Addr(), Address: address(i), Timestamps: pool.Yes, ReusableUnknown: 1, Ports: everyState,
 			Owners: []pool.Owner{{Cgroup: 1, Ports: 1}, {Cgroup: 2, Ports: 1}, {Cgroup: 3, Ports: 1}},
 		})
 		r.Sources = append(r.Sources, pool.Source{Address: address(i).Addr()})

@@ -28,7 +28,7 @@ func newNATDescs() natDescs {
 
 	return natDescs{
 		ports: prometheus.NewDesc("ephemeral_port_snat_ports",
-			"Ports of the translated source address that source NAT uses for the destination, by the state of the flow. Ports of own sockets with this address count too. Only with --snat.",
+			"Ports of the translated source address that source NAT uses for the destination, by the state of the flow. Ports of own sockets with this address count too. syn_recv and last_ack are absent while they are 0. Only with --snat.",
 			with("state"), nil),
 		reusable: prometheus.NewDesc("ephemeral_port_snat_reusable_ports",
 			"Those of flows that are closed, so that a new connection may take over their ports. 0 on kernels before 6.5, and for UDP. Only with --snat.",
@@ -166,7 +166,9 @@ func (d *natDescs) sendPool(gauge func(*prometheus.Desc, float64, ...string), p 
 	labels := []string{string(p.Protocol), p.Source.String(), p.Address.Addr().String(), strconv.Itoa(int(p.Address.Port()))}
 	with := func(label string) []string { return append(slices.Clip(labels), label) }
 	for _, state := range snat.States(p.Protocol) {
-		gauge(d.ports, float64(p.Ports[state]), with(state.String())...)
+		if stateHasSeries(state.String(), p.Ports[state]) {
+			gauge(d.ports, float64(p.Ports[state]), with(state.String())...)
+		}
 	}
 	gauge(d.reusable, float64(p.Reusable), labels...)
 	if p.Known() {

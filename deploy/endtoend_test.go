@@ -99,9 +99,21 @@ func TestEndToEnd(t *testing.T) {
 	w := startAlertmanager(t)
 	exporter := startExporter(t, "--namespaces=named")
 	const half, full = "192.0.2.2:443", "192.0.2.1:443"
-	defer disconnect(connect(t, half, 99))
+	kept := connect(t, half, 99)
+	defer disconnect(kept[1:])
 	startPrometheus(t)
 	waitFor(t, `ephemeral_port_destination_ports{destination_ip="192.0.2.2"} == 99`)
+	// A state that is nearly always 0 has a series while it is not, and its sample does not outlive it.
+	const finWait1 = `ephemeral_port_destination_ports{destination_ip="192.0.2.2", state="fin_wait1"}`
+	const repairOff = -1 // TCP_REPAIR_OFF_NO_WP
+	if err := errors.Join(unix.SetsockoptInt(kept[0], unix.IPPROTO_TCP, unix.TCP_REPAIR, repairOff), unix.Shutdown(kept[0], unix.SHUT_WR)); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, finWait1+` == 1`)
+	waitFor(t, `sum without (state) (ephemeral_port_destination_ports{destination_ip="192.0.2.2"}) == 99`)
+	disconnect(kept[:1])
+	waitFor(t, `absent(`+finWait1+`)`)
+	waitFor(t, `sum without (state) (ephemeral_port_destination_ports{destination_ip="192.0.2.2"}) == 98`)
 
 	held := connect(t, full, 110)
 	w.wait(t, "chat: EphemeralPortsHalfUsed 192.0.2.1 firing")
