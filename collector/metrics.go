@@ -308,6 +308,9 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 	gauge(d.maxUtilization, r.MaxUtilization)
 	gauge(d.maxPossibleUtilization, r.MaxPossibleUtilization)
 	for _, dst := range r.Destinations {
+		if dst.Unreported {
+			continue
+		}
 		sourceIP := dst.Source.String()
 		ip, port := dst.Address.Addr().String(), strconv.Itoa(int(dst.Address.Port()))
 		for i, state := range pool.States {
@@ -370,6 +373,9 @@ func stateHasSeries(state string, ports int) bool {
 // sendOwners sends the owners of the destinations of a namespace.
 func (d *descs) sendOwners(ch chan<- prometheus.Metric, n scan.Namespace, s scan.Snapshot) {
 	for _, dst := range n.TCP.Report.Destinations {
+		if dst.Unreported {
+			continue
+		}
 		for _, o := range s.Resolve(dst.Owners) {
 			ch <- prometheus.MustNewConstMetric(d.destinationOwnerPorts, prometheus.GaugeValue, float64(o.Ports),
 				n.Name, dst.Source.String(), dst.Address.Addr().String(), strconv.Itoa(int(dst.Address.Port())),

@@ -193,6 +193,22 @@ ephemeral_port_netns_info{command="",container_id="",inode="7",netns="few",pod_u
 	}
 }
 
+// TestMetricsUnreported checks that destinations and pools that are only listed have no series.
+func TestMetricsUnreported(t *testing.T) {
+	got := samples(t, scan.Snapshot{Namespaces: []scan.Namespace{{
+		Name: scan.Self,
+		TCP: scan.TCP{Result: read, Report: pool.Report{Destinations: []pool.Destination{{
+			Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"), Unreported: true, Owners: []pool.Owner{{Cgroup: 1, Ports: 1}},
+		}}}},
+		NAT: scan.NAT{Result: read, Report: snat.Report{Others: []snat.Pool{{
+			Protocol: snat.TCP, Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
+		}}}},
+	}}})
+	if strings.Contains(got, "10.0.0.2") {
+		t.Errorf("series of what is only listed:\n%s", got)
+	}
+}
+
 // TestMetricsStates checks that states through which connections pass within moments have series only while they are not 0, and that
 // the sum of the states is what is held.
 func TestMetricsStates(t *testing.T) {

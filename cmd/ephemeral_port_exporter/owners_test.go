@@ -115,7 +115,7 @@ func TestOwnersFlood(t *testing.T) {
 	id := holdInGone(t, mount+user, netnstest.Holding{Client: netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.6:443")}, Count: 20})
 
 	const address = "127.0.0.1:10196"
-	cmd := command(t, "--path.cgroup="+mount, "--web.listen-address="+address)
+	cmd := command(t, "--path.cgroup="+mount, "--destination.min-ports=10", "--web.listen-address="+address)
 	unprivileged(t, cmd)
 	e := start(t, cmd, "http://"+address)
 	for range 3 {
@@ -191,7 +191,7 @@ listen proxy
 		}
 	}
 
-	cmd := command(t, "--path.cgroup="+mount, "--web.listen-address="+address)
+	cmd := command(t, "--path.cgroup="+mount, "--destination.min-ports=10", "--web.listen-address="+address)
 	unprivileged(t, cmd)
 	e := start(t, cmd, "http://"+address)
 	// HAProxy may not have connected yet.

@@ -19,7 +19,7 @@ func TestPromtool(t *testing.T) {
 		t.Fatal(err)
 	}
 	const address = "127.0.0.1:10154"
-	e := start(t, command(t, "--web.listen-address="+address, "--destination.min-ports=0"), "http://"+address)
+	e := start(t, command(t, "--web.listen-address="+address, "--destination.min-ports=1"), "http://"+address)
 	e.get(t, "/metrics")
 	_, metrics := e.get(t, "/metrics") // the scrapes themselves are destinations now
 	if !strings.Contains(metrics, "ephemeral_port_destination_utilization_ratio{") {

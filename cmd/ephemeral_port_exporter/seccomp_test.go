@@ -235,7 +235,7 @@ func TestSystemCalls(t *testing.T) {
 				netnstest.HostRoot(t)
 			}
 			address := "127.0.0.1:" + strconv.Itoa(10260+i)
-			cmd := command(t, append(tt.args, "--path.cgroup="+cgroups, "--collect.timeout=30s", "--web.listen-address="+address)...)
+			cmd := command(t, append(tt.args, "--path.cgroup="+cgroups, "--collect.timeout=30s", "--destination.min-ports=10", "--web.listen-address="+address)...)
 			if tt.cgo {
 				cmd.Path = cgoProgram(t)
 			}

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -278,6 +279,50 @@ func TestStatusPage(t *testing.T) {
 	}
 	if links < 8 {
 		t.Errorf("%d links in\n%s", links, page)
+	}
+}
+
+// TestStatusSmall has destinations that hold 3 ports each, far too few for series: the 20 in most danger are listed all the same, and all
+// count as unreported.
+func TestStatusSmall(t *testing.T) {
+	const destinations = 25
+	for i := range destinations {
+		client := netnstest.Client{Destination: netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:443", 100+i))}
+		client.Hold(t, 3)
+	}
+	e := start(t, command(t, "--web.listen-address=127.0.0.1:10159"), "http://127.0.0.1:10159")
+	_, metrics := e.get(t, "/metrics")
+	if n := sample(t, metrics, `ephemeral_port_unreported_destinations{netns="self"} `); n < destinations || strings.Contains(metrics, "ephemeral_port_destination_") {
+		t.Errorf("%v destinations are unreported:\n%s", n, metrics)
+	}
+	_, page := e.get(t, "/?format=json")
+	var d struct {
+		Destinations []struct {
+			IP    string `json:"destination_ip"`
+			Ports map[string]int
+		}
+	}
+	if err := json.Unmarshal([]byte(page), &d); err != nil {
+		t.Fatal(err)
+	}
+	ours := 0
+	for _, to := range d.Destinations {
+		if strings.HasPrefix(to.IP, "192.0.2.1") && to.Ports["established"] == 3 {
+			ours++
+		}
+	}
+	if all := len(d.Destinations); all < 20 || ours < 15 || ours > 20 { // other tests leave some, too
+		t.Errorf("%d destinations, %d with 3 ports, want about 20", all, ours)
+	}
+	for _, text := range []string{
+		"No destination is in danger: the worst, ", "\n192.0.2.110:443 ", " of them are not listed. See --destination.min-ports",
+	} {
+		if _, page := e.get(t, "/"); !strings.Contains(page, text) {
+			t.Errorf("no %q in\n%s", text, page)
+		}
+	}
+	if out, err := command(t, "--status").Output(); err != nil || !strings.Contains(string(out), "\n192.0.2.110:443 ") {
+		t.Errorf("--status: %v:\n%s", err, out)
 	}
 }
 

@@ -225,11 +225,11 @@ func portsIn(d *pool.Destination, state tcpstate.State) int {
 	return d.Ports[slices.Index(pool.States[:], state)]
 }
 
-// ReachedUnreported returns what the worst destination has reached, if the report does not contain it. Where bound
+// ReachedUnreported returns what the worst destination has reached, if it has no series. Where bound
 // ports alone reach as much, it returns nothing: every destination lacks these, and no limit hides the cause.
 func ReachedUnreported(r *pool.Report) Reached {
 	var all Reached
-	if len(r.Destinations) == 0 || r.Destinations[0].Utilization < r.MaxUtilization {
+	if len(r.Destinations) == 0 || r.Destinations[0].Unreported || r.Destinations[0].Utilization < r.MaxUtilization {
 		all = reached(Unreported, map[Quantity]float64{Utilization: r.MaxUtilization})
 	}
 	if all.Level() <= ReachedBound(r).Level() {
@@ -237,7 +237,9 @@ func ReachedUnreported(r *pool.Report) Reached {
 	}
 	worst := max(all.Level(), ReachedBound(r).Level())
 	for i := range r.Destinations {
-		worst = max(worst, ReachedTCP(r, &r.Destinations[i], false).Level())
+		if d := &r.Destinations[i]; !d.Unreported {
+			worst = max(worst, ReachedTCP(r, d, false).Level())
+		}
 	}
 	if possible := reachedPossible(r.MaxPossibleUtilization); possible.Level() > worst {
 		all = append(possible, all...)

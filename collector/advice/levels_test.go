@@ -181,7 +181,7 @@ func TestQuestions(t *testing.T) {
 				Remote: netip.MustParseAddrPort("10.0.0.2:443"),
 			})
 		}
-		limits := pool.Limits{Most: 1}
+		limits := pool.Limits{MinPorts: 1, Most: 1}
 		questions := table.Questions(limits)
 		r := table.Report(limits)
 		if danger := ReachedTCP(&r, &r.Destinations[0], false).Level() > Calm; danger != (len(questions) > 0) || (held == 50) != danger {

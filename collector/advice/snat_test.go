@@ -43,7 +43,7 @@ func snatAdvice(t *testing.T, s snat.Settings, add func(table *snat.Table)) []st
 	t.Helper()
 	table := snat.NewTable(s)
 	add(table)
-	r := table.Report(pool.Limits{Most: 10})
+	r := table.Report(pool.Limits{MinPorts: 1, Most: 10})
 	a := SNAT(&r, &r.Pools[0])
 	if a == nil {
 		return nil
@@ -303,7 +303,7 @@ func TestSNATCureText(t *testing.T) {
 			f.Protocol, f.State = snat.UDP, snat.Replied
 		}
 		manyClients(table, 900, f)
-		r := table.Report(pool.Limits{Most: 1})
+		r := table.Report(pool.Limits{MinPorts: 1, Most: 1})
 		cures := SNAT(&r, &r.Pools[0]).Cures
 		if len(cures) < 6 {
 			t.Errorf("%s: %d cures", protocol, len(cures))
@@ -340,7 +340,7 @@ func TestSNATRunbook(t *testing.T) {
 			f := tcpFlow(state, 40000)
 			f.Destination = netip.MustParseAddrPort("10.0.0.2:443")
 			manyClients(table, 800, f)
-			r := table.Report(pool.Limits{Most: 1})
+			r := table.Report(pool.Limits{MinPorts: 1, Most: 1})
 			if a := SNAT(&r, &r.Pools[0]); a != nil {
 				for _, c := range a.Cures {
 					shown[c.Title] = true

@@ -340,7 +340,13 @@ func TestInfer(t *testing.T) {
 			h.bind(source, a, 5)
 			h.want(25, 0)
 			h.sockets = h.sockets[:5+14]
+			h.want(14, 0)
+			for i := range 21 { // these are listed in its place
+				h.connect(other, fmt.Sprintf("10.0.2.%d:80", i), 15)
+			}
+			h.limits.Most = 1
 			h.want(14, 0) // and is forgotten, but not its ports
+			h.sockets = h.sockets[:5+14]
 			h.want(14, 0)
 			h.connect(source, b, 5)
 			h.want(14, 0)

@@ -1,13 +1,33 @@
 package pool
 
 import (
+	"bytes"
 	"cmp"
+	"slices"
 
 	"ephemeral_port_exporter/collector/internal/limit"
 )
 
 // Limits bound the size of a Report: of its destinations, and of its sources.
 type Limits = limit.Limits
+
+// A smallPool is a pool that is listed only if it is one of those in most danger.
+type smallPool struct {
+	used, held int
+	key        poolKey
+	counts     *poolCounts
+}
+
+// smallByDanger orders small pools as byDanger, but for equal ones by key, which takes less time: there can be very many.
+func smallByDanger(a, b smallPool) int {
+	if c := cmp.Or(cmp.Compare(b.used, a.used), cmp.Compare(b.held, a.held)); c != 0 {
+		return c
+	}
+	return cmp.Or(
+		bytes.Compare(a.key.source[:], b.key.source[:]), bytes.Compare(a.key.destination[:], b.key.destination[:]),
+		cmp.Compare(a.key.port, b.key.port), cmp.Compare(a.key.zone, b.key.zone),
+	)
+}
 
 // byDanger orders destinations: the greatest utilization first, then most ports, then by
 // address. So what a tenant with many ports holds does not hide a small pool that is nearly full.
@@ -23,14 +43,20 @@ func sourceByDanger(a, b Source) int {
 	return cmp.Or(cmp.Compare(b.Utilization, a.Utilization), cmp.Compare(b.Ports, a.Ports), a.Address.Compare(b.Address))
 }
 
-// ShareLimit bounds several reports together: most is the limit for all their destinations,
+// ShareLimit bounds several reports together: most is the limit for all their destinations that are reported,
 // and for all their sources. It keeps those in most danger and counts the others as unreported.
 // Unless most is 0, each report keeps its first, so that no namespace hides another: there can be
-// as many as reports, even if these are more than most. The reports must be those of Table.Report.
+// as many as reports, even if these are more than most. The same holds for the destinations that are listed without being
+// reported. The reports must be those of Table.Report.
 func ShareLimit(reports []*Report, most int) {
-	destinations := func(r *Report) []Destination { return r.Destinations }
-	for i, n := range limit.Shares(reports, most, destinations, byDanger) {
-		reports[i].keepDestinations(n)
+	reported := 0
+	for i, n := range limit.Shares(reports, most, (*Report).reported, byDanger) {
+		reports[i].keepReported(n)
+		reported += n
+	}
+	for i, n := range limit.Shares(reports, limit.Rest(most, reported), (*Report).unreported, byDanger) {
+		r := reports[i]
+		r.Destinations = r.Destinations[:len(r.reported())+n]
 	}
 	sources := func(r *Report) []Source { return r.Sources }
 	for i, n := range limit.Shares(reports, most, sources, sourceByDanger) {
@@ -38,12 +64,29 @@ func ShareLimit(reports []*Report, most int) {
 	}
 }
 
-// keepDestinations leaves out all destinations but the first n.
-func (r *Report) keepDestinations(n int) {
-	for _, d := range r.Destinations[n:] {
-		r.leaveOut(d.Ports)
+// reported returns the destinations that are reported, which are the first.
+func (r *Report) reported() []Destination {
+	n := slices.IndexFunc(r.Destinations, func(d Destination) bool { return d.Unreported })
+	if n < 0 {
+		return r.Destinations
 	}
-	r.Destinations = r.Destinations[:n]
+	return r.Destinations[:n]
+}
+
+// unreported returns the others.
+func (r *Report) unreported() []Destination { return r.Destinations[len(r.reported()):] }
+
+// Unlisted returns how many destinations Destinations does not contain.
+func (r *Report) Unlisted() int { return r.UnreportedDestinations - len(r.unreported()) }
+
+// keepReported leaves only the first n destinations reported.
+func (r *Report) keepReported(n int) {
+	left := r.reported()[n:]
+	for i := range left {
+		left[i].Unreported = true
+		r.leaveOut(left[i].Ports)
+	}
+	slices.SortFunc(r.Destinations[n:], byDanger)
 }
 
 // leaveOut counts an unreported destination that holds these ports.

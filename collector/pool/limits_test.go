@@ -41,7 +41,7 @@ func TestShareLimit(t *testing.T) {
 		var got []string
 		for _, r := range reports {
 			held, ports := []int{}, []int{}
-			for _, d := range r.Destinations {
+			for _, d := range r.reported() {
 				held = append(held, d.Held)
 			}
 			for _, src := range r.Sources {
@@ -55,5 +55,38 @@ func TestShareLimit(t *testing.T) {
 		if got := strings.Join(got, " | "); got != tt.want {
 			t.Errorf("limit %d: got %s, want %s", tt.most, got, tt.want)
 		}
+	}
+}
+
+// TestShareLimitListed checks that all reports together list those in most danger without series, and which of two has series
+// does not depend on these.
+func TestShareLimitListed(t *testing.T) {
+	const reports, most = 3, 5
+	var all []*Report
+	for i := range reports {
+		var r Report
+		for j := range 30 {
+			// The first are reported, although they are in less danger: connect() may take over their ports.
+			d := Destination{Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), byte(j)}), 80), Held: 500, Ports: [len(States)]int{500}}
+			if j >= 3 {
+				d.Unreported, d.Held, d.Utilization = true, 9, float64(30-j)/100+float64(i)/1000
+				r.leaveOut(d.Ports)
+			}
+			r.Destinations = append(r.Destinations, d)
+		}
+		all = append(all, &r)
+	}
+	ShareLimit(all, most)
+	reported, listed, unreported := 0, 0, 0
+	for i, r := range all {
+		reported += len(r.reported())
+		listed += len(r.unreported())
+		unreported += r.UnreportedDestinations
+		if !slices.IsSortedFunc(r.unreported(), byDanger) || r.unreported()[0].Utilization != 0.27+float64(i)/1000 {
+			t.Errorf("not in the order of danger: %v", r.unreported())
+		}
+	}
+	if reported != most || listed != 20 || unreported != 30*reports-most {
+		t.Errorf("%d with series and %d without, %d unreported, want %d, 20 and %d", reported, listed, unreported, most, 30*reports-most)
 	}
 }

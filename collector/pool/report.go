@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"ephemeral_port_exporter/collector/internal/limit"
 	"ephemeral_port_exporter/collector/internal/tcpstate"
 )
 
@@ -48,10 +49,12 @@ type Report struct {
 	// sources.
 	MaxSourceUtilization float64
 
-	Destinations []Destination // those in most danger, see byDanger, in descending order
-	Sources      []Source      // the same of sources, see sourceByDanger
+	// Destinations are those in most danger, see byDanger, in descending order: first those that are reported, then the
+	// others that are listed.
+	Destinations []Destination
+	Sources      []Source // the same of sources, see sourceByDanger
 
-	UnreportedDestinations int              // not in Destinations because of the limits
+	UnreportedDestinations int              // not reported because of the limits, listed in Destinations or not
 	UnreportedPorts        [len(States)]int // held by unreported destinations, by state in the order of States
 	UnreportedSources      int              // not in Sources because of the limits
 
@@ -80,6 +83,9 @@ func (r *Report) Pressed() bool {
 type Destination struct {
 	Source  netip.Addr
 	Address netip.AddrPort
+
+	// Unreported is set if the limits give it no series: it is only listed.
+	Unreported bool
 
 	// Ports counts the ports held, by state in the order of States.
 	Ports [len(States)]int
@@ -177,6 +183,7 @@ func (t *Table) Report(limits Limits) Report {
 	}
 
 	var candidates []candidate
+	small := limit.Top[smallPool]{Order: smallByDanger}
 	for key, i := range t.pools {
 		counts := &t.counts[i]
 		held := counts.held()
@@ -184,22 +191,14 @@ func (t *Table) Report(limits Limits) Report {
 		r.MaxUtilization = max(r.MaxUtilization, utilization(used, t.capacity))
 		bound, timeWait := t.mayBeUsed(counts)
 		r.MaxPossibleUtilization = max(r.MaxPossibleUtilization, utilization(used+bound+timeWait, t.capacity))
-		if held < limits.MinPorts {
+		if held < limits.Small() {
 			r.leaveOut(counts.ports())
+			small.Add(smallPool{used, held, key, counts})
 			continue
 		}
 		candidates = append(candidates, candidate{t.destination(key, counts), counts})
 	}
-	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(a.Destination, b.Destination) })
-	r.Destinations = make([]Destination, len(candidates))
-	for i, c := range candidates {
-		r.Destinations[i] = c.Destination
-	}
-	r.keepDestinations(min(limits.Most, len(candidates)))
-	for i := range r.Destinations {
-		t.setLoad(&r.Destinations[i], candidates[i].counts)
-		r.Destinations[i].Owners = candidates[i].counts.owners.largest()
-	}
+	r.Destinations = t.listed(&r, candidates, small.Items, limits)
 
 	// bind(source, 0) can choose all ports but those denied to the source.
 	unreserved := t.capacity + len(t.blocked.ports)
@@ -222,10 +221,42 @@ func (t *Table) Report(limits Limits) Report {
 	return r
 }
 
-// A candidate is a destination that may be reported.
+// A candidate is a destination that may be listed.
 type candidate struct {
 	Destination
 	counts *poolCounts
+}
+
+// listed returns Destinations. It counts those of the candidates that are not reported; the small ones are counted.
+func (t *Table) listed(r *Report, candidates []candidate, small []smallPool, limits Limits) []Destination {
+	for _, s := range small {
+		candidates = append(candidates, candidate{t.destination(s.key, s.counts), s.counts})
+	}
+	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(a.Destination, b.Destination) })
+	var reported, others []candidate
+	for i, c := range candidates {
+		switch {
+		case c.Held < limits.Small():
+			if i < limit.Listed {
+				others = append(others, c)
+			}
+		case c.Held >= limits.Series(t.capacity) && len(reported) < limits.Most:
+			reported = append(reported, c)
+		default:
+			others = append(others, c)
+			r.leaveOut(c.Ports)
+		}
+	}
+	others = others[:min(len(others), limit.Rest(limits.Most, len(reported)))]
+
+	destinations := make([]Destination, 0, len(reported)+len(others))
+	for i, c := range slices.Concat(reported, others) {
+		c.Unreported = i >= len(reported)
+		t.setLoad(&c.Destination, c.counts)
+		c.Owners = c.counts.owners.largest()
+		destinations = append(destinations, c.Destination)
+	}
+	return destinations
 }
 
 // destination returns the report of one pool without the fields of setLoad and Owners.

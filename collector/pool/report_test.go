@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 var (
 	compareAddrs = cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{})
 
-	everything = Limits{MinPorts: 0, Most: 1 << 20}
+	everything = Limits{MinPorts: 1, Most: 1 << 20}
 
 	// tenPorts is an ordinary range.
 	tenPorts = Settings{PortRange: PortRange{Low: 40000, High: 40009}, TimeWaitLength: time.Minute}
@@ -219,12 +220,14 @@ func TestReportLimits(t *testing.T) {
 	slices.SortFunc(sockets, func(a, b Socket) int { return int(a.Local.Port()) - int(b.Local.Port()) })
 
 	r := tableOf(s, nil, sockets...).Report(Limits{MinPorts: 10, Most: 256})
-	if len(r.Destinations) != 256 || len(r.Sources) != 256 {
-		t.Errorf("got %d destinations, %d sources, want 256 of each", len(r.Destinations), len(r.Sources))
+	if len(r.reported()) != 256 || len(r.Sources) != 256 || len(r.unreported()) != 20 {
+		t.Errorf("got %d destinations, %d more that are listed, %d sources, want 256, 20 and 256", len(r.reported()), len(r.unreported()), len(r.Sources))
 	}
 	sum := r.AllUnreported()
 	for i, d := range r.Destinations {
-		sum += d.Held
+		if !d.Unreported {
+			sum += d.Held
+		}
 		if want := 319 - i; d.Held != want {
 			t.Errorf("destination %d holds %d ports, want %d", i, d.Held, want)
 		}
@@ -244,8 +247,64 @@ func TestReportLimits(t *testing.T) {
 
 	// MaxUtilization includes destinations that are not reported.
 	none := tableOf(s, nil, sockets...).Report(Limits{MinPorts: 1, Most: 0})
-	if len(none.Destinations) != 0 || none.AllUnreported() != len(sockets) || none.MaxUtilization != r.MaxUtilization {
+	if len(none.reported()) != 0 || none.AllUnreported() != len(sockets) || none.MaxUtilization != r.MaxUtilization {
 		t.Errorf("limit 0: got %d destinations, %d ports unreported, utilization %v", len(none.Destinations), none.AllUnreported(), none.MaxUtilization)
+	}
+}
+
+// TestReportListed checks which destinations are listed without being reported: those from 10 ports on, and whatever the limits are
+// the 20 in most danger.
+func TestReportListed(t *testing.T) {
+	s := tenPorts
+	s.PortRange = PortRange{Low: 32768, High: 60999} // 0.5% are 142 ports
+	report := func(limits Limits, held ...int) (got string, r Report) {
+		var sockets []Socket
+		for i, n := range held {
+			for p := range n {
+				sockets = append(sockets, Socket{
+					State: tcpstate.Established,
+					Local: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(32768+p)), Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 80),
+				})
+			}
+		}
+		r = tableOf(s, nil, sockets...).Report(limits)
+		for _, d := range r.Destinations {
+			if d.Unreported {
+				got += "-"
+			}
+			got += fmt.Sprint(d.Held, " ")
+		}
+		return strings.TrimSpace(got), r
+	}
+	for _, tt := range []struct {
+		name   string
+		limits Limits
+		held   []int
+		want   string
+	}{
+		{"few ports", Limits{Most: 256}, []int{3, 1, 2}, "-3 -2 -1"},
+		{"0.5%", Limits{Most: 256}, []int{141, 142, 9}, "142 -141 -9"},
+		{"a number", Limits{MinPorts: 3, Most: 256}, []int{141, 3, 2}, "141 3 -2"},
+		{"a high number", Limits{MinPorts: 2000, Most: 256}, []int{141, 3, 2}, "-141 -3 -2"},
+		{"no series", Limits{}, []int{300, 3}, "-300 -3"},
+		{"one with series", Limits{Most: 1}, []int{300, 400, 3}, "400 -300 -3"},
+	} {
+		if got, _ := report(tt.limits, tt.held...); got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
+		}
+	}
+
+	// Of many that are small, the same 20 are listed whatever the order of a map is.
+	held := slices.Repeat([]int{1}, 2000)
+	held[1500] = 9
+	got, r := report(Limits{Most: 256}, held...)
+	if want := "-9" + strings.Repeat(" -1", 19); got != want || r.UnreportedDestinations != 2000 || r.AllUnreported() != 2008 {
+		t.Errorf("got %s, %d unreported with %d ports, want %s, all", got, r.UnreportedDestinations, r.AllUnreported(), want)
+	}
+	for range 5 {
+		if _, again := report(Limits{Most: 256}, held...); !slices.EqualFunc(r.Destinations, again.Destinations, func(a, b Destination) bool { return a.Address == b.Address }) {
+			t.Fatalf("now %v, then %v", r.Destinations, again.Destinations)
+		}
 	}
 }
 
@@ -256,7 +315,7 @@ func TestReportTies(t *testing.T) {
 		sockets = append(sockets, socket(tcpstate.Established, "10.0.0.1:40000", remote))
 	}
 	for range 20 {
-		r := tableOf(tenPorts, nil, sockets...).Report(Limits{Most: 2})
+		r := tableOf(tenPorts, nil, sockets...).Report(Limits{MinPorts: 1, Most: 2})
 		got := fmt.Sprint(r.Destinations[0].Address, r.Destinations[1].Address)
 		if want := "10.0.0.9:80 10.0.0.9:443"; got != want {
 			t.Fatalf("got %s, want %s", got, want)
@@ -278,8 +337,8 @@ func TestReportDanger(t *testing.T) {
 	for port := range 5 {
 		sockets = append(sockets, socket(tcpstate.Established, fmt.Sprintf("10.0.0.1:%d", 40000+port), "10.0.0.3:80"))
 	}
-	r := tableOf(s, nil, sockets...).Report(Limits{Most: 1})
-	if len(r.Destinations) != 1 || r.Destinations[0].Address.String() != "10.0.0.3:80" || r.UnreportedPorts[slices.Index(States[:], tcpstate.TimeWait)] != 9 {
+	r := tableOf(s, nil, sockets...).Report(Limits{MinPorts: 1, Most: 1})
+	if len(r.reported()) != 1 || r.Destinations[0].Address.String() != "10.0.0.3:80" || r.UnreportedPorts[slices.Index(States[:], tcpstate.TimeWait)] != 9 {
 		t.Errorf("got %+v, unreported %v, want the destination at 50%%", r.Destinations, r.UnreportedPorts)
 	}
 }

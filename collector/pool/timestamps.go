@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"ephemeral_port_exporter/collector/internal/limit"
 )
 
 // A Question is whether an open connection uses TCP timestamps (RFC 7323). connect() takes over a
@@ -109,7 +111,7 @@ func (t *Table) Questions(limits Limits) []Question {
 	for key, i := range t.pools {
 		c := &t.counts[i]
 		held := c.held()
-		if c.open.Len() == 0 || c.loopback || t.boundKnown || held < limits.MinPorts {
+		if c.open.Len() == 0 || c.loopback || t.boundKnown || held < limits.Small() && len(t.pools) > limit.Listed {
 			continue
 		}
 		if !rule.reusable && (rule.reuse || utilization(held+t.bound.Size(), t.capacity) < adviceFrom) {

@@ -3,6 +3,7 @@ package pool
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -54,8 +55,9 @@ func TestQuestions(t *testing.T) {
 		{"the reader knows", reuse, everything, true, pools(tcpstate.Established, 60), nil},
 		{"most ports first", reuse, everything, false, pools(tcpstate.Established, 1, 3, 2), []string{destination(1), destination(2), destination(0)}},
 		{"as many", reuse, everything, false, pools(tcpstate.Established, 1, 1, 1), []string{destination(0), destination(1), destination(2)}},
-		{"not reported", reuse, Limits{MinPorts: 3, Most: 9}, false, pools(tcpstate.Established, 2, 3), []string{destination(1)}},
-		{"too many", reuse, Limits{Most: 1}, false, pools(tcpstate.Established, 2, 3), []string{destination(1)}},
+		{"few pools, which are listed", reuse, Limits{MinPorts: 3, Most: 9}, false, pools(tcpstate.Established, 2, 3), []string{destination(1), destination(0)}},
+		{"small ones of many", reuse, Limits{MinPorts: 3, Most: 9}, false, pools(tcpstate.Established, append(slices.Repeat([]int{2}, 20), 3)...), []string{destination(20)}},
+		{"too many", reuse, Limits{MinPorts: 1, Most: 1}, false, pools(tcpstate.Established, 2, 3), []string{destination(1)}},
 		{"none", reuse, Limits{}, false, pools(tcpstate.Established, 2, 3), nil},
 		{"tcp_tw_reuse without tcp_timestamps", off, everything, false, pools(tcpstate.Established, 60), nil},
 		{"advice might be tcp_tw_reuse", never, everything, false, pools(tcpstate.Established, 49, 50), []string{destination(1)}},

@@ -28,7 +28,7 @@ func bindAll(t *testing.T) (*load, map[string]pool.Report) {
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("40000 %d", 40000+boundPorts-1))
 	netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "1024-39999,40100-65535")
 	cfg := testConfig()
-	cfg.Limits.MinPorts = 10 // the default
+	cfg.Limits.MinPorts = 0 // the default
 	s := newScanner(t, cfg)
 	selfReport(t, s)
 	l := newLoad(t)

@@ -222,13 +222,19 @@ func TestNamespacesShareLimit(t *testing.T) {
 	}
 	s := namedScanner(t, dir)
 	s.cfg.Limits.Most = 4
-	reported, unreported := 0, 0
+	reported, unreported, listed := 0, 0, 0
 	for _, n := range s.Scan(t.Context()).Namespaces {
-		reported += len(n.TCP.Report.Destinations)
+		for _, d := range n.TCP.Report.Destinations {
+			if d.Unreported {
+				listed++
+			} else {
+				reported++
+			}
+		}
 		unreported += n.TCP.Report.UnreportedDestinations
 	}
-	if reported != 4 || unreported != 2 {
-		t.Errorf("%d destinations reported and %d not, want 4 and 2", reported, unreported)
+	if reported != 4 || unreported != 2 || listed != 2 {
+		t.Errorf("%d destinations reported and %d not, of which %d are listed, want 4, 2 and 2", reported, unreported, listed)
 	}
 }
 
@@ -251,7 +257,13 @@ func TestNamespacesFairness(t *testing.T) {
 	for most, want := range map[int]int{1: 1, 3: 2, 5: 2} {
 		s.cfg.Limits.Most = most
 		r := byName(s)["victim"].TCP.Report
-		if len(r.Destinations) != want || r.Destinations[0].Address != victim.Destination || r.Destinations[0].Utilization != 0.98 || len(r.Sources) != 1 {
+		reported := 0
+		for _, d := range r.Destinations {
+			if !d.Unreported {
+				reported++
+			}
+		}
+		if reported != want || r.Destinations[0].Address != victim.Destination || r.Destinations[0].Utilization != 0.98 || len(r.Sources) != 1 {
 			t.Errorf("limit %d: destinations %+v, sources %+v, want %d destinations, the first at 98%%", most, r.Destinations, r.Sources, want)
 		}
 	}

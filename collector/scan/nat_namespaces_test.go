@@ -543,7 +543,7 @@ func TestNATAttack(t *testing.T) {
 	if allocated > 4<<10 || kept > 1<<20 {
 		t.Errorf("%d bytes allocated for a flow, %d bytes kept", allocated, kept)
 	}
-	if len(r.Pools) != 256 || r.UnreportedPools != pools+2-256 || r.UnreportedPorts != pools-254 {
+	if len(r.Pools) != 256 || len(r.Others) != 20 || r.UnreportedPools != pools+2-256 || r.UnreportedPorts != pools-254 {
 		t.Errorf("%d pools reported, %d with %d ports not", len(r.Pools), r.UnreportedPools, r.UnreportedPorts)
 	}
 	for i, want := range []snat.Client{{Address: host(1000), Ports: 850}, {Address: host(2), Ports: 300}} {

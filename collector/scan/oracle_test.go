@@ -29,7 +29,7 @@ import (
 func testConfig() Config {
 	return Config{
 		Proc:           "/proc",
-		Limits:         pool.Limits{MinPorts: 0, Most: 1 << 20},
+		Limits:         pool.Limits{MinPorts: 1, Most: 1 << 20},
 		TimeWaitLength: 60 * time.Second,
 		Timeout:        30 * time.Second,
 		Logger:         slog.New(slog.DiscardHandler),

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"math"
 	"slices"
+
+	"ephemeral_port_exporter/collector/internal/limit"
 )
 
 // clientBits is the length of the prefix of IPv6 whose addresses are one client's: it may have all of them.
@@ -59,7 +61,8 @@ func takeTurns(pools []*candidate, bits int) (onlyIPv4 bool) {
 	return onlyIPv4
 }
 
-// ShareLimit bounds several reports together: most is the limit for all their pools, and each keeps its worst.
+// ShareLimit bounds several reports together: most is the limit for all their pools that are reported, and each keeps its
+// worst. So it does of Others, of which there are few in all.
 func ShareLimit(reports []*Report, most int) {
 	lists := make([][]*Pool, len(reports))
 	for i, r := range reports {
@@ -75,8 +78,14 @@ func ShareLimit(reports []*Report, most int) {
 				r.Pools = append(r.Pools, *p)
 			} else {
 				r.leaveOut(p)
+				r.Others = append(r.Others, *p)
 			}
 		}
+		slices.SortFunc(r.Others, func(a, b Pool) int { return byDanger(&a, &b) })
+	}
+	others := func(r *Report) []Pool { return r.Others }
+	for i, n := range limit.Shares(reports, limit.Listed, others, func(a, b Pool) int { return byDanger(&a, &b) }) {
+		reports[i].Others = reports[i].Others[:n]
 	}
 }
 

@@ -1,6 +1,7 @@
 package snat
 
 import (
+	"bytes"
 	"cmp"
 	"hash/maphash"
 	"math"
@@ -17,8 +18,9 @@ type Report struct {
 	CapacityPorts  int     // that each pool has
 	MaxUtilization float64 // of a pool, reported or not, without UnknownPools; NaN if there are none but these
 	Pools          []Pool  // see keep, in the order of byDanger
+	Others         []Pool  // those in most danger that are not reported, in the same order
 
-	UnreportedPools          int     // not in Pools because of the limits
+	UnreportedPools          int     // not in Pools because of the limits, in Others or not
 	UnreportedPorts          int     // held by these
 	UnreportedMaxUtilization float64 // of these, as MaxUtilization; NaN if there are none
 	UnknownPools             int     // whose utilization is not known, reported or not; without those below the limit of ports
@@ -83,16 +85,20 @@ type Client struct {
 func (t *Table) Report(limits limit.Limits) Report {
 	t.addOwn()
 	r := Report{Settings: t.settings, CapacityPorts: t.settings.Ports(), Flows: t.flows, Outside: t.outside, UnreportedMaxUtilization: math.NaN()}
-	minPorts := min(limits.MinPorts, int(dangerousUtilization*float64(r.CapacityPorts)))
+	half := int(dangerousUtilization * float64(r.CapacityPorts))
+	smallest, series := min(limits.Small(), half), min(limits.Series(r.CapacityPorts), half)
 	var candidates []candidate
+	var low, over []candidate // the first of those that hold too few ports for series, and of those beyond the limit
+	small := limit.Top[smallPool]{Order: smallByDanger}
 	anyKnown := false
 	for key, i := range t.pools {
 		c := t.counts.At(int(i))
 		p := t.pool(key, c)
-		if p.Held+p.Outside < minPorts {
+		if p.Held+p.Outside < smallest {
 			if p.Known() {
 				anyKnown = true
 				r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
+				small.Add(smallPool{p.Utilization, p.Held + p.Outside, key, c})
 			}
 			r.leaveOut(&p)
 			continue
@@ -119,7 +125,16 @@ func (t *Table) Report(limits limit.Limits) Report {
 		r.MaxUtilization = math.NaN()
 	}
 	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(&a.Pool, &b.Pool) })
-	candidates = r.leaveOutTwins(candidates)
+	candidates = slices.DeleteFunc(r.leaveOutTwins(candidates), func(c candidate) bool {
+		if c.Held+c.Outside >= series {
+			return false
+		}
+		r.leaveOut(&c.Pool)
+		if len(low) < limit.Listed {
+			low = append(low, c)
+		}
+		return true
+	})
 	setTurns(candidates)
 	pools := make([]*Pool, len(candidates))
 	for i := range candidates {
@@ -133,17 +148,56 @@ func (t *Table) Report(limits limit.Limits) Report {
 		c := &candidates[i]
 		if !kept[&c.Pool] {
 			r.leaveOut(&c.Pool)
+			if len(over) < limit.Listed {
+				over = append(over, *c)
+			}
 			continue
 		}
-		if !c.searched && c.Known() {
-			c.SearchFailure = t.searchFailure(c.counts)
-		}
-		for _, n := range c.counts.clients.Largest(MaxClients, netip.Addr.Compare) {
-			c.Clients = append(c.Clients, Client{n.Key, n.Ports})
-		}
-		r.Pools = append(r.Pools, c.Pool)
+		r.Pools = append(r.Pools, t.complete(c))
+	}
+	others := slices.Concat(low, over)
+	for _, p := range small.Items {
+		others = append(others, candidate{t.pool(p.key, p.counts), p.counts, false})
+	}
+	slices.SortFunc(others, func(a, b candidate) int { return byDanger(&a.Pool, &b.Pool) })
+	for i := range others[:min(len(others), limit.Listed)] {
+		r.Others = append(r.Others, t.complete(&others[i]))
 	}
 	return r
+}
+
+// complete returns the pool of a candidate with SearchFailure and Clients.
+func (t *Table) complete(c *candidate) Pool {
+	p := c.Pool
+	if !c.searched && p.Known() {
+		p.SearchFailure = t.searchFailure(c.counts)
+	}
+	for _, n := range c.counts.clients.Largest(MaxClients, netip.Addr.Compare) {
+		p.Clients = append(p.Clients, Client{n.Key, n.Ports})
+	}
+	return p
+}
+
+// Listed returns Pools and Others.
+func (r *Report) Listed() []Pool { return slices.Concat(r.Pools, r.Others) }
+
+// A smallPool is a pool that is one of Others only if it is in most danger.
+type smallPool struct {
+	utilization float64
+	held        int // with those outside
+	key         poolKey
+	counts      *poolCounts
+}
+
+// smallByDanger orders small pools as byDanger, but for equal ones by key, which takes less time: there can be very many.
+func smallByDanger(a, b smallPool) int {
+	if c := cmp.Or(cmp.Compare(b.utilization, a.utilization), cmp.Compare(b.held, a.held)); c != 0 {
+		return c
+	}
+	return cmp.Or(
+		bytes.Compare(a.key.translated[:], b.key.translated[:]), bytes.Compare(a.key.destination[:], b.key.destination[:]),
+		cmp.Compare(a.key.port, b.key.port), cmp.Compare(a.key.zone, b.key.zone), cmp.Compare(a.key.udp, b.key.udp),
+	)
 }
 
 // A candidate is a pool that may be reported.

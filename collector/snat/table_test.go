@@ -241,7 +241,7 @@ func TestLimits(t *testing.T) {
 	}
 	ShareLimit(reports, 2)
 	type got struct {
-		Held             []int
+		Reported, Listed []int
 		MaxUtilization   float64
 		Pools, LeftPorts int
 	}
@@ -249,13 +249,46 @@ func TestLimits(t *testing.T) {
 	for _, r := range reports {
 		g := got{MaxUtilization: r.MaxUtilization, Pools: r.UnreportedPools, LeftPorts: r.UnreportedPorts}
 		for _, p := range r.Pools {
-			g.Held = append(g.Held, p.Held)
+			g.Reported = append(g.Reported, p.Held)
+		}
+		for _, p := range r.Others {
+			g.Listed = append(g.Listed, p.Held)
 		}
 		all = append(all, g)
 	}
-	want := []got{{[]int{10}, 0.1, 1, 5}, {[]int{70}, 0.7, 4, 5 + 40 + 50 + 60}}
+	want := []got{{[]int{10}, []int{5}, 0.1, 1, 5}, {[]int{70}, []int{60, 50, 40, 5}, 0.7, 4, 5 + 40 + 50 + 60}}
 	if diff := cmp.Diff(want, all); diff != "" {
 		t.Errorf("reports (-want +got):\n%s", diff)
+	}
+}
+
+// TestListed has pools without series. The 20 in most danger are listed all the same, but none of which so few flows tell that it is not
+// known.
+func TestListed(t *testing.T) {
+	settings := settings
+	settings.PortRanges = []portset.Range{{Low: 1024, High: 65535}} // 0.5% are 323 ports
+	table := NewTable(settings)
+	to := func(n int) Flow {
+		f := tcpFlow(Established, 40000)
+		f.Destination = netip.AddrPortFrom(f.Destination.Addr(), uint16(n))
+		return f
+	}
+	flows(table, 323, to(1))
+	flows(table, 322, to(2))
+	for n := range 30 {
+		flows(table, 1+n%5, to(10+n))
+	}
+	outside := to(3)
+	outside.Translated = netip.AddrPortFrom(outside.Translated.Addr(), 600)
+	table.Add(&outside)
+	r := table.Report(limit.Limits{Most: 256})
+	var got []int
+	for _, p := range r.Listed() {
+		got = append(got, p.Held)
+	}
+	want := slices.Concat([]int{323, 322}, slices.Repeat([]int{5}, 6), slices.Repeat([]int{4}, 6), slices.Repeat([]int{3}, 6), []int{2})
+	if diff := cmp.Diff(want, got); diff != "" || len(r.Pools) != 1 || r.UnreportedPools != 32 || r.UnreportedPorts != 322+90 || r.UnknownPools != 0 {
+		t.Errorf("%d with series, %d pools with %d ports unreported, %d unknown; listed (-want +got):\n%s", len(r.Pools), r.UnreportedPools, r.UnreportedPorts, r.UnknownPools, diff)
 	}
 }
 

@@ -25,7 +25,7 @@ func (p *page) addConntrack(n *scan.Namespace, c cleaner) {
 	if t.Outcome != scan.Collected || p.View.Destination.IsValid() || n.Name == "" {
 		return
 	}
-	pools := len(n.NAT.Report.Pools) > 0
+	pools := len(n.NAT.Report.Listed()) > 0
 	if pools || fillOf(t) >= 0.5 || t.Dropped+t.InsertFailed+t.EarlyDropped > 0 {
 		p.Conntrack = append(p.Conntrack, newConntrack(n, c))
 	}
@@ -99,7 +99,7 @@ func natNote(n *scan.Namespace) string {
 	switch {
 	case n.NAT.Outcome == "": // with --snat, something is known of each network namespace that tracks flows
 		return fmt.Sprintf("Ports of source NAT: connection tracking dropped %s so far, which happens when no port is free. --snat shows these ports.", dropped)
-	case n.NAT.Err != nil, slices.ContainsFunc(n.NAT.Report.Pools, func(p snat.Pool) bool { return !p.Known() || p.SearchFailure > 0 }):
+	case n.NAT.Err != nil, slices.ContainsFunc(n.NAT.Report.Listed(), func(p snat.Pool) bool { return !p.Known() || p.SearchFailure > 0 }):
 		return ""
 	default:
 		return fmt.Sprintf("Why source NAT dropped %s so far: no pool is short of ports now. They were short before, or two flows chose the same port at once, or the rule names fewer ports than --snat.port-range.", dropped)

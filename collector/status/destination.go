@@ -144,17 +144,18 @@ func (p *page) destinationTable(s *scan.Snapshot) table {
 	if p.Counts {
 		t.Columns = append(t.Columns, column{"Failed connects", "FAILED", 10, numbers})
 	}
-	more, ports, alerts := 0, 0, []string(nil)
+	more, unlisted, ports, alerts := 0, 0, 0, []string(nil)
 	for i := range s.Namespaces {
 		r := &s.Namespaces[i].TCP.Report
 		more += r.UnreportedDestinations
+		unlisted += r.Unlisted()
 		ports += r.AllUnreported()
 		if 2*r.AllUnreported() > r.CapacityPorts {
 			alerts = []string{"EphemeralPortsUnreported"}
 		}
 	}
 	if more > 0 {
-		t.More = []finding{aside(leftOut(more, "destination", ports), alerts...)}
+		t.More = []finding{aside(leftOut(more, "destination", ports, unlisted), alerts...)}
 	}
 	for _, d := range p.Destinations {
 		cells := append([]cell{{Text: d.Address, Link: View{Format: HTML, Destination: d.pool.Address}.URL()}}, cells(
@@ -234,16 +235,23 @@ func (d *destination) sentences() []string {
 	return sentences
 }
 
+// lacksBound reports whether a destination without series is in danger because of ports that are bound or may be, and holds few itself:
+// every destination is then, and other findings say so.
+func (d *destination) lacksBound() bool {
+	return d.pool.Unreported && 2*d.pool.Held < d.namespace.TCP.Report.CapacityPorts && !d.reached.Has(advice.Failures, advice.Load, advice.Exhaustion)
+}
+
 // judgeDestinations finds the worst destination, if it is in danger.
 func (p *page) judgeDestinations() {
+	var worst *destination
 	inDanger := 0
 	for _, d := range p.Destinations {
-		if d.Level > calm {
+		if d.Level > calm && !d.lacksBound() {
 			inDanger++
+			worst = cmp.Or(worst, d)
 		}
 	}
 	if inDanger > 0 {
-		worst := p.Destinations[0]
 		p.find(worst.Level, worst.reached.Alerts(), "%s in danger: %s %s.", plural(inDanger, "destination", "destinations"), worst.Address, worst.problem())
 	}
 }

@@ -114,7 +114,7 @@ func count(s *scan.Snapshot, of ...scan.Outcome) (n int) {
 // calmSentence says that no pool is in danger.
 func (p *page) calmSentence() string {
 	if len(p.Destinations) == 0 {
-		return "No destination is in danger: none holds enough ports to be listed."
+		return "No destination is in danger: none that was read holds a port."
 	}
 	worst := p.Destinations[0]
 	return fmt.Sprintf("No destination is in danger: the worst, %s, has %s of its ports in use.", worst.Address, percent(worst.pool.Utilization))
@@ -177,7 +177,7 @@ func (p *page) judgeCapacity(s *scan.Snapshot, c cleaner) {
 		case unreported.Has(advice.Possible):
 			p.find(unreported.Level(), unreported.Alerts(), "The worst destination%s has %s or %s of its ports in use: %s.", where, percent(r.MaxUtilization), percent(r.MaxPossibleUtilization), advice.Doubt(r.BoundUnknown, 0, false))
 		case unreported.Level() > calm:
-			p.find(unreported.Level(), unreported.Alerts(), "A destination%s that limits leave out has %s of its ports in use: lower --destination.min-ports to see it.", where, percent(r.MaxUtilization))
+			p.find(unreported.Level(), unreported.Alerts(), "A destination%s without series has %s of its ports in use: lower --destination.min-ports to have alerts name it.", where, percent(r.MaxUtilization))
 		}
 	}
 }

@@ -25,9 +25,10 @@ type natPool struct {
 
 // addNAT adds the pools of source NAT of a namespace.
 func (p *page) addNAT(n *scan.Namespace, c cleaner) {
-	for i := range n.NAT.Report.Pools {
-		if pool := &n.NAT.Report.Pools[i]; p.View.has(pool.Address) {
-			p.NAT = append(p.NAT, newNATPool(n, pool, c))
+	pools := n.NAT.Report.Listed()
+	for i := range pools {
+		if p.View.has(pools[i].Address) {
+			p.NAT = append(p.NAT, newNATPool(n, &pools[i], c))
 		}
 	}
 }
@@ -88,7 +89,7 @@ func (p *page) judgeNAT(s *scan.Snapshot, c cleaner) {
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		if worst := advice.ReachedUnreportedSNAT(&n.NAT.Report); n.NAT.Outcome == scan.Collected && worst.Level() > calm {
-			p.find(worst.Level(), nil, "A pool of source NAT%s that limits leave out has %s of its ports in use: raise --destination.limit to see it.", p.in(c.name(n.Name)), percent(n.NAT.Report.UnreportedMaxUtilization))
+			p.find(worst.Level(), nil, "A pool of source NAT%s without series has %s of its ports in use: raise --destination.limit to have alerts name it.", p.in(c.name(n.Name)), percent(n.NAT.Report.UnreportedMaxUtilization))
 		}
 	}
 }
@@ -161,14 +162,15 @@ func (p *page) natTable(s *scan.Snapshot) table {
 			{"Ports in use", "USED", 7, bars}, {"Failing", "FAILING", 9, numbers}, {"Ceiling/s", "CEILING/S", 11, numbers},
 		},
 	}
-	more, ports := 0, 0
+	more, unlisted, ports := 0, 0, 0
 	for i := range s.Namespaces {
 		r := &s.Namespaces[i].NAT.Report
 		more += r.UnreportedPools
+		unlisted += r.UnreportedPools - len(r.Others)
 		ports += r.UnreportedPorts
 	}
 	if more > 0 {
-		t.More = []finding{aside(leftOut(more, "pool", ports))}
+		t.More = []finding{aside(leftOut(more, "pool", ports, unlisted))}
 	}
 	for _, n := range p.NAT {
 		cells := append([]cell{{Text: n.Address, Link: View{Format: HTML, Destination: n.pool.Address}.URL()}}, cells(

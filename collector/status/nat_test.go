@@ -138,7 +138,7 @@ func TestNATHeadline(t *testing.T) {
 		},
 		{
 			"left out", scan.NAT{Result: read, Report: snat.Report{UnreportedPools: 1, UnreportedMaxUtilization: 1}}, untracked, true, exhausted,
-			[]string{"A pool of source NAT in pod that limits leave out has 100% of its ports in use: raise --destination.limit to see it."}, nil,
+			[]string{"A pool of source NAT in pod without series has 100% of its ports in use: raise --destination.limit to have alerts name it."}, nil,
 		},
 		{
 			"table full", none, scan.Conntrack{Result: read, Entries: 90, Limit: 100}, false, critical,

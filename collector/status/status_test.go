@@ -69,11 +69,52 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestLacksBound has destinations that hold few ports and have no series, where bound ports are missing to all: the page says that of the
+// ports, and does not count the destinations as in danger. It is never calm.
+func TestLacksBound(t *testing.T) {
+	host := func(change func(*pool.Report, *pool.Destination)) scan.Snapshot {
+		r := defaults()
+		d := connections("10.0.0.1", "10.0.0.2:443", map[tcpstate.State]int{tcpstate.Established: 3})
+		d.Unreported = true
+		change(&r, &d)
+		r.Destinations, r.UnreportedDestinations = []pool.Destination{d}, 1
+		return hostOf(r)
+	}
+	for name, s := range map[string]scan.Snapshot{
+		"bound": host(func(r *pool.Report, d *pool.Destination) {
+			r.BoundPorts, r.MaxUtilization, r.MaxPossibleUtilization = 28000, 0.99, 0.99
+			d.BoundByOthers, d.Utilization, d.PossibleUtilization = 28000, 0.99, 0.99
+		}),
+		"may be bound": host(func(r *pool.Report, d *pool.Destination) {
+			r.BoundUnknown, r.MaxPossibleUtilization = 28000, 0.99
+			d.MayBeBound, d.PossibleUtilization = 28000, 0.99
+		}),
+	} {
+		p := newPage(&s, testInfo, View{}, visible)
+		if p.Level() <= calm || strings.Contains(fmt.Sprint(said(p)), "in danger") || p.Destinations[0].Level <= calm {
+			t.Errorf("%s: %v: %s, row %v", name, p.Level(), said(p), p.Destinations[0].Level)
+		}
+	}
+	failing := host(func(*pool.Report, *pool.Destination) {})
+	failing.ConnectFailures = &scan.ConnectFailures{Pools: []scan.FailedPool{{Netns: scan.Self, Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 2}}}
+	if p := newPage(&failing, testInfo, View{}, visible); p.Level() <= calm || !strings.Contains(fmt.Sprint(said(p)), "1 destination in danger: 10.0.0.2:443 had 2 connects that failed") {
+		t.Errorf("failing connects: %v: %s", p.Level(), said(p))
+	}
+}
+
 // TestTables checks which tables a page has, and how many rows, and whether it has settings.
 func TestTables(t *testing.T) {
 	small := hostOf(defaults())
 	r := &small.Namespaces[0].TCP.Report
 	r.UnreportedDestinations, r.UnreportedPorts = 12, ports(map[tcpstate.State]int{tcpstate.Established: 48})
+	listed := hostOf(defaults())
+	l := &listed.Namespaces[0].TCP.Report
+	for _, to := range []string{"10.0.0.2:443", "10.0.0.3:443"} {
+		d := connections("10.0.0.1", to, map[tcpstate.State]int{tcpstate.Established: 3})
+		d.Unreported = true
+		l.Destinations = append(l.Destinations, d)
+	}
+	l.UnreportedDestinations, l.UnreportedPorts = 3, ports(map[tcpstate.State]int{tcpstate.Established: 7})
 	for _, tt := range []struct {
 		name     string
 		snapshot scan.Snapshot
@@ -83,9 +124,10 @@ func TestTables(t *testing.T) {
 		{"calm", quiet(), "destinations 2 ", true},
 		{"failed", failedHost(), "", false},
 		{"nothing", hostOf(defaults()), "", true},
-		{"small destinations", small, "destinations 0 12 more destinations hold 48 ports in all, and are not listed: see --destination.min-ports and --destination.limit.", true},
-		{"trouble", trouble(), "destinations 6 12 more destinations hold 48 ports in all, and are not listed: see --destination.min-ports and --destination.limit." +
-			"snat 4 1 more pool holds 9 ports in all, and is not listed: see --destination.min-ports and --destination.limit." +
+		{"small destinations", small, "destinations 0 12 destinations have no series and hold 48 ports in all. They are not listed. See --destination.min-ports and --destination.limit.", true},
+		{"without series", listed, "destinations 2 3 destinations have no series and hold 7 ports in all. 1 of them is not listed. See --destination.min-ports and --destination.limit.", true},
+		{"trouble", trouble(), "destinations 6 12 destinations have no series and hold 48 ports in all. They are not listed. See --destination.min-ports and --destination.limit." +
+			"snat 5 1 pool has no series and holds 9 ports. See --destination.min-ports and --destination.limit." +
 			"conntrack 1 failed 1 The pools of 17 connects that failed are not listed: see --destination.limit. See EphemeralPortsConnectFailingUnattributed." +
 			"bind-failures 2 The addresses of 5 binds that failed are not listed: see --destination.limit.sources 1 1 more address is not listed: see --destination.limit.udp 5 time_wait 2 " +
 			"namespaces 3 ", true},
@@ -267,7 +309,7 @@ func TestHeadline(t *testing.T) {
 		want              []string // headline and problems
 	}{
 		{"calm", "", quiet(), calm, []string{"No destination is in danger: the worst, 10.0.0.2:443, has 11% of its ports in use."}},
-		{"no destination", "", hostOf(defaults()), calm, []string{"No destination is in danger: none holds enough ports to be listed."}},
+		{"no destination", "", hostOf(defaults()), calm, []string{"No destination is in danger: none that was read holds a port."}},
 		{"failed", "", failedHost(), unknown, []string{"The ports of this host could not be read: nothing is known about them. sockdiag: dump tcp"}},
 		{"failed, one", "10.0.0.2:443", failedHost(), unknown, []string{"The ports of this host could not be read"}},
 		{"failed, danger elsewhere", "", halfRead, unknown, []string{"The ports of this host could not be read", "1 destination in danger: 10.0.0.2:443 has 81% of its ports in use."}},
@@ -288,7 +330,7 @@ func TestHeadline(t *testing.T) {
 		{"TIME_WAIT not counted", "", uncounted, warning, []string{"The counters of TIME_WAIT could not be read: sockstat: gone", "No destination is in danger"}},
 		{"TIME_WAIT not counted elsewhere", "", uncountedElsewhere, warning, []string{"The counters of TIME_WAIT could not be read in 1 network namespace.", "No destination is in danger"}},
 		{"no port", "", with(func(r *pool.Report) { r.CapacityPorts, r.MaxUtilization, r.Destinations = 0, 1, nil }), exhausted, []string{"No port is left for outgoing connections: connect() fails"}},
-		{"unreported", "", with(func(r *pool.Report) { r.MaxUtilization = 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
+		{"unreported", "", with(func(r *pool.Report) { r.MaxUtilization = 0.9 }), critical, []string{"A destination without series has 90% of its ports in use"}},
 		{"bound, all destinations listed", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 25000, 25000./28220 }), critical, []string{"88% of the ports of this namespace are lost to every plain connect(), whatever its destination: 25000 of 28220 ports are bound."}},
 		{"bound, where nothing is listed", "", other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: pool.Report{CapacityPorts: 100, BoundPorts: 80, BoundKnown: true, BoundExact: true, MaxUtilization: 0.85}}}), critical,
 			[]string{"80% of the ports of pod are lost to every plain connect(), whatever its destination: 80 of 100 ports are bound."}},
@@ -298,8 +340,8 @@ func TestHeadline(t *testing.T) {
 		{"all bound, one that failed", "10.0.0.9:80", failure(allBound(), scan.FailedPool{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.9:80"), Failures: 7}),
 			exhausted, []string{"Every plain connect() of this namespace fails: 28220 of 28220 ports are bound.", "10.0.0.9:80 holds few ports now or none, but had 7 connects that failed"}},
 		{"all bound, one elsewhere", "10.0.0.2:443", boundElsewhere, calm, []string{"10.0.0.2:443 is not in danger: 11% of its ports are in use."}},
-		{"unreported, and some ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 22000, 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use", "77% of the ports of this namespace are lost"}},
-		{"unreported, and it is not known which ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.BoundKnown, r.MaxUtilization = 28000, false, 0.9 }), critical, []string{"A destination that limits leave out has 90% of its ports in use"}},
+		{"unreported, and some ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.MaxUtilization = 22000, 0.9 }), critical, []string{"A destination without series has 90% of its ports in use", "77% of the ports of this namespace are lost"}},
+		{"unreported, and it is not known which ports are bound", "", with(func(r *pool.Report) { r.BoundPorts, r.BoundKnown, r.MaxUtilization = 28000, false, 0.9 }), critical, []string{"A destination without series has 90% of its ports in use"}},
 		{"possibly exhausted", "", first(func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound = 1, 25000 }), unknown,
 			[]string{"1 destination in danger: 10.0.0.2:443 has 11% or 100% of its ports in use: which clients bind before they connect is not known yet; --exact tells now."}},
 		{"possibly half used, one", "10.0.0.2:443", first(func(d *pool.Destination) { d.PossibleUtilization, d.MayBeBound, d.MayBeHeld = 0.5, 10, 11000 }), warning,

@@ -120,7 +120,7 @@ func (v View) has(destination netip.AddrPort) bool {
 func (v View) shows(n *scan.Namespace) bool {
 	return !v.Destination.IsValid() || n.TCP.Err != nil ||
 		slices.ContainsFunc(n.TCP.Report.Destinations, func(d pool.Destination) bool { return v.has(d.Address) }) ||
-		slices.ContainsFunc(n.NAT.Report.Pools, func(d snat.Pool) bool { return v.has(d.Address) })
+		slices.ContainsFunc(n.NAT.Report.Listed(), func(d snat.Pool) bool { return v.has(d.Address) })
 }
 
 // URL returns the address of the view, without its host.

@@ -41,13 +41,24 @@ func plural(n int, singular, plural string) string {
 	return fmt.Sprintf("%d %s", n, plural)
 }
 
-// leftOut says that the limits leave out n things of a kind, and how many ports these hold.
-func leftOut(n int, kind string, ports int) string {
-	holds := fmt.Sprintf("%d more %ss hold %s in all, and are", n, kind, plural(ports, "port", "ports"))
+// leftOut says that the limits give n things of a kind no series, how many ports these hold, and how many of them the page does not
+// list.
+func leftOut(n int, kind string, ports, unlisted int) string {
+	sentence := fmt.Sprintf("%d %ss have no series and hold %s in all.", n, kind, plural(ports, "port", "ports"))
 	if n == 1 {
-		holds = fmt.Sprintf("1 more %s holds %s in all, and is", kind, plural(ports, "port", "ports"))
+		sentence = fmt.Sprintf("1 %s has no series and holds %s.", kind, plural(ports, "port", "ports"))
 	}
-	return holds + " not listed: see --destination.min-ports and --destination.limit."
+	switch {
+	case unlisted == 1 && n == 1:
+		sentence += " It is not listed."
+	case unlisted == n:
+		sentence += " They are not listed."
+	case unlisted == 1:
+		sentence += " 1 of them is not listed."
+	case unlisted > 0:
+		sentence += fmt.Sprintf(" %d of them are not listed.", unlisted)
+	}
+	return sentence + " See --destination.min-ports and --destination.limit."
 }
 
 func connects(n uint64) string { return plural(int(n), "connect", "connects") }

@@ -37,3 +37,43 @@ func TestShares(t *testing.T) {
 		t.Errorf("no reports: got %v", got)
 	}
 }
+
+// TestLimits checks from how many ports on an item has series, and from how many on it is listed if there is room.
+func TestLimits(t *testing.T) {
+	for _, tt := range []struct{ minPorts, capacity, series, small int }{
+		{0, 28232, 142, 10},
+		{0, 64512, 323, 10},
+		{0, 2000, 10, 10},
+		{0, 200, 10, 10},
+		{0, 0, 10, 10},
+		{1, 28232, 1, 1},
+		{10, 28232, 10, 10},
+		{5000, 28232, 5000, 10},
+	} {
+		l := Limits{MinPorts: tt.minPorts}
+		if got := l.Series(tt.capacity); got != tt.series || l.Small() != tt.small {
+			t.Errorf("%d of %d ports: series from %d ports on, small below %d, want %d and %d", tt.minPorts, tt.capacity, got, l.Small(), tt.series, tt.small)
+		}
+	}
+	for _, tt := range []struct{ most, series, want int }{{256, 0, 276}, {256, 256, 20}, {0, 0, 20}, {1, 3, 20}} {
+		if got := Rest(tt.most, tt.series); got != tt.want {
+			t.Errorf("%d of %d have series: %d others are listed, want %d", tt.series, tt.most, got, tt.want)
+		}
+	}
+}
+
+// TestTop adds numbers in any order.
+func TestTop(t *testing.T) {
+	top := Top[int]{Order: cmp.Compare[int]}
+	for i := range 1000 {
+		top.Add(i * 7919 % 1000)
+	}
+	for i, got := range top.Items {
+		if got != i {
+			t.Fatalf("got %v, want the least 20 in order", top.Items)
+		}
+	}
+	if len(top.Items) != Listed {
+		t.Errorf("%d items, want %d", len(top.Items), Listed)
+	}
+}

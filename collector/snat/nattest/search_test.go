@@ -60,7 +60,7 @@ func TestSearchFailure(t *testing.T) {
 					Client: clients(0, 0)(0).Addr(), Translated: netip.AddrPortFrom(nattest.Gateway4, port), Destination: server,
 				})
 			}
-			report := table.Report(pool.Limits{Most: 1})
+			report := table.Report(pool.Limits{MinPorts: 1, Most: 1})
 			if len(report.Pools) != 1 {
 				t.Fatalf("%d pools, want 1", len(report.Pools))
 			}
