@@ -34,8 +34,8 @@ const (
 	watchedDestination = "192.0.2.9:7150"
 )
 
-// watch starts an exporter on a CPU.
-func watch(t *testing.T, address string, cpu int) *watched {
+// startOn starts an exporter on a CPU.
+func startOn(t *testing.T, address string, cpu int) *watched {
 	t.Helper()
 	netnstest.Tracefs(t)
 	netnstest.HoldInChild(t, netnstest.Holding{Client: netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:7150")}, Count: watchedSockets})
@@ -129,7 +129,7 @@ func setOnline(t *testing.T, cpu int, online bool) {
 // midst of scrapes. The kernel counts for each CPU: no counter falls or jumps, and what happens meanwhile is counted.
 func TestOfflineCPU(t *testing.T) {
 	const cpu, other = 1, 0
-	w := watch(t, "127.0.0.1:10330", cpu)
+	w := startOn(t, "127.0.0.1:10330", cpu)
 	t.Cleanup(func() { setOnline(t, cpu, true) })
 	w.fail(t, cpu, 30)
 	w.check(t, "on the CPU")
@@ -168,7 +168,7 @@ func TestOfflineCPU(t *testing.T) {
 // TestClockJumps sets the wall clock forward and back while the exporter is scraped. No number depends on it, except when
 // the exporter was started: for Prometheus that stays true.
 func TestClockJumps(t *testing.T) {
-	w := watch(t, "127.0.0.1:10331", 0)
+	w := startOn(t, "127.0.0.1:10331", 0)
 	w.fail(t, 0, 3)
 	jump := func(by time.Duration) {
 		t.Helper()
