@@ -204,9 +204,10 @@ func TestPossibleLongLived(t *testing.T) {
 
 // TestPossiblePlain has many pools of plain connect(), on one source or on several, that fill, stay, drain and churn. Each
 // is more than half full, so that all ports would be in use if those of all pools were bound. A Scanner that starts at
-// any time does not take them for that for longer than for some scans.
+// any time does not take them for that for longer than for some scans, and one that was there from the beginning hardly ever.
 func TestPossiblePlain(t *testing.T) {
-	const ports, pools, patience = 200, 10, 8
+	const ports, pools = 200, 10
+	const patience, runningPatience = 10, 2 // scans in a row
 	for name, pool := range map[string]func(i int) netnstest.Client{
 		"one source": func(i int) netnstest.Client {
 			return plainFrom("198.51.100.1", fmt.Sprintf("198.51.100.%d:80", 20+i)).Client
@@ -234,7 +235,7 @@ func TestPossiblePlain(t *testing.T) {
 					if r.MaxPossibleUtilization < 0.8 || r.MaxUtilization >= 0.8 {
 						unsure[s] = 0
 					}
-					if unsure[s] > patience || s == running && unsure[s] > 0 {
+					if unsure[s] > patience || s == running && unsure[s] > runningPatience {
 						t.Errorf("scan %d: for %d scans, utilization is %v, possibly %v; %d ports may be bound", scans, unsure[s], r.MaxUtilization, r.MaxPossibleUtilization, r.BoundUnknown)
 					}
 					if r.BoundPorts != 0 {
