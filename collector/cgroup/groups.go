@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -26,7 +27,7 @@ const (
 	// maxWait is how long a control group that was not found by searches that were not complete is not searched again.
 	maxWait = time.Hour
 
-	// maxKnown is how many control groups Groups remembers besides those of the last call of Find.
+	// maxKnown is how many control groups Groups remembers, and four times as many as the largest call of Find had.
 	maxKnown = 4096
 )
 
@@ -45,6 +46,10 @@ type Groups struct {
 	mount  string
 	known  map[uint64]Group
 	missed map[uint64]miss
+
+	calls   uint64            // of Find
+	used    map[uint64]uint64 // the last call for each number that is known, missed or searched
+	largest int               // most numbers of a call
 
 	searching *search   // goes on; nil if none does
 	most      int       // maxCost, less in tests
@@ -84,7 +89,7 @@ func Open(path string) (*Groups, error) {
 }
 
 func newGroups(mount string) *Groups {
-	return &Groups{mount: mount, known: map[uint64]Group{}, missed: map[uint64]miss{}, most: maxCost, credit: maxCredit, credited: time.Now()}
+	return &Groups{mount: mount, known: map[uint64]Group{}, missed: map[uint64]miss{}, used: map[uint64]uint64{}, most: maxCost, credit: maxCredit, credited: time.Now()}
 }
 
 // Complete reports whether the mount shows all control groups of the host. In a cgroup namespace, a
@@ -109,8 +114,11 @@ func (g *Groups) Find(ids []uint64, deadline time.Time) (map[uint64]Group, error
 		}
 		return found, nil
 	}
+	g.calls++
+	g.largest = max(g.largest, len(found))
 	unknown := map[uint64]bool{}
 	for id := range found {
+		g.used[id] = g.calls
 		if _, ok := g.known[id]; !ok {
 			unknown[id] = true
 		}
@@ -124,19 +132,24 @@ func (g *Groups) Find(ids []uint64, deadline time.Time) (map[uint64]Group, error
 			found[id] = group
 		}
 	}
-	forget(g.known, found)
-	forget(g.missed, found)
+	g.forget()
 	return found, err
 }
 
-// forget bounds what is remembered.
-func forget[T any](of map[uint64]T, found map[uint64]Group) {
-	if len(of) <= maxKnown {
+// forget bounds what is remembered. Of too many, those go that Find was asked for longest ago. What the last two calls
+// asked for stays, as those of one scan, also if others come between that ask for less than half of maxKnown.
+func (g *Groups) forget() {
+	most := maxKnown + 4*g.largest
+	if len(g.used) <= most {
 		return
 	}
-	for id := range of {
-		if _, ok := found[id]; !ok {
-			delete(of, id)
+	ids := slices.SortedFunc(maps.Keys(g.used), func(a, b uint64) int { return cmp.Compare(g.used[b], g.used[a]) })
+	for _, id := range ids[most/2:] {
+		delete(g.used, id)
+		delete(g.known, id)
+		delete(g.missed, id)
+		if g.searching != nil {
+			delete(g.searching.wanted, id)
 		}
 	}
 }

@@ -370,20 +370,48 @@ func TestParseEntries(t *testing.T) {
 	}
 }
 
-// TestFindForgets checks that what is remembered is bounded, and that it has the last control groups.
+// TestFindForgets has a tenant with ever new control groups: searches find that some have no path, miss some, and have the rest still before
+// them, while nothing is left that searches may cost. What is remembered is bounded. What each scan asks for stays known, also after
+// calls that ask for nothing.
 func TestFindForgets(t *testing.T) {
-	g, ids := tempGroups(t, "a/b")
-	for i := range uint64(10) {
-		gone := slices.Repeat([]uint64{ids["a/b"]}, 1001)
-		for j := range uint64(1000) {
-			gone[j] = 1<<40 + i<<20 + j
+	var dirs []string
+	for i := range 200 {
+		dirs = append(dirs, fmt.Sprint("pods/", i))
+	}
+	g, ids := tempGroups(t, dirs...)
+	var pods []uint64
+	for _, dir := range dirs {
+		pods = append(pods, ids[dir])
+	}
+	find(t, g, pods...)
+	const perScan = 1000
+	for i := range uint64(20) {
+		var gone []uint64
+		for j := range uint64(perScan) {
+			gone = append(gone, 1<<40+i<<20+j)
 		}
-		find(t, g, gone...)
-		for _, id := range gone[1:] {
-			g.missed[id-1<<39] = miss{}
+		g.credit, g.credited = 0, time.Now().Add(time.Hour) // earns nothing before
+		for j, id := range gone {
+			switch j % 3 {
+			case 0:
+				g.known[id] = unnamed(id)
+			case 1:
+				g.missed[id] = miss{}
+			}
 		}
-		if len(g.known) > maxKnown+len(gone) || len(g.missed) > maxKnown+len(gone) || g.known[ids["a/b"]].Path != "/a/b" {
-			t.Errorf("%d control groups are known", len(g.known))
+		if _, err := g.Find(gone, time.Now().Add(time.Minute)); !errors.Is(err, errPaused) {
+			t.Fatal(err)
+		}
+		for range 5 {
+			if _, err := g.Find(nil, time.Now().Add(time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := find(t, g, pods...); got[0] != "/pods/0" || got[199] != "/pods/199" {
+			t.Fatalf("after %d scans: %q, …, %q", i+1, got[0], got[199])
+		}
+		if n := max(len(g.known)+len(g.missed), len(g.searching.wanted)); n > maxKnown+4*perScan {
+			t.Fatalf("after %d scans: %d control groups are known, %d missed, %d searched", i+1, len(g.known), len(g.missed), len(g.searching.wanted))
 		}
 	}
 }

@@ -82,7 +82,8 @@ func parsePath(path string) Workload {
 	}
 	for _, form := range workloadPaths {
 		if m := form.FindStringSubmatch(path); m != nil {
-			return Workload{PodUID: strings.ReplaceAll(m[1], "_", "-"), ContainerID: m[2]}
+			// Copies: a path can have 4 kB.
+			return Workload{PodUID: strings.Clone(strings.ReplaceAll(m[1], "_", "-")), ContainerID: strings.Clone(m[2])}
 		}
 	}
 	return Workload{}
