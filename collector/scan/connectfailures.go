@@ -27,6 +27,9 @@ type failureProbe interface {
 // counts once: in a listed pool, or as unattributed. A pool that is listed no more leaves its
 // failures as expired. So none of these counters falls, except that a pool may end.
 //
+// Labels that are known only later, because a search for control groups takes several scans, say, are given to
+// what was counted before too.
+//
 // If the list is full, each tenant keeps an equal part of it, and so does each ancestor of a tenant
 // (connectfail.Count). A new pool of a tenant that has fewer than another takes the place of a pool of that one.
 type connectFailures struct {
@@ -63,6 +66,7 @@ type failedPool struct {
 
 // A failedSeries is what is counted in a listed pool.
 type failedSeries struct {
+	first    connectfail.Count // what it was listed for
 	party    party
 	failures uint64
 	failed   time.Time // when the last failure was read
@@ -85,13 +89,14 @@ func (f *connectFailures) collect(now, deadline time.Time) ConnectFailures {
 	f.expire(now)
 	f.connects.unattributed += rest.Connects
 	f.binds.unattributed += rest.Binds
-	f.add(counts, now, deadline)
+	cgroupsErr := f.add(counts, now, deadline)
 	if err != nil {
 		return ConnectFailures{Err: err}
 	}
 	result := ConnectFailures{
 		Unattributed: f.connects.unattributed, Expired: f.connects.expired,
 		BindsCounted: f.countsBinds, BindsUnattributed: f.binds.unattributed, BindsExpired: f.binds.expired,
+		CgroupsErr: cgroupsErr,
 	}
 	for p, s := range f.listed {
 		if p.call == connectfail.Connect {
@@ -126,28 +131,47 @@ func (f *connectFailures) remove(p failedPool) {
 }
 
 // add adds new failures to the pools. Pools with most failures come first where not all can be
-// listed.
-func (f *connectFailures) add(counts []connectfail.Count, now, deadline time.Time) {
+// listed. The error says why some control groups have no path.
+func (f *connectFailures) add(counts []connectfail.Count, now, deadline time.Time) error {
 	slices.SortFunc(counts, func(a, b connectfail.Count) int {
 		return cmp.Or(cmp.Compare(b.Failures, a.Failures), a.Source.Compare(b.Source), a.Destination.Compare(b.Destination), cmp.Compare(a.Call, b.Call))
 	})
-	cgroups := f.findCgroups(counts, deadline)
+	labels, err := f.findLabels(counts, deadline)
+	f.relabel(labels)
 	parties := newParties(f.listed)
 	for _, c := range counts {
-		own, ancestor := cgroups(c)
-		p := failedPool{c.Call, f.netns(c.Namespace), own, c.Source, c.Destination}
+		p, party := labels(c)
 		s := f.listed[p]
 		if s == nil {
-			s = &failedSeries{party: party{c.Tenant, ancestor}}
-			if !f.makeRoom(parties, s.party) {
+			s = &failedSeries{first: c, party: party}
+			if !f.makeRoom(parties, party) {
 				f.unlisted(c.Call).unattributed += c.Failures
 				continue
 			}
 			f.listed[p] = s
-			parties.add(s.party, 1)
+			parties.add(party, 1)
 		}
 		s.failures += c.Failures
 		s.failed = now
+	}
+	return err
+}
+
+// relabel gives listed pools the labels that are known now. Those that have the same ones then, as of a service that was started anew,
+// become one.
+func (f *connectFailures) relabel(labels func(connectfail.Count) (failedPool, party)) {
+	before := f.listed
+	f.listed = make(map[failedPool]*failedSeries, len(before))
+	for _, s := range before {
+		var p failedPool
+		p, s.party = labels(s.first)
+		if other := f.listed[p]; other != nil {
+			if other.failed.After(s.failed) {
+				s, other = other, s
+			}
+			s.failures += other.failures
+		}
+		f.listed[p] = s
 	}
 }
 
@@ -225,20 +249,36 @@ func (p parties) largest(other party) party {
 	return largest
 }
 
-// findCgroups returns a function to the control group of a count and the path of its ancestor. The
-// root is "/" also where there is no cgroup2 file system.
-func (f *connectFailures) findCgroups(counts []connectfail.Count, deadline time.Time) func(connectfail.Count) (own cgroup.Group, ancestor string) {
+// findLabels returns a function to the labels of a count and its party. The root is "/" also where there is no cgroup2 file system.
+// The error says why some control groups have no path.
+func (f *connectFailures) findLabels(counts []connectfail.Count, deadline time.Time) (labels func(connectfail.Count) (failedPool, party), err error) {
 	var ids []uint64
-	for _, c := range counts {
+	add := func(c connectfail.Count) {
 		if c.Ancestor != 0 {
 			ids = append(ids, c.Cgroup, c.Ancestor)
 		}
 	}
-	found, _ := f.cgroups.Find(ids, deadline) // with numbers instead of paths after an error
-	return func(c connectfail.Count) (own cgroup.Group, ancestor string) {
-		if c.Ancestor == 0 {
-			return cgroup.Group{Path: "/"}, "/"
-		}
-		return found[c.Cgroup], found[c.Ancestor].Path
+	for _, c := range counts {
+		add(c)
 	}
+	ended := map[uint64]string{} // labels of namespaces that may have ended since
+	for p, s := range f.listed {
+		add(s.first) // so that its path is remembered
+		if p.netns != cookieLabel(s.first.Namespace) {
+			ended[s.first.Namespace] = p.netns
+		}
+	}
+	found, err := f.cgroups.Find(ids, deadline)
+	found[0] = cgroup.Group{Path: "/"}
+	return func(c connectfail.Count) (failedPool, party) {
+		own := c.Cgroup
+		if c.Ancestor == 0 {
+			own = 0
+		}
+		netns := f.netns(c.Namespace)
+		if label, ok := ended[c.Namespace]; ok && netns == cookieLabel(c.Namespace) {
+			netns = label
+		}
+		return failedPool{c.Call, netns, found[own], c.Source, c.Destination}, party{c.Tenant, found[c.Ancestor].Path}
+	}, err
 }

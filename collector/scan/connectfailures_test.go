@@ -13,8 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/connectfail"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
@@ -288,6 +290,59 @@ func TestConnectFailuresLabels(t *testing.T) {
 	if got := s.labelOf(0, 0); got != "" {
 		t.Errorf("no cookies: %q", got)
 	}
+}
+
+// TestConnectFailuresLateLabels has failures before their labels are known: of a control group that a search does not reach in time, and of a
+// network namespace that is not discovered yet. They get the labels in the next scan, and no failure is lost, counted twice, or in two series.
+func TestConnectFailuresLateLabels(t *testing.T) {
+	tree := newCgroupTree(t)
+	dir := tree.mount + tree.root + "/batch.service"
+	groups, err := cgroup.Open(tree.mount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const known = "blue"
+	netns := cookieLabel(7)
+	var f fakeProbe
+	c := newConnectFailures(&f, false, 10, func(uint64) string { return netns }, groups)
+	now, all := time.Now(), uint64(0)
+	scan := func(name string, id, failures uint64, in time.Duration, want ...string) {
+		t.Helper()
+		if failures > 0 {
+			f.fail(7, id, 1, failures)
+			f.counts[0].Ancestor = id
+			all += failures
+		}
+		now = now.Add(time.Minute)
+		got := c.collect(now, time.Now().Add(in))
+		var pools []string
+		for _, p := range got.Pools {
+			pools = append(pools, fmt.Sprintf("%s %s %d", p.Netns, strings.TrimPrefix(p.Cgroup.Path, tree.root), p.Failures))
+		}
+		slices.Sort(pools)
+		if diff := cmp.Diff(want, pools); diff != "" || got.total() != all || got.Expired != 0 {
+			t.Errorf("%s: %d failures, want %d, %d expired, pools (-want +got):\n%s", name, got.total(), all, got.Expired, diff)
+		}
+		snapshot := Snapshot{Namespaces: make([]Namespace, 1), ConnectFailures: &got}
+		if snapshot.CutShort() != (in <= 0) {
+			t.Errorf("%s: cut short: %v, control groups: %v", name, snapshot.CutShort(), got.CgroupsErr)
+		}
+	}
+	id := netnstest.NewCgroup(t, dir)
+	scan("no time", id, 3, -time.Second, fmt.Sprintf("netns-7 cgroup-%d 3", id))
+	scan("then", 0, 0, time.Minute, "netns-7 /batch.service 3")
+	netns = known
+	scan("discovered", id, 2, time.Minute, "blue /batch.service 5")
+	netns = cookieLabel(7)
+	scan("ended", id, 1, time.Minute, "blue /batch.service 6")
+	netnstest.RemoveCgroup(t, dir)
+	again := netnstest.NewCgroup(t, dir)
+	scan("started anew, no time", again, 4, -time.Second, "blue /batch.service 6", fmt.Sprintf("blue cgroup-%d 4", again))
+	scan("then", 0, 0, time.Minute, "blue /batch.service 10")
+	netnstest.RemoveCgroup(t, dir)
+	scan("removed", again, 1, time.Minute, "blue /batch.service 11")
+	now = now.Add(seriesTime - 2*time.Minute)
+	scan("not expired", 0, 0, time.Minute, "blue /batch.service 11")
 }
 
 // A poolFailures adds up what a Probe counts in each pool.

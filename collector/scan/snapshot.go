@@ -150,7 +150,7 @@ func (s Snapshot) Unsure() bool {
 func (s Snapshot) CutShort() bool {
 	errs := []error{s.CgroupsErr}
 	if s.ConnectFailures != nil {
-		errs = append(errs, s.ConnectFailures.Err)
+		errs = append(errs, s.ConnectFailures.Err, s.ConnectFailures.CgroupsErr)
 	}
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
@@ -190,6 +190,8 @@ type ConnectFailures struct {
 	BindsCounted                    bool
 	Binds                           []FailedBind
 	BindsUnattributed, BindsExpired uint64
+
+	CgroupsErr error // set if some control groups have no path because the search was not complete
 
 	TableUtilization float64 // of the kernel's table of pools; 1: further pools are unattributed
 	ReclaimErr       error   // set if slots of that table could not be freed

@@ -12,12 +12,13 @@ import (
 func TestCutShort(t *testing.T) {
 	late := fmt.Errorf("read: %w", os.ErrDeadlineExceeded)
 	for name, set := range map[string]func(*Snapshot, error){
-		"TCP":              func(s *Snapshot, err error) { s.Namespaces[1].TCP.Result = failure(err) },
-		"timestamps":       func(s *Snapshot, err error) { s.Namespaces[1].TCP.TimestampsErr = err },
-		"UDP":              func(s *Snapshot, err error) { s.Namespaces[0].UDP.Result = failure(err) },
-		"source NAT":       func(s *Snapshot, err error) { s.Namespaces[0].NAT.Result = failure(err) },
-		"control groups":   func(s *Snapshot, err error) { s.CgroupsErr = err },
-		"connect failures": func(s *Snapshot, err error) { s.ConnectFailures = &ConnectFailures{Err: err} },
+		"TCP":                  func(s *Snapshot, err error) { s.Namespaces[1].TCP.Result = failure(err) },
+		"timestamps":           func(s *Snapshot, err error) { s.Namespaces[1].TCP.TimestampsErr = err },
+		"UDP":                  func(s *Snapshot, err error) { s.Namespaces[0].UDP.Result = failure(err) },
+		"source NAT":           func(s *Snapshot, err error) { s.Namespaces[0].NAT.Result = failure(err) },
+		"control groups":       func(s *Snapshot, err error) { s.CgroupsErr = err },
+		"connect failures":     func(s *Snapshot, err error) { s.ConnectFailures = &ConnectFailures{Err: err} },
+		"their control groups": func(s *Snapshot, err error) { s.ConnectFailures = &ConnectFailures{CgroupsErr: err} },
 	} {
 		for _, err := range []error{late, errors.New("no permission"), errLater, nil} {
 			s := Snapshot{Namespaces: make([]Namespace, 2)}
