@@ -37,6 +37,10 @@ const (
 	// Slices contain slices, scopes and services. Users, services and containers make control groups inside of their own
 	// service or scope, so only systemd makes what is directly in a slice of the host.
 	inSlices = `(?:/[^/]+\.slice)*`
+
+	// The path of OCI "slice:prefix:name" taken as a directory, by runc without the systemd driver: of version 2 beside its own service, so
+	// in a slice, and of version 1 inside of that or at the root.
+	besideRunc = `(?:` + inSlices + `|/system\.slice/(?:containerd|k3s|k3s-agent|rke2-server|rke2-agent)\.service)`
 )
 
 // These match paths where kubelet and the container engines put their pods and containers. Only root makes control
@@ -50,8 +54,10 @@ var workloadPaths = [...]*regexp.Regexp{
 	regexp.MustCompile(`^` + inSlices + `/(?:[^/]+-)?kubepods(?:-burstable|-besteffort)?-pod` + podUID + `\.slice(?:/(?:cri-containerd|crio|docker)-` + containerID + `\.scope)?` + end),
 	// kubelet with the cgroupfs driver. kind has --cgroup-root=/kubelet.
 	regexp.MustCompile(`^(?:/kubelet)?(?:/kubepods)?(?:/burstable|/besteffort)?/pod` + podUID + `(?:/(?:crio-)?` + containerID + `)?` + end),
-	// kubelet with the systemd driver, containerd without SystemdCgroup.
-	regexp.MustCompile(`^(?:/system\.slice/containerd\.service)?/kubepods(?:-burstable|-besteffort)?-pod` + podUID + `\.slice:cri-containerd:` + containerID + end),
+	// kubelet with the systemd driver, containerd without SystemdCgroup, or with it for pods with user namespaces.
+	regexp.MustCompile(`^` + besideRunc + `/(?:[^/]+-)?kubepods(?:-burstable|-besteffort)?-pod` + podUID + `\.slice:cri-containerd:` + containerID + end),
+	// Docker with the systemd driver, and a runtime without.
+	regexp.MustCompile(`^` + inSlices + `()/[^/:]+\.slice:docker:` + containerID + end),
 	// Engines with the systemd driver. The monitor of a container, libpod-conmon, has the ID of the container too.
 	regexp.MustCompile(`^` + inSlices + `()/(?:docker|libpod|nerdctl|cri-containerd|crio)-` + containerID + `\.scope` + end),
 	// Engines with the cgroupfs driver: Docker, containerd by its namespaces, Podman in a pod or not, Amazon ECS.

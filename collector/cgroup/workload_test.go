@@ -87,6 +87,31 @@ func TestParseCgroup(t *testing.T) {
 			"containerd without SystemdCgroup, v1, at the root", "4:freezer:/kubepods-besteffort-pod" + pod + ".slice:cri-containerd:" + testContainer + "\n",
 			Workload{PodUID: testPod, ContainerID: testContainer},
 		},
+		{
+			"k3s without SystemdCgroup, v1", "4:devices:/system.slice/k3s.service/kubepods-burstable-pod" + pod + ".slice:cri-containerd:" + testContainer + "\n",
+			Workload{PodUID: testPod, ContainerID: testContainer},
+		},
+		{
+			"RKE2 agent without SystemdCgroup, v1", "4:devices:/system.slice/rke2-agent.service/kubepods-pod" + pod + ".slice:cri-containerd:" + testContainer + "\n",
+			Workload{PodUID: testPod, ContainerID: testContainer},
+		},
+		// containerd/containerd#11589, kubernetes/kubernetes#130982: containers of pods with user namespaces, not their sandboxes.
+		{
+			"containerd, user namespace, v2", "0::/system.slice/kubepods-besteffort-pod" + pod + ".slice:cri-containerd:" + testContainer + "\n",
+			Workload{PodUID: testPod, ContainerID: testContainer},
+		},
+		{
+			"containerd, user namespace, inside", "0::/system.slice/kubepods-pod" + pod + ".slice:cri-containerd:" + testContainer + "/init.scope\n",
+			Workload{PodUID: testPod, ContainerID: testContainer},
+		},
+		{
+			"containerd, user namespace, seen from a pod of the kind", "0::/../kubepods-besteffort-pod" + pod + ".slice:cri-containerd:" + testContainer + "\n",
+			Workload{PodUID: testPod, ContainerID: testContainer},
+		},
+		{
+			"kind, user namespace", "0::/system.slice/kubelet-kubepods-burstable-pod" + pod + ".slice:cri-containerd:" + testContainer + "\n",
+			Workload{PodUID: testPod, ContainerID: testContainer},
+		},
 		// cgroup_namespaces(7): "/.." for each level above the root of the reader's namespace.
 		{
 			"of another class, seen from a pod",
@@ -105,6 +130,12 @@ func TestParseCgroup(t *testing.T) {
 		// moby daemon/oci_linux.go: cgroup-parent "/docker", with systemd "system.slice" and "docker".
 		{"Docker, systemd", "0::/system.slice/docker-" + testContainer + ".scope\n", Workload{ContainerID: testContainer}},
 		{"Docker, cgroupfs, v1", "12:pids:/docker/" + testContainer + "\n1:name=systemd:/docker/" + testContainer + "\n", Workload{ContainerID: testContainer}},
+		// moby/moby#24424, kata-containers: the path of OCI of Docker's systemd driver, taken as a directory.
+		{"Docker, path of OCI", "0::/system.slice:docker:" + testContainer + "\n", Workload{ContainerID: testContainer}},
+		{"Docker, path of OCI, in a slice", "0::/system.slice/system.slice:docker:" + testContainer + "\n", Workload{ContainerID: testContainer}},
+		{"a step of BuildKit", "0::/system.slice/system.slice:docker:jvifp9a6b1lxa1kuw8bwfcovf\n", Workload{}},
+		// Whoever makes a container of LXC chooses its name.
+		{"LXC", "0::/lxc/" + testContainer + "\n", Workload{}},
 		{"Docker in Docker", "0::/docker/" + testContainer + "/docker/" + other + "\n", Workload{ContainerID: testContainer}},
 		{"Docker, slice of its own", "0::/batch.slice/batch-night.slice/docker-" + testContainer + ".scope\n", Workload{ContainerID: testContainer}},
 		// amazon-ecs-agent: /ecs/TASK/CONTAINER, /ecs/CLUSTER/TASK/CONTAINER, with systemd ecstasks-TASK.slice.
@@ -141,28 +172,32 @@ func TestParseCgroupForged(t *testing.T) {
 		"/kubepods/burstable/pod" + testPod + "/" + testContainer,
 		"/kubelet/kubepods/pod" + testPod + "/" + testContainer,
 		"/kubepods.slice/kubepods-pod" + pod + ".slice/cri-containerd-" + testContainer + ".scope",
-		"/kubepods-pod" + pod + ".slice:cri-containerd:" + testContainer,
+		"/kubepods-pod" + pod + ".slice:cri-containerd:" + testContainer, "/system.slice/kubepods-pod" + pod + ".slice:cri-containerd:" + testContainer,
+		"/system.slice/k3s.service/kubepods-pod" + pod + ".slice:cri-containerd:" + testContainer, "/system.slice:docker:" + testContainer,
 		"/docker/" + testContainer, "/" + testContainer, "/system.slice/docker-" + testContainer + ".scope",
 		"/machine.slice/libpod-" + testContainer + ".scope", "/libpod_parent/libpod-" + testContainer, "/ecs/task/" + testContainer,
 	}
 	for inside, want := range map[string]Workload{
-		"/user.slice/user-1000.slice/user@1000.service":                             {}, // systemd, user instance
-		"/user.slice/user-1000.slice/user@1000.service/user.slice":                  {}, // rootless Docker and Podman
-		"/user.slice/user-1000.slice/user@1000.service/app.slice/usernetes.service": {},
-		"/user.slice/user-1000.slice/session-3.scope":                               {},
-		"/../../../user.slice/user-1000.slice/user@1000.service":                    {}, // seen from a cgroup namespace
-		"/../user@1000.service":                                                     {},
-		"/system.slice/batch.service":                                               {}, // Delegate=, User=
-		"/system.slice/containerd.service/x":                                        {},
-		"/machine.slice/machine-guest.scope/payload":                                {}, // systemd-nspawn
-		"/lxc.payload.guest":                                                        {}, // Incus, LXC
-		"/lxc/guest":                                                                {},
-		"/user/alice/0":                                                             {}, // pam_cgfs
-		"/docker/" + own:                                                            {ContainerID: own},
-		"/system.slice/docker-" + own + ".scope":                                    {ContainerID: own},
-		"/machine.slice/libpod-" + own + ".scope":                                   {ContainerID: own},
-		"/ecs/task/" + own:                                                          {ContainerID: own},
-		"/kubepods/pod00000000-0000-0000-0000-000000000000/" + own:                  {"00000000-0000-0000-0000-000000000000", own},
+		"/user.slice/user-1000.slice/user@1000.service":                                              {}, // systemd, user instance
+		"/user.slice/user-1000.slice/user@1000.service/user.slice":                                   {}, // rootless Docker and Podman
+		"/user.slice/user-1000.slice/user@1000.service/app.slice/usernetes.service":                  {},
+		"/user.slice/user-1000.slice/session-3.scope":                                                {},
+		"/../../../user.slice/user-1000.slice/user@1000.service":                                     {}, // seen from a cgroup namespace
+		"/../user@1000.service":                                                                      {},
+		"/system.slice/batch.service":                                                                {}, // Delegate=, User=
+		"/system.slice/containerd.service/x":                                                         {},
+		"/system.slice/k3s.service/x":                                                                {},
+		"/system.slice/system.slice:docker:" + own:                                                   {ContainerID: own},
+		"/system.slice/kubepods-pod00000000_0000_0000_0000_000000000000.slice:cri-containerd:" + own: {"00000000-0000-0000-0000-000000000000", own},
+		"/machine.slice/machine-guest.scope/payload":                                                 {}, // systemd-nspawn
+		"/lxc.payload.guest":                                                                         {}, // Incus, LXC
+		"/lxc/guest":                                                                                 {},
+		"/user/alice/0":                                                                              {}, // pam_cgfs
+		"/docker/" + own:                                                                             {ContainerID: own},
+		"/system.slice/docker-" + own + ".scope":                                                     {ContainerID: own},
+		"/machine.slice/libpod-" + own + ".scope":                                                    {ContainerID: own},
+		"/ecs/task/" + own:                                                                           {ContainerID: own},
+		"/kubepods/pod00000000-0000-0000-0000-000000000000/" + own:                                   {"00000000-0000-0000-0000-000000000000", own},
 		"/kubepods.slice/kubepods-pod00000000_0000_0000_0000_000000000000.slice/crio-" + own + ".scope":             {"00000000-0000-0000-0000-000000000000", own},
 		"/kubepods/burstable/pod00000000-0000-0000-0000-000000000000/kata_" + own + "/x":                            {PodUID: "00000000-0000-0000-0000-000000000000"},
 		"/system.slice/containerd.service/kubepods-pod00000000000000000000000000000000.slice:cri-containerd:" + own: {"00000000000000000000000000000000", own},
