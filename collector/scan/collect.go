@@ -79,8 +79,12 @@ func (s *Scanner) shareServers(n *Namespace, settings pool.Settings, deadline ti
 	case Idle:
 		if n.UDP.Sockets == 0 {
 			tcp.UDPServersKnown = true
-		} else if table := pool.NewUDPTable(settings); tcp.Pressed() && s.dumpUDP(table, deadline) == nil {
-			tcp.UDPServerPorts, tcp.UDPServersKnown = table.Report().ServerPorts, true
+		} else if table := pool.NewUDPTable(settings); tcp.Pressed() {
+			err := s.dumpUDP(table, deadline)
+			if err == nil {
+				tcp.UDPServerPorts, tcp.UDPServersKnown = table.Report().ServerPorts, true
+			}
+			n.TCP.CutShort = n.TCP.CutShort || errors.Is(err, os.ErrDeadlineExceeded)
 		}
 	}
 }
@@ -92,12 +96,14 @@ func (s *Scanner) collectTCP(ns *procfs.Namespace, settings pool.Settings, known
 	if err != nil {
 		return TCP{}, err
 	}
-	table, unanswered, err := s.fillTable(settings, known, deadline)
+	tcp := TCP{Result: Result{Outcome: Collected}}
+	table, err := s.fillTable(&tcp, settings, known, deadline)
 	if err != nil {
 		return TCP{}, err
 	}
 	table.Infer(known, s.cfg.Limits)
-	return TCP{Result: Result{Outcome: Collected}, Report: table.Report(s.cfg.Limits), TimestampsErr: unanswered}, nil
+	tcp.Report = table.Report(s.cfg.Limits)
+	return tcp, nil
 }
 
 // countTimeWait reads what the kernel counts of TIME_WAIT in the calling thread's namespace.
@@ -168,31 +174,38 @@ func (s *Scanner) readTCPSettings(ns *procfs.Namespace, settings pool.Settings) 
 // timestamps. It reads all sockets once more if an answer contradicts what the Table assumed, or if a trial has told
 // what connect() does with FIN_WAIT2 and the Table needs that. Each question leaves half of the time for this.
 //
-// unanswered says why it is not known of some peers whether they use timestamps. Then the Table has the worst
-// case of what they may do. Reading the sockets once more only makes it better: it stays as it is if there is no time.
-func (s *Scanner) fillTable(settings pool.Settings, known *pool.Knowledge, deadline time.Time) (table *pool.Table, unanswered, err error) {
-	if table, err = s.readTable(settings, known, deadline); err != nil {
-		return nil, nil, err
+// It sets in tcp what stays unknown. Then the Table has the worst case of that. Reading the sockets once more only makes
+// it better: it stays as it is if there is no time.
+func (s *Scanner) fillTable(tcp *TCP, settings pool.Settings, known *pool.Knowledge, deadline time.Time) (*pool.Table, error) {
+	table, err := s.readTable(settings, known, deadline)
+	if err != nil {
+		return nil, err
 	}
 	questions := table.Questions(s.cfg.Limits)
 	answered, changed, unanswered := s.askTimestamps(questions, known, half(deadline))
-	told := table.AsksFinWait2() && s.askFinWait2(half(deadline))
+	told := false
+	if table.AsksFinWait2() {
+		told, tcp.CutShort = s.askFinWait2(half(deadline))
+	}
 	if told {
 		settings.ReuseFinWait2 = s.finWait2
 	}
 	if changed || told {
 		again, err := s.readTable(settings, known, deadline)
-		switch {
-		case err == nil:
+		if err == nil {
 			table = again
-		case changed:
-			answered, unanswered = 0, cmp.Or(unanswered, err)
+		} else {
+			tcp.CutShort = tcp.CutShort || errors.Is(err, os.ErrDeadlineExceeded)
+			if changed {
+				answered, unanswered = 0, cmp.Or(unanswered, err)
+			}
 		}
 	}
 	for _, q := range questions[answered:] {
 		table.Doubt(q)
 	}
-	return table, unanswered, nil
+	tcp.TimestampsErr = unanswered
+	return table, nil
 }
 
 // readTable reads the sockets of the calling thread's namespace.
@@ -209,20 +222,20 @@ func (s *Scanner) readTable(settings pool.Settings, known *pool.Knowledge, deadl
 	return table, nil
 }
 
-// askFinWait2 asks the trial once. It reports whether the answer is known now.
-func (s *Scanner) askFinWait2(deadline time.Time) (known bool) {
+// askFinWait2 asks the trial once. It reports whether the answer is known now, and whether it takes more time.
+func (s *Scanner) askFinWait2(deadline time.Time) (known, late bool) {
 	if s.trial == nil {
-		return false
+		return false, false
 	}
 	fact, err := s.trial.result(deadline)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return false
+		return false, true
 	}
 	if err != nil {
 		s.cfg.Logger.Info("It is not known whether connect() takes over ports in FIN_WAIT2, so they count as used: a trial in a network namespace of its own failed", "err", err)
 	}
 	s.trial, s.finWait2 = nil, fact
-	return fact != pool.Unknown
+	return fact != pool.Unknown, false
 }
 
 // askTimestamps adds the answers to known. It returns how many of the questions it has asked before an

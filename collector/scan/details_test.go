@@ -188,3 +188,62 @@ func TestTimeOffsetUnknown(t *testing.T) {
 		t.Errorf("log: %q", log.String())
 	}
 }
+
+// TestDetailsCutShort has no time left for what a Report is true without. Each time, the Snapshot says that another scan may tell.
+func TestDetailsCutShort(t *testing.T) {
+	timestamps := answerTimestamps(true)
+	s, _ := detailsScanner(t, &timestamps)
+	if err := os.Remove(filepath.Join(s.cfg.Proc, "sys/net/ipv4/tcp_tw_reuse_delay")); err != nil {
+		t.Fatal(err)
+	}
+	dials, most := 0, 100
+	s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
+		if dials++; dials > most {
+			return nil, os.ErrDeadlineExceeded
+		}
+		fd, err := sockdiagtest.Dial(func(r sockdiagtest.Request) [][]byte {
+			if r.Type == unix.SOCK_DIAG_BY_FAMILY && r.Body[2] != 0 {
+				return timestamps(r)
+			}
+			if r.Sequence == 1 { // the listeners
+				return [][]byte{r.Done(0)}
+			}
+			return append(finWait2Rows(r), r.Done(0))
+		})
+		if err != nil {
+			return nil, err
+		}
+		return sockdiag.NewConn(fd, buffer), nil
+	}
+	scan := func(name string, cutShort bool, finWait2 pool.Fact) {
+		t.Helper()
+		dials = 0
+		snapshot := s.Scan(t.Context())
+		tcp := snapshot.Namespaces[0].TCP
+		if tcp.Outcome != Collected || snapshot.CutShort() != cutShort || tcp.Report.Settings.ReuseFinWait2 != finWait2 {
+			t.Errorf("%s: %v, %v, cut short %v, FIN_WAIT2 %v", name, tcp.Outcome, tcp.Err, snapshot.CutShort(), tcp.Report.Settings.ReuseFinWait2)
+		}
+	}
+	done := make(chan struct{})
+	s.finWait2, s.trial = pool.Unknown, &finWait2Trial{done: done, fact: pool.Yes}
+	s.cfg.Timeout = 200 * time.Millisecond
+	scan("the trial goes on", true, pool.Unknown)
+	s.cfg.Timeout = time.Minute
+	close(done)
+	most = 2
+	scan("no time to read the sockets once more", true, pool.Unknown)
+	most = 100
+	scan("all", false, pool.Yes)
+}
+
+// finWait2Rows returns rows of one connection, and of mini-sockets in FIN_WAIT2 that are old.
+func finWait2Rows(r sockdiagtest.Request) [][]byte {
+	rows := [][]byte{row(r)}
+	for i := range manyReusable {
+		local := netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(40001+i))
+		mini := r.Socket(uint8(tcpstate.FinWait2), local, netip.MustParseAddrPort("10.0.0.2:80"), 30000)
+		mini[unix.SizeofNlMsghdr+2] = 3 // idiag_timer of inet_twsk_diag_fill
+		rows = append(rows, mini)
+	}
+	return rows
+}

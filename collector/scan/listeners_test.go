@@ -4,6 +4,7 @@ package scan
 
 import (
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/snat/nattest"
+	"ephemeral_port_exporter/collector/sockdiag"
 )
 
 // TestListenerPorts lists listeners in the range and outside, with both readers.
@@ -61,6 +63,18 @@ func TestServersOfBoth(t *testing.T) {
 	if r := selfReport(t, s); !r.UDPServersKnown || !slices.Equal(r.UDPServerPorts, []uint16{53, 40001}) {
 		t.Errorf("pressed: %v, known %v", r.UDPServerPorts, r.UDPServersKnown)
 	}
+	dial, dials := s.dial, 0
+	s.dial = func(buffer []byte) (*sockdiag.Conn, error) {
+		if dials++; dials > 1 {
+			return nil, os.ErrDeadlineExceeded
+		}
+		return dial(buffer)
+	}
+	late := s.Scan(t.Context())
+	if r := late.Namespaces[0].TCP.Report; r.UDPServersKnown || !late.CutShort() {
+		t.Errorf("no time for UDP: known %v, cut short: %v", r.UDPServersKnown, late.CutShort())
+	}
+	s.dial = dial
 	udpClients[pool.UDPIPv4].Hold(t, 100)
 	n := s.Scan(t.Context()).Namespaces[0]
 	if r := n.TCP.Report; !r.UDPServersKnown || !slices.Equal(r.UDPServerPorts, []uint16{53, 40001}) {

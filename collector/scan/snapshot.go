@@ -81,6 +81,10 @@ type TCP struct {
 	// TimestampsErr says why it is not known of some destinations whether they use TCP timestamps. What cannot
 	// be taken over without them counts as held in the Report.
 	TimestampsErr error
+
+	// CutShort means that more is not known because the time of the scan was over, with no error that says so: whether
+	// connect() takes over ports in FIN_WAIT2, on which ports UDP has servers, or the command of the namespace.
+	CutShort bool
 }
 
 // A TimeWait is what the kernel counts of the sockets in TIME_WAIT of a namespace. It is zero where the
@@ -154,6 +158,9 @@ func (s Snapshot) CutShort() bool {
 	}
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
+		if n.TCP.CutShort {
+			return true
+		}
 		errs = append(errs, n.TCP.Err, n.TCP.TimestampsErr, n.UDP.Err, n.NAT.Err)
 	}
 	return slices.ContainsFunc(errs, func(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) })

@@ -13,6 +13,7 @@ func TestCutShort(t *testing.T) {
 	late := fmt.Errorf("read: %w", os.ErrDeadlineExceeded)
 	for name, set := range map[string]func(*Snapshot, error){
 		"TCP":                  func(s *Snapshot, err error) { s.Namespaces[1].TCP.Result = failure(err) },
+		"details of TCP":       func(s *Snapshot, err error) { s.Namespaces[1].TCP.CutShort = errors.Is(err, os.ErrDeadlineExceeded) },
 		"timestamps":           func(s *Snapshot, err error) { s.Namespaces[1].TCP.TimestampsErr = err },
 		"UDP":                  func(s *Snapshot, err error) { s.Namespaces[0].UDP.Result = failure(err) },
 		"source NAT":           func(s *Snapshot, err error) { s.Namespaces[0].NAT.Result = failure(err) },

@@ -47,7 +47,11 @@ func (s *Scanner) assignCommands(candidates []candidate, deadline time.Time) {
 		if c.TCP.Outcome != Collected || k.command != 0 || slices.Equal(k.examined, c.found.PIDs) {
 			continue
 		}
-		if left--; left < 0 || !time.Now().Before(deadline) {
+		if left--; left < 0 {
+			return
+		}
+		if !time.Now().Before(deadline) {
+			c.TCP.CutShort = true
 			return
 		}
 		k.command, k.workload.Command = busiestProcess(s.cfg.Proc, c.found.PIDs)

@@ -116,13 +116,14 @@ func TestAssignCommandsBound(t *testing.T) {
 		return n
 	}
 	s.assignCommands(candidates, time.Now().Add(-time.Second))
-	if n := commands(); n != 0 {
-		t.Errorf("%d commands after the deadline", n)
+	if n := commands(); n != 0 || !candidates[0].TCP.CutShort {
+		t.Errorf("%d commands after the deadline, cut short: %v", n, candidates[0].TCP.CutShort)
 	}
+	candidates[0].TCP.CutShort = false
 	for _, want := range []int{maxCommands, 2 * maxCommands, 10} {
 		s.assignCommands(candidates, time.Now().Add(time.Minute))
-		if n := commands(); n != want {
-			t.Errorf("%d commands, want %d", n, want)
+		if n := commands(); n != want || candidates[0].TCP.CutShort {
+			t.Errorf("%d commands, want %d, cut short: %v", n, want, candidates[0].TCP.CutShort)
 		}
 	}
 }
