@@ -324,8 +324,8 @@ func TestConnectFailuresLateLabels(t *testing.T) {
 			t.Errorf("%s: %d failures, want %d, %d expired, pools (-want +got):\n%s", name, got.total(), all, got.Expired, diff)
 		}
 		snapshot := Snapshot{Namespaces: make([]Namespace, 1), ConnectFailures: &got}
-		if snapshot.CutShort() != (in <= 0) {
-			t.Errorf("%s: cut short: %v, control groups: %v", name, snapshot.CutShort(), got.CgroupsErr)
+		if late := in <= 0; snapshot.CutShort() != late || (snapshot.MissingPaths() != nil) != late {
+			t.Errorf("%s: cut short: %v, control groups: %v", name, snapshot.CutShort(), snapshot.MissingPaths())
 		}
 	}
 	id := netnstest.NewCgroup(t, dir)

@@ -49,11 +49,11 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 			s.cfg.Logger.Error("Connection tracking could not be read", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", err)
 		}
 	}
-	if err := snapshot.CgroupsErr; err != nil {
+	if err := snapshot.MissingPaths(); err != nil {
 		const key = "control groups"
 		logged[key] = true
 		if !s.logged[key] {
-			s.cfg.Logger.Warn("Some owners of destinations have numbers instead of paths", "err", err)
+			s.cfg.Logger.Warn("Some control groups have numbers instead of paths", "err", err)
 		}
 	}
 	s.logged = logged

@@ -1,6 +1,7 @@
 package scan
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"os"
@@ -164,6 +165,14 @@ func (s Snapshot) CutShort() bool {
 		errs = append(errs, n.TCP.Err, n.TCP.TimestampsErr, n.UDP.Err, n.NAT.Err)
 	}
 	return slices.ContainsFunc(errs, func(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) })
+}
+
+// MissingPaths returns why some control groups, of owners or of failed connects, have no path. It is nil if the search was complete.
+func (s Snapshot) MissingPaths() error {
+	if s.ConnectFailures == nil {
+		return s.CgroupsErr
+	}
+	return cmp.Or(s.CgroupsErr, s.ConnectFailures.CgroupsErr)
 }
 
 // Resolve returns owners of a report of the snapshot, at most pool.MaxOwners.

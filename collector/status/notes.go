@@ -34,7 +34,7 @@ func (p *page) addNotes(s *scan.Snapshot, c cleaner) {
 	if note := natNote(&s.Namespaces[0]); note != "" {
 		p.Notes = append(p.Notes, note)
 	}
-	if s.CgroupsErr != nil {
-		p.Notes = append(p.Notes, "Some owners have no path: "+c.sentence(s.CgroupsErr.Error()))
+	if err := s.MissingPaths(); err != nil {
+		p.Notes = append(p.Notes, "Some control groups have no path: "+c.sentence(err.Error()))
 	}
 }
