@@ -32,7 +32,7 @@ func TestTimeNamespaces(t *testing.T) {
 	for _, mode := range modes {
 		for _, offset := range offsets {
 			address := "127.0.0.1:" + strconv.Itoa(10340+len(exporters))
-			cmd := command(t, mode, "--web.listen-address="+address)
+			cmd := command(t, mode, "--destination.min-ports=10", "--web.listen-address="+address)
 			if offset != "0" {
 				cmd.Args = append([]string{"unshare", "--time", "--monotonic=" + offset, "--boottime=" + offset, "--fork", "--kill-child", cmd.Path}, cmd.Args[1:]...)
 				cmd.Path = unshare
