@@ -94,12 +94,13 @@ func run(flags *flags, logger *slog.Logger) error {
 	server := web.New(flags.webConfig(registry, scanner, logger))
 	// All listeners are open when the server begins to serve the first.
 	var drop sync.Once
+	base := server.BaseContext
 	server.BaseContext = func(listener net.Listener) context.Context {
 		drop.Do(func() { dropCapabilities(scanner, true, logger) })
 		if page := pageURL(listener); page != "" {
 			logger.Info("Serving the status page", "page", page)
 		}
-		return context.Background()
+		return base(listener)
 	}
 	return serve(server, flags.web, logger)
 }

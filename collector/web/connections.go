@@ -32,38 +32,51 @@ func connectionLimit() int {
 	return max(int(descriptors.Cur)-ownDescriptors, minConnections)
 }
 
-// connections bounds the open connections of a server. If there are too many, the one that has
-// been without a request for longest is closed: clients that connect and wait, or that send their
-// request slowly, do not keep others out. If all have requests, the client with most connections loses the oldest.
+// connections bounds the open connections of a server. If there are too many, the client with most of them loses one: the
+// oldest without a request, or else that with the oldest request. So clients that connect and wait, or that send their request
+// slowly, keep no others out.
 type connections struct {
 	most int
 
-	mu   sync.Mutex
-	open map[net.Conn]*connection
+	mu      sync.Mutex
+	open    map[net.Conn]*connection
+	clients map[netip.Prefix]*client // of these connections
 }
 
-// A connection is one of an HTTP client.
+// A client of HTTP is an address, see clientOf.
+type client struct {
+	open int           // connections
+	turn chan struct{} // see passwords
+}
+
+// A connection is one of a client.
 type connection struct {
-	client   netip.Prefix // who has opened it
-	requests int          // that are being served
-	since    time.Time    // without a request, or with the latest one
+	address  netip.Prefix
+	client   *client
+	giveUp   func()    // ends the contexts of its requests
+	requests int       // that are being served, without those that are given up
+	since    time.Time // when it began, or its latest request
 }
 
 // connectionKey is the key of a *connection in the context of its requests.
 type connectionKey struct{}
 
+// newConnections returns the connections of a server.
+func newConnections(most int) *connections {
+	return &connections{most: most, open: map[net.Conn]*connection{}, clients: map[netip.Prefix]*client{}}
+}
+
 // limit lets a server bound its connections.
 func (c *connections) limit(s *http.Server) {
-	c.open = map[net.Conn]*connection{}
 	s.ConnState = c.setState
-	s.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
-		return context.WithValue(ctx, connectionKey{}, c.add(conn))
-	}
-	next := s.Handler
-	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s.ConnContext = c.add
+}
+
+// count returns a handler that tells connections with a request from idle ones.
+func (c *connections) count(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if conn, ok := r.Context().Value(connectionKey{}).(*connection); ok {
-			c.addRequests(conn, 1)
-			defer c.addRequests(conn, -1)
+			defer c.addRequest(r.Context(), conn)()
 		}
 		next.ServeHTTP(w, r)
 	})
@@ -73,35 +86,52 @@ func (c *connections) limit(s *http.Server) {
 func (c *connections) setState(conn net.Conn, state http.ConnState) {
 	if state == http.StateClosed || state == http.StateHijacked {
 		c.mu.Lock()
-		delete(c.open, conn)
-		c.mu.Unlock()
+		defer c.mu.Unlock()
+		c.remove(conn)
 	}
 }
 
-// add makes place for a new connection.
-func (c *connections) add(conn net.Conn) *connection {
+// add is a ConnContext of http.Server. It makes place for a new connection.
+func (c *connections) add(ctx context.Context, conn net.Conn) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.open) >= c.most {
 		c.closeOne()
 	}
-	added := &connection{client: clientOf(conn), since: time.Now()}
+	address := clientOf(conn)
+	of := c.clients[address]
+	if of == nil {
+		of = &client{turn: make(chan struct{}, 1)}
+		c.clients[address] = of
+	}
+	of.open++
+	ctx, giveUp := context.WithCancel(ctx)
+	added := &connection{address: address, client: of, giveUp: giveUp, since: time.Now()}
 	c.open[conn] = added
-	return added
+	return context.WithValue(ctx, connectionKey{}, added)
 }
 
-// closeOne closes a connection.
-func (c *connections) closeOne() {
-	of := map[netip.Prefix]int{}
-	for _, state := range c.open {
-		of[state.client]++
+// remove forgets a connection. The caller holds c.mu.
+func (c *connections) remove(conn net.Conn) {
+	removed := c.open[conn]
+	if removed == nil {
+		return
 	}
+	delete(c.open, conn)
+	removed.giveUp() // the server does not see each that is closed
+	if removed.client.open--; removed.client.open == 0 {
+		delete(c.clients, removed.address)
+	}
+}
+
+// closeOne closes a connection. The caller holds c.mu.
+func (c *connections) closeOne() {
 	before := func(a, b *connection) bool {
 		switch {
-		case a.requests == 0 || b.requests == 0:
-			return a.requests == 0 && (b.requests > 0 || a.since.Before(b.since))
-		case of[a.client] != of[b.client]:
-			return of[a.client] > of[b.client]
+		case a.client.open != b.client.open:
+			return a.client.open > b.client.open
+		case (a.requests == 0) != (b.requests == 0):
+			return a.requests == 0
 		default:
 			return a.since.Before(b.since)
 		}
@@ -112,7 +142,7 @@ func (c *connections) closeOne() {
 			first = conn
 		}
 	}
-	delete(c.open, first)
+	c.remove(first)
 	if t, ok := first.(*tls.Conn); ok {
 		first = t.NetConn() // TLS would say goodbye first, which can take a while
 	}
@@ -130,10 +160,21 @@ func clientOf(conn net.Conn) netip.Prefix {
 	return prefix
 }
 
-// addRequests changes the number of requests that are being served.
-func (c *connections) addRequests(conn *connection, n int) {
+// addRequest counts a request until end is called, or the request is given up.
+func (c *connections) addRequest(ctx context.Context, conn *connection) (end func()) {
+	add := func(n int) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		conn.requests += n
+	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	conn.requests += n
 	conn.since = time.Now()
+	c.mu.Unlock()
+	add(1)
+	stop := context.AfterFunc(ctx, func() { add(-1) })
+	return func() {
+		if stop() {
+			add(-1)
+		}
+	}
 }

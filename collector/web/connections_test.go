@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -79,11 +81,12 @@ func (c tcpConn) RemoteAddr() net.Addr {
 
 // TestConnectionsBusy closes the oldest connection of the client that has most, if all connections have requests.
 func TestConnectionsBusy(t *testing.T) {
-	c := connections{most: maxConnections, open: map[net.Conn]*connection{}}
+	c := newConnections(maxConnections)
 	dial := func(client string) net.Conn {
 		conn, _ := net.Pipe()
 		opened := tcpConn{conn, client}
-		c.addRequests(c.add(opened), 1)
+		ctx := c.add(t.Context(), opened)
+		c.addRequest(ctx, ctx.Value(connectionKey{}).(*connection))
 		return opened
 	}
 	honest := dial("192.0.2.1:1")
@@ -101,6 +104,53 @@ func TestConnectionsBusy(t *testing.T) {
 	if len(c.open) != maxConnections || c.open[honest] == nil || c.open[first] != nil || c.open[second] == nil {
 		t.Errorf("%d connections; honest %v, first %v, second %v", len(c.open), c.open[honest], c.open[first], c.open[second])
 	}
+}
+
+// TestConnectionsShare closes a connection of the client that has most, also if others have none with a request. Among those of the client, one
+// whose request is given up is as one without.
+func TestConnectionsShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newConnections(4)
+		open := map[string]net.Conn{}
+		dial := func(client string, request bool) (giveUp func()) {
+			conn, _ := net.Pipe()
+			opened := tcpConn{conn, client}
+			open[client] = opened
+			ctx := c.add(t.Context(), opened)
+			added := ctx.Value(connectionKey{}).(*connection)
+			if request {
+				c.addRequest(ctx, added)
+			}
+			return added.giveUp
+		}
+		check := func(want ...string) {
+			t.Helper()
+			for client, conn := range open {
+				if got := c.open[conn] != nil; got != slices.Contains(want, client) {
+					t.Errorf("%s is open: %v", client, got)
+				}
+			}
+		}
+		dial("192.0.2.1:1", false)
+		time.Sleep(time.Nanosecond)
+		dial("192.0.2.2:1", true)
+		time.Sleep(time.Nanosecond)
+		giveUp := dial("192.0.2.2:2", true)
+		time.Sleep(time.Nanosecond)
+		dial("192.0.2.2:3", true)
+		giveUp()
+		synctest.Wait()
+		dial("192.0.2.3:1", false)
+		check("192.0.2.1:1", "192.0.2.2:1", "192.0.2.2:3", "192.0.2.3:1")
+		dial("192.0.2.3:2", true)
+		check("192.0.2.1:1", "192.0.2.2:3", "192.0.2.3:1", "192.0.2.3:2")
+		for _, conn := range open {
+			c.setState(conn, http.StateClosed)
+		}
+		if len(c.open) != 0 || len(c.clients) != 0 {
+			t.Errorf("%d connections of %d clients are left", len(c.open), len(c.clients))
+		}
+	})
 }
 
 // TestConnectionLimit leaves descriptors for other things.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"path"
 	"slices"
@@ -53,9 +54,10 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// New returns a server for metrics and pages.
+// New returns a server for metrics and pages. Its BaseContext must be called before it serves.
 func New(c Config) *http.Server {
-	connections := &connections{most: connectionLimit()}
+	connections := newConnections(connectionLimit())
+	passwords := newPasswords(connections)
 	scans, sender, documents := newScans(c), newSender(), status.Documents(deploy.Documents)
 	mux := http.NewServeMux()
 	mux.Handle("GET "+StatusPath+"{$}", &statusHandler{scans: scans, sender: sender, status: c.Status, logger: c.Logger})
@@ -66,7 +68,7 @@ func New(c Config) *http.Server {
 	mux.HandleFunc("GET "+ReadyPath, answerProbe)
 
 	server := &http.Server{
-		Handler:           refuseBodies(mux),
+		Handler:           passwords.end(connections.count(mux)),
 		ErrorLog:          log.New(serverLog{c.Logger}, "", 0),
 		MaxHeaderBytes:    16 << 10,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -77,6 +79,11 @@ func New(c Config) *http.Server {
 		HTTP2:        &http.HTTP2Config{MaxConcurrentStreams: 4},
 	}
 	connections.limit(server)
+	server.BaseContext = func(net.Listener) context.Context {
+		// Now exporter-toolkit has put its own handler before ours, if it asks for passwords.
+		server.Handler = refuseBodies(passwords.begin(server.Handler))
+		return context.Background()
+	}
 	return server
 }
 
