@@ -37,7 +37,7 @@ func (a *answer) WriteHeader(status int) { a.status = status }
 func (a *answer) Write(b []byte) (int, error) { return a.body.Write(b) }
 
 // A sender sends answers. Clients that do not read theirs keep nobody waiting: if the answers take too
-// much memory, the client that has taken longest is given up.
+// much memory, the one whose clients have taken longest is given up.
 type sender struct {
 	mu      sync.Mutex
 	sending []sending       // in the order of their beginning
@@ -74,9 +74,33 @@ func (s *sender) begin(one sending) {
 	if s.clients[one.answer]++; s.clients[one.answer] == 1 {
 		s.bytes += one.body.Cap()
 	}
-	for len(s.sending) > 1 && s.bytes > maxSending {
-		_ = s.sending[0].client.SetWriteDeadline(time.Now())
-		s.remove(0)
+	for len(s.clients) > 1 && s.bytes > maxSending {
+		s.giveUp(s.oldest())
+	}
+}
+
+// oldest returns the answer whose latest client has taken longest.
+func (s *sender) oldest() *answer {
+	latest := map[*answer]int{}
+	for i, one := range s.sending {
+		latest[one.answer] = i
+	}
+	first := s.sending[len(s.sending)-1].answer
+	for a, i := range latest {
+		if i < latest[first] {
+			first = a
+		}
+	}
+	return first
+}
+
+// giveUp ends the sending of an answer to all its clients: without one of them, it would take as much memory.
+func (s *sender) giveUp(a *answer) {
+	for i, one := range slices.Backward(s.sending) {
+		if one.answer == a {
+			_ = one.client.SetWriteDeadline(time.Now())
+			s.remove(i)
+		}
 	}
 }
 

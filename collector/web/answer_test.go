@@ -95,3 +95,20 @@ func TestSendShared(t *testing.T) {
 		t.Errorf("%d bytes of %d answers", s.bytes, len(s.clients))
 	}
 }
+
+// TestGiveUpShared gives up all clients of the answer that has taken longest, and no client for nothing.
+func TestGiveUpShared(t *testing.T) {
+	s := newSender()
+	var answers []*answer
+	for range 3 {
+		a := newAnswer()
+		a.body.Grow(maxSending * 2 / 5)
+		answers = append(answers, a)
+	}
+	for _, i := range []int{0, 1, 1, 0, 2} { // the latest client of 1 has begun before that of 0
+		s.begin(sending{answers[i], http.NewResponseController(nil)})
+	}
+	if s.clients[answers[0]] != 2 || s.clients[answers[1]] != 0 || s.clients[answers[2]] != 1 || len(s.sending) != 3 {
+		t.Errorf("%d, %d and %d clients", s.clients[answers[0]], s.clients[answers[1]], s.clients[answers[2]])
+	}
+}
