@@ -81,7 +81,7 @@ func addFlags(app *kingpin.Application) *flags {
 		disableExporterMetrics: app.Flag("web.disable-exporter-metrics",
 			"Leave out metrics about the exporter itself (go_*, process_*, promhttp_*).").Bool(),
 		maxRequests: countFlag(app, "web.max-requests",
-			"Maximum number of answers that are made at once, besides one collection. Further ones wait for their turn. Scrapes at the same time share a collection, and those that ask for the same share an answer: they need no turn. 0 means no limit.", "2"),
+			"Maximum number of answers that are made at once, besides one collection. Further ones wait for their turn. Scrapes at the same time share a collection. Those that ask for the same share an answer, which counts once. 0 means no limit.", "2"),
 
 		namespaces: choiceFlag(app, "namespaces",
 			"Network namespaces to watch besides the exporter's own. self: none. named: mounted ones; needs CAP_SYS_ADMIN. all: mounted ones and those of all processes; needs CAP_SYS_ADMIN and CAP_SYS_PTRACE.",

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
@@ -12,15 +13,15 @@ const (
 	// 200,000 sockets.
 	minBudget = 100 * time.Millisecond
 
-	// paceAge is how long it counts what a scan has taken. Then one with less time may try.
-	paceAge = time.Minute
+	// paceAge is how long it counts what a scan has taken. Then one with less time may try, and the next one after as long.
+	paceAge = 5 * time.Second
 )
 
 // A pace tells how much time a scan needs. With less it has no numbers, and others wait for it.
 type pace struct {
 	mu   sync.Mutex
 	took time.Duration // to read our own network namespace, last time
-	at   time.Time
+	at   time.Time     // of that, or of the last scan with less time than it needs
 }
 
 // observe takes note of a scan.
@@ -34,13 +35,20 @@ func (p *pace) observe(s *scan.Snapshot) {
 	p.took, p.at = self.Duration, time.Now()
 }
 
-// least returns the least time for a scan to begin: half of what the last one took to read our own network
-// namespace, as the next one may be faster.
-func (p *pace) least() time.Duration {
+// allow returns an error if a scan is not to begin with a budget: with less than minBudget, or than half of what the last one
+// took to read our own network namespace, as the next one may be faster.
+func (p *pace) allow(budget time.Duration) error {
+	if budget < minBudget {
+		return fmt.Errorf("which needs %v at least", minBudget)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if time.Since(p.at) > paceAge {
-		return minBudget
+	if budget >= p.took/2 {
+		return nil
 	}
-	return max(minBudget, p.took/2)
+	if time.Since(p.at) < paceAge {
+		return fmt.Errorf("and the last one took %v", p.took.Round(time.Millisecond))
+	}
+	p.at = time.Now()
+	return nil
 }

@@ -17,7 +17,7 @@ type serverLog struct {
 func (l serverLog) Write(line []byte) (int, error) {
 	text := strings.TrimSpace(string(line))
 	switch {
-	case strings.HasPrefix(text, "http: TLS handshake error") && strings.HasSuffix(text, ": EOF"):
+	case strings.HasPrefix(text, "http: TLS handshake error") && (strings.HasSuffix(text, ": EOF") || strings.HasSuffix(text, ": connection reset by peer")):
 	case strings.HasPrefix(text, "http: panic serving"), strings.HasPrefix(text, "http2: panic serving"):
 		l.logger.Error("A request cannot be answered", "err", text)
 	case strings.HasPrefix(text, "http: Accept error"):

@@ -44,17 +44,19 @@ func newMetricsHandler(c Config, scans *scans, sender *sender) http.Handler {
 // ServeHTTP implements http.Handler. A scrape gets values of no earlier scan.
 func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	names := r.URL.Query()["name[]"]
-	h.sender.send(w, h.scans.answer(r, 0, len(names) > 0, func(ctx context.Context, s *scanned) (*answer, error) {
+	key := metricsKey{format: expfmt.NegotiateAccept(r.Header, h.opts.AcceptedFormats...), encoding: "identity"}
+	if prefersGzip(r.Header) {
+		key.encoding = "gzip"
+	}
+	varied := len(names) > 0 || !key.usual()
+	h.sender.send(w, h.scans.answer(r, 0, varied, func(ctx context.Context, s *scanned) (*answer, error) {
 		all, err := s.families.get(ctx, func() (families, error) { return h.gather(ctx, s) })
 		if err != nil {
 			return nil, err
 		}
 		wanted := all.named(names)
-		key := metricsKey{expfmt.NegotiateAccept(r.Header, h.opts.AcceptedFormats...), "identity", wanted.names()}
-		if prefersGzip(r.Header) {
-			key.encoding = "gzip"
-		}
-		return s.metrics.get(ctx, key, len(names) > 0, func() *answer { return h.encode(wanted, key) })
+		key.names = wanted.names()
+		return s.metrics.get(ctx, key, varied, func() *answer { return h.encode(wanted, key) })
 	}))
 }
 
@@ -99,6 +101,13 @@ type metricsKey struct {
 	format   expfmt.Format // with its version and escaping
 	encoding string        // gzip or identity
 	names    string        // of the families
+}
+
+// usual reports whether monitoring systems ask for this format. There are 20 with their encodings, and 50 others.
+func (k metricsKey) usual() bool {
+	formats := []expfmt.FormatType{expfmt.TypeTextPlain, expfmt.TypeOpenMetrics, expfmt.TypeProtoDelim}
+	escapings := []string{"underscores", "allow-utf-8"}
+	return slices.Contains(formats, k.format.FormatType()) && slices.Contains(escapings, k.format.ToEscapingScheme().String())
 }
 
 // encode returns the metrics in the format and encoding of a key.

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"sync"
@@ -22,6 +23,7 @@ type scans struct {
 	port    func(ctx context.Context, number uint16) (scan.Port, error)
 	timeout time.Duration // greatest time for a scan
 	slots   *slots
+	logger  *slog.Logger
 	pace    pace
 
 	mu       sync.Mutex
@@ -34,7 +36,7 @@ type scans struct {
 
 // newScans returns scans within the limits of a Config.
 func newScans(c Config) *scans {
-	return &scans{scan: c.Scan, port: c.Port, timeout: c.CollectTimeout, slots: newSlots(c.MaxRequests)}
+	return &scans{scan: c.Scan, port: c.Port, timeout: c.CollectTimeout, slots: newSlots(c.MaxRequests), logger: c.Logger}
 }
 
 // A run is a scan for all requests that wait for it.
@@ -77,26 +79,36 @@ func (s *scans) answer(r *http.Request, maxAge time.Duration, varied bool, encod
 		ctx, cancel = context.WithTimeout(ctx, timeout-min(timeout/20, time.Second/10))
 		defer cancel()
 		budget = min(budget, max(timeout/2, timeout-time.Second))
-		if least := min(s.pace.least(), s.timeout); budget < least {
-			return errorAnswer("a scrape timeout of %v leaves %v for a collection, which takes at least %v on this host: raise scrape_timeout in Prometheus", timeout, budget, least)
+		if budget < s.timeout {
+			if err := s.pace.allow(budget); err != nil {
+				return s.unavailable(r, "a scrape timeout of %v leaves %v for a collection, %w: raise scrape_timeout in Prometheus", timeout, budget.Round(time.Microsecond), err)
+			}
 		}
 	}
 	if varied {
 		leave, err := s.slots.enterVaried(ctx)
 		if err != nil {
-			return s.slots.busyAnswer()
+			return s.unavailable(r, "%w", s.slots.busy())
 		}
 		defer leave()
 	}
 	got, err := s.recent(ctx, after, budget)
 	if err != nil {
-		return errorAnswer("this host could not be read within the scrape timeout: raise scrape_timeout in Prometheus, or lower --collect.timeout")
+		return s.unavailable(r, "this host could not be read within the scrape timeout: raise scrape_timeout in Prometheus, or lower --collect.timeout")
 	}
 	a, err := encode(ctx, got)
 	if err != nil {
-		return s.slots.busyAnswer()
+		return s.unavailable(r, "%w", s.slots.busy())
 	}
 	return a
+}
+
+// unavailable returns an answer with status 503, and logs it if the client is there: Prometheus shows only the status.
+func (s *scans) unavailable(r *http.Request, format string, args ...any) *answer {
+	if r.Context().Err() == nil {
+		s.logger.Warn("A request was answered with status 503", "client", r.RemoteAddr, "err", fmt.Errorf(format, args...))
+	}
+	return errorAnswer(format, args...)
 }
 
 // addRequest counts a request until done is called. Without requests, scans that have ended have no metrics.
@@ -156,7 +168,7 @@ func (s *scans) answerPort(r *http.Request, number uint16, encode func(*scan.Por
 // errorAnswer returns an answer with status 503.
 func errorAnswer(format string, args ...any) *answer {
 	a := newAnswer()
-	http.Error(a, fmt.Sprintf(format, args...), http.StatusServiceUnavailable)
+	http.Error(a, fmt.Errorf(format, args...).Error(), http.StatusServiceUnavailable)
 	return a
 }
 

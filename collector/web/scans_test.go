@@ -122,6 +122,31 @@ func TestSlots(t *testing.T) {
 	})
 }
 
+// TestVariedFormats has a scrape that waits for a scan with a format that nobody else asks for. Others of these formats wait for their turn,
+// and the usual ones do not.
+func TestVariedFormats(t *testing.T) {
+	const proto = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding="
+	for accept, varied := range map[string]bool{
+		"": false,
+		"text/plain;version=1.0.0;escaping=allow-utf-8":                   false,
+		"application/openmetrics-text;version=1.0.0;escaping=underscores": false,
+		proto + "delimited;escaping=allow-utf-8":                          false,
+		"text/plain;version=1.0.0;escaping=dots":                          true,
+		"application/openmetrics-text;version=1.0.0;escaping=values":      true,
+		proto + "text":         true,
+		proto + "compact-text": true,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newServer(t, newConfig(&scanner{takes: 3 * time.Second})).Handler
+			first := begin(h, "/metrics", "Accept", "text/plain;version=1.0.0;escaping=values")
+			synctest.Wait()
+			(<-begin(h, "/metrics", "Accept", accept, scrapeTimeoutHeader, "2")).check(t, http.StatusServiceUnavailable, 1900*time.Millisecond,
+				map[bool]string{false: "this host could not be read", true: "--web.max-requests lets 2 be made at once"}[varied])
+			<-first
+		})
+	}
+}
+
 // TestUnlimited answers any number of requests at once with --web.max-requests=0.
 func TestUnlimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -335,7 +360,7 @@ func TestTimeout(t *testing.T) {
 }
 
 // TestTimeoutTooShort checks that a scrape begins no scan if it has too little time for that, and says so: less than
-// any scan takes, or than half of what one took in the last minute.
+// any scan takes, or than half of what the last one took. After that, one may try from time to time.
 func TestTimeoutTooShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &scanner{takes: 3 * time.Second}
@@ -348,15 +373,20 @@ func TestTimeoutTooShort(t *testing.T) {
 			}
 		}
 		for _, timeout := range []string{"1e-300", "0.001", "0.199"} {
-			check(timeout, 0, http.StatusServiceUnavailable, 0, "which takes at least 100ms on this host: raise scrape_timeout")
+			check(timeout, 0, http.StatusServiceUnavailable, 0, "for a collection, which needs 100ms at least: raise scrape_timeout")
 		}
 		check("0.2", 1, http.StatusOK, 100*time.Millisecond, failed) // nobody knows yet how long it takes
 		check("10", 2, http.StatusOK, 3*time.Second, succeeded)
-		check("2.4", 2, http.StatusServiceUnavailable, 0, "a scrape timeout of 2.4s leaves 1.4s for a collection, which takes at least 1.5s on this host")
+		check("2.4", 2, http.StatusServiceUnavailable, 0, "a scrape timeout of 2.4s leaves 1.4s for a collection, and the last one took 3s: raise")
 		check("2.5", 3, http.StatusOK, 1500*time.Millisecond, failed)
-		check("2.4", 3, http.StatusServiceUnavailable, 0, "at least 1.5s")
+		check("2.4", 3, http.StatusServiceUnavailable, 0, "took 3s")
 		time.Sleep(paceAge)
-		check("2.4", 4, http.StatusOK, 1400*time.Millisecond, failed)
+		check("2.4", 4, http.StatusOK, 1400*time.Millisecond, failed) // one may try
+		check("2.4", 4, http.StatusServiceUnavailable, 0, "took 3s")
+		time.Sleep(paceAge)
+		s.takes = 20 * time.Millisecond
+		check("2.4", 5, http.StatusOK, 20*time.Millisecond, succeeded)
+		check("0.5", 6, http.StatusOK, 20*time.Millisecond, succeeded)
 	})
 }
 

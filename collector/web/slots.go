@@ -1,12 +1,16 @@
 package web
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+)
 
 // slots bound the work for answers that is done at once. Who waits for a scan, or for an answer that another request makes
 // too, does no work.
 type slots struct {
 	all    chan struct{} // one element for each piece of work; nil for no limit
-	varied chan struct{} // one for each answer that clients can vary at will: these take half of the slots at most
+	varied chan struct{} // one for each answer that clients can vary at will: these take half of the slots, or one
 }
 
 // newSlots returns slots for n pieces of work at once; 0 for no limit.
@@ -37,7 +41,10 @@ func enter(ctx context.Context, slots chan struct{}) (leave func(), err error) {
 	}
 }
 
-// busyAnswer returns what to answer to a request that got no slot.
-func (s *slots) busyAnswer() *answer {
-	return errorAnswer("no time was left to make the answer: %d are made at once, which is the limit of --web.max-requests; try again later", cap(s.all))
+// busy returns the error of a request that got no slot, or no answer of one that has one.
+func (s *slots) busy() error {
+	if s.all == nil {
+		return errors.New("no time was left to make the answer: raise scrape_timeout in Prometheus")
+	}
+	return fmt.Errorf("no time was left to make the answer: --web.max-requests lets %d be made at once; try again later", cap(s.all))
 }
