@@ -114,6 +114,9 @@ func TestLogFlood(t *testing.T) {
 				}
 				leftOut += lines
 			}
+			if tt.flag == proc && !regexp.MustCompile(`msg="Collection failed" netns=self after=\d+m?s err=`).MatchString(log) {
+				t.Errorf("the log does not say how long a collection has tried:\n%.2000s", log)
+			}
 			if logged == 0 || logged+leftOut != n {
 				t.Errorf("%d lines and %d left out, want %d in all:\n%.2000s", logged, leftOut, n, log)
 			}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 )
 
 // logFailures logs the failures of a scan. Failures of our own namespace are logged at each scan.
@@ -31,7 +32,7 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 		key := fmt.Sprintf("namespace %d", n.Inode)
 		logged[key] = true
 		if n.Name == Self || !s.logged[key] {
-			s.cfg.Logger.Error("Collection failed", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "err", err)
+			s.cfg.Logger.Error("Collection failed", "netns", cmp.Or(n.Name, fmt.Sprintf("inode %d", n.Inode)), "after", n.TCP.Duration.Round(time.Millisecond), "err", err)
 		}
 	}
 	for _, n := range snapshot.Namespaces {
