@@ -238,7 +238,10 @@ func (d *destination) sentences() []string {
 // lacksBound reports whether a destination without series is in danger because of ports that are bound or may be, and holds few itself:
 // every destination is then, and other findings say so.
 func (d *destination) lacksBound() bool {
-	return d.pool.Unreported && 2*d.pool.Held < d.namespace.TCP.Report.CapacityPorts && !d.reached.Has(advice.Failures, advice.Load, advice.Exhaustion)
+	return d.pool.Unreported && d.pool.BoundByOthers+d.pool.MayBeBound > d.pool.Held &&
+		!slices.ContainsFunc(d.reached, func(t advice.Threshold) bool {
+			return t.Level > calm && t.Of != advice.Utilization && t.Of != advice.Possible
+		})
 }
 
 // judgeDestinations finds the worst destination, if it is in danger.

@@ -95,6 +95,13 @@ func TestLacksBound(t *testing.T) {
 			t.Errorf("%s: %v: %s, row %v", name, p.Level(), said(p), p.Destinations[0].Level)
 		}
 	}
+	unanswered := host(func(_ *pool.Report, d *pool.Destination) {
+		d.Ports = ports(map[tcpstate.State]int{tcpstate.SynSent: 120})
+		d.Held = 120
+	})
+	if p := newPage(&unanswered, testInfo, View{}, visible); p.Level() <= calm || !strings.Contains(fmt.Sprint(said(p)), "1 destination in danger: 10.0.0.2:443") {
+		t.Errorf("no answers: %v: %s", p.Level(), said(p))
+	}
 	failing := host(func(*pool.Report, *pool.Destination) {})
 	failing.ConnectFailures = &scan.ConnectFailures{Pools: []scan.FailedPool{{Netns: scan.Self, Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 2}}}
 	if p := newPage(&failing, testInfo, View{}, visible); p.Level() <= calm || !strings.Contains(fmt.Sprint(said(p)), "1 destination in danger: 10.0.0.2:443 had 2 connects that failed") {
