@@ -150,6 +150,18 @@ func TestFloodNamespace(t *testing.T) {
 	}
 }
 
+// TestMinPortsFullRange has two ranges of which the smaller one is full: then half of the searches fail, and the pool is reported, however few
+// ports that is.
+func TestMinPortsFullRange(t *testing.T) {
+	settings := settings
+	settings.PortRanges = []portset.Range{{Low: 1024, High: 59999}, {Low: 60000, High: 60199}}
+	table := NewTable(settings)
+	fill(table, settings.PortRanges[1])
+	if r := table.Report(limit.Limits{Most: 10}); len(r.Pools) != 1 || r.Pools[0].SearchFailure < 0.4 {
+		t.Errorf("reported %+v", r)
+	}
+}
+
 // TestMinPortsInDanger reports a pool of few ports once half of them are in use.
 func TestMinPortsInDanger(t *testing.T) {
 	settings := settings

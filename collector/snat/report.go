@@ -121,12 +121,12 @@ func (t *Table) Report(limits limit.Limits) Report {
 		}
 		candidates = append(candidates, candidate{p, c, searched})
 	}
-	if r.UnknownPools > 0 && !anyKnown {
+	if len(t.pools) > 0 && !anyKnown {
 		r.MaxUtilization = math.NaN()
 	}
 	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(&a.Pool, &b.Pool) })
 	candidates = slices.DeleteFunc(r.leaveOutTwins(candidates), func(c candidate) bool {
-		if c.Held+c.Outside >= series {
+		if c.Held+c.Outside >= series || c.rank() == 0 {
 			return false
 		}
 		r.leaveOut(&c.Pool)

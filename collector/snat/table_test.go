@@ -555,6 +555,11 @@ func TestOutside(t *testing.T) {
 	if r := table.Report(limit.Limits{MinPorts: 10, Most: 1}); r.MaxUtilization != 0.5 || r.UnknownPools != 0 || r.Outside != 9 || r.Flows != 59 || r.UnreportedPools != 1 {
 		t.Errorf("a few outside: %+v", r)
 	}
+	small := NewTable(settings)
+	flows(small, 9, to(2, Established, 30000))
+	if r := small.Report(limit.Limits{MinPorts: 10, Most: 1}); !math.IsNaN(r.MaxUtilization) {
+		t.Errorf("only a few outside: utilization %v, want none", r.MaxUtilization)
+	}
 	flows(table, 10, to(3, Established, 30000))
 	flows(table, 11, to(4, Established, 30000))
 	r := table.Report(limit.Limits{MinPorts: 10, Most: 1})
