@@ -28,7 +28,7 @@ type failureProbe interface {
 // failures as expired. So none of these counters falls, except that a pool may end.
 //
 // Labels that are known only later, because a search for control groups takes several scans, say, are given to
-// what was counted before too.
+// what was counted in the last minutes too. What is older keeps its labels: under new ones, it would look like new failures.
 //
 // If the list is full, each tenant keeps an equal part of it, and so does each ancestor of a tenant
 // (connectfail.Count). A new pool of a tenant that has fewer than another takes the place of a pool of that one.
@@ -137,7 +137,7 @@ func (f *connectFailures) add(counts []connectfail.Count, now, deadline time.Tim
 		return cmp.Or(cmp.Compare(b.Failures, a.Failures), a.Source.Compare(b.Source), a.Destination.Compare(b.Destination), cmp.Compare(a.Call, b.Call))
 	})
 	labels, err := f.findLabels(counts, deadline)
-	f.relabel(labels)
+	f.relabel(labels, now.Add(-relabelAge))
 	parties := newParties(f.listed)
 	for _, c := range counts {
 		p, party := labels(c)
@@ -157,14 +157,18 @@ func (f *connectFailures) add(counts []connectfail.Count, now, deadline time.Tim
 	return err
 }
 
-// relabel gives listed pools the labels that are known now. Those that have the same ones then, as of a service that was started anew,
-// become one.
-func (f *connectFailures) relabel(labels func(connectfail.Count) (failedPool, party)) {
+// relabelAge is how old failures may be to get other labels.
+const relabelAge = 3 * time.Minute
+
+// relabel gives listed pools that had failures since a time the labels that are known now. Those that have the same ones then, as of a
+// service that was started anew, become one.
+func (f *connectFailures) relabel(labels func(connectfail.Count) (failedPool, party), since time.Time) {
 	before := f.listed
 	f.listed = make(map[failedPool]*failedSeries, len(before))
-	for _, s := range before {
-		var p failedPool
-		p, s.party = labels(s.first)
+	for p, s := range before {
+		if s.failed.After(since) {
+			p, s.party = labels(s.first)
+		}
 		if other := f.listed[p]; other != nil {
 			if other.failed.After(s.failed) {
 				s, other = other, s

@@ -341,8 +341,13 @@ func TestConnectFailuresLateLabels(t *testing.T) {
 	scan("then", 0, 0, time.Minute, "blue /batch.service 10")
 	netnstest.RemoveCgroup(t, dir)
 	scan("removed", again, 1, time.Minute, "blue /batch.service 11")
-	now = now.Add(seriesTime - 2*time.Minute)
-	scan("not expired", 0, 0, time.Minute, "blue /batch.service 11")
+	late := netnstest.NewCgroup(t, dir)
+	unnamed := fmt.Sprintf("blue cgroup-%d 2", late)
+	scan("started anew, no time again", late, 2, -time.Second, "blue /batch.service 11", unnamed)
+	now = now.Add(relabelAge)
+	scan("too late for other labels", 0, 0, time.Minute, "blue /batch.service 11", unnamed)
+	now = now.Add(seriesTime - relabelAge - 4*time.Minute)
+	scan("not expired", 0, 0, time.Minute, "blue /batch.service 11", unnamed)
 }
 
 // A poolFailures adds up what a Probe counts in each pool.
