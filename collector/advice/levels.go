@@ -183,7 +183,7 @@ func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
 		values[InCloseWait] = float64(portsIn(d, tcpstate.CloseWait)) / float64(r.CapacityPorts)
 		values[InSynSent] = float64(portsIn(d, tcpstate.SynSent)) / float64(r.CapacityPorts)
 	}
-	if n := portsIn(d, tcpstate.SynSent); n >= manySynSent {
+	if n := portsIn(d, tcpstate.SynSent); n >= pool.ManySynSent {
 		values[MostSynSent] = float64(n) / float64(openPorts(d))
 	}
 	// To fire, the alert takes 5 minutes of a rise that leads to 1 within 10.
@@ -199,9 +199,6 @@ func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
 	}
 	return all
 }
-
-// manySynSent is how many ports in SYN_SENT there must be to be compared with those of other connections.
-const manySynSent = 100
 
 // reachedPossible returns what a destination has reached that possibly has this utilization.
 func reachedPossible(utilization float64) Reached {

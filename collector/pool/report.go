@@ -240,7 +240,7 @@ func (t *Table) listed(r *Report, candidates []candidate, small []smallPool, lim
 			if i < limit.Listed {
 				others = append(others, c)
 			}
-		case c.Held >= limits.Series(t.capacity) && len(reported) < limits.Most:
+		case (c.Held >= limits.Series(t.capacity) || limits.MinPorts == 0 && c.unanswered()) && len(reported) < limits.Most:
 			reported = append(reported, c)
 		default:
 			others = append(others, c)
@@ -257,6 +257,14 @@ func (t *Table) listed(r *Report, candidates []candidate, small []smallPool, lim
 		destinations = append(destinations, c.Destination)
 	}
 	return destinations
+}
+
+// ManySynSent is the number of ports in SYN_SENT from which on they are many, however large the range is.
+const ManySynSent = 100
+
+// unanswered reports whether many connections of a destination have no answer.
+func (d *Destination) unanswered() bool {
+	return d.Ports[slices.Index(States[:], tcpstate.SynSent)] >= ManySynSent
 }
 
 // destination returns the report of one pool without the fields of setLoad and Owners.

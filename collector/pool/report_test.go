@@ -294,6 +294,19 @@ func TestReportListed(t *testing.T) {
 		}
 	}
 
+	// The alert about connections without an answer needs 100 of them.
+	for limits, want := range map[Limits]bool{{Most: 256}: false, {MinPorts: 200, Most: 256}: true} {
+		var sockets []Socket
+		for p := range ManySynSent {
+			sockets = append(sockets, Socket{
+				State: tcpstate.SynSent, Local: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(32768+p)), Remote: netip.MustParseAddrPort("10.1.0.1:80"),
+			})
+		}
+		if r := tableOf(s, nil, sockets...).Report(limits); r.Destinations[0].Unreported != want {
+			t.Errorf("%+v: unanswered connections have no series: %v", limits, !want)
+		}
+	}
+
 	// Of many that are small, the same 20 are listed whatever the order of a map is.
 	held := slices.Repeat([]int{1}, 2000)
 	held[1500] = 9
