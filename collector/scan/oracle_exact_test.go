@@ -269,6 +269,10 @@ func TestOracleTimestamps(t *testing.T) {
 						netnstest.Sysctl(t, "ipv4/tcp_timestamps", strconv.Itoa(after))
 
 						r := collectExact(t)
+						// Before Linux 6.17, the iterator may skip a socket while the tests beside this one open and close theirs.
+						for try := 0; try < 10 && (len(r.Destinations) != 1 || r.Destinations[0].Held != 20); try++ {
+							r = collectExact(t)
+						}
 						if len(r.Destinations) != 1 || r.Destinations[0].Held != 20 || r.Destinations[0].Reusable != want {
 							t.Errorf("destinations: got %+v, want one with 20 ports, %d of them reusable", r.Destinations, want)
 						}
