@@ -106,7 +106,7 @@ func addFlags(app *kingpin.Application) *flags {
 		cgroup: app.Flag("path.cgroup",
 			"Directory where cgroup2 is mounted, itself or in its subdirectory unified. It has the names of the owners of destinations. A container needs that of the host.").Default("/sys/fs/cgroup").String(),
 		minPorts: countFlag(app, "destination.min-ports",
-			"Give a destination, or a pool of source NAT, series of its own only if it holds at least this many ports. 0 means 0.5% of the ports that it can have, at least 10. The status page lists the 20 in most danger whatever this is.", "0"),
+			"Give a destination, or a pool of source NAT, series of its own only if it holds at least this many ports. 0 means 0.5% of the ports that it can have, at least 10, or of a destination 100 connections without an answer. The status page lists the 20 in most danger whatever this is.", "0"),
 		limit: countFlag(app, "destination.limit",
 			"Maximum number of destinations with series of their own: those with the greatest utilization. The others are only summed up. The same limit applies to source addresses, to pools of source NAT, and to series of failed connects.", "256"),
 		timeWaitLength: durationFlag(app, "time-wait.length",
