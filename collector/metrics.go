@@ -31,7 +31,7 @@ type descs struct {
 	netnsInfo, namespaces, discoveryFailures *prometheus.Desc
 
 	connectFailures, connectFailuresUnattributed, connectFailuresExpired *prometheus.Desc
-	connectFailuresTable, connectFailuresMissed, connectFailuresSuccess  *prometheus.Desc
+	traceTable, traceMissed, traceSuccess                                *prometheus.Desc
 	bindFailures, bindFailuresUnattributed, bindFailuresExpired          *prometheus.Desc
 
 	nat natDescs
@@ -172,32 +172,32 @@ func newDescs() descs {
 			nil, nil),
 
 		connectFailures: prometheus.NewDesc("ephemeral_port_connect_failures_total",
-			"Calls of connect() that failed with EADDRNOTAVAIL because no port was free, by network namespace, addresses, and control group of the caller. A series ends when none failed for 15 minutes. Only with --connect-failures.",
+			"Calls of connect() that failed with EADDRNOTAVAIL because no port was free, by network namespace, addresses, and control group of the caller. A series ends when none failed for 15 minutes. Only with --trace.",
 			destinationOwner, nil),
 		connectFailuresUnattributed: prometheus.NewDesc("ephemeral_port_connect_failures_unattributed_total",
-			"Such calls that were not counted in a series of ephemeral_port_connect_failures_total, because there are too many, see --destination.limit. Only with --connect-failures.",
+			"Such calls that were not counted in a series of ephemeral_port_connect_failures_total, because there are too many, see --destination.limit. Only with --trace.",
 			nil, nil),
 		connectFailuresExpired: prometheus.NewDesc("ephemeral_port_connect_failures_expired_total",
-			"Such calls that were counted in series of ephemeral_port_connect_failures_total that have ended. It rises when a series ends, not when a call fails. Only with --connect-failures.",
+			"Such calls that were counted in series of ephemeral_port_connect_failures_total that have ended. It rises when a series ends, not when a call fails. Only with --trace.",
 			nil, nil),
-		connectFailuresTable: prometheus.NewDesc("ephemeral_port_connect_failures_table_utilization_ratio",
-			"Part of the eBPF programs' table of pools with failed connects and binds that is in use. If it is 1, failures in further pools are unattributed. Only with --connect-failures.",
+		traceTable: prometheus.NewDesc("ephemeral_port_trace_table_utilization_ratio",
+			"Part of the eBPF programs' table of pools with failed connects and binds that is in use. If it is 1, failures in further pools are unattributed. Only with --trace.",
 			nil, nil),
-		connectFailuresMissed: prometheus.NewDesc("ephemeral_port_connect_failures_missed_runs_total",
-			"Changes of state of sockets, and binds, that the eBPF programs did not see, because another one was in progress on the CPU (recursion_misses). Few of them are failures, which are not counted then. Absent on kernels before 6.7. Only with --connect-failures.",
+		traceMissed: prometheus.NewDesc("ephemeral_port_trace_missed_runs_total",
+			"Changes of state of sockets, and binds, that the eBPF programs did not see, because another one was in progress on the CPU (recursion_misses). Few of them are failures, which are not counted then. Absent on kernels before 6.7. Only with --trace.",
 			nil, nil),
-		connectFailuresSuccess: prometheus.NewDesc("ephemeral_port_connect_failures_collect_success",
-			"1 if this scrape could read the counts of failed connects and binds. If it is 0, they are absent. Only with --connect-failures.",
+		traceSuccess: prometheus.NewDesc("ephemeral_port_trace_collect_success",
+			"1 if this scrape could read the counts of failed connects and binds. If it is 0, they are absent. Only with --trace.",
 			nil, nil),
 
 		bindFailures: prometheus.NewDesc("ephemeral_port_bind_failures_total",
-			"Calls of bind() with port 0 that failed with EADDRINUSE because no port was free, by network namespace, protocol, address, and control group of the caller. Such a call has no destination. Of TCP also listen(), and of UDP connect() and sendto() with EAGAIN, of a socket that has no port. A series ends when none failed for 15 minutes. Only with --connect-failures. Absent on kernels that cannot tell.",
+			"Calls of bind() with port 0 that failed with EADDRINUSE because no port was free, by network namespace, protocol, address, and control group of the caller. Such a call has no destination. Of TCP also listen(), and of UDP connect() and sendto() with EAGAIN, of a socket that has no port. A series ends when none failed for 15 minutes. Only with --trace. Absent on kernels that cannot tell.",
 			[]string{"netns", "protocol", "source_ip", "cgroup", "pod_uid", "container_id"}, nil),
 		bindFailuresUnattributed: prometheus.NewDesc("ephemeral_port_bind_failures_unattributed_total",
-			"Such calls that were not counted in a series of ephemeral_port_bind_failures_total, because there are too many, see --destination.limit. Only with --connect-failures. Absent on kernels that cannot tell.",
+			"Such calls that were not counted in a series of ephemeral_port_bind_failures_total, because there are too many, see --destination.limit. Only with --trace. Absent on kernels that cannot tell.",
 			nil, nil),
 		bindFailuresExpired: prometheus.NewDesc("ephemeral_port_bind_failures_expired_total",
-			"Such calls that were counted in series of ephemeral_port_bind_failures_total that have ended. It rises when a series ends, not when a call fails. Only with --connect-failures. Absent on kernels that cannot tell.",
+			"Such calls that were counted in series of ephemeral_port_bind_failures_total that have ended. It rises when a series ends, not when a call fails. Only with --trace. Absent on kernels that cannot tell.",
 			nil, nil),
 
 		nat: newNATDescs(),
@@ -218,7 +218,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.collectSuccess, d.collectDuration, d.collectSockets,
 		d.netnsInfo, d.namespaces, d.discoveryFailures,
 		d.connectFailures, d.connectFailuresUnattributed, d.connectFailuresExpired,
-		d.connectFailuresTable, d.connectFailuresMissed, d.connectFailuresSuccess,
+		d.traceTable, d.traceMissed, d.traceSuccess,
 		d.bindFailures, d.bindFailuresUnattributed, d.bindFailuresExpired,
 	} {
 		ch <- desc
@@ -239,8 +239,8 @@ func (d *descs) sendSnapshot(ch chan<- prometheus.Metric, s scan.Snapshot) {
 		d.sendOutcomes(ch, s.Namespaces)
 		ch <- prometheus.MustNewConstMetric(d.discoveryFailures, prometheus.GaugeValue, float64(s.DiscoveryFailures))
 	}
-	if s.ConnectFailures != nil {
-		d.sendConnectFailures(ch, *s.ConnectFailures)
+	if s.Trace != nil {
+		d.sendTrace(ch, *s.Trace)
 	}
 }
 
@@ -395,14 +395,14 @@ func (d *descs) sendOutcomes(ch chan<- prometheus.Metric, namespaces []scan.Name
 	}
 }
 
-// sendConnectFailures sends the counts of failed connects and binds. If they could not be read, it sends only
+// sendTrace sends the counts of failed connects and binds. If they could not be read, it sends only
 // that.
-func (d *descs) sendConnectFailures(ch chan<- prometheus.Metric, f scan.ConnectFailures) {
+func (d *descs) sendTrace(ch chan<- prometheus.Metric, f scan.Trace) {
 	if f.Err != nil {
-		ch <- prometheus.MustNewConstMetric(d.connectFailuresSuccess, prometheus.GaugeValue, 0)
+		ch <- prometheus.MustNewConstMetric(d.traceSuccess, prometheus.GaugeValue, 0)
 		return
 	}
-	ch <- prometheus.MustNewConstMetric(d.connectFailuresSuccess, prometheus.GaugeValue, 1)
+	ch <- prometheus.MustNewConstMetric(d.traceSuccess, prometheus.GaugeValue, 1)
 	for _, p := range f.Pools {
 		ch <- prometheus.MustNewConstMetric(d.connectFailures, prometheus.CounterValue, float64(p.Failures),
 			p.Netns, p.Source.String(), p.Destination.Addr().String(), strconv.Itoa(int(p.Destination.Port())),
@@ -410,9 +410,9 @@ func (d *descs) sendConnectFailures(ch chan<- prometheus.Metric, f scan.ConnectF
 	}
 	ch <- prometheus.MustNewConstMetric(d.connectFailuresUnattributed, prometheus.CounterValue, float64(f.Unattributed))
 	ch <- prometheus.MustNewConstMetric(d.connectFailuresExpired, prometheus.CounterValue, float64(f.Expired))
-	ch <- prometheus.MustNewConstMetric(d.connectFailuresTable, prometheus.GaugeValue, f.TableUtilization)
+	ch <- prometheus.MustNewConstMetric(d.traceTable, prometheus.GaugeValue, f.TableUtilization)
 	if f.MissedRunsKnown {
-		ch <- prometheus.MustNewConstMetric(d.connectFailuresMissed, prometheus.CounterValue, float64(f.MissedRuns))
+		ch <- prometheus.MustNewConstMetric(d.traceMissed, prometheus.CounterValue, float64(f.MissedRuns))
 	}
 	if !f.BindsCounted {
 		return

@@ -113,7 +113,7 @@ func TestMetrics(t *testing.T) {
 			},
 			{TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}}, {TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}}, {TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed}}}, // without a label
 		},
-		ConnectFailures: &scan.ConnectFailures{
+		Trace: &scan.Trace{
 			Pools: []scan.FailedPool{
 				{
 					Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/haproxy.service"},
@@ -160,17 +160,17 @@ func TestMetricsFailure(t *testing.T) {
 	want := `# HELP ephemeral_port_collect_success 1 if this scrape could read the network namespace. If it is 0, the other metrics of the namespace are absent, except ephemeral_port_netns_info and those of UDP and connection tracking.
 # TYPE ephemeral_port_collect_success gauge
 ephemeral_port_collect_success{netns="self"} 0
-# HELP ephemeral_port_connect_failures_collect_success 1 if this scrape could read the counts of failed connects and binds. If it is 0, they are absent. Only with --connect-failures.
-# TYPE ephemeral_port_connect_failures_collect_success gauge
-ephemeral_port_connect_failures_collect_success 0
+# HELP ephemeral_port_trace_collect_success 1 if this scrape could read the counts of failed connects and binds. If it is 0, they are absent. Only with --trace.
+# TYPE ephemeral_port_trace_collect_success gauge
+ephemeral_port_trace_collect_success 0
 # HELP ephemeral_port_udp_collect_success 1 if this scrape could read the UDP sockets of the network namespace, or found too few to read. If it is 0, the metrics of UDP are absent. It is absent itself if the kernel cannot list UDP sockets.
 # TYPE ephemeral_port_udp_collect_success gauge
 ephemeral_port_udp_collect_success{netns="self"} 0
 `
 	unread := scan.Result{Outcome: scan.Failed, Err: failed}
 	got := exposition(t, New(scan.Snapshot{
-		Namespaces:      []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: unread}, UDP: scan.UDP{Result: unread}}},
-		ConnectFailures: &scan.ConnectFailures{Err: failed},
+		Namespaces: []scan.Namespace{{Name: scan.Self, TCP: scan.TCP{Result: unread}, UDP: scan.UDP{Result: unread}}},
+		Trace:      &scan.Trace{Err: failed},
 	}))
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Errorf("exposition (-want +got):\n%s", diff)
@@ -271,9 +271,9 @@ func TestMetricsBound(t *testing.T) {
 		s.Namespaces = append(s.Namespaces, scan.Namespace{Name: fmt.Sprint("idle", i), Inode: uint64(1000 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, TimeWait: scan.TimeWait{Result: scan.Result{Outcome: scan.Idle}, Sockets: 1}})
 	}
 	s.Cgroups = map[uint64]cgroup.Group{1: {Path: "/"}, 2: {Path: "/a"}, 3: {Path: "/b"}}
-	s.ConnectFailures = &scan.ConnectFailures{MissedRunsKnown: true, BindsCounted: true} // binds share the limit with connects
+	s.Trace = &scan.Trace{MissedRunsKnown: true, BindsCounted: true} // binds share the limit with connects
 	for i := range limit {
-		s.ConnectFailures.Pools = append(s.ConnectFailures.Pools, scan.FailedPool{Source: address(0).Addr(), Destination: address(i)})
+		s.Trace.Pools = append(s.Trace.Pools, scan.FailedPool{Source: address(0).Addr(), Destination: address(i)})
 	}
 
 	b, err := os.ReadFile("../deploy/docs/metrics.md")

@@ -147,13 +147,13 @@ func TestEndToEnd(t *testing.T) {
 	}
 }
 
-// TestEndToEndConnectFailures continues to connect when no port is left. It checks that
+// TestEndToEndTrace continues to connect when no port is left. It checks that
 // EphemeralPortsConnectFailing is sent and mutes the other alerts of the destination.
-func TestEndToEndConnectFailures(t *testing.T) {
+func TestEndToEndTrace(t *testing.T) {
 	netnstest.Tracefs(t)
 	smallRange(t)
 	w := startAlertmanager(t)
-	startExporter(t, "--connect-failures")
+	startExporter(t, "--trace")
 	startPrometheus(t)
 	const full = "192.0.2.3:443"
 	waitFor(t, `ephemeral_port_connect_failures_unattributed_total`)

@@ -68,7 +68,7 @@ func busyHost(host int) scan.Snapshot {
 		OthersRead: true,
 		Namespaces: []scan.Namespace{namespace(scan.Self, 1), namespace("pod-1", 2)},
 		Cgroups:    map[uint64]cgroup.Group{1: {Path: "/system.slice/haproxy.service"}, 2: {Path: "/a"}, 3: {Path: "/b"}},
-		ConnectFailures: &scan.ConnectFailures{
+		Trace: &scan.Trace{
 			MissedRunsKnown: true, Unattributed: 1, BindsCounted: true, BindsUnattributed: 1,
 		},
 	}
@@ -100,10 +100,10 @@ func busyHost(host int) scan.Snapshot {
 			nat.Ports[state] = 5000
 		}
 		n.NAT.Report.Pools = append(n.NAT.Report.Pools, nat)
-		s.ConnectFailures.Pools = append(s.ConnectFailures.Pools, scan.FailedPool{
+		s.Trace.Pools = append(s.Trace.Pools, scan.FailedPool{
 			Netns: n.Name, Cgroup: s.Cgroups[1], Source: source, Destination: address, Failures: uint64(1 + i),
 		})
-		s.ConnectFailures.Binds = append(s.ConnectFailures.Binds, scan.FailedBind{
+		s.Trace.Binds = append(s.Trace.Binds, scan.FailedBind{
 			Netns: n.Name, Cgroup: s.Cgroups[1], Source: address.Addr(), UDP: i/2%2 == 0, Failures: uint64(1 + i),
 		})
 	}

@@ -445,11 +445,11 @@ func TestReadmeDocker(t *testing.T) {
 	}
 	const always = "docker run -d --restart unless-stopped --network host --cgroupns host --read-only --security-opt no-new-privileges --cap-drop ALL"
 	needs := map[string]string{
-		"--namespaces=all":   " --pid host --security-opt apparmor=unconfined --volume /run/netns:/run/netns:ro,rslave",
-		"--connect-failures": " --volume /sys/kernel/tracing:/sys/kernel/tracing:ro",
+		"--namespaces=all": " --pid host --security-opt apparmor=unconfined --volume /run/netns:/run/netns:ro,rslave",
+		"--trace":          " --volume /sys/kernel/tracing:/sys/kernel/tracing:ro",
 	}
 	var want []string
-	for _, flag := range []string{"", "--namespaces=all", "--connect-failures", "--exact", "--snat"} {
+	for _, flag := range []string{"", "--namespaces=all", "--trace", "--exact", "--snat"} {
 		line := always
 		if flag != "" {
 			if len(capabilities[flag]) == 0 {

@@ -196,7 +196,7 @@ func testReleaseManual(t *testing.T, folder, version string) {
 	if err != nil || problems.Len() > 0 {
 		t.Errorf("%s: %v\n%s", cmd, err, &problems)
 	}
-	for _, want := range []string{"ephemeral_port_exporter " + version + "  ", "\nNAME\n", "\n       --connect-failures\n", "\n       --destination.limit=256\n", "\nSEE ALSO\n"} {
+	for _, want := range []string{"ephemeral_port_exporter " + version + "  ", "\nNAME\n", "\n       --trace\n", "\n       --destination.limit=256\n", "\nSEE ALSO\n"} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}

@@ -37,10 +37,10 @@ const systemdService = "systemd/ephemeral_port_exporter.service"
 func systemdVariants(t *testing.T) map[string]string {
 	t.Helper()
 	service := deploytest.Read(t, systemdService)
-	namespaces, failures := deploytest.Read(t, "systemd/all-namespaces.conf"), deploytest.Read(t, "systemd/connect-failures.conf")
+	namespaces, failures := deploytest.Read(t, "systemd/all-namespaces.conf"), deploytest.Read(t, "systemd/trace.conf")
 	exact, tls, snat := deploytest.Read(t, "systemd/exact.conf"), deploytest.Read(t, "systemd/tls.conf"), deploytest.Read(t, "systemd/snat.conf")
 	return map[string]string{
-		"service": service, "all-namespaces": service + namespaces, "connect-failures": service + failures, "exact": service + exact, "tls": service + tls,
+		"service": service, "all-namespaces": service + namespaces, "trace": service + failures, "exact": service + exact, "tls": service + tls,
 		"snat": service + snat, "all": service + namespaces + failures + exact + tls + snat,
 	}
 }
@@ -59,7 +59,7 @@ func TestSystemdUnits(t *testing.T) {
 			t.Errorf("%s: systemd-analyze verify: %s", variant, out)
 		}
 	}
-	for _, name := range []string{"ephemeral_port_exporter.service", "ephemeral_port_exporter.socket", "ephemeral_port_exporter.default", "all-namespaces.conf", "connect-failures.conf", "exact.conf", "tls.conf", "snat.conf"} {
+	for _, name := range []string{"ephemeral_port_exporter.service", "ephemeral_port_exporter.socket", "ephemeral_port_exporter.default", "all-namespaces.conf", "trace.conf", "exact.conf", "tls.conf", "snat.conf"} {
 		checkFlags(t, name, deploytest.Read(t, filepath.Join("systemd", name)))
 	}
 }
@@ -68,7 +68,7 @@ func TestSystemdUnits(t *testing.T) {
 // capabilities, it is at most 3.
 func TestSystemdSecurity(t *testing.T) {
 	analyze := deploytest.Tool(t, "systemd-analyze", "systemd")
-	most := map[string]float64{"service": 1.5, "all-namespaces": 3, "connect-failures": 3, "exact": 3, "tls": 1.5, "snat": 3, "all": 3}
+	most := map[string]float64{"service": 1.5, "all-namespaces": 3, "trace": 3, "exact": 3, "tls": 1.5, "snat": 3, "all": 3}
 	for variant, service := range systemdVariants(t) {
 		path := deploytest.Write(t, t.TempDir(), "ephemeral_port_exporter.service", service)
 		out := deploytest.Run(t, analyze, "security", "--offline=true", "--no-pager", path)
@@ -90,7 +90,7 @@ func TestSystemdCapabilities(t *testing.T) {
 	for name, want := range map[string]string{
 		"ephemeral_port_exporter.service": "",
 		"all-namespaces.conf":             "CAP_SYS_ADMIN CAP_SYS_PTRACE",
-		"connect-failures.conf":           "CAP_BPF CAP_PERFMON CAP_DAC_READ_SEARCH",
+		"trace.conf":                      "CAP_BPF CAP_PERFMON CAP_DAC_READ_SEARCH",
 		"exact.conf":                      "CAP_BPF CAP_PERFMON",
 		"snat.conf":                       "CAP_NET_ADMIN",
 	} {
@@ -143,7 +143,7 @@ func TestSystemdCalls(t *testing.T) {
 	}
 	families := map[int]string{unix.AF_UNIX: "AF_UNIX", unix.AF_INET: "AF_INET", unix.AF_INET6: "AF_INET6", unix.AF_NETLINK: "AF_NETLINK"}
 	for unit, flag := range map[string]string{
-		"ephemeral_port_exporter.service": "", "all-namespaces.conf": "--namespaces", "exact.conf": "--exact", "connect-failures.conf": "--connect-failures",
+		"ephemeral_port_exporter.service": "", "all-namespaces.conf": "--namespaces", "exact.conf": "--exact", "trace.conf": "--trace",
 		"snat.conf": "--snat",
 	} {
 		want, known := map[string][]string{}, map[string]bool{}

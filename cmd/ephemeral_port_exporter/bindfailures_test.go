@@ -12,14 +12,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/connectfail"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/trace"
 )
 
 // countsBinds reports whether the kernel lets root count failed binds. The test has tracefs.
 func countsBinds(t *testing.T) bool {
 	t.Helper()
-	probe, err := connectfail.Attach()
+	probe, err := trace.Attach()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func TestBindFailures(t *testing.T) {
 	const address, source, ports, tries = "127.0.0.1:10179", "127.82.0.1", 10, 25
 	netnstest.Tracefs(t)
 	counted := countsBinds(t)
-	e := start(t, command(t, "--connect-failures", "--web.listen-address="+address), "http://"+address)
+	e := start(t, command(t, "--trace", "--web.listen-address="+address), "http://"+address)
 	refused := map[string]float64{}
 	t.Run("clients", func(t *testing.T) {
 		netnstest.New(t)

@@ -82,17 +82,17 @@ func TestDropCapabilities(t *testing.T) {
 		{"exact, root", []string{"--exact"}, nil, []uintptr{bpf}, self},
 		{"exact", []string{"--exact"}, []uintptr{bpf, perfmon, bind}, []uintptr{bpf}, self},
 		{"exact, all, root", []string{"--exact", "--namespaces=all", "--namespaces.dir=" + dir}, nil, []uintptr{admin, ptrace, search, bpf}, ofProcess},
-		{"connect failures, root", []string{"--connect-failures"}, nil, []uintptr{bpf}, self},
-		{"connect failures", []string{"--connect-failures"}, []uintptr{bpf, perfmon, search}, []uintptr{bpf}, self},
-		{"both, root", []string{"--namespaces=all", "--connect-failures"}, nil, []uintptr{admin, ptrace, search, bpf}, self},
-		{"both", []string{"--namespaces=all", "--connect-failures"}, []uintptr{admin, ptrace, bpf, perfmon, search}, []uintptr{admin, ptrace, search, bpf}, self},
+		{"connect failures, root", []string{"--trace"}, nil, []uintptr{bpf}, self},
+		{"connect failures", []string{"--trace"}, []uintptr{bpf, perfmon, search}, []uintptr{bpf}, self},
+		{"both, root", []string{"--namespaces=all", "--trace"}, nil, []uintptr{admin, ptrace, search, bpf}, self},
+		{"both", []string{"--namespaces=all", "--trace"}, []uintptr{admin, ptrace, bpf, perfmon, search}, []uintptr{admin, ptrace, search, bpf}, self},
 		{"snat, root", []string{"--snat"}, nil, []uintptr{netAdmin}, flows},
 		{"snat", []string{"--snat"}, []uintptr{admin, netAdmin, bpf, bind}, []uintptr{netAdmin}, flows},
 		{"snat, all", []string{"--snat", "--namespaces=all", "--namespaces.dir=" + dir}, []uintptr{admin, ptrace, netAdmin, bind}, []uintptr{admin, ptrace, netAdmin}, append(ofProcess, snatCollected)},
 	}
 	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			counts := slices.Contains(tt.args, "--connect-failures")
+			counts := slices.Contains(tt.args, "--trace")
 			if counts {
 				netnstest.Tracefs(t)
 			}

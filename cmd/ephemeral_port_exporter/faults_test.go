@@ -181,7 +181,7 @@ func checkSteady(t *testing.T, want map[string]string, metrics string) (complete
 		case strings.HasPrefix(name, "snat_"):
 			ok = failed("snat_collect_success"+netns) || failed("collect_success"+netns)
 		case strings.HasPrefix(name, "connect_"), strings.HasPrefix(name, "bind_"):
-			ok = failed("connect_failures_collect_success")
+			ok = failed("trace_collect_success")
 		case name == "netns_info":
 			ok = missing || failed("collect_success"+netns)
 		case strings.HasPrefix(name, "time_wait_"), strings.HasPrefix(name, "conntrack_"):
@@ -209,7 +209,7 @@ func TestKernelFails(t *testing.T) {
 	args := []string{"--snat", "--snat.port-range=40000-40063", "--namespaces=named"}
 	if netnstest.IsHostRoot() {
 		netnstest.Tracefs(t)
-		args = append(args, "--exact", "--connect-failures")
+		args = append(args, "--exact", "--trace")
 	}
 	netnstest.HoldInChild(t, netnstest.Holding{Client: netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:7170")}, Count: 500},
 		netnstest.Holding{UDP: &netnstest.UDP{Local: netip.MustParseAddrPort("198.51.100.1:0")}, Count: 400})

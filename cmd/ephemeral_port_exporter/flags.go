@@ -42,14 +42,14 @@ type flags struct {
 	disableExporterMetrics *bool
 	maxRequests            *int
 
-	namespaces      *string
-	namespaceDirs   *[]string
-	namespaceLimit  *int
-	exact           *bool
-	connectFailures *bool
-	snat            *bool
-	snatPorts       *portRanges
-	snatTakeover    *bool
+	namespaces     *string
+	namespaceDirs  *[]string
+	namespaceLimit *int
+	exact          *bool
+	trace          *bool
+	snat           *bool
+	snatPorts      *portRanges
+	snatTakeover   *bool
 
 	procfs         *string
 	cgroup         *string
@@ -92,7 +92,7 @@ func addFlags(app *kingpin.Application) *flags {
 			"Maximum number of other network namespaces that one scrape enters. Busy ones come first, the others take turns.", "1024"),
 		exact: app.Flag("exact",
 			"List sockets with an eBPF program instead of a dump. The program sees which ports are bound, and which connections in TIME_WAIT used timestamps: connect() can get each port that counts as free. Needs CAP_BPF, CAP_PERFMON and a kernel with BTF, Linux 5.9 or later.").Bool(),
-		connectFailures: app.Flag("connect-failures",
+		trace: app.Flag("trace",
 			"Count the connects that fail because no port is free, and the binds where the kernel can tell, in all network namespaces of the host. Uses eBPF programs; needs CAP_BPF, CAP_PERFMON and a readable tracefs.").Bool(),
 		snat: app.Flag("snat",
 			"Count the ports that source NAT (masquerading) uses, by translated address and destination. Needs CAP_NET_ADMIN.").Bool(),
@@ -138,8 +138,8 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 		NamespaceDirs:  *f.namespaceDirs,
 		NamespaceLimit: *f.namespaceLimit,
 
-		Exact:           *f.exact,
-		ConnectFailures: *f.connectFailures,
+		Exact: *f.exact,
+		Trace: *f.trace,
 
 		SNAT:         *f.snat,
 		SNATPorts:    f.snatPorts.ranges,
@@ -384,8 +384,8 @@ func (f *flags) validateStatus() error {
 		return fmt.Errorf("--watch=%v: must be %v or more", *f.watch, leastWatch)
 	case watches && *f.failOn != "":
 		return fmt.Errorf("--fail-on=%s: has no effect with --watch, which goes on until it is stopped", *f.failOn)
-	case *f.status && !watches && *f.connectFailures:
-		return errors.New("--connect-failures: has no effect with --status, as it counts from its start on: add --watch=2s")
+	case *f.status && !watches && *f.trace:
+		return errors.New("--trace: has no effect with --status, as it counts from its start on: add --watch=2s")
 	default:
 		return nil
 	}

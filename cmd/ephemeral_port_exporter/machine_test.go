@@ -50,7 +50,7 @@ func startOn(t *testing.T, address string, cpu int) *watched {
 		netnstest.Client{Destination: netip.MustParseAddrPort(watchedDestination)}.Hold(t, 2)
 	})
 	runOn(t, cpu)
-	cmd := command(t, "--exact", "--connect-failures", "--snat", "--snat.port-range=40000-40063", "--namespaces=named", "--namespaces.dir="+dir,
+	cmd := command(t, "--exact", "--trace", "--snat", "--snat.port-range=40000-40063", "--namespaces=named", "--namespaces.dir="+dir,
 		"--web.listen-address="+address)
 	w.exporter = start(t, cmd, "http://"+address)
 	w.atStart = len(w.log.String())

@@ -44,7 +44,7 @@ func TestMemoryOverScrapes(t *testing.T) {
 		{"self", nil},
 		{"namespaces", []string{"--namespaces=all", "--namespaces.dir=" + dir}},
 		{"exact", []string{"--exact", "--namespaces=all", "--namespaces.dir=" + dir}},
-		{"connect failures", []string{"--connect-failures"}},
+		{"connect failures", []string{"--trace"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			switch tt.name {

@@ -43,7 +43,7 @@ func newHost(t *testing.T, size int, flags ...string) *host {
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", fmt.Sprintf("40000 %d", 40000+size-1))
 	netnstest.Sysctl(t, "ipv4/tcp_tw_reuse", "0")
-	start(t, command(t, append(flags, "--connect-failures", "--destination.min-ports=1", "--web.listen-address="+scrapeAddress)...), "")
+	start(t, command(t, append(flags, "--trace", "--destination.min-ports=1", "--web.listen-address="+scrapeAddress)...), "")
 	h := &host{scrapes: &caller{to: scrapeAddress, port: 10200}}
 	t.Cleanup(h.scrapes.close)
 	return h

@@ -219,15 +219,15 @@ func TestSystemCalls(t *testing.T) {
 		{name: "all, root", args: []string{"--namespaces=all", "--namespaces.dir=" + dir}, root: true, includes: []string{"CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH"}},
 		{name: "exact", args: []string{"--exact"}, capabilities: []uintptr{bpf, perfmon}, includes: []string{"CAP_BPF"}},
 		{name: "exact, root", args: []string{"--exact"}, root: true, includes: []string{"CAP_BPF"}},
-		{name: "connect failures", args: []string{"--connect-failures"}, capabilities: []uintptr{bpf, perfmon, search}, includes: []string{"CAP_BPF"}},
-		{name: "connect failures, root", args: []string{"--connect-failures"}, root: true, includes: []string{"CAP_BPF"}},
+		{name: "connect failures", args: []string{"--trace"}, capabilities: []uintptr{bpf, perfmon, search}, includes: []string{"CAP_BPF"}},
+		{name: "connect failures, root", args: []string{"--trace"}, root: true, includes: []string{"CAP_BPF"}},
 		{name: "snat", args: []string{"--snat"}, capabilities: []uintptr{netAdmin}, includes: []string{"CAP_NET_ADMIN"}},
 		{name: "snat, root", args: []string{"--snat"}, root: true, includes: []string{"CAP_NET_ADMIN"}},
 		{name: "snat, all", args: []string{"--snat", "--namespaces=all", "--namespaces.dir=" + dir}, capabilities: []uintptr{admin, ptrace, netAdmin}, includes: []string{"CAP_SYS_ADMIN", "CAP_NET_ADMIN"}},
 	}
 	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			counts := slices.Contains(tt.args, "--connect-failures")
+			counts := slices.Contains(tt.args, "--trace")
 			if counts {
 				netnstest.Tracefs(t)
 			}

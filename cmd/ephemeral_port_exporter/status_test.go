@@ -39,7 +39,7 @@ func TestStatusOnce(t *testing.T) {
 		{[]string{"--path.procfs=/nonexistent"}, 1, "The ports of this host could not be read: nothing is known about them.", "--path.procfs=/nonexistent must be a mounted proc file system"},
 		{[]string{"--collect.timeout=1ns"}, 1, "could not be read", "i/o timeout"},
 		{[]string{"--namespaces=named", "--namespaces.dir=/nonexistent"}, 0, "1 place could not be searched for network namespaces", ""}, // not in the log
-		{[]string{"--connect-failures"}, 1, "", "--connect-failures: has no effect with --status"},
+		{[]string{"--trace"}, 1, "", "--trace: has no effect with --status"},
 	}
 	for _, tt := range tests {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {

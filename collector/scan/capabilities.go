@@ -43,7 +43,7 @@ func (s *Scanner) DropCapabilities(listening bool) error {
 	if s.cfg.SNAT {
 		kept = append(kept, capability.NetAdmin)
 	}
-	if s.cfg.Exact || s.cfg.ConnectFailures {
+	if s.cfg.Exact || s.cfg.Trace {
 		// Before Linux 5.19, bpf(2) asks for it also to open an iterator or run a program that is
 		// loaded, which frees slots. Alone, it gives no access to the memory of the kernel.
 		kept = append(kept, capability.BPF)

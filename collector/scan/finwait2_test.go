@@ -10,10 +10,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ephemeral_port_exporter/collector/connectfail"
 	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/pool"
+	"ephemeral_port_exporter/collector/trace"
 )
 
 // finWait2Sockets makes n mini-sockets in FIN_WAIT2 to a destination, in a range of ports, and waits until
@@ -97,7 +97,7 @@ func TestFinWait2Trial(t *testing.T) {
 func TestFinWait2TrialFailures(t *testing.T) {
 	t.Parallel()
 	netnstest.Tracefs(t)
-	probe, err := connectfail.Attach()
+	probe, err := trace.Attach()
 	if err != nil {
 		t.Fatal(err)
 	}

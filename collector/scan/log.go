@@ -59,13 +59,13 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 	}
 	s.logged = logged
 
-	if f := snapshot.ConnectFailures; f != nil && f.Err != nil {
+	if f := snapshot.Trace; f != nil && f.Err != nil {
 		s.cfg.Logger.Error("Connect failures cannot be read", "err", f.Err)
 	}
-	if f := snapshot.ConnectFailures; f != nil && f.ReclaimErr != nil {
+	if f := snapshot.Trace; f != nil && f.ReclaimErr != nil {
 		s.cfg.Logger.Error("The table of connect failures fills up, because slots cannot be freed", "err", f.ReclaimErr)
 	}
-	if f := snapshot.ConnectFailures; f != nil && f.MissedRunsErr != nil {
+	if f := snapshot.Trace; f != nil && f.MissedRunsErr != nil {
 		s.cfg.Logger.Warn("It is not known whether the kernel skips counts of connect failures", "err", f.MissedRunsErr)
 	}
 }

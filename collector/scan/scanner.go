@@ -14,30 +14,30 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/cgroup"
-	"ephemeral_port_exporter/collector/connectfail"
 	"ephemeral_port_exporter/collector/conntrack"
 	"ephemeral_port_exporter/collector/netns"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/snat"
 	"ephemeral_port_exporter/collector/sockdiag"
 	"ephemeral_port_exporter/collector/sockiter"
+	"ephemeral_port_exporter/collector/trace"
 	"ephemeral_port_exporter/procfs"
 )
 
 // A Scanner makes Snapshots of a host.
 type Scanner struct {
-	cfg             Config
-	proc            *procfs.FS
-	tick            time.Duration // of the kernel's timers
-	kernel          version
-	clockOffset     time.Duration // see procfs.FS.MonotonicOffset
-	reuseLate       bool          // see pool.Settings
-	dial            func(buffer []byte) (*sockdiag.Conn, error)
-	dialNAT         func(buffer []byte) (*conntrack.Conn, error)
-	natTakesOver    bool               // see snat.Settings
-	iterator        *sockiter.Iterator // nil unless cfg.Exact
-	connectFailures *connectFailures   // nil unless counted
-	cgroups         *cgroup.Groups     // nil if the host has no cgroup2 file system
+	cfg          Config
+	proc         *procfs.FS
+	tick         time.Duration // of the kernel's timers
+	kernel       version
+	clockOffset  time.Duration // see procfs.FS.MonotonicOffset
+	reuseLate    bool          // see pool.Settings
+	dial         func(buffer []byte) (*sockdiag.Conn, error)
+	dialNAT      func(buffer []byte) (*conntrack.Conn, error)
+	natTakesOver bool               // see snat.Settings
+	iterator     *sockiter.Iterator // nil unless cfg.Exact
+	tracer       *tracer            // nil unless counted
+	cgroups      *cgroup.Groups     // nil if the host has no cgroup2 file system
 
 	// fill adds the sockets of the calling thread's namespace to a table: dump or iterate.
 	fill func(table *pool.Table, ports pool.PortRange, deadline time.Time) error
@@ -59,7 +59,7 @@ type Scanner struct {
 }
 
 // New returns a Scanner. The error names the capabilities that cfg needs and the process does not
-// have. If cfg.ConnectFailures is set, failed connects are counted from now on until the process
+// have. If cfg.Trace is set, failed connects are counted from now on until the process
 // ends.
 func New(cfg Config) (*Scanner, error) {
 	if err := checkCapabilities(cfg.Scope); err != nil {
@@ -87,10 +87,10 @@ func New(cfg Config) (*Scanner, error) {
 			return nil, err
 		}
 	}
-	if cfg.ConnectFailures {
-		probe, err := connectfail.Attach()
+	if cfg.Trace {
+		probe, err := trace.Attach()
 		if err != nil {
-			return nil, fmt.Errorf("--connect-failures cannot count: %w", err)
+			return nil, fmt.Errorf("--trace cannot count: %w", err)
 		}
 		if probe.NoNamespaces != nil {
 			cfg.Logger.Warn("Failed connects are counted without their network namespace", "err", probe.NoNamespaces)
@@ -103,9 +103,9 @@ func New(cfg Config) (*Scanner, error) {
 		}
 		self, err := netns.Cookie()
 		if err != nil {
-			return nil, fmt.Errorf("--connect-failures cannot count: %w", err)
+			return nil, fmt.Errorf("--trace cannot count: %w", err)
 		}
-		s.connectFailures = newConnectFailures(probe, probe.NoBinds == nil, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) }, s.cgroups)
+		s.tracer = newTracer(probe, probe.NoBinds == nil, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) }, s.cgroups)
 	}
 	return s, nil
 }
@@ -250,9 +250,9 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	shareLimit(snapshot.Namespaces, s.cfg.Limits.Most)
 	s.keepLearned(snapshot.Namespaces)
 	s.findCgroups(&snapshot, deadline)
-	if s.connectFailures != nil {
-		counted := s.connectFailures.collect(time.Now(), deadline)
-		snapshot.ConnectFailures = &counted
+	if s.tracer != nil {
+		counted := s.tracer.collect(time.Now(), deadline)
+		snapshot.Trace = &counted
 	}
 	snapshot.Time = time.Now()
 	return snapshot, failures

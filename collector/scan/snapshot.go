@@ -27,7 +27,7 @@ type Snapshot struct {
 	DiscoveryFailures int
 	DiscoveryErr      error
 
-	ConnectFailures *ConnectFailures // nil unless they are counted
+	Trace *Trace // nil unless they are counted
 
 	// Cgroups are the control groups that own ports, by their numbers. It is nil if
 	// the host has no cgroup2 file system, so that they have no paths.
@@ -154,8 +154,8 @@ func (s Snapshot) Unsure() bool {
 // CutShort reports whether something is not known because the time of the scan was over: one with more time may tell.
 func (s Snapshot) CutShort() bool {
 	errs := []error{s.CgroupsErr}
-	if s.ConnectFailures != nil {
-		errs = append(errs, s.ConnectFailures.Err, s.ConnectFailures.CgroupsErr)
+	if s.Trace != nil {
+		errs = append(errs, s.Trace.Err, s.Trace.CgroupsErr)
 	}
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
@@ -169,10 +169,10 @@ func (s Snapshot) CutShort() bool {
 
 // MissingPaths returns why some control groups, of owners or of failed connects, have no path. It is nil if the search was complete.
 func (s Snapshot) MissingPaths() error {
-	if s.ConnectFailures == nil {
+	if s.Trace == nil {
 		return s.CgroupsErr
 	}
-	return cmp.Or(s.CgroupsErr, s.ConnectFailures.CgroupsErr)
+	return cmp.Or(s.CgroupsErr, s.Trace.CgroupsErr)
 }
 
 // Resolve returns owners of a report of the snapshot, at most pool.MaxOwners.
@@ -194,9 +194,9 @@ func (s Snapshot) Resolve(of []pool.Owner) []Owner {
 	return owners
 }
 
-// ConnectFailures are the connects, and the binds, that failed because no port was free, in all network
+// Trace are the connects, and the binds, that failed because no port was free, in all network
 // namespaces of the host, since New. Each connect is in one of Pools, Unattributed and Expired.
-type ConnectFailures struct {
+type Trace struct {
 	Err          error // set if they could not be read: then the other fields are not known
 	Pools        []FailedPool
 	Unattributed uint64 // failures in pools that were not listed then; never falls

@@ -18,8 +18,8 @@ func TestCutShort(t *testing.T) {
 		"UDP":                  func(s *Snapshot, err error) { s.Namespaces[0].UDP.Result = failure(err) },
 		"source NAT":           func(s *Snapshot, err error) { s.Namespaces[0].NAT.Result = failure(err) },
 		"control groups":       func(s *Snapshot, err error) { s.CgroupsErr = err },
-		"connect failures":     func(s *Snapshot, err error) { s.ConnectFailures = &ConnectFailures{Err: err} },
-		"their control groups": func(s *Snapshot, err error) { s.ConnectFailures = &ConnectFailures{CgroupsErr: err} },
+		"connect failures":     func(s *Snapshot, err error) { s.Trace = &Trace{Err: err} },
+		"their control groups": func(s *Snapshot, err error) { s.Trace = &Trace{CgroupsErr: err} },
 	} {
 		for _, err := range []error{late, errors.New("no permission"), errLater, nil} {
 			s := Snapshot{Namespaces: make([]Namespace, 2)}

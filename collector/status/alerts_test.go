@@ -36,7 +36,7 @@ func TestAlerts(t *testing.T) {
 	}
 	failing := func(unattributed uint64) scan.Snapshot {
 		s := quiet()
-		s.ConnectFailures = &scan.ConnectFailures{
+		s.Trace = &scan.Trace{
 			Pools:        []scan.FailedPool{{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 2}},
 			Unattributed: unattributed,
 		}
@@ -46,7 +46,7 @@ func TestAlerts(t *testing.T) {
 		return host(func(n *scan.Namespace) { n.TCP.Report.BoundPorts = ports })
 	}
 	failingBinds := quiet()
-	failingBinds.ConnectFailures = &scan.ConnectFailures{BindsCounted: true, Binds: []scan.FailedBind{{Source: netip.MustParseAddr("10.0.0.1"), Failures: 2}}}
+	failingBinds.Trace = &scan.Trace{BindsCounted: true, Binds: []scan.FailedBind{{Source: netip.MustParseAddr("10.0.0.1"), Failures: 2}}}
 	to := func(ports int) scan.Snapshot {
 		return host(func(n *scan.Namespace) { n.NAT = natOf(natFlows{snat.Established, false, "10.0.0.2:443", 1024, ports}) })
 	}

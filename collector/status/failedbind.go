@@ -20,7 +20,7 @@ type failedBind struct {
 var bindFailing = []string{"EphemeralPortsBindFailing"}
 
 // addFailedBinds adds the addresses whose binds failed. They have no destination.
-func (p *page) addFailedBinds(f *scan.ConnectFailures, c cleaner) {
+func (p *page) addFailedBinds(f *scan.Trace, c cleaner) {
 	if f == nil || p.View.Destination.IsValid() {
 		return
 	}
@@ -36,7 +36,7 @@ func (p *page) addFailedBinds(f *scan.ConnectFailures, c cleaner) {
 }
 
 // judgeFailedBinds finds the addresses whose binds failed.
-func (p *page) judgeFailedBinds(f *scan.ConnectFailures) {
+func (p *page) judgeFailedBinds(f *scan.Trace) {
 	if n := len(p.FailedBinds); n > 0 {
 		worst, others := p.FailedBinds[0], ""
 		if n > 1 {
@@ -51,7 +51,7 @@ func (p *page) judgeFailedBinds(f *scan.ConnectFailures) {
 }
 
 // failedBindTable shows the addresses whose binds failed.
-func (p *page) failedBindTable(counts *scan.ConnectFailures) table {
+func (p *page) failedBindTable(counts *scan.Trace) table {
 	t := table{
 		ID: "bind-failures", Title: "Failed binds",
 		About: "Calls of bind() with port 0 that found no free port: EADDRINUSE. Of TCP also listen(), and of UDP connect() and sendto() with EAGAIN, of a socket that has no port. " +

@@ -18,22 +18,22 @@ func TestFailedBinds(t *testing.T) {
 	none := uint64(0)
 	for _, tt := range []struct {
 		name         string
-		counts       scan.ConnectFailures
+		counts       scan.Trace
 		view         View
 		level        level
 		headline     string
 		json         int
 		unattributed *uint64
 	}{
-		{"not counted", scan.ConnectFailures{}, View{}, calm, "", 0, nil},
-		{"none", scan.ConnectFailures{BindsCounted: true}, View{}, calm, "", 0, &none},
-		{"one", scan.ConnectFailures{BindsCounted: true, Binds: []scan.FailedBind{tcp}}, View{}, warning, "7 binds of tcp for 10.0.0.1 found no free port within 15 minutes.", 1, &none},
-		{"two", scan.ConnectFailures{BindsCounted: true, Binds: []scan.FailedBind{tcp, udp}}, View{}, warning, "9 binds of udp for any address found no free port within 15 minutes, and for 1 more client.", 2, &none},
-		{"view of a destination", scan.ConnectFailures{BindsCounted: true, Binds: []scan.FailedBind{tcp}}, View{Destination: netip.MustParseAddrPort("10.0.0.2:443")}, calm, "", 0, &none},
+		{"not counted", scan.Trace{}, View{}, calm, "", 0, nil},
+		{"none", scan.Trace{BindsCounted: true}, View{}, calm, "", 0, &none},
+		{"one", scan.Trace{BindsCounted: true, Binds: []scan.FailedBind{tcp}}, View{}, warning, "7 binds of tcp for 10.0.0.1 found no free port within 15 minutes.", 1, &none},
+		{"two", scan.Trace{BindsCounted: true, Binds: []scan.FailedBind{tcp, udp}}, View{}, warning, "9 binds of udp for any address found no free port within 15 minutes, and for 1 more client.", 2, &none},
+		{"view of a destination", scan.Trace{BindsCounted: true, Binds: []scan.FailedBind{tcp}}, View{Destination: netip.MustParseAddrPort("10.0.0.2:443")}, calm, "", 0, &none},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := quiet()
-			s.ConnectFailures = &tt.counts
+			s.Trace = &tt.counts
 			p := newPage(&s, testInfo, tt.view, visible)
 			if p.Level() != tt.level || tt.headline != "" && p.Headline().Sentence != tt.headline || len(p.Failed) != 0 {
 				t.Errorf("%v: %q", p.Level(), said(p))

@@ -40,7 +40,7 @@ type failedPool struct {
 	shown    bool // beside a destination
 }
 
-func failuresByPool(f *scan.ConnectFailures) failures {
+func failuresByPool(f *scan.Trace) failures {
 	pools := failures{}
 	if f == nil {
 		return pools
@@ -67,7 +67,7 @@ func (f failures) take(netns string, source netip.Addr, destination netip.AddrPo
 }
 
 // addFailed adds the pools with failed connects that no destination shows.
-func (p *page) addFailed(f *scan.ConnectFailures, byPool failures, c cleaner) {
+func (p *page) addFailed(f *scan.Trace, byPool failures, c cleaner) {
 	if f == nil {
 		return
 	}
@@ -90,7 +90,7 @@ func (v View) showsFailed(of *scan.FailedPool) bool {
 }
 
 // failedTable shows the pools with failed connects that no destination shows.
-func (p *page) failedTable(counts *scan.ConnectFailures) table {
+func (p *page) failedTable(counts *scan.Trace) table {
 	t := table{
 		ID: "failed", Title: "Failed connects of pools that hold few ports now",
 		About:   "Their ports have become free since, or their clients have a slice of the range (IP_LOCAL_PORT_RANGE) or a list of ports of their own, which is used up while the pool has plenty.",
@@ -114,7 +114,7 @@ func failing() advice.Reached {
 }
 
 // judgeFailed finds the pools with failed connects that no destination shows.
-func (p *page) judgeFailed(f *scan.ConnectFailures) {
+func (p *page) judgeFailed(f *scan.Trace) {
 	if n := len(p.Failed); n > 0 {
 		p.find(failing().Level(), failing().Alerts(), "%s few ports now had failed connects within 15 minutes.", plural(n, "pool that holds", "pools that hold"))
 	}

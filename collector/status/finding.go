@@ -53,8 +53,8 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.judgeNAT(s, c)
 		p.judgeConntrack()
 		p.judgeTimeWait()
-		p.judgeFailed(s.ConnectFailures)
-		p.judgeFailedBinds(s.ConnectFailures)
+		p.judgeFailed(s.Trace)
+		p.judgeFailedBinds(s.Trace)
 		if len(p.Findings) == 0 && self.TCP.Err == nil {
 			p.find(calm, nil, "%s", p.calmSentence())
 		}
@@ -69,7 +69,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.judgeUnread(s, c, warning, "The counters of TIME_WAIT", nil, func(n *scan.Namespace) error { return n.TimeWait.Err })
 	}
 	p.judgeUnread(s, c, unknown, "The flows of connection tracking", []string{"EphemeralPortsSNATCollectFailing"}, func(n *scan.Namespace) error { return n.NAT.Err })
-	if f := s.ConnectFailures; f != nil && f.Err != nil {
+	if f := s.Trace; f != nil && f.Err != nil {
 		p.find(warning, nil, "Failed connects could not be counted: %s", c.sentence(f.Err.Error()))
 	}
 	if n := count(s, scan.Failed, scan.Deadline); n > 0 {

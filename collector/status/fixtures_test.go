@@ -112,7 +112,7 @@ func trouble() scan.Snapshot {
 		scan.Namespace{Name: "netns-78", Inode: 4026533002, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("netns: open /proc/78/ns/net: permission denied")}}},
 		scan.Namespace{TCP: scan.TCP{Result: scan.Result{Outcome: scan.Skipped}}},
 	)
-	s.ConnectFailures = &scan.ConnectFailures{
+	s.Trace = &scan.Trace{
 		Pools: []scan.FailedPool{
 			{Source: full.Source, Destination: full.Address, Failures: 120345},
 			{Source: failedOnce.Source, Destination: failedOnce.Address, Failures: 1},

@@ -104,7 +104,7 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 			d.Sources = append(d.Sources, newDocumentSource(n, &n.TCP.Report.Sources[j]))
 		}
 	}
-	if f := s.ConnectFailures; f != nil && f.Err == nil {
+	if f := s.Trace; f != nil && f.Err == nil {
 		d.Unattributed = &f.Unattributed
 		for i := range f.Pools {
 			if v.showsFailed(&f.Pools[i]) {

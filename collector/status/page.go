@@ -38,9 +38,9 @@ type page struct {
 
 // newPage returns the page of a Snapshot.
 func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
-	p := &page{Info: info, View: v, Time: s.Time, Others: s.OthersRead, Counts: s.ConnectFailures != nil}
+	p := &page{Info: info, View: v, Time: s.Time, Others: s.OthersRead, Counts: s.Trace != nil}
 	p.Host = c.name(info.Host)
-	failures := failuresByPool(s.ConnectFailures)
+	failures := failuresByPool(s.Trace)
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		p.addBound(s, n, c)
@@ -56,13 +56,13 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	slices.SortStableFunc(p.UDP, worstUDPFirst)
 	slices.SortFunc(p.NAT, worstNATFirst)
 	slices.SortStableFunc(p.Namespaces, worstNamespaceFirst)
-	p.addFailed(s.ConnectFailures, failures, c)
-	p.addFailedBinds(s.ConnectFailures, c)
+	p.addFailed(s.Trace, failures, c)
+	p.addFailedBinds(s.Trace, c)
 	p.addNotes(s, c)
 	p.Settings = settingsOf(&s.Namespaces[0])
 	p.judge(s, c)
 	for _, t := range []table{
-		p.boundTable(), p.destinationTable(s), p.natTable(s), p.conntrackTable(), p.failedTable(s.ConnectFailures), p.failedBindTable(s.ConnectFailures), p.sourceTable(s), p.udpTable(), p.timeWaitTable(), p.namespaceTable(s.Namespaces),
+		p.boundTable(), p.destinationTable(s), p.natTable(s), p.conntrackTable(), p.failedTable(s.Trace), p.failedBindTable(s.Trace), p.sourceTable(s), p.udpTable(), p.timeWaitTable(), p.namespaceTable(s.Namespaces),
 	} {
 		if len(t.Rows)+len(t.More) > 0 {
 			p.Tables = append(p.Tables, t)

@@ -103,7 +103,7 @@ func TestLacksBound(t *testing.T) {
 		t.Errorf("no answers: %v: %s", p.Level(), said(p))
 	}
 	failing := host(func(*pool.Report, *pool.Destination) {})
-	failing.ConnectFailures = &scan.ConnectFailures{Pools: []scan.FailedPool{{Netns: scan.Self, Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 2}}}
+	failing.Trace = &scan.Trace{Pools: []scan.FailedPool{{Netns: scan.Self, Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Failures: 2}}}
 	if p := newPage(&failing, testInfo, View{}, visible); p.Level() <= calm || !strings.Contains(fmt.Sprint(said(p)), "1 destination in danger: 10.0.0.2:443 had 2 connects that failed") {
 		t.Errorf("failing connects: %v: %s", p.Level(), said(p))
 	}
@@ -185,7 +185,7 @@ func TestText(t *testing.T) {
 // TestNarrowText checks tables in 80 columns: a row is a line, unless an address is long.
 func TestNarrowText(t *testing.T) {
 	inPod := trouble()
-	inPod.ConnectFailures = nil
+	inPod.Trace = nil
 	for _, tt := range []struct {
 		name     string
 		snapshot scan.Snapshot
@@ -271,7 +271,7 @@ func TestHostile(t *testing.T) {
 // calm.
 func TestHeadline(t *testing.T) {
 	failure := func(s scan.Snapshot, pools ...scan.FailedPool) scan.Snapshot {
-		s.ConnectFailures = &scan.ConnectFailures{Pools: pools}
+		s.Trace = &scan.Trace{Pools: pools}
 		return s
 	}
 	with := func(change func(*pool.Report)) scan.Snapshot {
@@ -289,7 +289,7 @@ func TestHeadline(t *testing.T) {
 		return s
 	}
 	broken := quiet()
-	broken.ConnectFailures = &scan.ConnectFailures{Err: errors.New("bpf: gone")}
+	broken.Trace = &scan.Trace{Err: errors.New("bpf: gone")}
 	searched := quiet()
 	searched.DiscoveryFailures, searched.DiscoveryErr = 2, errors.New("netns: open /run/netns: permission denied")
 	uncounted, uncountedElsewhere := quiet(), other(scan.Namespace{Name: "pod", TCP: scan.TCP{Result: read, Report: pool.Report{CapacityPorts: 100}}})
@@ -447,7 +447,7 @@ func TestNarrowAddress(t *testing.T) {
 	r := &s.Namespaces[0].TCP.Report
 	r.Destinations = append(r.Destinations, connections("10.0.0.1", "10.0.0.2:80", map[tcpstate.State]int{tcpstate.Established: 60}))
 	s.Namespaces[0].NAT = natOf(natFlows{snat.Established, false, "10.0.0.2:53", 1024, 100}, natFlows{snat.Established, false, "10.0.0.20:53", 1024, 100})
-	s.ConnectFailures = &scan.ConnectFailures{Pools: []scan.FailedPool{
+	s.Trace = &scan.Trace{Pools: []scan.FailedPool{
 		{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.2:9")},
 		{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.20:9")},
 	}}
@@ -528,7 +528,7 @@ func TestNoOwner(t *testing.T) {
 func TestFailuresByPool(t *testing.T) {
 	s := trouble()
 	source, address := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("10.0.0.2:443")
-	s.ConnectFailures.Pools = []scan.FailedPool{
+	s.Trace.Pools = []scan.FailedPool{
 		{Netns: scan.Self, Cgroup: cgroup.Group{Path: "/a"}, Source: source, Destination: address, Failures: 1},
 		{Netns: scan.Self, Cgroup: cgroup.Group{Path: "/b"}, Source: source, Destination: address, Failures: 2},
 		{Source: source, Destination: address, Failures: 4},
@@ -625,7 +625,7 @@ func TestUncertain(t *testing.T) {
 	r := &inferred.Namespaces[0].TCP.Report
 	r.BoundPorts, r.BoundExact = r.CapacityPorts, false
 	r.Destinations[0].PossibleUtilization, r.Destinations[0].MayBeBound = 1, 25000
-	failing.ConnectFailures = &scan.ConnectFailures{Pools: []scan.FailedPool{{
+	failing.Trace = &scan.Trace{Pools: []scan.FailedPool{{
 		Netns: scan.Self, Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.9:80"), Failures: 7,
 	}}}
 	for want, s := range map[string]scan.Snapshot{

@@ -12,7 +12,7 @@ func nowRow() row {
 	return row{title: "Now", panels: []*panel{
 		alerts,
 		newStat("Failed connects",
-			"Calls of connect() in the last 5 minutes that failed because no port was free, of all hosts with --connect-failures.",
+			"Calls of connect() in the last 5 minutes that failed because no port was free, of all hosts with --trace.",
 			ports, 4, limit{1, "red"}).
 			query("sum("+failures(total, total, "5m")+")", "failed").noValue("Not counted"),
 		newStat("NAT drops",

@@ -18,7 +18,7 @@ func trendRow() row {
 			ratio, 12, limit{0.9, "red"}).
 			query(top(10, of("instance:ephemeral_port_load:max")), "{{instance}}"),
 		newBars("Failed connects by host",
-			"Calls of connect() that failed because no port was free, of the 10 hosts with most. Only with --connect-failures.", 12).
+			"Calls of connect() that failed because no port was free, of the 10 hosts with most. Only with --trace.", 12).
 			query(topFailures(total, total), "{{instance}}").
 			noValue("Not counted"),
 	}}

@@ -102,7 +102,7 @@ var hostMounts = map[string]struct {
 	mount          core.VolumeMount
 }{
 	"--path.cgroup=/host/sys/fs/cgroup": {"cgroup", "/sys/fs/cgroup", core.HostPathDirectory, core.VolumeMount{MountPath: "/host/sys/fs/cgroup"}},
-	"--connect-failures":                {"tracefs", "/sys/kernel/tracing", core.HostPathDirectory, core.VolumeMount{MountPath: "/sys/kernel/tracing"}},
+	"--trace":                           {"tracefs", "/sys/kernel/tracing", core.HostPathDirectory, core.VolumeMount{MountPath: "/sys/kernel/tracing"}},
 	"--namespaces=named":                {"netns", "/run/netns", core.HostPathDirectoryOrCreate, core.VolumeMount{MountPath: "/run/netns", MountPropagation: new(core.MountPropagationHostToContainer)}},
 	"--namespaces=all":                  {"netns", "/run/netns", core.HostPathDirectoryOrCreate, core.VolumeMount{MountPath: "/run/netns", MountPropagation: new(core.MountPropagationHostToContainer)}},
 }

@@ -19,7 +19,7 @@ func TestBadValues(t *testing.T) {
 		"namespaces: every":                      "'/namespaces'",
 		"namespaces: true":                       "'/namespaces'",
 		`exact: "true"`:                          "'/exact'",
-		"connectFailures: yes please":            "'/connectFailures'",
+		"trace: yes please":                      "'/trace'",
 		"owners: null":                           "", // falls back to the default
 		"image: registry.example.com/epe":        "'/image'",
 		`image: {repository: ""}`:                "'/image/repository'",
@@ -156,9 +156,9 @@ func TestNotes(t *testing.T) {
 			"at http://localhost:10149/ while", "kubectl --namespace monitoring port-forward POD 10149\n",
 			"\nNo monitor is on.", "scrape port 10149 of each node.\nRules and alerts are off, see rules.enabled. The dashboard is off, see dashboard.enabled.\n",
 		},
-		"{namespaces: all, snat: true, exact: true, connectFailures: true, owners: false, extraArgs: [--destination.limit=1]}": {
-			"of the node and of all pods, and the ports of source NAT.\nIt knows which ports are bound (exact).\nIt counts failed connects (connectFailures).\n" +
-				"Flags of these features and extraArgs: --namespaces=all --snat --exact --connect-failures --destination.limit=1\n",
+		"{namespaces: all, snat: true, exact: true, trace: true, owners: false, extraArgs: [--destination.limit=1]}": {
+			"of the node and of all pods, and the ports of source NAT.\nIt knows which ports are bound (exact).\nIt counts failed connects (trace).\n" +
+				"Flags of these features and extraArgs: --namespaces=all --snat --exact --trace --destination.limit=1\n",
 		},
 		"owners: false": {"ports of the node.\n\nSee the page"},
 		"{namespaces: named, owners: false, port: 9999, webConfig: {secretName: web, tls: true}}": {

@@ -62,7 +62,7 @@ var documents = []string{
 	"seccomp/ephemeral_port_exporter.json",
 	"status.png",
 	"systemd/all-namespaces.conf",
-	"systemd/connect-failures.conf",
+	"systemd/trace.conf",
 	"systemd/exact.conf",
 	"systemd/snat.conf",
 	"systemd/tls.conf",

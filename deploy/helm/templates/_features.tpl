@@ -40,8 +40,8 @@ What each feature that is on needs, as a list in YAML. This is the only place to
 - args: [--exact]
   capabilities: [BPF, PERFMON]
 {{- end }}
-{{- if .Values.connectFailures }}
-- args: [--connect-failures]
+{{- if .Values.trace }}
+- args: [--trace]
   # Root can read tracefs without CAP_DAC_READ_SEARCH.
   capabilities: [BPF, PERFMON]
   mounts:

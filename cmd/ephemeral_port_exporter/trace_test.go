@@ -78,14 +78,14 @@ func checkStartFails(t *testing.T, cmd *exec.Cmd, want ...string) {
 	}
 }
 
-// TestConnectFailures checks that each run counts from 0 and leaves nothing in the kernel, even if it
+// TestTrace checks that each run counts from 0 and leaves nothing in the kernel, even if it
 // is killed.
-func TestConnectFailures(t *testing.T) {
+func TestTrace(t *testing.T) {
 	netnstest.Tracefs(t)
 	const address, destination = "127.0.0.1:10180", "192.0.2.1:7101"
 	for i, signal := range []os.Signal{unix.SIGTERM, unix.SIGKILL} {
 		t.Run(signal.String(), func(t *testing.T) {
-			e := start(t, command(t, "--connect-failures", "--web.listen-address="+address), "http://"+address)
+			e := start(t, command(t, "--trace", "--web.listen-address="+address), "http://"+address)
 			for scrape := range 2 {
 				failToConnect(t, destination, 10+i)
 				_, metrics := e.get(t, "/metrics")
@@ -114,11 +114,11 @@ func TestConnectFailures(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresLimit checks the limit of series.
-func TestConnectFailuresLimit(t *testing.T) {
+// TestTraceLimit checks the limit of series.
+func TestTraceLimit(t *testing.T) {
 	netnstest.Tracefs(t)
 	const address = "127.0.0.1:10183"
-	e := start(t, command(t, "--connect-failures", "--destination.limit=0", "--web.listen-address="+address), "http://"+address)
+	e := start(t, command(t, "--trace", "--destination.limit=0", "--web.listen-address="+address), "http://"+address)
 	failToConnect(t, "192.0.2.1:7102", 3)
 	_, metrics := e.get(t, "/metrics")
 	if got := sample(t, metrics, unattributed); got < 3 || strings.Contains(metrics, "ephemeral_port_connect_failures_total{") {
@@ -148,12 +148,12 @@ func portless(t *testing.T) (fd int, netns string) {
 	return fd, netns
 }
 
-// TestConnectFailuresFair floods the exporter with failures of 10,000 pools, and goes on. Meanwhile
+// TestTraceFair floods the exporter with failures of 10,000 pools, and goes on. Meanwhile
 // connects fail in another network namespace: within two scrapes, they have a series that names it.
-func TestConnectFailuresFair(t *testing.T) {
+func TestTraceFair(t *testing.T) {
 	netnstest.Tracefs(t)
 	const address = "127.0.0.1:10186"
-	e := start(t, command(t, "--connect-failures", "--destination.limit=32", "--web.listen-address="+address), "http://"+address)
+	e := start(t, command(t, "--trace", "--destination.limit=32", "--web.listen-address="+address), "http://"+address)
 
 	var flooded atomic.Int64
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -211,7 +211,7 @@ func TestConnectFailuresFair(t *testing.T) {
 	if got := sample(t, metrics, series+" "); got != n || !strings.Contains(series, `destination_port="7104",netns="`+victimNetns+`",pod_uid="`) {
 		t.Errorf("%v failures in %s, want %d", got, series, n)
 	}
-	if got := sample(t, metrics, "ephemeral_port_connect_failures_table_utilization_ratio "); got <= 0 || got > 0.5 {
+	if got := sample(t, metrics, "ephemeral_port_trace_table_utilization_ratio "); got <= 0 || got > 0.5 {
 		t.Errorf("the table is used by %v, want at most a half", got)
 	}
 	if flooded.Load() == before {
@@ -258,9 +258,9 @@ func programOf(t *testing.T, pid int) ebpf.ProgramID {
 	return 0
 }
 
-// TestConnectFailuresCapabilities checks that the documented capabilities are enough, and that the
+// TestTraceCapabilities checks that the documented capabilities are enough, and that the
 // error names each one that is missing.
-func TestConnectFailuresCapabilities(t *testing.T) {
+func TestTraceCapabilities(t *testing.T) {
 	const bpf, perfmon, search = unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH
 	tests := []struct {
 		name         string
@@ -287,10 +287,10 @@ func TestConnectFailuresCapabilities(t *testing.T) {
 				netnstest.Tracefs(t)
 			}
 			address := "127.0.0.1:" + strconv.Itoa(10200+i)
-			cmd := command(t, "--connect-failures", "--web.listen-address="+address)
+			cmd := command(t, "--trace", "--web.listen-address="+address)
 			unprivileged(t, cmd, tt.capabilities...)
 			if tt.missing != "" {
-				checkStartFails(t, cmd, "connectfail: "+tt.missing)
+				checkStartFails(t, cmd, "trace: "+tt.missing)
 				return
 			}
 			e := start(t, cmd, "http://"+address)
@@ -307,11 +307,11 @@ func TestConnectFailuresCapabilities(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresRoot checks that root needs no capability to read tracefs, as in a container.
-func TestConnectFailuresRoot(t *testing.T) {
+// TestTraceRoot checks that root needs no capability to read tracefs, as in a container.
+func TestTraceRoot(t *testing.T) {
 	netnstest.Tracefs(t)
 	const address = "127.0.0.1:10199"
-	cmd := command(t, "--connect-failures", "--web.listen-address="+address)
+	cmd := command(t, "--trace", "--web.listen-address="+address)
 	boundCapabilities(t, unix.CAP_BPF, unix.CAP_PERFMON)
 	e := start(t, cmd, "http://"+address)
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(e.cmd.Process.Pid), "status"))
@@ -322,9 +322,9 @@ func TestConnectFailuresRoot(t *testing.T) {
 	sample(t, metrics, unattributed)
 }
 
-// TestConnectFailuresStartFails checks that the error names what is missing or forbidden, and the
+// TestTraceStartFails checks that the error names what is missing or forbidden, and the
 // cause if it is known.
-func TestConnectFailuresStartFails(t *testing.T) {
+func TestTraceStartFails(t *testing.T) {
 	const event = "/sys/kernel/tracing/events/sock/inet_sock_set_state"
 	deny := func(call, errno uint32) func(testing.TB) {
 		return func(t testing.TB) {
@@ -384,7 +384,7 @@ func TestConnectFailuresStartFails(t *testing.T) {
 			"not supported by this kernel: no tracepoint",
 		}},
 		{"no BTF", []func(testing.TB){cover("/sys/kernel/btf")}, []string{
-			"connectfail: no description of the kernel's types (BTF), it needs CONFIG_DEBUG_INFO_BTF=y", "/sys/kernel/btf/vmlinux: no such file",
+			"trace: no description of the kernel's types (BTF), it needs CONFIG_DEBUG_INFO_BTF=y", "/sys/kernel/btf/vmlinux: no such file",
 		}},
 		{"no bpf", []func(testing.TB){deny(unix.SYS_BPF, uint32(unix.ENOSYS))}, []string{
 			"load the BPF programs: not supported by this kernel: CONFIG_BPF_SYSCALL", "function not implemented",
@@ -405,7 +405,7 @@ func TestConnectFailuresStartFails(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			netnstest.Tracefs(t)
-			cmd := command(t, "--connect-failures", "--web.listen-address=127.0.0.1:10181")
+			cmd := command(t, "--trace", "--web.listen-address=127.0.0.1:10181")
 			for _, fault := range tt.fault {
 				fault(t)
 			}
@@ -414,8 +414,8 @@ func TestConnectFailuresStartFails(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresDebugfs runs with tracefs only at the place where debugfs mounts it.
-func TestConnectFailuresDebugfs(t *testing.T) {
+// TestTraceDebugfs runs with tracefs only at the place where debugfs mounts it.
+func TestTraceDebugfs(t *testing.T) {
 	netnstest.Tracefs(t)
 	netnstest.Untracefs(t)
 	const debugfs, mount = "/sys/kernel/debug", "/sys/kernel/debug/tracing"
@@ -430,9 +430,9 @@ func TestConnectFailuresDebugfs(t *testing.T) {
 		t.Fatal(err)
 	}
 	const address = "127.0.0.1:10184"
-	e := start(t, command(t, "--connect-failures", "--web.listen-address="+address), "http://"+address)
+	e := start(t, command(t, "--trace", "--web.listen-address="+address), "http://"+address)
 	_, metrics := e.get(t, "/metrics")
-	if got := sample(t, metrics, "ephemeral_port_connect_failures_collect_success "); got != 1 {
+	if got := sample(t, metrics, "ephemeral_port_trace_collect_success "); got != 1 {
 		t.Errorf("success %v, want 1", got)
 	}
 }
@@ -460,9 +460,9 @@ exit 0`
 	}
 }
 
-// TestConnectFailuresCgroup checks that series name the control groups of the clients: those of two
+// TestTraceCgroup checks that series name the control groups of the clients: those of two
 // pods with the same addresses, and of one whose control group is gone.
-func TestConnectFailuresCgroup(t *testing.T) {
+func TestTraceCgroup(t *testing.T) {
 	netnstest.Tracefs(t)
 	const address, port, failures = "127.0.0.1:10188", "7107", 3
 	const blue, green = "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", "4f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b"
@@ -480,7 +480,7 @@ func TestConnectFailuresCgroup(t *testing.T) {
 		ids[path] = netnstest.NewCgroup(t, mount+path)
 	}
 
-	e := start(t, command(t, "--connect-failures", "--path.cgroup="+mount, "--web.listen-address="+address), "http://"+address)
+	e := start(t, command(t, "--trace", "--path.cgroup="+mount, "--web.listen-address="+address), "http://"+address)
 	failInCgroups(t, mount, groups, port, failures)
 	netnstest.RemoveCgroup(t, mount+groups[2])
 	_, metrics := e.get(t, "/metrics")
@@ -502,9 +502,9 @@ func TestConnectFailuresCgroup(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresCgroupShare checks that one who makes control groups below his own takes only its
+// TestTraceCgroupShare checks that one who makes control groups below his own takes only its
 // share of the table, and of the series.
-func TestConnectFailuresCgroupShare(t *testing.T) {
+func TestTraceCgroupShare(t *testing.T) {
 	netnstest.Tracefs(t)
 	const address, port, children, share = "127.0.0.1:10189", "7108", 80, 64
 	mount := netnstest.Cgroups(t)
@@ -516,7 +516,7 @@ func TestConnectFailuresCgroupShare(t *testing.T) {
 		groups = append(groups, slice+"/user/"+strconv.Itoa(i))
 		netnstest.NewCgroup(t, mount+groups[i])
 	}
-	e := start(t, command(t, "--connect-failures", "--path.cgroup="+mount, "--web.listen-address="+address), "http://"+address)
+	e := start(t, command(t, "--trace", "--path.cgroup="+mount, "--web.listen-address="+address), "http://"+address)
 	failInCgroups(t, mount, groups, port, 1)
 	_, metrics := e.get(t, "/metrics")
 	if got := strings.Count(metrics, `destination_port="`+port+`"`); got != share {
@@ -532,14 +532,14 @@ func TestConnectFailuresCgroupShare(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresOfflineCPU checks that the program is attached if the first CPU is offline.
-func TestConnectFailuresOfflineCPU(t *testing.T) {
+// TestTraceOfflineCPU checks that the program is attached if the first CPU is offline.
+func TestTraceOfflineCPU(t *testing.T) {
 	netnstest.Tracefs(t)
 	if runtime.NumCPU() < 2 {
 		t.Fatal("a machine with one CPU cannot show this")
 	}
 	const address, destination = "127.0.0.1:10185", "192.0.2.1:7103"
-	cmd := command(t, "--connect-failures", "--web.listen-address="+address)
+	cmd := command(t, "--trace", "--web.listen-address="+address)
 	const cpu = 16 + 2*8 // struct seccomp_data: the third argument
 	filterCalls(t, []unix.SockFilter{
 		{Code: loadWord, K: 0},
@@ -557,8 +557,8 @@ func TestConnectFailuresOfflineCPU(t *testing.T) {
 	}
 }
 
-// TestNoConnectFailures checks that the exporter does not use BPF without the flag.
-func TestNoConnectFailures(t *testing.T) {
+// TestNoTrace checks that the exporter does not use BPF without the flag.
+func TestNoTrace(t *testing.T) {
 	const address = "127.0.0.1:10182"
 	killBPF := func(t *testing.T) {
 		filterCalls(t, []unix.SockFilter{
@@ -571,7 +571,7 @@ func TestNoConnectFailures(t *testing.T) {
 	}
 	t.Run("with the flag", func(t *testing.T) {
 		netnstest.Tracefs(t)
-		cmd := command(t, "--web.listen-address="+address, "--connect-failures")
+		cmd := command(t, "--web.listen-address="+address, "--trace")
 		killBPF(t)
 		if out, err := cmd.CombinedOutput(); err == nil || err.Error() != "signal: bad system call" {
 			t.Fatalf("%v, want SIGSYS:\n%s", err, out)

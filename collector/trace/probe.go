@@ -1,6 +1,6 @@
 //go:build linux
 
-package connectfail
+package trace
 
 import (
 	"errors"
@@ -71,7 +71,7 @@ func attach(tableSize uint32) (*Probe, error) {
 		err = bpf.CheckBTF()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("connectfail: %w", err)
+		return nil, fmt.Errorf("trace: %w", err)
 	}
 	bpf.RaiseMemlock()
 	noNamespaces, noAncestors := checkNamespaces(), checkAncestors()
@@ -123,16 +123,16 @@ func openEvent(id uint64) (fd int, err error) {
 func newSpec(tableSize uint32, namespaces, ancestors bool) (*ebpf.CollectionSpec, error) {
 	spec, err := loadBpf()
 	if err != nil {
-		return nil, fmt.Errorf("connectfail: %w", err)
+		return nil, fmt.Errorf("trace: %w", err)
 	}
 	var objects bpfSpecs
 	if err := spec.Assign(&objects); err != nil {
-		return nil, fmt.Errorf("connectfail: %w", err)
+		return nil, fmt.Errorf("trace: %w", err)
 	}
 	objects.Pools.MaxEntries, objects.FreeSlots.MaxEntries = tableSize, tableSize
 	objects.Slots.MaxEntries = tableSize + slotsOfRest
 	if err := errors.Join(objects.Rest.Set(tableSize), objects.Namespaces.Set(namespaces), objects.Ancestors.Set(ancestors)); err != nil {
-		return nil, fmt.Errorf("connectfail: %w", err)
+		return nil, fmt.Errorf("trace: %w", err)
 	}
 	return spec, nil
 }
@@ -176,7 +176,7 @@ func (p *Probe) Utilization() float64 { return p.table.utilization() }
 func (p *Probe) MissedRuns() (n uint64, ok bool, err error) {
 	version, err := features.LinuxVersionCode()
 	if err != nil {
-		return 0, false, fmt.Errorf("connectfail: read the version of the kernel: %w", err)
+		return 0, false, fmt.Errorf("trace: read the version of the kernel: %w", err)
 	}
 	if version < 6<<16|7<<8 {
 		return 0, false, nil

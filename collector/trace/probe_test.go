@@ -1,6 +1,6 @@
 //go:build linux
 
-package connectfail
+package trace
 
 import (
 	"encoding/binary"

@@ -1,10 +1,10 @@
 //go:build linux
 
-package connectfail
+package trace
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -tags linux -no-global-types -output-stem connectfail bpf connectfail.bpf.c -- -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-14 -strip llvm-strip-14 -tags linux -no-global-types -output-stem trace bpf trace.bpf.c -- -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
 
-// What connectfail.bpf.c and user space share: its struct slot, struct share, and numbers of tenants.
+// What trace.bpf.c and user space share: its struct slot, struct share, and numbers of tenants.
 
 // A slot consists of a pool, the ancestor of its control group, its tenant, the numbers of two
 // shares, and the failures. The pool is the two addresses, IPv6 or IPv4-mapped, the destination port, the

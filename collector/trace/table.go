@@ -1,6 +1,6 @@
 //go:build linux
 
-package connectfail
+package trace
 
 import (
 	"encoding/binary"
@@ -220,7 +220,7 @@ func (t *table) releaseSlot(i int) error {
 	// Until the program has stored a pool, read takes the slot for one whose pool is late.
 	var none [slotNamespace - slotCall]byte
 	if _, err := t.slots.WriteAt(none[:], int64(i)*slotSize+slotCall); err != nil {
-		return fmt.Errorf("connectfail: clear slot %d: %w", i, err)
+		return fmt.Errorf("trace: clear slot %d: %w", i, err)
 	}
 	if err := runOnce(t.release, i); err != nil {
 		return err
@@ -244,7 +244,7 @@ func (t *table) returnTo(share uint32) error {
 		_, err = t.shares.WriteAt(returned[:], at)
 	}
 	if err != nil {
-		return fmt.Errorf("connectfail: return a slot to share %d: %w", share, err)
+		return fmt.Errorf("trace: return a slot to share %d: %w", share, err)
 	}
 	return nil
 }
@@ -265,7 +265,7 @@ func (t *table) setLimits(tenants int) error {
 	binary.NativeEndian.PutUint32(share[limitTenant:], uint32(ofTenant))
 	binary.NativeEndian.PutUint32(share[limitAncestor:], uint32(ofAncestor))
 	if _, err := t.shares.WriteAt(share[:], limitsAt*shareSize); err != nil {
-		return fmt.Errorf("connectfail: set limits: %w", err)
+		return fmt.Errorf("trace: set limits: %w", err)
 	}
 	return nil
 }
@@ -292,7 +292,7 @@ func (t *table) failures(slot int, buffer []byte) (uint64, error) {
 // readAt reads a part of a slot.
 func (t *table) readAt(buffer []byte, slot int, offset int64) error {
 	if _, err := t.slots.ReadAt(buffer, int64(slot)*slotSize+offset); err != nil {
-		return fmt.Errorf("connectfail: read slot %d: %w", slot, err)
+		return fmt.Errorf("trace: read slot %d: %w", slot, err)
 	}
 	return nil
 }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package connectfail
+package trace
 
 import (
 	"encoding/binary"
@@ -501,7 +501,7 @@ func TestCgroups(t *testing.T) {
 	const port = 7030
 	p := attachProbe(t)
 	mount := netnstest.Cgroups(t)
-	slice := fmt.Sprint(mount, "/connectfail-", os.Getpid())
+	slice := fmt.Sprint(mount, "/trace-", os.Getpid())
 	one, two, three, four := slice, slice+"/two", slice+"/two/three", slice+"/two/three/four"
 	ids := map[string]uint64{mount: inode(t, mount)}
 	for _, dir := range []string{one, two, three, four} {
@@ -554,7 +554,7 @@ func TestCgroupShares(t *testing.T) {
 		t.Skipf("the kernel lacks a helper: %v", p.NoAncestors)
 	}
 	mount := netnstest.Cgroups(t)
-	slice := fmt.Sprint(mount, "/connectfail-", os.Getpid())
+	slice := fmt.Sprint(mount, "/trace-", os.Getpid())
 	flooder, victim := slice+"/flooder", slice+"/victim"
 	netnstest.NewCgroup(t, slice)
 	netnstest.NewCgroup(t, flooder)

@@ -9,21 +9,21 @@ import (
 	"time"
 
 	"ephemeral_port_exporter/collector/cgroup"
-	"ephemeral_port_exporter/collector/connectfail"
+	"ephemeral_port_exporter/collector/trace"
 )
 
 // seriesTime is how long nothing fails in a listed pool until the pool is listed no more.
 const seriesTime = 15 * time.Minute
 
-// A failureProbe counts failed connects, and failed binds where the kernel can: a connectfail.Probe.
+// A failureProbe counts failed connects, and failed binds where the kernel can: a trace.Probe.
 type failureProbe interface {
-	Counts(now time.Time) (counts []connectfail.Count, rest connectfail.Rest, err error)
+	Counts(now time.Time) (counts []trace.Count, rest trace.Rest, err error)
 	Reclaim(now time.Time) error
 	Utilization() float64
 	MissedRuns() (n uint64, ok bool, err error)
 }
 
-// connectFailures adds up what a Probe counts, in as many pools as may have series. Each failure
+// tracer adds up what a Probe counts, in as many pools as may have series. Each failure
 // counts once: in a listed pool, or as unattributed. A pool that is listed no more leaves its
 // failures as expired. So none of these counters falls, except that a pool may end.
 //
@@ -31,8 +31,8 @@ type failureProbe interface {
 // what was counted in the last minutes too. What is older keeps its labels: under new ones, it would look like new failures.
 //
 // If the list is full, each tenant keeps an equal part of it, and so does each ancestor of a tenant
-// (connectfail.Count). A new pool of a tenant that has fewer than another takes the place of a pool of that one.
-type connectFailures struct {
+// (trace.Count). A new pool of a tenant that has fewer than another takes the place of a pool of that one.
+type tracer struct {
 	probe   failureProbe
 	most    int
 	netns   func(cookie uint64) string // the label of a network namespace
@@ -48,16 +48,16 @@ type connectFailures struct {
 type unlisted struct{ unattributed, expired uint64 }
 
 // unlisted returns those of a call.
-func (f *connectFailures) unlisted(c connectfail.Call) *unlisted {
-	if c == connectfail.Connect {
-		return &f.connects
+func (t *tracer) unlisted(c trace.Call) *unlisted {
+	if c == trace.Connect {
+		return &t.connects
 	}
-	return &f.binds
+	return &t.binds
 }
 
 // A failedPool has the labels of a listed pool.
 type failedPool struct {
-	call        connectfail.Call
+	call        trace.Call
 	netns       string
 	cgroup      cgroup.Group
 	source      netip.Addr
@@ -66,7 +66,7 @@ type failedPool struct {
 
 // A failedSeries is what is counted in a listed pool.
 type failedSeries struct {
-	first    connectfail.Count // what it was listed for
+	first    trace.Count // what it was listed for
 	party    party
 	failures uint64
 	failed   time.Time // when the last failure was read
@@ -78,77 +78,77 @@ type party struct {
 	ancestor string // its path
 }
 
-func newConnectFailures(probe failureProbe, countsBinds bool, most int, netns func(cookie uint64) string, cgroups *cgroup.Groups) *connectFailures {
-	return &connectFailures{probe: probe, countsBinds: countsBinds, most: most, netns: netns, cgroups: cgroups, listed: map[failedPool]*failedSeries{}}
+func newTracer(probe failureProbe, countsBinds bool, most int, netns func(cookie uint64) string, cgroups *cgroup.Groups) *tracer {
+	return &tracer{probe: probe, countsBinds: countsBinds, most: most, netns: netns, cgroups: cgroups, listed: map[failedPool]*failedSeries{}}
 }
 
 // collect returns the failures since the Probe was attached. It searches for control groups until
 // the deadline.
-func (f *connectFailures) collect(now, deadline time.Time) ConnectFailures {
-	counts, rest, err := f.probe.Counts(now)
-	f.expire(now)
-	f.connects.unattributed += rest.Connects
-	f.binds.unattributed += rest.Binds
-	cgroupsErr := f.add(counts, now, deadline)
+func (t *tracer) collect(now, deadline time.Time) Trace {
+	counts, rest, err := t.probe.Counts(now)
+	t.expire(now)
+	t.connects.unattributed += rest.Connects
+	t.binds.unattributed += rest.Binds
+	cgroupsErr := t.add(counts, now, deadline)
 	if err != nil {
-		return ConnectFailures{Err: err}
+		return Trace{Err: err}
 	}
-	result := ConnectFailures{
-		Unattributed: f.connects.unattributed, Expired: f.connects.expired,
-		BindsCounted: f.countsBinds, BindsUnattributed: f.binds.unattributed, BindsExpired: f.binds.expired,
+	result := Trace{
+		Unattributed: t.connects.unattributed, Expired: t.connects.expired,
+		BindsCounted: t.countsBinds, BindsUnattributed: t.binds.unattributed, BindsExpired: t.binds.expired,
 		CgroupsErr: cgroupsErr,
 	}
-	for p, s := range f.listed {
-		if p.call == connectfail.Connect {
+	for p, s := range t.listed {
+		if p.call == trace.Connect {
 			result.Pools = append(result.Pools, FailedPool{
 				Netns: p.netns, Cgroup: p.cgroup, Source: p.source, Destination: p.destination, Failures: s.failures,
 			})
 		} else {
 			result.Binds = append(result.Binds, FailedBind{
-				Netns: p.netns, Cgroup: p.cgroup, Source: p.source, UDP: p.call == connectfail.BindUDP, Failures: s.failures,
+				Netns: p.netns, Cgroup: p.cgroup, Source: p.source, UDP: p.call == trace.BindUDP, Failures: s.failures,
 			})
 		}
 	}
-	result.ReclaimErr = f.probe.Reclaim(now)
-	result.TableUtilization = f.probe.Utilization()
-	result.MissedRuns, result.MissedRunsKnown, result.MissedRunsErr = f.probe.MissedRuns()
+	result.ReclaimErr = t.probe.Reclaim(now)
+	result.TableUtilization = t.probe.Utilization()
+	result.MissedRuns, result.MissedRunsKnown, result.MissedRunsErr = t.probe.MissedRuns()
 	return result
 }
 
 // expire removes pools without failures for seriesTime from the list.
-func (f *connectFailures) expire(now time.Time) {
-	for p, s := range f.listed {
+func (t *tracer) expire(now time.Time) {
+	for p, s := range t.listed {
 		if now.Sub(s.failed) >= seriesTime {
-			f.remove(p)
+			t.remove(p)
 		}
 	}
 }
 
 // remove removes a pool from the list.
-func (f *connectFailures) remove(p failedPool) {
-	f.unlisted(p.call).expired += f.listed[p].failures
-	delete(f.listed, p)
+func (t *tracer) remove(p failedPool) {
+	t.unlisted(p.call).expired += t.listed[p].failures
+	delete(t.listed, p)
 }
 
 // add adds new failures to the pools. Pools with most failures come first where not all can be
 // listed. The error says why some control groups have no path.
-func (f *connectFailures) add(counts []connectfail.Count, now, deadline time.Time) error {
-	slices.SortFunc(counts, func(a, b connectfail.Count) int {
+func (t *tracer) add(counts []trace.Count, now, deadline time.Time) error {
+	slices.SortFunc(counts, func(a, b trace.Count) int {
 		return cmp.Or(cmp.Compare(b.Failures, a.Failures), a.Source.Compare(b.Source), a.Destination.Compare(b.Destination), cmp.Compare(a.Call, b.Call))
 	})
-	labels, err := f.findLabels(counts, deadline)
-	f.relabel(labels, now.Add(-relabelAge))
-	parties := newParties(f.listed)
+	labels, err := t.findLabels(counts, deadline)
+	t.relabel(labels, now.Add(-relabelAge))
+	parties := newParties(t.listed)
 	for _, c := range counts {
 		p, party := labels(c)
-		s := f.listed[p]
+		s := t.listed[p]
 		if s == nil {
 			s = &failedSeries{first: c, party: party}
-			if !f.makeRoom(parties, party) {
-				f.unlisted(c.Call).unattributed += c.Failures
+			if !t.makeRoom(parties, party) {
+				t.unlisted(c.Call).unattributed += c.Failures
 				continue
 			}
-			f.listed[p] = s
+			t.listed[p] = s
 			parties.add(party, 1)
 		}
 		s.failures += c.Failures
@@ -162,27 +162,27 @@ const relabelAge = 3 * time.Minute
 
 // relabel gives listed pools that had failures since a time the labels that are known now. Those that have the same ones then, as of a
 // service that was started anew, become one.
-func (f *connectFailures) relabel(labels func(connectfail.Count) (failedPool, party), since time.Time) {
-	before := f.listed
-	f.listed = make(map[failedPool]*failedSeries, len(before))
+func (t *tracer) relabel(labels func(trace.Count) (failedPool, party), since time.Time) {
+	before := t.listed
+	t.listed = make(map[failedPool]*failedSeries, len(before))
 	for p, s := range before {
 		if s.failed.After(since) {
 			p, s.party = labels(s.first)
 		}
-		if other := f.listed[p]; other != nil {
+		if other := t.listed[p]; other != nil {
 			if other.failed.After(s.failed) {
 				s, other = other, s
 			}
 			s.failures += other.failures
 		}
-		f.listed[p] = s
+		t.listed[p] = s
 	}
 }
 
 // makeRoom reports whether another pool of a party may be listed. If the list is full, it first
 // removes one of the tenant or ancestor with most pools.
-func (f *connectFailures) makeRoom(parties parties, of party) bool {
-	if len(f.listed) < f.most {
+func (t *tracer) makeRoom(parties parties, of party) bool {
+	if len(t.listed) < t.most {
 		return true
 	}
 	largest := parties.largest(of)
@@ -191,12 +191,12 @@ func (f *connectFailures) makeRoom(parties parties, of party) bool {
 	}
 	var oldest failedPool
 	var least *failedSeries
-	for p, s := range f.listed {
+	for p, s := range t.listed {
 		if s.party == largest && (least == nil || cmp.Or(s.failed.Compare(least.failed), cmp.Compare(s.failures, least.failures)) < 0) {
 			oldest, least = p, s
 		}
 	}
-	f.remove(oldest)
+	t.remove(oldest)
 	parties.add(largest, -1)
 	return true
 }
@@ -255,9 +255,9 @@ func (p parties) largest(other party) party {
 
 // findLabels returns a function to the labels of a count and its party. The root is "/" also where there is no cgroup2 file system.
 // The error says why some control groups have no path.
-func (f *connectFailures) findLabels(counts []connectfail.Count, deadline time.Time) (labels func(connectfail.Count) (failedPool, party), err error) {
+func (t *tracer) findLabels(counts []trace.Count, deadline time.Time) (labels func(trace.Count) (failedPool, party), err error) {
 	var ids []uint64
-	add := func(c connectfail.Count) {
+	add := func(c trace.Count) {
 		if c.Ancestor != 0 {
 			ids = append(ids, c.Cgroup, c.Ancestor)
 		}
@@ -266,20 +266,20 @@ func (f *connectFailures) findLabels(counts []connectfail.Count, deadline time.T
 		add(c)
 	}
 	ended := map[uint64]string{} // labels of namespaces that may have ended since
-	for p, s := range f.listed {
+	for p, s := range t.listed {
 		add(s.first) // so that its path is remembered
 		if p.netns != cookieLabel(s.first.Namespace) {
 			ended[s.first.Namespace] = p.netns
 		}
 	}
-	found, err := f.cgroups.Find(ids, deadline)
+	found, err := t.cgroups.Find(ids, deadline)
 	found[0] = cgroup.Group{Path: "/"}
-	return func(c connectfail.Count) (failedPool, party) {
+	return func(c trace.Count) (failedPool, party) {
 		own := c.Cgroup
 		if c.Ancestor == 0 {
 			own = 0
 		}
-		netns := f.netns(c.Namespace)
+		netns := t.netns(c.Namespace)
 		if label, ok := ended[c.Namespace]; ok && netns == cookieLabel(c.Namespace) {
 			netns = label
 		}

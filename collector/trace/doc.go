@@ -1,4 +1,4 @@
-// Package connectfail counts connect() calls that fail with EADDRNOTAVAIL because no port is free,
+// Package trace counts connect() calls that fail with EADDRNOTAVAIL because no port is free,
 // by network namespace, control group, source address, destination address and destination port. The
 // kernel has no counter for them.
 //
@@ -27,4 +27,4 @@
 // One kind of failure is not counted: that of a socket that had a port before and connects again.
 // Its record still has the old port, which the socket has lost (inet_put_port leaves inet_sport).
 // So it looks like the failure of a socket that was bound to the port.
-package connectfail
+package trace

@@ -17,23 +17,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/cgroup"
-	"ephemeral_port_exporter/collector/connectfail"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/trace"
 )
 
 // A fakeProbe has counts that a test sets.
 type fakeProbe struct {
-	counts     []connectfail.Count
-	rest       connectfail.Rest
+	counts     []trace.Count
+	rest       trace.Rest
 	err        error
 	reclaimErr error
 	missed     bool
 	missedErr  error
 }
 
-func (f *fakeProbe) Counts(time.Time) ([]connectfail.Count, connectfail.Rest, error) {
+func (f *fakeProbe) Counts(time.Time) ([]trace.Count, trace.Rest, error) {
 	counts, rest := f.counts, f.rest
-	f.counts, f.rest = nil, connectfail.Rest{}
+	f.counts, f.rest = nil, trace.Rest{}
 	return counts, rest, f.err
 }
 func (f *fakeProbe) Reclaim(time.Time) error           { return f.reclaimErr }
@@ -43,8 +43,8 @@ func (f *fakeProbe) MissedRuns() (uint64, bool, error) { return 7, f.missed, f.m
 // fail adds failures of a tenant to 10.0.0.N, in the control group "cgroup-GROUP". Its ancestor has
 // the number of its last digit: 0 is the root.
 func (f *fakeProbe) fail(tenant, group uint64, n byte, failures uint64) {
-	f.counts = append(f.counts, connectfail.Count{
-		Call:        connectfail.Connect,
+	f.counts = append(f.counts, trace.Count{
+		Call:        trace.Connect,
 		Source:      netip.MustParseAddr("198.51.100.1"),
 		Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 443),
 		Namespace:   tenant, Cgroup: group, Ancestor: group % 10, Tenant: tenant,
@@ -52,12 +52,12 @@ func (f *fakeProbe) fail(tenant, group uint64, n byte, failures uint64) {
 	})
 }
 
-func newFakeFailures(f *fakeProbe, most int) *connectFailures {
-	return newConnectFailures(f, true, most, func(cookie uint64) string { return fmt.Sprint("ns", cookie) }, nil)
+func newFakeFailures(f *fakeProbe, most int) *tracer {
+	return newTracer(f, true, most, func(cookie uint64) string { return fmt.Sprint("ns", cookie) }, nil)
 }
 
 // listed returns the pools in the form "netns/cgroup:N=failures", sorted.
-func listed(f ConnectFailures) string {
+func listed(f Trace) string {
 	var pools []string
 	for _, p := range f.Pools {
 		ip := p.Destination.Addr().As4()
@@ -68,7 +68,7 @@ func listed(f ConnectFailures) string {
 }
 
 // total is the number of all failures.
-func (c ConnectFailures) total() uint64 {
+func (c Trace) total() uint64 {
 	n := c.Unattributed + c.Expired
 	for _, p := range c.Pools {
 		n += p.Failures
@@ -76,9 +76,9 @@ func (c ConnectFailures) total() uint64 {
 	return n
 }
 
-// TestConnectFailures checks that the number of pools is limited, that every failure counts once,
+// TestTrace checks that the number of pools is limited, that every failure counts once,
 // and that no tenant or control group takes the place of others.
-func TestConnectFailures(t *testing.T) {
+func TestTrace(t *testing.T) {
 	type failure struct {
 		tenant, group uint64
 		destination   byte
@@ -178,17 +178,17 @@ func TestConnectFailures(t *testing.T) {
 // TestBindFailures checks that binds and connects have sums of their own, and share the limit.
 func TestBindFailures(t *testing.T) {
 	var f fakeProbe
-	bind := func(call connectfail.Call, source string, failures uint64) {
-		f.counts = append(f.counts, connectfail.Count{Call: call, Source: netip.MustParseAddr(source), Namespace: 1, Tenant: 1, Failures: failures})
+	bind := func(call trace.Call, source string, failures uint64) {
+		f.counts = append(f.counts, trace.Count{Call: call, Source: netip.MustParseAddr(source), Namespace: 1, Tenant: 1, Failures: failures})
 	}
 	c := newFakeFailures(&f, 3)
 	now := time.Now()
 	f.fail(1, 0, 1, 10)
-	bind(connectfail.BindTCP, "198.51.100.1", 8)
-	bind(connectfail.BindUDP, "198.51.100.1", 7)
-	bind(connectfail.BindUDP, "::", 6) // no place
-	f.rest = connectfail.Rest{Connects: 1, Binds: 2}
-	binds := func(got ConnectFailures) string {
+	bind(trace.BindTCP, "198.51.100.1", 8)
+	bind(trace.BindUDP, "198.51.100.1", 7)
+	bind(trace.BindUDP, "::", 6) // no place
+	f.rest = trace.Rest{Connects: 1, Binds: 2}
+	binds := func(got Trace) string {
 		var all []string
 		for _, b := range got.Binds {
 			all = append(all, fmt.Sprintf("%s %s %v=%d", b.Netns, b.Protocol(), b.Source, b.Failures))
@@ -204,7 +204,7 @@ func TestBindFailures(t *testing.T) {
 		t.Errorf("sums: %+v", got)
 	}
 	now = now.Add(14 * time.Minute)
-	bind(connectfail.BindUDP, "198.51.100.1", 1)
+	bind(trace.BindUDP, "198.51.100.1", 1)
 	c.collect(now, now)
 	now = now.Add(time.Minute)
 	if got = c.collect(now, now); binds(got) != "ns1 udp 198.51.100.1=8" || got.Expired != 10 || got.BindsExpired != 8 {
@@ -212,8 +212,8 @@ func TestBindFailures(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresManyTenants checks that a new tenant is listed while others flood the list.
-func TestConnectFailuresManyTenants(t *testing.T) {
+// TestTraceManyTenants checks that a new tenant is listed while others flood the list.
+func TestTraceManyTenants(t *testing.T) {
 	const most, flooders = 256, 200
 	var f fakeProbe
 	c := newFakeFailures(&f, most)
@@ -238,9 +238,9 @@ func TestConnectFailuresManyTenants(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresUnread checks that an error gives no counts and is logged, and that what was
+// TestTraceUnread checks that an error gives no counts and is logged, and that what was
 // read before it is not lost.
-func TestConnectFailuresUnread(t *testing.T) {
+func TestTraceUnread(t *testing.T) {
 	unread := errors.New("out of order")
 	tests := []struct {
 		name  string
@@ -260,9 +260,9 @@ func TestConnectFailuresUnread(t *testing.T) {
 			s := newScanner(t, cfg)
 			f := tt.probe
 			f.fail(1, 0, 1, 5)
-			s.connectFailures = newFakeFailures(&f, 2)
+			s.tracer = newFakeFailures(&f, 2)
 			log.Reset()
-			got := s.Scan(t.Context()).ConnectFailures
+			got := s.Scan(t.Context()).Trace
 			if got == nil || !errors.Is(got.Err, tt.err) || (got.total() == 0) != (tt.err != nil) {
 				t.Errorf("got %+v", got)
 			}
@@ -270,15 +270,15 @@ func TestConnectFailuresUnread(t *testing.T) {
 				t.Errorf("log: got %q", got)
 			}
 			f.err, f.missedErr = nil, nil
-			if got := s.Scan(t.Context()).ConnectFailures; listed(*got) != "ns1/:1=5" {
+			if got := s.Scan(t.Context()).Trace; listed(*got) != "ns1/:1=5" {
 				t.Errorf("then got %+v", got)
 			}
 		})
 	}
 }
 
-// TestConnectFailuresLabels checks that pools have the labels that other metrics use.
-func TestConnectFailuresLabels(t *testing.T) {
+// TestTraceLabels checks that pools have the labels that other metrics use.
+func TestTraceLabels(t *testing.T) {
 	const self = 7
 	s := newScanner(t, testConfig())
 	s.known = map[uint64]*knownNamespace{8: {label: "blue"}, 9: {}}
@@ -292,9 +292,9 @@ func TestConnectFailuresLabels(t *testing.T) {
 	}
 }
 
-// TestConnectFailuresLateLabels has failures before their labels are known: of a control group that a search does not reach in time, and of a
+// TestTraceLateLabels has failures before their labels are known: of a control group that a search does not reach in time, and of a
 // network namespace that is not discovered yet. They get the labels in the next scan, and no failure is lost, counted twice, or in two series.
-func TestConnectFailuresLateLabels(t *testing.T) {
+func TestTraceLateLabels(t *testing.T) {
 	tree := newCgroupTree(t)
 	dir := tree.mount + tree.root + "/batch.service"
 	groups, err := cgroup.Open(tree.mount)
@@ -304,7 +304,7 @@ func TestConnectFailuresLateLabels(t *testing.T) {
 	const known = "blue"
 	netns := cookieLabel(7)
 	var f fakeProbe
-	c := newConnectFailures(&f, false, 10, func(uint64) string { return netns }, groups)
+	c := newTracer(&f, false, 10, func(uint64) string { return netns }, groups)
 	now, all := time.Now(), uint64(0)
 	scan := func(name string, id, failures uint64, in time.Duration, want ...string) {
 		t.Helper()
@@ -323,7 +323,7 @@ func TestConnectFailuresLateLabels(t *testing.T) {
 		if diff := cmp.Diff(want, pools); diff != "" || got.total() != all || got.Expired != 0 {
 			t.Errorf("%s: %d failures, want %d, %d expired, pools (-want +got):\n%s", name, got.total(), all, got.Expired, diff)
 		}
-		snapshot := Snapshot{Namespaces: make([]Namespace, 1), ConnectFailures: &got}
+		snapshot := Snapshot{Namespaces: make([]Namespace, 1), Trace: &got}
 		if late := in <= 0; snapshot.CutShort() != late || (snapshot.MissingPaths() != nil) != late {
 			t.Errorf("%s: cut short: %v, control groups: %v", name, snapshot.CutShort(), snapshot.MissingPaths())
 		}
@@ -354,7 +354,7 @@ func TestConnectFailuresLateLabels(t *testing.T) {
 type poolFailures map[netip.AddrPort]map[netip.Addr]uint64
 
 // of returns the failures of a client's pool.
-func (f poolFailures) of(t *testing.T, probe *connectfail.Probe, c oracleClient) uint64 {
+func (f poolFailures) of(t *testing.T, probe *trace.Probe, c oracleClient) uint64 {
 	t.Helper()
 	counts, _, err := probe.Counts(time.Now())
 	if err != nil {
@@ -369,11 +369,11 @@ func (f poolFailures) of(t *testing.T, probe *connectfail.Probe, c oracleClient)
 	return f[c.Destination][c.source]
 }
 
-// TestOracleConnectFailures compares utilization with failures: below 1, no connect() fails; at 1,
+// TestOracleTrace compares utilization with failures: below 1, no connect() fails; at 1,
 // each connect() fails.
-func TestOracleConnectFailures(t *testing.T) {
+func TestOracleTrace(t *testing.T) {
 	netnstest.Tracefs(t)
-	probe, err := connectfail.Attach()
+	probe, err := trace.Attach()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,6 @@
 //go:build linux
 
-package connectfail
+package trace
 
 import (
 	"errors"
@@ -29,10 +29,10 @@ func missingCapabilities(unreadable error) error {
 	}
 	missing, err := capability.Missing(needed...)
 	if err != nil {
-		return fmt.Errorf("connectfail: %w", err)
+		return fmt.Errorf("trace: %w", err)
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("connectfail: %s missing: a BPF program on a tracepoint needs CAP_BPF and CAP_PERFMON, and CAP_DAC_READ_SEARCH to read tracefs as another user than root: %w", capability.Join(missing), fs.ErrPermission)
+		return fmt.Errorf("trace: %s missing: a BPF program on a tracepoint needs CAP_BPF and CAP_PERFMON, and CAP_DAC_READ_SEARCH to read tracefs as another user than root: %w", capability.Join(missing), fs.ErrPermission)
 	}
 	return nil
 }
@@ -44,14 +44,14 @@ func explain(tried string, err error) error {
 	var refused *ebpf.VerifierError
 	switch {
 	case errors.As(err, &refused) && len(refused.Log) > 0: // it says what it misses
-		return fmt.Errorf("connectfail: %s: %w: %w", tried, ErrUnsupported, err)
+		return fmt.Errorf("trace: %s: %w: %w", tried, ErrUnsupported, err)
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, ebpf.ErrNotSupported):
-		return fmt.Errorf("connectfail: %s: %w: CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_PERF_EVENTS are needed: %w", tried, ErrUnsupported, err)
+		return fmt.Errorf("trace: %s: %w: CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_PERF_EVENTS are needed: %w", tried, ErrUnsupported, err)
 	case errors.As(err, &errno) && errors.Is(err, fs.ErrPermission):
 		// Only the errno: the text of the library blames RLIMIT_MEMLOCK on all kernels.
-		return fmt.Errorf("connectfail: %s: %s: %w", tried, likelyCauses(), errno)
+		return fmt.Errorf("trace: %s: %s: %w", tried, likelyCauses(), errno)
 	default:
-		return fmt.Errorf("connectfail: %s: %w", tried, err)
+		return fmt.Errorf("trace: %s: %w", tried, err)
 	}
 }
 
@@ -64,7 +64,7 @@ func explainEvent(err error) error {
 	b, readErr := os.ReadFile(sysctl)
 	level, parseErr := strconv.Atoi(strings.TrimSpace(string(b)))
 	if errors.Is(err, unix.EACCES) && readErr == nil && parseErr == nil && level > mostParanoid {
-		return fmt.Errorf("connectfail: %s: kernel.perf_event_paranoid is %d, where kernels of some distributions want CAP_SYS_ADMIN; "+
+		return fmt.Errorf("trace: %s: kernel.perf_event_paranoid is %d, where kernels of some distributions want CAP_SYS_ADMIN; "+
 			"with %d (sysctl -w kernel.perf_event_paranoid=%d) CAP_PERFMON is enough: %w", attaching, level, mostParanoid, mostParanoid, err)
 	}
 	return explain(attaching, err)
