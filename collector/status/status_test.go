@@ -182,6 +182,14 @@ func TestText(t *testing.T) {
 	}
 }
 
+// TestNarrowestText draws texts of 40 columns, which have settings too: their names take a whole line.
+func TestNarrowestText(t *testing.T) {
+	got := draw(t, quiet(), View{Format: Text, Columns: 1})
+	if want := "\nip_local_port_range       32768 60999\n    28232 ports\n"; !strings.Contains(got, want) {
+		t.Errorf("no %q in\n%s", want, got)
+	}
+}
+
 // TestNarrowText checks tables in 80 columns: a row is a line, unless an address is long.
 func TestNarrowText(t *testing.T) {
 	inPod := trouble()

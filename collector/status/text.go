@@ -297,8 +297,12 @@ func (t *text) heading(s string) {
 // paragraph writes sentences in lines that begin with an indent.
 func (t *text) paragraph(indent, s string) { t.hanging(indent, s) }
 
-// hanging writes sentences behind a label. Further lines have an indent of its width.
+// hanging writes sentences behind a label. Further lines have an indent of its width. A label that takes most of the line has one of its own.
 func (t *text) hanging(label, s string) {
+	if 2*len(label) > t.width {
+		t.line(label)
+		label = "    "
+	}
 	line, indent := label, strings.Repeat(" ", len(label))
 	for word := range strings.FieldsSeq(s) {
 		for len(word) > t.width-len(indent) {
