@@ -162,7 +162,7 @@ func newDescs() descs {
 			namespace, nil),
 
 		netnsInfo: prometheus.NewDesc("ephemeral_port_netns_info",
-			"Always 1. The labels are the pod and container that the network namespace belongs to, and the command of the process that had most sockets when it was chosen: as soon as the namespace was busy, and again when that process had ended. A label is empty if unknown. Only with --namespaces.",
+			"Always 1. The labels are the pod that the network namespace belongs to, and the container and the command of the process that had most sockets when it was chosen: as soon as the namespace was busy, and again when that process had ended. Without a pod, the container is that of another process before. A label is empty if unknown. Only with --namespaces.",
 			[]string{"netns", "inode", "pod_uid", "container_id", "command"}, nil),
 		namespaces: prometheus.NewDesc("ephemeral_port_namespaces",
 			"Network namespaces by outcome of this scrape. collected: read. idle: not read, because its sockets are fewer than 1% of its capacity. failed: could not be read. deadline: no time was left to read it. skipped: beyond --namespaces.limit or one of many with few sockets, its turn comes in a later scrape. Only with --namespaces.",
