@@ -46,6 +46,9 @@ const chosenHost = "[::1]:10149"
 // fleetEnd is the time of the last sample.
 var fleetEnd = time.Date(2026, time.January, 1, 1, 0, 0, 0, time.UTC)
 
+// cartUID is the UID of a pod.
+const cartUID = "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b"
+
 // busyHost returns the scan of a host that has all metrics, and as many destinations as the limit
 // allows. Its second network namespace connects to the same addresses as the first.
 func busyHost(host int) scan.Snapshot {
@@ -67,7 +70,7 @@ func busyHost(host int) scan.Snapshot {
 	s := scan.Snapshot{
 		OthersRead: true,
 		Namespaces: []scan.Namespace{namespace(scan.Self, 1), namespace("pod-1", 2)},
-		Cgroups:    map[uint64]cgroup.Group{1: {Path: "/system.slice/haproxy.service"}, 2: {Path: "/a"}, 3: {Path: "/b"}},
+		Cgroups:    map[uint64]cgroup.Group{1: {Path: "/kubepods/pod" + cartUID, Workload: cgroup.Workload{PodUID: cartUID}}, 2: {Path: "/a"}, 3: {Path: "/b"}},
 		Trace: &scan.Trace{
 			MissedRunsKnown: true, Unattributed: 1, BindsCounted: true, BindsUnattributed: 1,
 		},
@@ -131,7 +134,11 @@ func series(t *testing.T, host int) map[string]string {
 		fmt.Fprintf(&text, "ALERTS"+alert, i, `,alertstate="firing"`)
 		fmt.Fprintf(&text, "ALERTS_FOR_STATE"+alert, i, "")
 	}
-	text.WriteString("up 1\nprocess_start_time_seconds 1\nprocess_cpu_seconds_total 1\nprocess_resident_memory_bytes 1\n")
+	if host == 0 { // and kube-state-metrics
+		fmt.Fprintf(&text, "kube_pod_info{uid=%q,namespace=\"shop\",pod=\"cart-0\",host_ip=\"::1\"} 1\n", cartUID)
+		text.WriteString(`kube_service_info{uid="1",namespace="shop",service="db",cluster_ip="10.0.0.1"} 1` + "\n")
+	}
+	text.WriteString("ephemeral_port_exporter_build_info 1\nup 1\nprocess_start_time_seconds 1\nprocess_cpu_seconds_total 1\nprocess_resident_memory_bytes 1\n")
 
 	instance := chosenHost
 	if host > 0 {

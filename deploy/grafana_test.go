@@ -280,7 +280,10 @@ func TestDashboardQueries(t *testing.T) {
 	var use func(expr, where string)
 	use = func(expr, where string) {
 		for _, name := range metric.FindAllString(expr, -1) {
-			if name == "ephemeral_port_connect_failures_" { // of several, by a regular expression
+			switch name {
+			case "ephemeral_port_connect_failures_", "ephemeral_port_": // of several, by a regular expression
+				continue
+			case "ephemeral_port_exporter_build_info": // not of the collector
 				continue
 			}
 			delete(unused, name)
@@ -397,14 +400,98 @@ tests:
 	deploytest.Run(t, deploytest.Tool(t, "promtool", "prometheus"), "test", "rules", deploytest.Write(t, t.TempDir(), "failures.yml", file.String()))
 }
 
+// TestDashboardPods checks that owners are pods with kube-state-metrics, and control groups without: all queries have
+// the same rows.
+func TestDashboardPods(t *testing.T) {
+	const host = `job="ephemeral_port", instance="` + chosenHost + `", netns="self"`
+	const to = host + `, source_ip="10.0.0.1", destination_ip="10.0.0.2", destination_port="443"`
+	rules, err := filepath.Abs("prometheus/rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file strings.Builder
+	fmt.Fprintf(&file, "rule_files: [%s]\nevaluation_interval: 15s\ntests:\n", rules)
+	for _, kube := range []bool{false, true} {
+		owners := map[string]string{"/system.slice/a.service": "", "/kubepods/cart": cartUID}
+		fmt.Fprintf(&file, "  - interval: 15s\n    input_series:\n")
+		add := func(name, labels, values string) {
+			fmt.Fprintf(&file, "      - {series: '%s{%s}', values: '%s'}\n", name, labels, values)
+		}
+		add("ephemeral_port_destination_utilization_ratio", to, "0.3x40")
+		add("ephemeral_port_max_utilization_ratio", host, "0.3x40")
+		add("ephemeral_port_max_utilization_ratio", strings.Replace(host, "self", "pod", 1), "0.3x40")
+		add("ephemeral_port_netns_info", strings.Replace(host, "self", "pod", 1)+`, pod_uid="`+cartUID+`"`, "1x40")
+		add("ephemeral_port_netns_info", host, "1x40")
+		add("ephemeral_port_udp_capacity_ports", host, "1000x40")
+		add("ephemeral_port_connect_failures_unattributed_total", host, "0x40")
+		add("ephemeral_port_bind_failures_unattributed_total", host, "0x40")
+		for cgroup, uid := range owners {
+			owner := fmt.Sprintf(`, cgroup=%q, pod_uid=%q, container_id=%q`, cgroup, uid, uid)
+			source, udp := host+`, protocol="tcp", source_ip="10.0.0.1"`, host+`, family="dual_stack"`
+			if uid == "" {
+				source, udp = strings.Replace(source, "tcp", "udp", 1), strings.Replace(udp, "dual_stack", "ipv4", 1)
+			}
+			add("ephemeral_port_destination_owner_ports", to+owner, fmt.Sprint(100+len(uid), "x40"))
+			add("ephemeral_port_connect_failures_total", to+owner, "0+1x40")
+			add("ephemeral_port_bind_failures_total", source+owner, "0+1x40")
+			add("ephemeral_port_udp_owner_ports", udp+owner, "100x40")
+			add("ephemeral_port_udp_utilization_ratio", udp, "0.3x40")
+		}
+		add("ephemeral_port_destination_owner_ports", to+`, cgroup="/kubepods/cart-sidecar", pod_uid="`+cartUID+`", container_id="2"`, "50x40")
+		pod, uid := "/kubepods/cart", cartUID
+		if kube {
+			pod, uid = "shop/cart-0", "shop/cart-0"
+			add("kube_pod_info", `uid="`+cartUID+`", namespace="shop", pod="cart-0"`, "1x40")
+		}
+		file.WriteString("    promql_expr_test:\n")
+		queries := 0
+		for _, p := range readDashboard(t).all() {
+			for _, target := range p.Targets {
+				if !regexp.MustCompile("kube_pod_info|worst_owner").MatchString(target.Expr) {
+					continue
+				}
+				queries++
+				label, want, count := "cgroup", []string{pod, "/system.slice/a.service"}, "count"
+				switch p.Title {
+				case "Firing alerts": // several
+					count = "group"
+				case "Open connections by owner":
+					if !kube {
+						want = append(want, "/kubepods/cart-sidecar")
+					}
+				case "Worst network namespaces":
+					label, want = "pod_uid", []string{uid, ""}
+				case "Owners of UDP ports":
+					want = []string{pod}
+				case "Worst destinations": // the pod with most, of all containers
+					want = []string{pod}
+				}
+				var samples []string
+				for _, owner := range want {
+					labels := fmt.Sprintf(`{%s="%s"}`, label, owner)
+					if owner == "" {
+						labels = "{}"
+					}
+					samples = append(samples, fmt.Sprintf("{labels: '%s', value: 1}", labels))
+				}
+				fmt.Fprintf(&file, "      - {expr: '%s by (%s) (%s)', eval_time: 10m, exp_samples: [%s]}\n", count, label, fillIn(target.Expr, chosenHost, 10*time.Minute), strings.Join(samples, ", "))
+			}
+		}
+		if queries < 8 {
+			t.Errorf("%d queries about owners", queries)
+		}
+	}
+	deploytest.Run(t, deploytest.Tool(t, "promtool", "prometheus"), "test", "rules", deploytest.Write(t, t.TempDir(), "pods.yml", file.String()))
+}
+
 // testDashboardQueries runs queries in the live Prometheus of an end-to-end test: those about failed
 // connects, or all others. TestDashboardFleet has those that need more than one host, a kernel that tells of failed binds,
-// clients that bind first, many UDP sockets, or source NAT.
+// clients that bind first, many UDP sockets, source NAT, or kube-state-metrics.
 func testDashboardQueries(t *testing.T, failures bool) {
 	asked := 0
 	for _, p := range readDashboard(t).all() {
 		for _, target := range p.Targets {
-			if strings.Contains(target.Expr, "connect_failures") != failures || strings.Contains(target.Expr, "bind_failures") || regexp.MustCompile("shared|bind_first|_(snat|conntrack|udp)_").MatchString(target.Expr) {
+			if strings.Contains(target.Expr, "connect_failures") != failures || strings.Contains(target.Expr, "bind_failures") || regexp.MustCompile("shared|bind_first|kube_service|_(snat|conntrack|udp)_").MatchString(target.Expr) {
 				continue
 			}
 			asked++

@@ -28,7 +28,7 @@ func alertsRow() row {
 			column{field: "cgroup", title: "Owner"},
 			column{
 				// An alert on UDP has a family of sockets for a protocol.
-				query: "1000 * label_join(" + withDestination(expr) + `, "protocol", "", "protocol", "family")`,
+				query: "1000 * label_join(" + withDestination(withPod(expr, "cgroup")) + `, "protocol", "", "protocol", "family")`,
 				title: "Since", properties: []property{unit("dateTimeFromNow"), width(140)},
 			}).
 			noValue("No alert fires").

@@ -16,8 +16,8 @@ func causesRow() row {
 			ratio, 12, limit{0.2, "red"}).
 			query(withDestination(share("ephemeral_port_destination_ports", `state=~"close_wait|syn_sent"`)), "{{state}}: "+destinationLegend).named(),
 		newGraph("Open connections by owner",
-			"Ports of connections that are not in TIME_WAIT, by destination and the control group that opened them: the 10 with most.", ports, 12).
-			query(withDestination(top(10, ofNamespaces("ephemeral_port_destination_owner_ports"))), "{{destination}}: {{cgroup}}, from {{source_ip}}, {{netns}}").named(),
+			"Ports of connections that are not in TIME_WAIT, by destination and the control group that opened them: the 10 with most. With kube-state-metrics, by pod.", ports, 12).
+			query(withDestination(byOwner(pool, top(10, ofNamespaces("ephemeral_port_destination_owner_ports")))), "{{destination}}: {{cgroup}}, from {{source_ip}}, {{netns}}").named(),
 		newGraph("Clients that bind first",
 			"Utilization of the source addresses whose clients call bind() before connect(). These share one pool for all destinations. At 100%, bind() fails.", ratio, 8, used...).
 			query(top(10, ofNamespaces("source:ephemeral_port_bind_first_utilization:ratio")), "{{netns}}: {{source_ip}}").

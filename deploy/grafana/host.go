@@ -42,12 +42,12 @@ func hostRow() row {
 			query(withDestination(top(10, ofNamespaces("destination:ephemeral_port_load:ratio"))), destinationLegend).named(),
 		newBars("Failed connects",
 			"Calls of connect() that failed because no port was free, by destination and control group: the 10 with most. Not attributed: those without a series of their own. Only with --trace.", 8).
-			query(withDestination(topFailures(failed, unattributed)), destinationLegend+", {{cgroup}}").named().
+			query(withDestination(byOwner(pool, topFailures(failed, unattributed))), destinationLegend+", {{cgroup}}").named().
 			query(failures(unattributed, unattributed, "$__interval"), "not attributed").
 			noValue("Not counted"),
 		newBars("Failed binds",
 			"Calls of bind() with port 0 that failed because no port was free, by address and control group: the 10 with most. They have no destination. Of UDP also connect() and sendto() of a socket without a port. Only with --trace, on kernels that can tell.", 8).
-			query(topFailures(binds, unattributedBinds), "{{protocol}} {{source_ip}}, {{netns}}, {{cgroup}}").named().
+			query(byOwner("job, instance, netns, protocol, source_ip", topFailures(binds, unattributedBinds)), "{{protocol}} {{source_ip}}, {{netns}}, {{cgroup}}").named().
 			query(failures(unattributedBinds, unattributedBinds, "$__interval"), "not attributed").
 			noValue("Not counted"),
 	}}

@@ -10,15 +10,15 @@ func namespacesRow() row {
 	outcomes.color("collected", "blue").color("idle", "#a2a2ad").color("skipped", "purple").color("deadline", "orange").color("failed", "red")
 	return row{title: "Network namespaces", collapsed: true, panels: []*panel{
 		newTable("Worst network namespaces",
-			"The 20 network namespaces with the highest utilization of a destination, and whose they are. Only those of hosts with --namespaces.", 9, []order{{"Used", true}},
+			"The 20 network namespaces with the highest utilization of a destination, and whose they are. Pod: its namespace and name with kube-state-metrics, else its UID. Only those of hosts with --namespaces.", 9, []order{{"Used", true}},
 			column{field: "instance", title: "Host", properties: []property{links(toHost)}},
 			column{field: "netns", title: "Namespace"},
 			column{field: "pod_uid", title: "Pod"},
 			column{field: "container_id", title: "Container"},
 			column{field: "command", title: "Command"},
 			column{
-				query: "topk(20, " + of("ephemeral_port_max_utilization_ratio") +
-					" * on (job, instance, netns) group_left (pod_uid, container_id, command) " + of("ephemeral_port_netns_info") + ")",
+				query: withPod("topk(20, "+of("ephemeral_port_max_utilization_ratio")+
+					" * on (job, instance, netns) group_left (pod_uid, container_id, command) "+of("ephemeral_port_netns_info")+")", "pod_uid"),
 				title: "Used", properties: usedBar(200, used...),
 			}).
 			noValue("Not watched").

@@ -48,6 +48,29 @@ func withDestination(expr string) string {
 	return fmt.Sprintf(`label_replace(%s, "destination", "", "destination", ":")`, expr) // of no destination
 }
 
+// withPod puts the namespace and the name of its pod, such as shop/cart-1, into a label of each series whose pod_uid
+// kube-state-metrics knows. The others stay as they are.
+func withPod(expr, label string) string {
+	return fmt.Sprintf(`label_join((%[1]s) * on (pod_uid) group_left (pod_namespace, pod_name) %[2]s, "%[3]s", "/", "pod_namespace", "pod_name") or (%[1]s) unless on (pod_uid) %[2]s`,
+		expr, "pod_uid:ephemeral_port_kube_pod_info:relabel", label)
+}
+
+// podAsOwner does that for a recorded metric that has the namespace and the name already: its owner is the pod.
+func podAsOwner(expr string) string {
+	return fmt.Sprintf(`label_replace(label_join(%s, "pod", "/", "pod_namespace", "pod_name"), "cgroup", "$1", "pod", "(.+/.+)")`, expr)
+}
+
+// byOwner sums up what has these labels and the same owner: that is the pod of a control group, else the control group.
+func byOwner(labels, expr string) string {
+	return "sum by (" + labels + ", cgroup) (" + withPod(expr, "cgroup") + ")"
+}
+
+// withService keeps the series whose destination_ip is the address of a service that kube-state-metrics knows, and adds
+// its namespace and name as the label service.
+func withService(expr string) string {
+	return "label_join(" + expr + ` * on (job, instance, destination_ip) group_left (service_namespace, service_name) instance_destination:ephemeral_port_kube_service_info:relabel, "service", "/", "service_namespace", "service_name")`
+}
+
 // failures returns how many connects failed during a time until now. A series starts at its current
 // count, and ends if none failed for 15 minutes. So it is one of these:
 //   - the difference from the last scrape before that time. A lost scrape adds nothing;

@@ -18,7 +18,7 @@ func udpRow() row {
 	return row{title: "UDP", collapsed: true, panels: []*panel{
 		newTable("Worst UDP ports",
 			"The 10 worst families of sockets by their utilization in the last minute. The ports of a family are one pool for all destinations together: at 100%, connect() and sendto() of new sockets fail. "+
-				"dual_stack: IPv6 sockets that may use IPv4 too, which is the default. Owner: the control group with most of these ports. Only network namespaces with more UDP sockets than 1% of the capacity.",
+				"dual_stack: IPv6 sockets that may use IPv4 too, which is the default. Owner: the control group with most of these ports, or its pod with kube-state-metrics. Only network namespaces with more UDP sockets than 1% of the capacity.",
 			7, []order{{"Used", true}},
 			column{field: "instance", title: "Host", properties: []property{links(toHost), width(200)}},
 			column{field: "netns", title: "Namespace", properties: []property{width(160)}},
@@ -28,13 +28,13 @@ func udpRow() row {
 			column{query: ofThese("ephemeral_port_udp_capacity_ports"), title: "Capacity", properties: []property{width(90)}},
 			column{query: ofThese("ephemeral_port_udp_sockets"), title: "Sockets", properties: []property{width(90)}},
 			column{field: "cgroup", title: "Owner"},
-			column{query: "topk by (" + pool + ") (1, sum by (" + pool + ", cgroup) (" + of("ephemeral_port_udp_owner_ports") + " and on (" + pool + ") " + worst + "))"},
+			column{query: "topk by (" + pool + ") (1, " + byOwner(pool, of("ephemeral_port_udp_owner_ports")+" and on ("+pool+") "+worst) + ")"},
 		).noValue("No UDP ports reported").emptyCells("–"),
 		newGraph("UDP ports in use", "Utilization by the family of a new socket: the 10 worst. The dashed lines are the thresholds of the alerts.", ratio, 12, usedUDP...).
 			query(top(10, utilization), "{{instance}}: {{family}}, {{netns}}").named().
 			noValue("No UDP ports reported"),
 		newGraph("Owners of UDP ports", "Ports by the control group that opened the sockets, as a share of the capacity: the 10 with most. A line that only rises is a leak.", ratio, 12).
-			query(top(10, of("ephemeral_port_udp_owner_ports", `family="dual_stack"`))+" / on (job, instance, netns) group_left () "+of("ephemeral_port_udp_capacity_ports"), "{{instance}}: {{cgroup}}, {{netns}}").named().
+			query(byOwner(pool, top(10, of("ephemeral_port_udp_owner_ports", `family="dual_stack"`)))+" / on (job, instance, netns) group_left () "+of("ephemeral_port_udp_capacity_ports"), "{{instance}}: {{cgroup}}, {{netns}}").named().
 			noValue("No UDP ports reported"),
 	}}
 }

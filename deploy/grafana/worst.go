@@ -14,21 +14,22 @@ func worstRow() row {
 	// Connections in TIME_WAIT have no owner: of a destination that has nothing else, it is the last one seen, or the one
 	// whose connects fail.
 	owner := func(metric string) string {
-		return "topk by (" + pool + ") (1, sum by (" + pool + ", cgroup) (max_over_time(" + of(metric, `cgroup!=""`) + "[5m]) and on (" + pool + ") " + worst + "))"
+		return "topk by (" + pool + ") (1, sum by (" + pool + ", cgroup) (" + podAsOwner("max_over_time("+of(metric, `cgroup!=""`)+"[5m])") + " and on (" + pool + ") " + worst + "))"
 	}
-	owners := "(" + owner("ephemeral_port_destination_owner_ports") + ") or on (" + pool + ") (" + owner("ephemeral_port_connect_failures_total") + ")"
+	owners := "(" + owner("destination_owner:ephemeral_port_worst_owner_ports:relabel") + ") or on (" + pool + ") (" + owner("destination_owner:ephemeral_port_worst_connect_failures_total:relabel") + ")"
 	leak := colored(limit{0.2, "red"})
 	return row{title: "Worst destinations", panels: []*panel{
 		newTable("Worst destinations",
 			"The 20 destinations with the highest utilization in the last minute. Open to Reusable: ports in these states, as a share of the capacity. Open: in any state but TIME_WAIT, so also in CLOSE_WAIT and SYN_SENT. "+
 				"Reusable: in TIME_WAIT, and connect() may take them over. Load: closes per second, as a share of the rate at which the ports run out. "+
-				"Full in: forecast at the present rate of closes, which does not know of connections that stay open. Failed: connects in the last 5 minutes. Owner: the control group with most open connections in the last 5 minutes, else with most failed connects. "+
+				"Full in: forecast at the present rate of closes, which does not know of connections that stay open. Failed: connects in the last 5 minutes. Owner: the control group with most open connections in the last 5 minutes, else with most failed connects. With kube-state-metrics, it is the pod, and Service is the service of Kubernetes that has the address. "+
 				"Timestamps: whether the peer uses them, without which tcp_tw_reuse has no effect. A destination leads to the status page of its host.",
 			11, []order{{"Used", true}},
 			column{field: "instance", title: "Host", properties: []property{links(toHost), width(140)}},
 			column{field: "netns", title: "Namespace", properties: []property{width(98)}},
 			column{field: "source_ip", title: "Source", properties: []property{width(100)}},
 			column{field: "destination", title: "Destination", properties: []property{links(toStatus), width(150)}},
+			column{field: "service", title: "Service", properties: []property{width(130)}},
 			column{query: withDestination(worst), title: "Used", properties: usedBar(115, used...)},
 			column{query: by(of("destination:ephemeral_port_open:ratio")), title: "Open", properties: []property{unit(ratio), decimals(0), width(60)}},
 			column{query: share(in("close_wait")), title: "CLOSE_WAIT", properties: []property{unit(ratio), decimals(0), width(105), leak, cell("color-text")}},
@@ -50,6 +51,7 @@ func worstRow() row {
 				width(100), valueText(map[string]string{"0": "no", "1": "yes"}),
 			}},
 			column{field: "cgroup", title: "Owner"},
-			column{query: withDestination(owners)}),
+			column{query: withDestination(owners)},
+			column{query: "sum by (" + pool + ", destination, service) (" + withDestination(withService("(0 * "+worst+")")) + ")"}),
 	}}
 }

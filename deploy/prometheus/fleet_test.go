@@ -16,6 +16,7 @@ import (
 
 // A rulesTest is one test of "promtool test rules".
 type rulesTest struct {
+	Name     string `yaml:",omitempty"`
 	Interval string
 	Series   []inputSeries `yaml:"input_series"`
 	Exprs    []exprTest    `yaml:"promql_expr_test"`
