@@ -31,6 +31,7 @@ type descs struct {
 	netnsInfo, namespaces, discoveryFailures *prometheus.Desc
 
 	connectFailures, connectFailuresUnattributed, connectFailuresExpired *prometheus.Desc
+	closes, closesUnattributed, closesExpired                            *prometheus.Desc
 	traceTable, traceMissed, traceSuccess                                *prometheus.Desc
 	bindFailures, bindFailuresUnattributed, bindFailuresExpired          *prometheus.Desc
 
@@ -181,13 +182,13 @@ func newDescs() descs {
 			"Such calls that were counted in series of ephemeral_port_connect_failures_total that have ended. It rises when a series ends, not when a call fails. Only with --trace.",
 			nil, nil),
 		traceTable: prometheus.NewDesc("ephemeral_port_trace_table_utilization_ratio",
-			"Part of the eBPF programs' table of pools with failed connects and binds that is in use. If it is 1, failures in further pools are unattributed. Only with --trace.",
-			nil, nil),
+			"Part of a table of the eBPF programs that is in use: that of pools with failed connects and binds, or that of pools with closes. If it is 1, events in further pools are unattributed. Only with --trace.",
+			[]string{"table"}, nil),
 		traceMissed: prometheus.NewDesc("ephemeral_port_trace_missed_runs_total",
-			"Changes of state of sockets, and binds, that the eBPF programs did not see, because another one was in progress on the CPU (recursion_misses). Few of them are failures, which are not counted then. Absent on kernels before 6.7. Only with --trace.",
+			"Changes of state of sockets, and binds, that the eBPF programs did not see, because another one was in progress on the CPU (recursion_misses). Few of them are failures or closes, which are not counted then. Absent on kernels before 6.7. Only with --trace.",
 			nil, nil),
 		traceSuccess: prometheus.NewDesc("ephemeral_port_trace_collect_success",
-			"1 if this scrape could read the counts of failed connects and binds. If it is 0, they are absent. Only with --trace.",
+			"1 if this scrape could read the counts of failed connects and binds, and of closes. If it is 0, they are absent. Only with --trace.",
 			nil, nil),
 
 		bindFailures: prometheus.NewDesc("ephemeral_port_bind_failures_total",
@@ -198,6 +199,16 @@ func newDescs() descs {
 			nil, nil),
 		bindFailuresExpired: prometheus.NewDesc("ephemeral_port_bind_failures_expired_total",
 			"Such calls that were counted in series of ephemeral_port_bind_failures_total that have ended. It rises when a series ends, not when a call fails. Only with --trace. Absent on kernels that cannot tell.",
+			nil, nil),
+
+		closes: prometheus.NewDesc("ephemeral_port_destination_closes_total",
+			"Connections that this host closed first, on a port of the range, so that the port waits in TIME_WAIT, by network namespace, addresses, and control group of the process that closed: by close(), shutdown() or its end. Of destinations that have series; a series ends after 15 minutes without closes. Only with --trace. Absent on kernels that cannot tell.",
+			destinationOwner, nil),
+		closesUnattributed: prometheus.NewDesc("ephemeral_port_destination_closes_unattributed_total",
+			"Such connections that were not counted in a series of ephemeral_port_destination_closes_total: those of destinations that have no series, or of too many pools. Only with --trace. Absent on kernels that cannot tell.",
+			nil, nil),
+		closesExpired: prometheus.NewDesc("ephemeral_port_destination_closes_expired_total",
+			"Such connections that were counted in series of ephemeral_port_destination_closes_total that have ended. It rises when a series ends, not when a connection is closed. Only with --trace. Absent on kernels that cannot tell.",
 			nil, nil),
 
 		nat: newNATDescs(),
@@ -220,6 +231,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.connectFailures, d.connectFailuresUnattributed, d.connectFailuresExpired,
 		d.traceTable, d.traceMissed, d.traceSuccess,
 		d.bindFailures, d.bindFailuresUnattributed, d.bindFailuresExpired,
+		d.closes, d.closesUnattributed, d.closesExpired,
 	} {
 		ch <- desc
 	}
@@ -395,8 +407,7 @@ func (d *descs) sendOutcomes(ch chan<- prometheus.Metric, namespaces []scan.Name
 	}
 }
 
-// sendTrace sends the counts of failed connects and binds. If they could not be read, it sends only
-// that.
+// sendTrace sends what is counted as it happens. If that could not be read, it sends only that.
 func (d *descs) sendTrace(ch chan<- prometheus.Metric, f scan.Trace) {
 	if f.Err != nil {
 		ch <- prometheus.MustNewConstMetric(d.traceSuccess, prometheus.GaugeValue, 0)
@@ -410,17 +421,37 @@ func (d *descs) sendTrace(ch chan<- prometheus.Metric, f scan.Trace) {
 	}
 	ch <- prometheus.MustNewConstMetric(d.connectFailuresUnattributed, prometheus.CounterValue, float64(f.Unattributed))
 	ch <- prometheus.MustNewConstMetric(d.connectFailuresExpired, prometheus.CounterValue, float64(f.Expired))
-	ch <- prometheus.MustNewConstMetric(d.traceTable, prometheus.GaugeValue, f.TableUtilization)
+	ch <- prometheus.MustNewConstMetric(d.traceTable, prometheus.GaugeValue, f.TableUtilization, "failures")
 	if f.MissedRunsKnown {
 		ch <- prometheus.MustNewConstMetric(d.traceMissed, prometheus.CounterValue, float64(f.MissedRuns))
 	}
-	if !f.BindsCounted {
-		return
+	if f.BindsCounted {
+		d.sendBindFailures(ch, f)
 	}
+	if f.ClosesCounted {
+		d.sendCloses(ch, f)
+	}
+}
+
+func (d *descs) sendBindFailures(ch chan<- prometheus.Metric, f scan.Trace) {
 	for _, b := range f.Binds {
 		ch <- prometheus.MustNewConstMetric(d.bindFailures, prometheus.CounterValue, float64(b.Failures),
 			b.Netns, b.Protocol(), b.Source.String(), b.Cgroup.Path, b.Cgroup.PodUID, b.Cgroup.ContainerID)
 	}
 	ch <- prometheus.MustNewConstMetric(d.bindFailuresUnattributed, prometheus.CounterValue, float64(f.BindsUnattributed))
 	ch <- prometheus.MustNewConstMetric(d.bindFailuresExpired, prometheus.CounterValue, float64(f.BindsExpired))
+}
+
+func (d *descs) sendCloses(ch chan<- prometheus.Metric, f scan.Trace) {
+	for _, p := range f.Closes {
+		if p.Closes == 0 {
+			continue // it has no series
+		}
+		ch <- prometheus.MustNewConstMetric(d.closes, prometheus.CounterValue, float64(p.Closes),
+			p.Netns, p.Source.String(), p.Destination.Addr().String(), strconv.Itoa(int(p.Destination.Port())),
+			p.Cgroup.Path, p.Cgroup.PodUID, p.Cgroup.ContainerID)
+	}
+	ch <- prometheus.MustNewConstMetric(d.closesUnattributed, prometheus.CounterValue, float64(f.ClosesUnattributed))
+	ch <- prometheus.MustNewConstMetric(d.closesExpired, prometheus.CounterValue, float64(f.ClosesExpired))
+	ch <- prometheus.MustNewConstMetric(d.traceTable, prometheus.GaugeValue, f.ClosesTableUtilization, "closes")
 }

@@ -129,6 +129,16 @@ func TestMetrics(t *testing.T) {
 				{Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/apache2.service"}, Source: netip.MustParseAddr("198.51.100.1"), Failures: 40},
 				{Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/unbound.service"}, Source: netip.MustParseAddr("::"), UDP: true, Failures: 8},
 			},
+			ClosesCounted: true, ClosesUnattributed: 25, ClosesExpired: 1000, ClosesTableUtilization: 0.125, Closes: []scan.ClosedPool{
+				{
+					Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/job.service"},
+					Source: netip.MustParseAddr("198.51.100.1"), Destination: netip.MustParseAddrPort("10.0.0.2:443"), Closes: 12000, Recent: 5700,
+				},
+				{ // without a series
+					Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/job.service"},
+					Source: netip.MustParseAddr("198.51.100.1"), Destination: netip.MustParseAddrPort("10.0.0.3:443"), Recent: 2,
+				},
+			},
 		},
 	}))
 	const golden = "testdata/metrics.prom"
@@ -160,7 +170,7 @@ func TestMetricsFailure(t *testing.T) {
 	want := `# HELP ephemeral_port_collect_success 1 if this scrape could read the network namespace. If it is 0, the other metrics of the namespace are absent, except ephemeral_port_netns_info and those of UDP and connection tracking.
 # TYPE ephemeral_port_collect_success gauge
 ephemeral_port_collect_success{netns="self"} 0
-# HELP ephemeral_port_trace_collect_success 1 if this scrape could read the counts of failed connects and binds. If it is 0, they are absent. Only with --trace.
+# HELP ephemeral_port_trace_collect_success 1 if this scrape could read the counts of failed connects and binds, and of closes. If it is 0, they are absent. Only with --trace.
 # TYPE ephemeral_port_trace_collect_success gauge
 ephemeral_port_trace_collect_success 0
 # HELP ephemeral_port_udp_collect_success 1 if this scrape could read the UDP sockets of the network namespace, or found too few to read. If it is 0, the metrics of UDP are absent. It is absent itself if the kernel cannot list UDP sockets.
@@ -271,8 +281,9 @@ func TestMetricsBound(t *testing.T) {
 		s.Namespaces = append(s.Namespaces, scan.Namespace{Name: fmt.Sprint("idle", i), Inode: uint64(1000 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, TimeWait: scan.TimeWait{Result: scan.Result{Outcome: scan.Idle}, Sockets: 1}})
 	}
 	s.Cgroups = map[uint64]cgroup.Group{1: {Path: "/"}, 2: {Path: "/a"}, 3: {Path: "/b"}}
-	s.Trace = &scan.Trace{MissedRunsKnown: true, BindsCounted: true} // binds share the limit with connects
+	s.Trace = &scan.Trace{MissedRunsKnown: true, BindsCounted: true, ClosesCounted: true} // binds share the limit with connects
 	for i := range limit {
+		s.Trace.Closes = append(s.Trace.Closes, scan.ClosedPool{Source: address(0).Addr(), Destination: address(i), Closes: 1})
 		s.Trace.Pools = append(s.Trace.Pools, scan.FailedPool{Source: address(0).Addr(), Destination: address(i)})
 	}
 
@@ -280,7 +291,7 @@ func TestMetricsBound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := regexp.MustCompile(`series = (\d+) × max\(limit, collected\) \+ limit \+ (\d+) × collected \+ (\d+) × idle \+ (\d+)\n`).FindSubmatch(b)
+	m := regexp.MustCompile(`series = (\d+) × max\(limit, collected\) \+ 2 × limit \+ (\d+) × collected \+ (\d+) × idle \+ (\d+)\n`).FindSubmatch(b)
 	if m == nil {
 		t.Fatal("no formula in metrics.md")
 	}
@@ -290,7 +301,7 @@ func TestMetricsBound(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := factors[0]*max(limit, collected) + limit + factors[1]*collected + factors[2]*idle + factors[3]
+	want := factors[0]*max(limit, collected) + 2*limit + factors[1]*collected + factors[2]*idle + factors[3]
 	if got := strings.Count(samples(t, s), "\n"); got != want {
 		t.Errorf("%d series, metrics.md says %s = %d", got, m[0], want)
 	}

@@ -211,7 +211,7 @@ func TestTraceFair(t *testing.T) {
 	if got := sample(t, metrics, series+" "); got != n || !strings.Contains(series, `destination_port="7104",netns="`+victimNetns+`",pod_uid="`) {
 		t.Errorf("%v failures in %s, want %d", got, series, n)
 	}
-	if got := sample(t, metrics, "ephemeral_port_trace_table_utilization_ratio "); got <= 0 || got > 0.5 {
+	if got := sample(t, metrics, `ephemeral_port_trace_table_utilization_ratio{table="failures"} `); got <= 0 || got > 0.5 {
 		t.Errorf("the table is used by %v, want at most a half", got)
 	}
 	if flooded.Load() == before {

@@ -41,7 +41,7 @@ type Config struct {
 	// kernel, if the process has CAP_SYS_ADMIN when New is called.
 	Trials bool
 
-	Trace bool // count connects that fail because no port is free
+	Trace bool // count connects and binds that fail because no port is free, and connections that this host closes first
 
 	SNAT      bool             // count the ports of source NAT
 	SNATPorts []pool.PortRange // that its rules choose from

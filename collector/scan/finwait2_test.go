@@ -105,7 +105,7 @@ func TestFinWait2TrialFailures(t *testing.T) {
 	if _, err := startFinWait2Trial("/proc").result(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	counts, _, err := probe.Counts(time.Now())
+	counts, _, err := probe.Failures.Counts(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,13 +60,13 @@ func (s *Scanner) logFailures(snapshot Snapshot, discovery []discoveryFailure) {
 	s.logged = logged
 
 	if f := snapshot.Trace; f != nil && f.Err != nil {
-		s.cfg.Logger.Error("Connect failures cannot be read", "err", f.Err)
+		s.cfg.Logger.Error("What is traced cannot be read", "err", f.Err)
 	}
 	if f := snapshot.Trace; f != nil && f.ReclaimErr != nil {
-		s.cfg.Logger.Error("The table of connect failures fills up, because slots cannot be freed", "err", f.ReclaimErr)
+		s.cfg.Logger.Error("The tables of what is traced fill up, because slots cannot be freed", "err", f.ReclaimErr)
 	}
 	if f := snapshot.Trace; f != nil && f.MissedRunsErr != nil {
-		s.cfg.Logger.Warn("It is not known whether the kernel skips counts of connect failures", "err", f.MissedRunsErr)
+		s.cfg.Logger.Warn("It is not known whether the kernel skips counts of what is traced", "err", f.MissedRunsErr)
 	}
 }
 

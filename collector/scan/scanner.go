@@ -59,7 +59,7 @@ type Scanner struct {
 }
 
 // New returns a Scanner. The error names the capabilities that cfg needs and the process does not
-// have. If cfg.Trace is set, failed connects are counted from now on until the process
+// have. If cfg.Trace is set, events are counted from now on until the process
 // ends.
 func New(cfg Config) (*Scanner, error) {
 	if err := checkCapabilities(cfg.Scope); err != nil {
@@ -93,19 +93,22 @@ func New(cfg Config) (*Scanner, error) {
 			return nil, fmt.Errorf("--trace cannot count: %w", err)
 		}
 		if probe.NoNamespaces != nil {
-			cfg.Logger.Warn("Failed connects are counted without their network namespace", "err", probe.NoNamespaces)
+			cfg.Logger.Warn("Failed connects and closes are counted without their network namespace", "err", probe.NoNamespaces)
 		}
 		if probe.NoAncestors != nil {
-			cfg.Logger.Warn("Each control group has a share of its own of the failed connects, also one inside of another", "err", probe.NoAncestors)
+			cfg.Logger.Warn("Each control group has a share of its own of what is counted, also one inside of another", "err", probe.NoAncestors)
 		}
 		if probe.NoBinds != nil {
-			cfg.Logger.Info("Failed binds are not counted, only failed connects", "err", probe.NoBinds)
+			cfg.Logger.Info("Failed binds are not counted", "err", probe.NoBinds)
+		}
+		if probe.NoCloses != nil {
+			cfg.Logger.Info("Closes are not counted", "err", probe.NoCloses)
 		}
 		self, err := netns.Cookie()
 		if err != nil {
 			return nil, fmt.Errorf("--trace cannot count: %w", err)
 		}
-		s.tracer = newTracer(probe, probe.NoBinds == nil, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) }, s.cgroups)
+		s.tracer = newTracer(probe, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) }, s.cgroups)
 	}
 	return s, nil
 }
@@ -251,7 +254,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	s.keepLearned(snapshot.Namespaces)
 	s.findCgroups(&snapshot, deadline)
 	if s.tracer != nil {
-		counted := s.tracer.collect(time.Now(), deadline)
+		counted := s.tracer.collect(snapshot.Namespaces, time.Now(), deadline)
 		snapshot.Trace = &counted
 	}
 	snapshot.Time = time.Now()

@@ -194,8 +194,9 @@ func (s Snapshot) Resolve(of []pool.Owner) []Owner {
 	return owners
 }
 
-// Trace are the connects, and the binds, that failed because no port was free, in all network
-// namespaces of the host, since New. Each connect is in one of Pools, Unattributed and Expired.
+// A Trace is what the kernel tells as it happens, in all network namespaces of the host, since New: the connects, and the
+// binds, that failed because no port was free, and the connections that this host closed first. Each connect is in one of
+// Pools, Unattributed and Expired.
 type Trace struct {
 	Err          error // set if they could not be read: then the other fields are not known
 	Pools        []FailedPool
@@ -207,13 +208,23 @@ type Trace struct {
 	Binds                           []FailedBind
 	BindsUnattributed, BindsExpired uint64
 
+	// The same of closes, if the kernel can tell. They have limits of their own.
+	ClosesCounted                     bool
+	Closes                            []ClosedPool
+	ClosesUnattributed, ClosesExpired uint64
+
+	// Window is how long before now Recent of each pool begins: at the latest scan that was a minute ago, or at the
+	// start of the exporter.
+	Window time.Duration
+
 	CgroupsErr error // set if some control groups have no path because the search was not complete
 
-	TableUtilization float64 // of the kernel's table of pools; 1: further pools are unattributed
-	ReclaimErr       error   // set if slots of that table could not be freed
-	MissedRuns       uint64  // how often the kernel skipped the program that counts; never falls
-	MissedRunsKnown  bool    // false before Linux 6.7, and with MissedRunsErr
-	MissedRunsErr    error   // set if they could not be read
+	TableUtilization       float64 // of the kernel's table of pools; 1: further pools are unattributed
+	ClosesTableUtilization float64 // of the table of pools with closes
+	ReclaimErr             error   // set if slots of these tables could not be freed
+	MissedRuns             uint64  // how often the kernel skipped a program that counts; never falls
+	MissedRunsKnown        bool    // false before Linux 6.7, and with MissedRunsErr
+	MissedRunsErr          error   // set if they could not be read
 }
 
 // A FailedBind is an address whose binds to any port failed because none was free, by control group. It is listed like a
@@ -224,6 +235,7 @@ type FailedBind struct {
 	Source   netip.Addr   // without a zone; unspecified if the caller named none
 	UDP      bool         // else of TCP
 	Failures uint64       // while it is listed; never falls
+	Last     Process
 }
 
 // Protocol returns the name that all formats use.
@@ -242,4 +254,25 @@ type FailedPool struct {
 	Source      netip.Addr     // without a zone
 	Destination netip.AddrPort // without a zone
 	Failures    uint64         // while it is listed; never falls
+	Recent      uint64         // those within Trace.Window
+	Last        Process
+}
+
+// A ClosedPool is a pool in which a control group closed connections first, so that they wait here in TIME_WAIT.
+// It is listed from the first scan on that has the pool as a destination, until it had no closes for 15 minutes, or until others need
+// its place. A pool that has no series is listed while it has recent closes.
+type ClosedPool struct {
+	Netns       string         // as of FailedPool
+	Cgroup      cgroup.Group   // of the process that closed; if that had ended, of the one that made the socket
+	Source      netip.Addr     // without a zone
+	Destination netip.AddrPort // without a zone
+	Closes      uint64         // since it has series; never falls. It is 0 for a pool without series, whose closes are unattributed.
+	Recent      uint64         // those within Trace.Window, from when on it is listed
+	Last        Process
+}
+
+// A Process is the last one of a control group that did something to a pool. It is zero if not known.
+type Process struct {
+	Command string // see proc_pid_comm(5)
+	PID     int    // in the initial PID namespace
 }

@@ -48,12 +48,24 @@ func (f *fakeProbe) fail(tenant, group uint64, n byte, failures uint64) {
 		Source:      netip.MustParseAddr("198.51.100.1"),
 		Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 443),
 		Namespace:   tenant, Cgroup: group, Ancestor: group % 10, Tenant: tenant,
-		Failures: failures,
+		Events: failures,
 	})
 }
 
 func newFakeFailures(f *fakeProbe, most int) *tracer {
-	return newTracer(f, true, most, func(cookie uint64) string { return fmt.Sprint("ns", cookie) }, nil)
+	return newFakeTracer(f, nil, most, func(cookie uint64) string { return fmt.Sprint("ns", cookie) }, nil)
+}
+
+// newFakeTracer returns a tracer that began to count at the zero time. It counts no closes if they are nil.
+func newFakeTracer(failures, closes *fakeProbe, most int, netns func(cookie uint64) string, cgroups *cgroup.Groups) *tracer {
+	t := &tracer{
+		failures: newTracedList(failures, most, 0), countsBinds: true, missedRuns: failures.MissedRuns,
+		netns: netns, cgroups: cgroups, periods: periods{begins: []time.Time{{}}},
+	}
+	if closes != nil {
+		t.closes = newTracedList(closes, most, mostShown)
+	}
+	return t
 }
 
 // listed returns the pools in the form "netns/cgroup:N=failures", sorted.
@@ -162,7 +174,7 @@ func TestTrace(t *testing.T) {
 					f.fail(fail.tenant, fail.group, fail.destination, fail.failures)
 					all += fail.failures
 				}
-				got := c.collect(now, now)
+				got := c.collect(nil, now, now)
 				if listed(got) != s.listed || got.Unattributed != s.others || got.Expired != s.expired {
 					t.Errorf("scan %d: got %s, unattributed %d, expired %d, want %s, %d, %d",
 						i, listed(got), got.Unattributed, got.Expired, s.listed, s.others, s.expired)
@@ -179,7 +191,7 @@ func TestTrace(t *testing.T) {
 func TestBindFailures(t *testing.T) {
 	var f fakeProbe
 	bind := func(call trace.Call, source string, failures uint64) {
-		f.counts = append(f.counts, trace.Count{Call: call, Source: netip.MustParseAddr(source), Namespace: 1, Tenant: 1, Failures: failures})
+		f.counts = append(f.counts, trace.Count{Call: call, Source: netip.MustParseAddr(source), Namespace: 1, Tenant: 1, Events: failures})
 	}
 	c := newFakeFailures(&f, 3)
 	now := time.Now()
@@ -196,7 +208,7 @@ func TestBindFailures(t *testing.T) {
 		slices.Sort(all)
 		return strings.Join(all, ", ")
 	}
-	got := c.collect(now, now)
+	got := c.collect(nil, now, now)
 	if want := "ns1 tcp 198.51.100.1=8, ns1 udp 198.51.100.1=7"; binds(got) != want || listed(got) != "ns1/:1=10" {
 		t.Errorf("connects %s, binds %s", listed(got), binds(got))
 	}
@@ -205,9 +217,9 @@ func TestBindFailures(t *testing.T) {
 	}
 	now = now.Add(14 * time.Minute)
 	bind(trace.BindUDP, "198.51.100.1", 1)
-	c.collect(now, now)
+	c.collect(nil, now, now)
 	now = now.Add(time.Minute)
-	if got = c.collect(now, now); binds(got) != "ns1 udp 198.51.100.1=8" || got.Expired != 10 || got.BindsExpired != 8 {
+	if got = c.collect(nil, now, now); binds(got) != "ns1 udp 198.51.100.1=8" || got.Expired != 10 || got.BindsExpired != 8 {
 		t.Errorf("after 15 minutes: binds %s, %+v", binds(got), got)
 	}
 }
@@ -228,7 +240,7 @@ func TestTraceManyTenants(t *testing.T) {
 			f.fail(1, 0, 1, 1)
 		}
 		now = now.Add(time.Second)
-		got := c.collect(now, now)
+		got := c.collect(nil, now, now)
 		if len(got.Pools) != most {
 			t.Fatalf("scan %d: %d pools, want %d", scan, len(got.Pools), most)
 		}
@@ -248,7 +260,7 @@ func TestTraceUnread(t *testing.T) {
 		err   error
 		log   string
 	}{
-		{"counts", fakeProbe{err: unread}, unread, "Connect failures cannot be read"},
+		{"counts", fakeProbe{err: unread}, unread, "What is traced cannot be read"},
 		{"missed runs", fakeProbe{missedErr: unread}, nil, "not known whether the kernel skips"},
 		{"slots", fakeProbe{reclaimErr: unread}, nil, "slots cannot be freed"},
 	}
@@ -304,7 +316,7 @@ func TestTraceLateLabels(t *testing.T) {
 	const known = "blue"
 	netns := cookieLabel(7)
 	var f fakeProbe
-	c := newTracer(&f, false, 10, func(uint64) string { return netns }, groups)
+	c := newFakeTracer(&f, nil, 10, func(uint64) string { return netns }, groups)
 	now, all := time.Now(), uint64(0)
 	scan := func(name string, id, failures uint64, in time.Duration, want ...string) {
 		t.Helper()
@@ -314,7 +326,7 @@ func TestTraceLateLabels(t *testing.T) {
 			all += failures
 		}
 		now = now.Add(time.Minute)
-		got := c.collect(now, time.Now().Add(in))
+		got := c.collect(nil, now, time.Now().Add(in))
 		var pools []string
 		for _, p := range got.Pools {
 			pools = append(pools, fmt.Sprintf("%s %s %d", p.Netns, strings.TrimPrefix(p.Cgroup.Path, tree.root), p.Failures))
@@ -356,7 +368,7 @@ type poolFailures map[netip.AddrPort]map[netip.Addr]uint64
 // of returns the failures of a client's pool.
 func (f poolFailures) of(t *testing.T, probe *trace.Probe, c oracleClient) uint64 {
 	t.Helper()
-	counts, _, err := probe.Counts(time.Now())
+	counts, _, err := probe.Failures.Counts(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +376,7 @@ func (f poolFailures) of(t *testing.T, probe *trace.Probe, c oracleClient) uint6
 		if f[n.Destination] == nil {
 			f[n.Destination] = map[netip.Addr]uint64{}
 		}
-		f[n.Destination][n.Source] += n.Failures
+		f[n.Destination][n.Source] += n.Events
 	}
 	return f[c.Destination][c.source]
 }

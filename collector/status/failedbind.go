@@ -78,8 +78,12 @@ type documentFailedBind struct {
 	Protocol    string `json:"protocol"`
 	Source      string `json:"source_ip"`
 	Failures    uint64 `json:"failures"`
+	Command     string `json:"command,omitempty"`
+	PID         int    `json:"pid,omitempty"`
 }
 
 func newDocumentFailedBind(b *scan.FailedBind) documentFailedBind {
-	return documentFailedBind{b.Netns, b.Cgroup.Path, b.Cgroup.PodUID, b.Cgroup.ContainerID, b.Protocol(), b.Source.String(), b.Failures}
+	return documentFailedBind{
+		b.Netns, b.Cgroup.Path, b.Cgroup.PodUID, b.Cgroup.ContainerID, b.Protocol(), b.Source.String(), b.Failures, b.Last.Command, b.Last.PID,
+	}
 }

@@ -133,10 +133,14 @@ type documentFailed struct {
 	Destination string `json:"destination_ip"`
 	Port        uint16 `json:"destination_port"`
 	Failures    uint64 `json:"failures"`
+	Recent      uint64 `json:"recent_failures"`
+	Command     string `json:"command,omitempty"`
+	PID         int    `json:"pid,omitempty"`
 }
 
 func newDocumentFailed(f *scan.FailedPool) documentFailed {
 	return documentFailed{
-		f.Netns, f.Cgroup.Path, f.Cgroup.PodUID, f.Cgroup.ContainerID, f.Source.String(), f.Destination.Addr().String(), f.Destination.Port(), f.Failures,
+		f.Netns, f.Cgroup.Path, f.Cgroup.PodUID, f.Cgroup.ContainerID, f.Source.String(), f.Destination.Addr().String(), f.Destination.Port(),
+		f.Failures, f.Recent, f.Last.Command, f.Last.PID,
 	}
 }

@@ -35,6 +35,10 @@ type document struct {
 	FailedBinds  []documentFailedBind  `json:"bind_failures,omitempty"`
 
 	UnattributedBinds *uint64 `json:"bind_failures_unattributed,omitempty"`
+
+	Closes             []documentClosed `json:"closes,omitempty"`
+	UnattributedCloses *uint64          `json:"closes_unattributed,omitempty"`
+	RecentSeconds      *float64         `json:"recent_seconds,omitempty"`
 }
 
 // writeJSON writes a document. It is ASCII: terminals show it as it is.
@@ -106,6 +110,8 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 	}
 	if f := s.Trace; f != nil && f.Err == nil {
 		d.Unattributed = &f.Unattributed
+		recent := f.Window.Seconds()
+		d.RecentSeconds = &recent
 		for i := range f.Pools {
 			if v.showsFailed(&f.Pools[i]) {
 				d.Failed = append(d.Failed, newDocumentFailed(&f.Pools[i]))
@@ -113,6 +119,14 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 		}
 		if f.BindsCounted {
 			d.UnattributedBinds = &f.BindsUnattributed
+		}
+		if f.ClosesCounted {
+			d.UnattributedCloses = &f.ClosesUnattributed
+		}
+		for i := range f.Closes {
+			if v.showsClosed(&f.Closes[i]) {
+				d.Closes = append(d.Closes, newDocumentClosed(&f.Closes[i]))
+			}
 		}
 		for _, b := range p.FailedBinds {
 			d.FailedBinds = append(d.FailedBinds, newDocumentFailedBind(b.scan))

@@ -111,10 +111,10 @@ func BenchmarkCounts(b *testing.B) {
 		}
 	}
 	for b.Loop() {
-		for i := range p.table.state {
-			p.table.state[i].failures-- // so that there is something to count
+		for i := range p.Failures.state {
+			p.Failures.state[i].events-- // so that there is something to count
 		}
-		if counts, _, err := p.Counts(time.Now()); err != nil || len(counts) != TableSize {
+		if counts, _, err := p.Failures.Counts(time.Now()); err != nil || len(counts) != TableSize {
 			b.Fatalf("%d pools, %v", len(counts), err)
 		}
 	}

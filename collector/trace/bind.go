@@ -34,7 +34,7 @@ func (b *bindPrograms) programs() []*ebpf.Program {
 // attach loads and attaches both programs, or none. They use the maps of the other objects.
 func (b *bindPrograms) attach(spec *ebpf.CollectionSpec, o *objects) error {
 	err := spec.LoadAndAssign(b, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
-		bpfMapFreeSlots: o.FreeSlots, bpfMapPools: o.Pools, bpfMapShares: o.Shares, bpfMapSlots: o.Slots,
+		bpfMapFailFree: o.FailFree, bpfMapFailPools: o.FailPools, bpfMapFailShares: o.FailShares, bpfMapFailSlots: o.FailSlots,
 	}})
 	if err != nil {
 		return noBinds(err)

@@ -87,7 +87,7 @@ func (c caller) open(t *testing.T) error {
 // binds returns how many binds of the test's namespace have failed since the last call.
 func binds(t *testing.T, p *counter) map[bindCount]uint64 {
 	t.Helper()
-	counts, _, err := p.Counts(time.Now())
+	counts, _, err := p.Failures.Counts(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func binds(t *testing.T, p *counter) map[bindCount]uint64 {
 		if c.Destination.IsValid() {
 			t.Errorf("a bind has a destination: %+v", c)
 		}
-		got[bindCount{c.Call, c.Source.String()}] += c.Failures
+		got[bindCount{c.Call, c.Source.String()}] += c.Events
 	}
 	return got
 }
@@ -209,14 +209,14 @@ func TestBindsAndConnects(t *testing.T) {
 					t.Fatalf("bind(): %v", err)
 				}
 			}
-			counts, rest, err := probe.Counts(time.Now())
+			counts, rest, err := probe.Failures.Counts(time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}
 			got := map[bindCount]uint64{}
 			for _, c := range counts {
 				if c.Call != Connect || c.Destination == client.Destination {
-					got[bindCount{c.Call, c.Source.String()}] += c.Failures
+					got[bindCount{c.Call, c.Source.String()}] += c.Events
 				}
 			}
 			want := map[bindCount]uint64{{Connect, "198.51.100.1"}: 5, {BindTCP, "198.51.100.1"}: 3}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
@@ -16,13 +15,15 @@ import (
 	"ephemeral_port_exporter/collector/internal/bpf"
 )
 
-// TableSize is the number of pools that a Probe counts separately.
+// TableSize is the number of pools that each Table of a Probe counts separately.
 const TableSize = 4096
 
 // A Probe counts from Attach until Close, or until the process ends, even if it is killed.
 type Probe struct {
+	Failures *Table // of connect() and bind() that found no port
+	Closes   *Table // of connections that this host closed first, on a port of the range
+
 	objects objects
-	table   *table
 	event   int // the perf event that the program is attached to, -1 before
 	binds   bindPrograms
 
@@ -36,18 +37,21 @@ type Probe struct {
 
 	// NoBinds says why failed binds are not counted. It is nil if they are.
 	NoBinds error
+
+	// NoCloses says why closes are not counted. It is nil if they are.
+	NoCloses error
 }
 
-// objects are the maps, and the programs that count connects.
+// objects are the maps, and the programs that need no functions of the kernel with trampolines.
 type objects struct {
 	bpfMaps
-	ConnectFail *ebpf.Program `ebpf:"connect_fail"`
-	Release     *ebpf.Program `ebpf:"release"`
-	Unlink      *ebpf.Program `ebpf:"unlink"`
+	SetState *ebpf.Program `ebpf:"set_state"`
+	Release  *ebpf.Program `ebpf:"release"`
+	Unlink   *ebpf.Program `ebpf:"unlink"`
 }
 
 func (o *objects) close() error {
-	return errors.Join(o.ConnectFail.Close(), o.Release.Close(), o.Unlink.Close(), o.Close()) // the last one closes the maps
+	return errors.Join(o.SetState.Close(), o.Release.Close(), o.Unlink.Close(), o.Close()) // the last one closes the maps
 }
 
 // Attach starts to count, on the whole host. It needs CAP_BPF and CAP_PERFMON, and BTF. It also needs
@@ -58,7 +62,7 @@ func (o *objects) close() error {
 // Once the program is attached, user space uses shared memory, or programs of its own that it runs
 // once (BPF_PROG_TEST_RUN), and no bpf(2) on maps. While bpf(2) reads or writes a value of a map, the
 // kernel skips tracing programs on that CPU (bpf_disable_instrumentation). If the caller is
-// preempted there (CONFIG_PREEMPT, preempt=full), failures of other processes are not counted.
+// preempted there (CONFIG_PREEMPT, preempt=full), what other processes do is not counted.
 func Attach() (*Probe, error) { return attach(TableSize) }
 
 // attach is Attach with a table of any size.
@@ -74,8 +78,8 @@ func attach(tableSize uint32) (*Probe, error) {
 		return nil, fmt.Errorf("trace: %w", err)
 	}
 	bpf.RaiseMemlock()
-	noNamespaces, noAncestors := checkNamespaces(), checkAncestors()
-	spec, err := newSpec(tableSize, noNamespaces == nil, noAncestors == nil)
+	noNamespaces, noAncestors, noCloses := checkNamespaces(), checkAncestors(), checkRange()
+	spec, err := newSpec(tableSize, noNamespaces == nil, noAncestors == nil, noCloses == nil)
 	if err != nil {
 		return nil, err
 	}
@@ -83,12 +87,12 @@ func attach(tableSize uint32) (*Probe, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.NoNamespaces, p.NoAncestors = noNamespaces, noAncestors
+	p.NoNamespaces, p.NoAncestors, p.NoCloses = noNamespaces, noAncestors, noCloses
 	if p.event, err = openEvent(id); err != nil {
 		p.Close()
 		return nil, explainEvent(err)
 	}
-	if err := unix.IoctlSetInt(p.event, unix.PERF_EVENT_IOC_SET_BPF, p.objects.ConnectFail.FD()); err != nil {
+	if err := unix.IoctlSetInt(p.event, unix.PERF_EVENT_IOC_SET_BPF, p.objects.SetState.FD()); err != nil {
 		p.Close()
 		return nil, explain(attaching, err)
 	}
@@ -119,8 +123,8 @@ func openEvent(id uint64) (fd int, err error) {
 	return fd, err
 }
 
-// newSpec returns the specification of the programs and maps, with a table of that size.
-func newSpec(tableSize uint32, namespaces, ancestors bool) (*ebpf.CollectionSpec, error) {
+// newSpec returns the specification of the programs and maps, with tables of that size.
+func newSpec(tableSize uint32, namespaces, ancestors, closes bool) (*ebpf.CollectionSpec, error) {
 	spec, err := loadBpf()
 	if err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
@@ -129,9 +133,12 @@ func newSpec(tableSize uint32, namespaces, ancestors bool) (*ebpf.CollectionSpec
 	if err := spec.Assign(&objects); err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
 	}
-	objects.Pools.MaxEntries, objects.FreeSlots.MaxEntries = tableSize, tableSize
-	objects.Slots.MaxEntries = tableSize + slotsOfRest
-	if err := errors.Join(objects.Rest.Set(tableSize), objects.Namespaces.Set(namespaces), objects.Ancestors.Set(ancestors)); err != nil {
+	for _, m := range []*ebpf.MapSpec{objects.FailPools, objects.FailFree, objects.ClosePools, objects.CloseFree} {
+		m.MaxEntries = tableSize
+	}
+	objects.FailSlots.MaxEntries, objects.CloseSlots.MaxEntries = tableSize+slotsOfRest, tableSize+slotsOfRest
+	if err := errors.Join(objects.FailRest.Set(tableSize), objects.CloseRest.Set(tableSize),
+		objects.Namespaces.Set(namespaces), objects.Ancestors.Set(ancestors), objects.Closes.Set(closes)); err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
 	}
 	return spec, nil
@@ -143,36 +150,33 @@ func newProbe(spec *ebpf.CollectionSpec) (*Probe, error) {
 	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
 		return nil, explain("load the BPF programs", err)
 	}
-	for i := range p.objects.FreeSlots.MaxEntries() {
-		if err := p.objects.FreeSlots.Put(nil, i); err != nil {
-			p.Close()
-			return nil, explain("fill a BPF map", err)
-		}
+	err := errors.Join(fill(p.objects.FailFree), fill(p.objects.CloseFree))
+	if err == nil {
+		p.Failures, err = newTable(false, p.objects.FailSlots, p.objects.FailShares, p.objects.Unlink, p.objects.Release)
 	}
-	var err error
-	if p.table, err = newTable(&p.objects); err != nil {
+	if err == nil {
+		p.Closes, err = newTable(true, p.objects.CloseSlots, p.objects.CloseShares, p.objects.Unlink, p.objects.Release)
+	}
+	if err != nil {
 		p.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-// Counts returns the failures since the last call, or since Attach: those of each pool that had
-// some, in no order, and those of all pools without a slot.
-func (p *Probe) Counts(now time.Time) (counts []Count, rest Rest, err error) {
-	return p.table.read(now)
+// fill makes all slots free.
+func fill(free *ebpf.Map) error {
+	for i := range free.MaxEntries() {
+		if err := free.Put(nil, i); err != nil {
+			return explain("fill a BPF map", err)
+		}
+	}
+	return nil
 }
-
-// Reclaim frees the slots of pools in which nothing failed for IdleTime, or whose tenants have
-// more than their share. It is to be called after Counts. No failure is lost or counted twice.
-func (p *Probe) Reclaim(now time.Time) error { return p.table.reclaim(now) }
-
-// Utilization is the part of the slots that is not free, as of the last call of Counts or Reclaim.
-func (p *Probe) Utilization() float64 { return p.table.utilization() }
 
 // MissedRuns returns how often the kernel did not run a program because another BPF program, or a
 // call of bpf(2), was in progress on that CPU (recursion_misses). Each of these is a change of
-// state of a socket, or a bind, and few are failures. ok is false before Linux 6.7, which does not count them.
+// state of a socket, or a bind, of which few are counted. ok is false before Linux 6.7, which does not count them.
 func (p *Probe) MissedRuns() (n uint64, ok bool, err error) {
 	version, err := features.LinuxVersionCode()
 	if err != nil {
@@ -181,7 +185,7 @@ func (p *Probe) MissedRuns() (n uint64, ok bool, err error) {
 	if version < 6<<16|7<<8 {
 		return 0, false, nil
 	}
-	for _, program := range append(p.binds.programs(), p.objects.ConnectFail) {
+	for _, program := range append(p.binds.programs(), p.objects.SetState) {
 		stats, err := program.Stats()
 		if err != nil {
 			return 0, false, explain("read the statistics of a BPF program", err)

@@ -49,13 +49,18 @@ func attachProbe(t *testing.T) *counter {
 	return newCounter(p)
 }
 
-// unlimited lets each tenant have the whole table.
+// unlimited lets each tenant have the whole table of failures.
 func unlimited(tb testing.TB, p *Probe) {
+	tb.Helper()
+	unlimitedTable(tb, p.Failures)
+}
+
+func unlimitedTable(tb testing.TB, table *Table) {
 	tb.Helper()
 	var share [shareSize]byte
 	binary.NativeEndian.PutUint32(share[limitTenant:], 1<<20)
 	binary.NativeEndian.PutUint32(share[limitAncestor:], 1<<20)
-	if _, err := p.table.shares.WriteAt(share[:], limitsAt*shareSize); err != nil {
+	if _, err := table.shares.WriteAt(share[:], limitsAt*shareSize); err != nil {
 		tb.Fatal(err)
 	}
 }
@@ -73,18 +78,18 @@ func poolOf(source, destination string) pool {
 // failures returns what connects a Probe has counted so far.
 func failures(t *testing.T, p *counter) (pools map[pool]uint64, rest uint64) {
 	t.Helper()
-	counts, more, err := p.Counts(time.Now())
+	counts, more, err := p.Failures.Counts(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.last = counts
 	p.rest += more.Connects
 	for _, c := range counts {
-		if c.Failures == 0 {
+		if c.Events == 0 {
 			t.Errorf("no failure in %+v", c)
 		}
 		if c.Call == Connect {
-			p.pools[pool{c.Source, c.Destination}] += c.Failures
+			p.pools[pool{c.Source, c.Destination}] += c.Events
 		}
 	}
 	return gomaps.Clone(p.pools), p.rest
@@ -567,11 +572,11 @@ func TestFirstFailures(t *testing.T) {
 		t.Errorf("%d of %d pools do not have one failure of each thread, %d failures are without pool", wrong, destinations, rest)
 	}
 	free := 0
-	for slot := uint32(0); p.objects.FreeSlots.LookupAndDelete(nil, &slot) == nil; {
+	for slot := uint32(0); p.objects.FailFree.LookupAndDelete(nil, &slot) == nil; {
 		free++
 	}
 	failures(t, p) // no test of another package can take a slot now
-	taken := int(p.Utilization() * TableSize)
+	taken := int(p.Failures.Utilization() * TableSize)
 	if free+taken != TableSize {
 		t.Errorf("%d slots are free and %d have a pool, want %d in all", free, taken, TableSize)
 	}
@@ -610,7 +615,7 @@ func TestClose(t *testing.T) {
 		if got, _ := failures(t, newCounter(p)); got[of] != 1 {
 			t.Errorf("counted %d failures, want 1", got[of])
 		}
-		info, err := p.objects.ConnectFail.Info()
+		info, err := p.objects.SetState.Info()
 		if err != nil {
 			t.Fatal(err)
 		}

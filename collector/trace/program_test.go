@@ -6,8 +6,11 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -57,6 +60,16 @@ func (r record) encode(offsets map[string]uint32) []byte {
 	return b
 }
 
+// commandOf returns the command of a process.
+func commandOf(t *testing.T, pid int) string {
+	t.Helper()
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSuffix(string(comm), "\n")
+}
+
 // TestProgram runs the program in the kernel with records. The kernel does not run
 // TRACEPOINT programs on request. So the program has type RAW_TRACEPOINT here, which reads its
 // context by the same rules.
@@ -74,6 +87,7 @@ func TestProgram(t *testing.T) {
 		{2, 7, 256, 1, 6, a, a},   // that has a byte that is 0
 		{1, 7, 0, 2, 6, a, a},     // ESTABLISHED before
 		{2, 1, 0, 3, 6, a, a},     // ESTABLISHED then
+		{1, 4, 0, 9, 6, a, a},     // FIN_WAIT1 then
 		{3, 7, 0, 4, 6, a, a},     // SYN_RECV before
 		{7, 2, 0, 5, 6, a, a},     // backwards
 		{2, 7, 0, 6, 132, a, a},   // SCTP
@@ -82,11 +96,12 @@ func TestProgram(t *testing.T) {
 		{2, 7, 0, 8, 6 << 8, a, a},
 	}
 	want := []Count{
-		{Call: Connect, Source: netip.MustParseAddr(a), Destination: netip.MustParseAddrPort(a + ":443"), Failures: 1 << 40},
-		{Call: Connect, Source: netip.MustParseAddr(a), Destination: netip.MustParseAddrPort(a + ":65535"), Failures: 1},
-		{Call: Connect, Source: netip.MustParseAddr(b), Destination: netip.MustParseAddrPort("[2001:db8::ff00:ee]:443"), Failures: 1},
+		{Call: Connect, Source: netip.MustParseAddr(a), Destination: netip.MustParseAddrPort(a + ":443"), Events: 1 << 40},
+		{Call: Connect, Source: netip.MustParseAddr(a), Destination: netip.MustParseAddrPort(a + ":65535"), Events: 1},
+		{Call: Connect, Source: netip.MustParseAddr(b), Destination: netip.MustParseAddrPort("[2001:db8::ff00:ee]:443"), Events: 1},
 	}
 	offsets := recordOffsets(t)
+	command := commandOf(t, os.Getpid())
 	for _, tt := range []struct {
 		name                  string
 		namespaces, ancestors bool
@@ -97,11 +112,11 @@ func TestProgram(t *testing.T) {
 		{"both", checkNamespaces() == nil, checkAncestors() == nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			spec, err := newSpec(3, tt.namespaces, tt.ancestors)
+			spec, err := newSpec(3, tt.namespaces, tt.ancestors, checkRange() == nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			spec.Programs["connect_fail"].Type = ebpf.RawTracepoint
+			spec.Programs["set_state"].Type = ebpf.RawTracepoint
 			p, err := newProbe(spec)
 			if err != nil {
 				t.Fatal(err)
@@ -109,16 +124,16 @@ func TestProgram(t *testing.T) {
 			defer p.Close()
 			unlimited(t, p)
 			for _, r := range records {
-				if got, err := p.objects.ConnectFail.Run(&ebpf.RunOptions{Context: r.encode(offsets)}); err != nil || got != 1 {
+				if got, err := p.objects.SetState.Run(&ebpf.RunOptions{Context: r.encode(offsets)}); err != nil || got != 1 {
 					t.Fatalf("run: %d, %v", got, err)
 				}
 			}
 			// And many more of the first.
 			const many = 1 << 40
-			if _, err := p.table.slots.WriteAt(binary.NativeEndian.AppendUint64(nil, many), slotFailures); err != nil {
+			if _, err := p.Failures.slots.WriteAt(binary.NativeEndian.AppendUint64(nil, many), slotEvents); err != nil {
 				t.Fatal(err)
 			}
-			got, rest, err := p.Counts(time.Now())
+			got, rest, err := p.Failures.Counts(time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -136,7 +151,10 @@ func TestProgram(t *testing.T) {
 				if !tt.ancestors && c.Ancestor != c.Cgroup {
 					t.Errorf("ancestor %d, want the control group %d", c.Ancestor, c.Cgroup)
 				}
-				got[i].Tenant, got[i].Cgroup, got[i].Ancestor = 0, 0, 0
+				if c.Last.PID != os.Getpid() || c.Last.Command != command {
+					t.Errorf("by %+v, want %d, %s", c.Last, os.Getpid(), command)
+				}
+				got[i].Tenant, got[i].Cgroup, got[i].Ancestor, got[i].Last = 0, 0, 0, Process{}
 			}
 			if !slices.Equal(got, want) {
 				t.Errorf("got %v, want %v", got, want)

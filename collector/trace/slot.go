@@ -7,11 +7,12 @@ package trace
 // What trace.bpf.c and user space share: its struct slot, struct share, and numbers of tenants.
 
 // A slot consists of a pool, the ancestor of its control group, its tenant, the numbers of two
-// shares, and the failures. The pool is the two addresses, IPv6 or IPv4-mapped, the destination port, the
-// Call, the cookie of the network namespace, and the number of the control group. All but the addresses
-// are in the byte order of the host. A bind has no destination.
+// shares, the Process of the last event, and the number of events. The pool is the two addresses, IPv6 or IPv4-mapped, the
+// destination port, the Call, the cookie of the network namespace, and the number of the control group. All but the addresses
+// and the command are in the byte order of the host. A bind has no destination.
 //
-// The last two slots have no pool. They count the connects and the binds of all pools without a slot.
+// The last two slots have no pool. They count the events of all pools without a slot: in the table of failures connects and binds,
+// in that of closes only the first.
 const (
 	addressSize = 16
 
@@ -23,10 +24,14 @@ const (
 	slotCgroup        = slotNamespace + 8
 	slotAncestor      = slotCgroup + 8
 	slotTenant        = slotAncestor + 8
-	slotTenantShare   = slotTenant + 8      // 4 bytes
-	slotAncestorShare = slotTenantShare + 4 // 4 bytes
-	slotFailures      = slotAncestorShare + 4
-	slotSize          = slotFailures + 8
+	slotTenantShare   = slotTenant + 8        // 4 bytes
+	slotAncestorShare = slotTenantShare + 4   // 4 bytes
+	slotCommand       = slotAncestorShare + 4 // ends with 0, or fills its 16 bytes
+	slotProcess       = slotCommand + commandSize
+	slotEvents        = slotProcess + 4 + 4 // 4 bytes are unused
+	slotSize          = slotEvents + 8
+
+	commandSize = 16 // TASK_COMM_LEN in include/linux/sched.h
 )
 
 // slotsOfRest is how many slots have no pool.

@@ -3,6 +3,8 @@
 package trace
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -14,7 +16,7 @@ import (
 )
 
 const (
-	// IdleTime is how long no call of a pool fails until its slot is freed.
+	// IdleTime is how long a pool has no event until its slot is freed.
 	IdleTime = time.Minute
 
 	// graceTime is how long a slot that is not in the index any more is kept. A run of a
@@ -27,19 +29,29 @@ const (
 
 	// ancestorPart is 1 / the part of a tenant's share that one ancestor of it may have.
 	ancestorPart = 4
+
+	// closesPart is 1 / the part of a share of closes that gets free if it is used up.
+	closesPart = 8
 )
 
-// A Call is what found no port.
+// A Call is what is counted: a call that found no port, or that closed a connection first.
 type Call uint32
 
 // The calls. That of a bind is the protocol of the socket.
 const (
 	Connect Call = 1
+	Close   Call = 2
 	BindTCP Call = unix.IPPROTO_TCP
 	BindUDP Call = unix.IPPROTO_UDP
 )
 
-// A Count is a number of calls that failed in one pool of ports.
+// A Process is one that did something. It is the zero value if it is not known: a thread of the kernel did it.
+type Process struct {
+	Command string // of its main thread, see proc_pid_comm(5): at most 15 bytes, which the process chooses
+	PID     int    // in the initial PID namespace
+}
+
+// A Count is a number of calls in one pool of ports: of connect() or bind() that failed, or of closes.
 type Count struct {
 	Call        Call
 	Source      netip.Addr     // without a zone; unspecified if the socket is bound to no address
@@ -50,7 +62,8 @@ type Count struct {
 	Namespace uint64
 
 	// Cgroup is the control group of the caller: the inode of the directory in the cgroup2 file
-	// system.
+	// system. If a thread of the kernel is the caller, it is that of the process that made the socket,
+	// and before Linux 5.15 the root.
 	Cgroup uint64
 
 	// Ancestor is the control group two levels below the root that Cgroup is in, or Cgroup itself
@@ -63,14 +76,19 @@ type Count struct {
 	// known, it is that of the ancestor.
 	Tenant uint64
 
-	Failures uint64 // since the last call, at least 1
+	Events uint64 // since the last call, at least 1
+
+	// Last is the process of the last event, or of one shortly before. If two are counted at the same moment, the command
+	// can be that of one and the PID that of the other.
+	Last Process
 }
 
 // A Rest is what is counted without a slot.
-type Rest struct{ Connects, Binds uint64 }
+type Rest struct{ Connects, Binds, Closes uint64 }
 
-// A table is what user space knows of the slots, and does with them.
-type table struct {
+// A Table counts events in pools: failures or closes.
+type Table struct {
+	ofCloses        bool
 	slots, shares   *ebpf.Memory
 	unlink, release *ebpf.Program // never attached to anything
 	state           []slotState
@@ -81,8 +99,9 @@ type table struct {
 // telling.
 type slotState struct {
 	phase    phase
-	failures uint64    // as of the last read
-	failed   time.Time // when they last rose, as of the last read
+	events   uint64    // as of the last read
+	recent   uint64    // how much they rose then
+	risen    time.Time // when they last rose, as of the last read
 	unlinked time.Time
 	tenant   uint64
 	ancestor uint64
@@ -93,16 +112,16 @@ type phase int
 
 const (
 	free     phase = iota // or the program has taken it since the last read
-	used                  // it has a pool, and had failures of it
+	used                  // it has a pool, and had events of it
 	unlinked              // its pool is not in the index, but the program may still count here
 )
 
-// newTable returns a table in which all slots are free.
-func newTable(objects *objects) (*table, error) {
-	t := &table{state: make([]slotState, objects.Slots.MaxEntries()-slotsOfRest), unlink: objects.Unlink, release: objects.Release}
+// newTable returns a Table in which all slots are free.
+func newTable(ofCloses bool, slots, shares *ebpf.Map, unlink, release *ebpf.Program) (*Table, error) {
+	t := &Table{ofCloses: ofCloses, state: make([]slotState, slots.MaxEntries()-slotsOfRest), unlink: unlink, release: release}
 	var err error
-	if t.slots, err = objects.Slots.Memory(); err == nil {
-		t.shares, err = objects.Shares.Memory()
+	if t.slots, err = slots.Memory(); err == nil {
+		t.shares, err = shares.Memory()
 	}
 	if err != nil {
 		return nil, explain("share a BPF map", err)
@@ -110,43 +129,69 @@ func newTable(objects *objects) (*table, error) {
 	return t, t.setLimits(0)
 }
 
-// read is Probe.Counts.
-func (t *table) read(now time.Time) (counts []Count, rest Rest, err error) {
+// Counts returns the events since the last call, or since Attach: those of each pool that had
+// some, in no order, and those of all pools without a slot.
+func (t *Table) Counts(now time.Time) (counts []Count, rest Rest, err error) {
 	var slot [slotSize]byte
 	for i := range t.state {
 		s := &t.state[i]
-		// Read the failures first: the program stores the pool of a slot before it counts.
-		n, err := t.failures(i, slot[slotFailures:])
+		// Read the events first: the program stores the pool of a slot before it counts.
+		n, err := t.events(i, slot[slotEvents:])
 		if err != nil {
 			return counts, Rest{}, err
 		}
-		if n == s.failures {
+		if n == s.events {
+			s.recent = 0
 			continue
 		}
-		if err := t.readAt(slot[:slotFailures], i, 0); err != nil {
+		if err := t.readPool(i, &slot); err != nil {
 			return counts, Rest{}, err
 		}
 		count := decodeSlot(slot[:])
 		if count.Call == 0 {
 			continue // on a CPU that stores out of order, the pool may be late: the next call counts it
 		}
-		count.Failures = n - s.failures
+		count.Events = n - s.events
 		counts = append(counts, count)
-		s.failures, s.failed, s.tenant, s.ancestor = n, now, count.Tenant, count.Ancestor
+		s.events, s.recent, s.risen, s.tenant, s.ancestor = n, count.Events, now, count.Tenant, count.Ancestor
 		if s.phase == free {
 			s.phase = used
 		}
 	}
-	var all Rest
-	if all.Connects, err = t.failures(len(t.state), slot[slotFailures:]); err == nil {
-		all.Binds, err = t.failures(len(t.state)+1, slot[slotFailures:])
-	}
+	first, err := t.events(len(t.state), slot[slotEvents:])
 	if err != nil {
 		return counts, Rest{}, err
 	}
-	rest = Rest{all.Connects - t.rest.Connects, all.Binds - t.rest.Binds}
+	second, err := t.events(len(t.state)+1, slot[slotEvents:])
+	if err != nil {
+		return counts, Rest{}, err
+	}
+	all := Rest{Connects: first, Binds: second}
+	if t.ofCloses {
+		all = Rest{Closes: first}
+	}
+	rest = Rest{all.Connects - t.rest.Connects, all.Binds - t.rest.Binds, all.Closes - t.rest.Closes}
 	t.rest = all
 	return counts, rest, nil
+}
+
+// readPool reads all but the events of a slot. It reads the Process again if the program has just stored another one, so
+// that a command is rarely made of two.
+func (t *Table) readPool(i int, slot *[slotSize]byte) error {
+	var again [slotEvents - slotCommand]byte
+	if err := t.readAt(slot[:slotEvents], i, 0); err != nil {
+		return err
+	}
+	for range 3 {
+		if err := t.readAt(again[:], i, slotCommand); err != nil {
+			return err
+		}
+		if bytes.Equal(again[:], slot[slotCommand:slotEvents]) {
+			break
+		}
+		copy(slot[slotCommand:], again[:])
+	}
+	return nil
 }
 
 // decodeSlot returns the pool of a slot.
@@ -158,11 +203,18 @@ func decodeSlot(b []byte) Count {
 		Cgroup:    binary.NativeEndian.Uint64(b[slotCgroup:]),
 		Ancestor:  binary.NativeEndian.Uint64(b[slotAncestor:]),
 		Tenant:    binary.NativeEndian.Uint64(b[slotTenant:]),
+		Last:      decodeProcess(b),
 	}
-	if c.Call == Connect {
+	if c.Call == Connect || c.Call == Close {
 		c.Destination = netip.AddrPortFrom(decodeAddress(b[slotDest:]), uint16(binary.NativeEndian.Uint32(b[slotPort:])))
 	}
 	return c
+}
+
+// decodeProcess returns the Process of a slot.
+func decodeProcess(b []byte) Process {
+	command, _, _ := bytes.Cut(b[slotCommand:slotCommand+commandSize], []byte{0})
+	return Process{string(command), int(binary.NativeEndian.Uint32(b[slotProcess:]))}
 }
 
 // decodeAddress decodes an address of a slot.
@@ -170,8 +222,9 @@ func decodeAddress(b []byte) netip.Addr {
 	return netip.AddrFrom16([addressSize]byte(b)).Unmap()
 }
 
-// reclaim is Probe.Reclaim. It moves slots to their next phase.
-func (t *table) reclaim(now time.Time) error {
+// Reclaim frees the slots of pools without an event for IdleTime, or whose tenants have
+// more than their share. It is to be called after Counts. No event is lost or counted twice.
+func (t *Table) Reclaim(now time.Time) error {
 	for i := range t.state {
 		if s := &t.state[i]; s.phase == unlinked && now.Sub(s.unlinked) >= graceTime {
 			if err := t.releaseSlot(i); err != nil {
@@ -192,18 +245,23 @@ func (t *table) reclaim(now time.Time) error {
 		return err
 	}
 	ofTenant, ofAncestor := t.limits(len(tenants))
-	// Of a tenant with too many slots, those that failed last stay.
-	slices.SortStableFunc(inUse, func(a, b int) int { return t.state[b].failed.Compare(t.state[a].failed) })
+	if t.ofCloses { // a part of a share that is used up gets free for pools that have more closes than those of the slots
+		ofTenant, ofAncestor = ofTenant-ofTenant/closesPart, ofAncestor-ofAncestor/closesPart
+	}
+	// Of a tenant with too many slots, those that had an event last stay, and of these, those that had most.
+	slices.SortStableFunc(inUse, func(a, b int) int {
+		return cmp.Or(t.state[b].risen.Compare(t.state[a].risen), cmp.Compare(t.state[b].recent, t.state[a].recent))
+	})
 	ancestors := map[[2]uint64]int{}
 	for _, i := range inUse {
 		s := &t.state[i]
 		ancestor := [2]uint64{s.tenant, s.ancestor}
-		if tenants[s.tenant] < ofTenant && ancestors[ancestor] < ofAncestor && now.Sub(s.failed) < IdleTime {
+		if tenants[s.tenant] < ofTenant && ancestors[ancestor] < ofAncestor && now.Sub(s.risen) < IdleTime {
 			tenants[s.tenant]++
 			ancestors[ancestor]++
 			continue
 		}
-		if err := runOnce(t.unlink, i); err != nil {
+		if err := t.runOnce(t.unlink, i); err != nil {
 			return err
 		}
 		s.phase, s.unlinked = unlinked, now
@@ -212,8 +270,8 @@ func (t *table) reclaim(now time.Time) error {
 }
 
 // releaseSlot gives a slot that is unlinked to the program again.
-func (t *table) releaseSlot(i int) error {
-	var shareOf [slotFailures - slotTenantShare]byte
+func (t *Table) releaseSlot(i int) error {
+	var shareOf [slotCommand - slotTenantShare]byte
 	if err := t.readAt(shareOf[:], i, slotTenantShare); err != nil {
 		return err
 	}
@@ -222,7 +280,7 @@ func (t *table) releaseSlot(i int) error {
 	if _, err := t.slots.WriteAt(none[:], int64(i)*slotSize+slotCall); err != nil {
 		return fmt.Errorf("trace: clear slot %d: %w", i, err)
 	}
-	if err := runOnce(t.release, i); err != nil {
+	if err := t.runOnce(t.release, i); err != nil {
 		return err
 	}
 	t.state[i].phase = free
@@ -235,7 +293,7 @@ func (t *table) releaseSlot(i int) error {
 }
 
 // returnTo gives a slot back to a share.
-func (t *table) returnTo(share uint32) error {
+func (t *Table) returnTo(share uint32) error {
 	var returned [4]byte
 	at := int64(share)*shareSize + shareReturned
 	_, err := t.shares.ReadAt(returned[:], at)
@@ -253,13 +311,13 @@ func (t *table) returnTo(share uint32) error {
 // tenants have some. With these limits, they have at most half of the table, and the rest is for
 // others. A tenant that is alone gets no more, so that others find room even if they come before the
 // next call of Reclaim.
-func (t *table) limits(tenants int) (ofTenant, ofAncestor int) {
+func (t *Table) limits(tenants int) (ofTenant, ofAncestor int) {
 	ofTenant = max(1, len(t.state)/(2*max(tenants, minTenants)))
 	return ofTenant, max(1, ofTenant/ancestorPart)
 }
 
 // setLimits tells the limits to the program.
-func (t *table) setLimits(tenants int) error {
+func (t *Table) setLimits(tenants int) error {
 	var share [shareSize]byte
 	ofTenant, ofAncestor := t.limits(tenants)
 	binary.NativeEndian.PutUint32(share[limitTenant:], uint32(ofTenant))
@@ -270,8 +328,8 @@ func (t *table) setLimits(tenants int) error {
 	return nil
 }
 
-// utilization is Probe.Utilization.
-func (t *table) utilization() float64 {
+// Utilization is the part of the slots that is not free, as of the last call of Counts or Reclaim.
+func (t *Table) Utilization() float64 {
 	n := 0
 	for _, s := range t.state {
 		if s.phase != free {
@@ -281,16 +339,16 @@ func (t *table) utilization() float64 {
 	return float64(n) / float64(len(t.state))
 }
 
-// failures returns the failures of a slot. It reads all 8 bytes at once into buffer.
-func (t *table) failures(slot int, buffer []byte) (uint64, error) {
-	if err := t.readAt(buffer, slot, slotFailures); err != nil {
+// events returns the events of a slot. It reads all 8 bytes at once into buffer.
+func (t *Table) events(slot int, buffer []byte) (uint64, error) {
+	if err := t.readAt(buffer, slot, slotEvents); err != nil {
 		return 0, err
 	}
 	return binary.NativeEndian.Uint64(buffer), nil
 }
 
 // readAt reads a part of a slot.
-func (t *table) readAt(buffer []byte, slot int, offset int64) error {
+func (t *Table) readAt(buffer []byte, slot int, offset int64) error {
 	if _, err := t.slots.ReadAt(buffer, int64(slot)*slotSize+offset); err != nil {
 		return fmt.Errorf("trace: read slot %d: %w", slot, err)
 	}
@@ -298,9 +356,14 @@ func (t *table) readAt(buffer []byte, slot int, offset int64) error {
 }
 
 // runOnce runs a program with the number of a slot as its argument.
-func runOnce(program *ebpf.Program, slot int) error {
-	argument := binary.NativeEndian.AppendUint64(nil, uint64(slot))
-	if _, err := program.Run(&ebpf.RunOptions{Context: argument}); err != nil {
+func (t *Table) runOnce(program *ebpf.Program, slot int) error {
+	arguments := binary.NativeEndian.AppendUint64(nil, uint64(slot))
+	closes := uint64(0)
+	if t.ofCloses {
+		closes = 1
+	}
+	arguments = binary.NativeEndian.AppendUint64(arguments, closes)
+	if _, err := program.Run(&ebpf.RunOptions{Context: arguments}); err != nil {
 		return explain("run a BPF program", err)
 	}
 	return nil

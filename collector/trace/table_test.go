@@ -29,7 +29,7 @@ import (
 // reclaim calls Reclaim.
 func reclaim(t *testing.T, p *counter, now time.Time) {
 	t.Helper()
-	if err := p.Reclaim(now); err != nil {
+	if err := p.Failures.Reclaim(now); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -85,13 +85,13 @@ func TestReclaim(t *testing.T) {
 	}
 	read := func() {
 		t.Helper()
-		counts, rest, err := p.Counts(now)
+		counts, rest, err := p.Failures.Counts(now)
 		if err != nil {
 			t.Fatal(err)
 		}
 		p.rest += rest.Connects
 		for _, c := range counts {
-			p.pools[pool{c.Source, c.Destination}] += c.Failures
+			p.pools[pool{c.Source, c.Destination}] += c.Events
 		}
 	}
 	var want uint64
@@ -100,8 +100,8 @@ func TestReclaim(t *testing.T) {
 		failTo(t, 4, port, 0, 1)
 		want += pools + 1
 		read()
-		if n := inUse(t, p, port); n < pools || p.Utilization() < pools/float64(size) {
-			t.Errorf("round %d: %d slots are in use, utilization %v", round, n, p.Utilization())
+		if n := inUse(t, p, port); n < pools || p.Failures.Utilization() < pools/float64(size) {
+			t.Errorf("round %d: %d slots are in use, utilization %v", round, n, p.Failures.Utilization())
 		}
 		next(IdleTime)
 		failTo(t, 4, port, pools*round, 1)
@@ -122,12 +122,12 @@ func TestReclaim(t *testing.T) {
 	}
 	// Each slot is free once, and has gone back to its shares. Other tests may use some.
 	queued := map[uint32]bool{}
-	for slot := uint32(0); p.objects.FreeSlots.LookupAndDelete(nil, &slot) == nil; {
+	for slot := uint32(0); p.objects.FailFree.LookupAndDelete(nil, &slot) == nil; {
 		queued[slot] = true
 	}
 	read()
 	others := 0
-	for _, s := range p.table.state {
+	for _, s := range p.Failures.state {
 		if s.phase != free {
 			others++
 		}
@@ -138,7 +138,7 @@ func TestReclaim(t *testing.T) {
 	taken := 0
 	var share [shareSize]byte
 	for i := range int64(shares) {
-		if _, err := p.table.shares.ReadAt(share[:], i*shareSize); err != nil {
+		if _, err := p.Failures.shares.ReadAt(share[:], i*shareSize); err != nil {
 			t.Fatal(err)
 		}
 		taken += int(binary.NativeEndian.Uint32(share[shareTaken:]) - binary.NativeEndian.Uint32(share[shareReturned:]))
@@ -152,8 +152,8 @@ func TestReclaim(t *testing.T) {
 func inUse(t *testing.T, p *counter, port uint16) (n int) {
 	t.Helper()
 	var slot [slotSize]byte
-	for i, s := range p.table.state {
-		if err := p.table.readAt(slot[:], i, 0); err != nil {
+	for i, s := range p.Failures.state {
+		if err := p.Failures.readAt(slot[:], i, 0); err != nil {
 			t.Fatal(err)
 		}
 		if s.phase != free && decodeSlot(slot[:]).Destination.Port() == port {
@@ -195,11 +195,11 @@ func TestReclaimConcurrent(t *testing.T) {
 		time.Sleep(50 * time.Millisecond) // instead of the time of grace
 		now = now.Add(2 * IdleTime)
 		failures(t, p)
-		for i := range p.table.state {
-			p.table.state[i].failed = time.Time{} // as if it were idle
+		for i := range p.Failures.state {
+			p.Failures.state[i].risen = time.Time{} // as if it were idle
 		}
 		reclaim(t, p, now)
-		for _, s := range p.table.state {
+		for _, s := range p.Failures.state {
 			if s.phase == unlinked {
 				unlinkings++
 			}
@@ -233,7 +233,7 @@ func TestShares(t *testing.T) {
 		noPorts(t)
 		failTo(t, 6, port, 0, 5000)
 	})
-	ofTenant, ofAncestor := p.table.limits(0)
+	ofTenant, ofAncestor := p.Failures.limits(0)
 	if ofTenant != 256 || ofAncestor != 64 {
 		t.Fatalf("limits %d and %d", ofTenant, ofAncestor)
 	}
@@ -276,7 +276,7 @@ func TestShareReturned(t *testing.T) {
 	p := attachProbe(t)
 	netnstest.New(t)
 	noPorts(t)
-	_, ofAncestor := p.table.limits(0)
+	_, ofAncestor := p.Failures.limits(0)
 	failTo(t, 9, port, 0, ofAncestor)
 	if n := len(failuresOf(t, p, port)); n == 0 {
 		t.Fatal("no pool")
@@ -357,14 +357,14 @@ func TestFullOfTenants(t *testing.T) {
 	if n := scrape(); n == 0 {
 		t.Error("no failure of the victim after two readings")
 	}
-	if u := p.Utilization(); u > 0.5 {
+	if u := p.Failures.Utilization(); u > 0.5 {
 		t.Errorf("utilization %v, want at most a half", u)
 	}
 }
 
 // TestLimits checks that all tenants together have at most half of the table.
 func TestLimits(t *testing.T) {
-	table := table{state: make([]slotState, TableSize)}
+	table := Table{state: make([]slotState, TableSize)}
 	for tenants := range TableSize / 2 {
 		ofTenant, ofAncestor := table.limits(tenants)
 		if tenants*ofTenant > TableSize/2 || ofAncestor > ofTenant || ofAncestor < 1 {
@@ -485,10 +485,10 @@ func TestTenants(t *testing.T) {
 		for _, c := range p.last {
 			if c.Destination.Port() == port+4 {
 				n++
-				counted += c.Failures
+				counted += c.Events
 			}
 		}
-		_, ofAncestor := p.table.limits(0)
+		_, ofAncestor := p.Failures.limits(0)
 		if n == 0 || n > ofAncestor || counted+after-before < 1000 {
 			t.Errorf("%d pools with %d failures, %d besides, want at most %d pools: %d", n, counted, after-before, ofAncestor, len(got))
 		}
@@ -521,7 +521,7 @@ func TestCgroups(t *testing.T) {
 		runPortless(t, attr, port, 1, "--mount") // in the network namespace of the test
 		failures(t, p)
 		p.last = slices.DeleteFunc(p.last, func(c Count) bool { return c.Destination.Port() != port })
-		if len(p.last) != 1 || p.last[0].Failures != 1 || p.last[0].Cgroup != ids[dir] {
+		if len(p.last) != 1 || p.last[0].Events != 1 || p.last[0].Cgroup != ids[dir] {
 			t.Errorf("%s: got %+v, want one failure of %d", dir, p.last, ids[dir])
 			continue
 		}
@@ -585,10 +585,10 @@ exit 0`, flooder, children-1, victim, each, port)
 			switch {
 			case int(c.Destination.Port()) != port:
 			case c.Cgroup == pod:
-				ofPod += c.Failures
+				ofPod += c.Events
 			default:
 				pools++
-				ofChildren += c.Failures
+				ofChildren += c.Events
 				seen[c.Cgroup] = true
 			}
 		}
@@ -598,7 +598,7 @@ exit 0`, flooder, children-1, victim, each, port)
 		return pools, ofChildren, ofPod
 	}
 
-	_, ofAncestor := p.table.limits(0)
+	_, ofAncestor := p.Failures.limits(0)
 	pools, ofChildren, ofPod := run(port)
 	if pools != ofAncestor || ofChildren != uint64(ofAncestor*each) || p.rest < uint64((children-ofAncestor)*each) {
 		t.Errorf("%d pools with %d failures, and %d besides, want %d pools", pools, ofChildren, p.rest, ofAncestor)

@@ -16,18 +16,25 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapFreeSlots    = "free_slots"
-	bpfMapPools        = "pools"
-	bpfMapShares       = "shares"
-	bpfMapSlots        = "slots"
-	bpfProgConnectFail = "connect_fail"
+	bpfMapCloseFree    = "close_free"
+	bpfMapClosePools   = "close_pools"
+	bpfMapCloseSeen    = "close_seen"
+	bpfMapCloseShares  = "close_shares"
+	bpfMapCloseSlots   = "close_slots"
+	bpfMapFailFree     = "fail_free"
+	bpfMapFailPools    = "fail_pools"
+	bpfMapFailShares   = "fail_shares"
+	bpfMapFailSlots    = "fail_slots"
 	bpfProgRelease     = "release"
+	bpfProgSetState    = "set_state"
 	bpfProgTcpBindFail = "tcp_bind_fail"
 	bpfProgUdpBindFail = "udp_bind_fail"
 	bpfProgUnlink      = "unlink"
 	bpfVarAncestors    = "ancestors"
+	bpfVarCloseRest    = "close_rest"
+	bpfVarCloses       = "closes"
+	bpfVarFailRest     = "fail_rest"
 	bpfVarNamespaces   = "namespaces"
-	bpfVarRest         = "rest"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -72,8 +79,8 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
-	ConnectFail *ebpf.ProgramSpec `ebpf:"connect_fail"`
 	Release     *ebpf.ProgramSpec `ebpf:"release"`
+	SetState    *ebpf.ProgramSpec `ebpf:"set_state"`
 	TcpBindFail *ebpf.ProgramSpec `ebpf:"tcp_bind_fail"`
 	UdpBindFail *ebpf.ProgramSpec `ebpf:"udp_bind_fail"`
 	Unlink      *ebpf.ProgramSpec `ebpf:"unlink"`
@@ -83,10 +90,15 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	FreeSlots *ebpf.MapSpec `ebpf:"free_slots"`
-	Pools     *ebpf.MapSpec `ebpf:"pools"`
-	Shares    *ebpf.MapSpec `ebpf:"shares"`
-	Slots     *ebpf.MapSpec `ebpf:"slots"`
+	CloseFree   *ebpf.MapSpec `ebpf:"close_free"`
+	ClosePools  *ebpf.MapSpec `ebpf:"close_pools"`
+	CloseSeen   *ebpf.MapSpec `ebpf:"close_seen"`
+	CloseShares *ebpf.MapSpec `ebpf:"close_shares"`
+	CloseSlots  *ebpf.MapSpec `ebpf:"close_slots"`
+	FailFree    *ebpf.MapSpec `ebpf:"fail_free"`
+	FailPools   *ebpf.MapSpec `ebpf:"fail_pools"`
+	FailShares  *ebpf.MapSpec `ebpf:"fail_shares"`
+	FailSlots   *ebpf.MapSpec `ebpf:"fail_slots"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -94,8 +106,10 @@ type bpfMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
 	Ancestors  *ebpf.VariableSpec `ebpf:"ancestors"`
+	CloseRest  *ebpf.VariableSpec `ebpf:"close_rest"`
+	Closes     *ebpf.VariableSpec `ebpf:"closes"`
+	FailRest   *ebpf.VariableSpec `ebpf:"fail_rest"`
 	Namespaces *ebpf.VariableSpec `ebpf:"namespaces"`
-	Rest       *ebpf.VariableSpec `ebpf:"rest"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -118,18 +132,28 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	FreeSlots *ebpf.Map `ebpf:"free_slots"`
-	Pools     *ebpf.Map `ebpf:"pools"`
-	Shares    *ebpf.Map `ebpf:"shares"`
-	Slots     *ebpf.Map `ebpf:"slots"`
+	CloseFree   *ebpf.Map `ebpf:"close_free"`
+	ClosePools  *ebpf.Map `ebpf:"close_pools"`
+	CloseSeen   *ebpf.Map `ebpf:"close_seen"`
+	CloseShares *ebpf.Map `ebpf:"close_shares"`
+	CloseSlots  *ebpf.Map `ebpf:"close_slots"`
+	FailFree    *ebpf.Map `ebpf:"fail_free"`
+	FailPools   *ebpf.Map `ebpf:"fail_pools"`
+	FailShares  *ebpf.Map `ebpf:"fail_shares"`
+	FailSlots   *ebpf.Map `ebpf:"fail_slots"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
-		m.FreeSlots,
-		m.Pools,
-		m.Shares,
-		m.Slots,
+		m.CloseFree,
+		m.ClosePools,
+		m.CloseSeen,
+		m.CloseShares,
+		m.CloseSlots,
+		m.FailFree,
+		m.FailPools,
+		m.FailShares,
+		m.FailSlots,
 	)
 }
 
@@ -138,16 +162,18 @@ func (m *bpfMaps) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
 	Ancestors  *ebpf.Variable `ebpf:"ancestors"`
+	CloseRest  *ebpf.Variable `ebpf:"close_rest"`
+	Closes     *ebpf.Variable `ebpf:"closes"`
+	FailRest   *ebpf.Variable `ebpf:"fail_rest"`
 	Namespaces *ebpf.Variable `ebpf:"namespaces"`
-	Rest       *ebpf.Variable `ebpf:"rest"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
-	ConnectFail *ebpf.Program `ebpf:"connect_fail"`
 	Release     *ebpf.Program `ebpf:"release"`
+	SetState    *ebpf.Program `ebpf:"set_state"`
 	TcpBindFail *ebpf.Program `ebpf:"tcp_bind_fail"`
 	UdpBindFail *ebpf.Program `ebpf:"udp_bind_fail"`
 	Unlink      *ebpf.Program `ebpf:"unlink"`
@@ -155,8 +181,8 @@ type bpfPrograms struct {
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
-		p.ConnectFail,
 		p.Release,
+		p.SetState,
 		p.TcpBindFail,
 		p.UdpBindFail,
 		p.Unlink,

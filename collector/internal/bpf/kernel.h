@@ -21,9 +21,32 @@ struct user_namespace {
 	} ns;
 };
 
+// Linux 6.8: both ends of the range, the higher one in the upper half.
+struct local_ports {
+	__u32 range;
+};
+
+// Before, with a lock.
+struct local_ports___locked {
+	int range[2];
+};
+
+struct netns_ipv4 {
+	struct local_ports ip_local_ports;
+};
+
+struct netns_ipv4___locked {
+	struct local_ports___locked ip_local_ports;
+};
+
 struct net {
 	__u64 net_cookie; // Linux 5.12
 	struct user_namespace *user_ns;
+	struct netns_ipv4 ipv4;
+};
+
+struct net___locked {
+	struct netns_ipv4___locked ipv4;
 };
 
 // What all sockets begin with. skc_num is in the byte order of the host, the other port and the addresses
@@ -45,7 +68,13 @@ struct kernfs_node {
 	__u64 id;
 };
 
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+};
+
 struct cgroup {
+	struct cgroup_subsys_state self; // its parent is that of the parent
+	int level; // 0 for the root
 	struct kernfs_node *kn;
 };
 
@@ -57,6 +86,12 @@ struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_protocol; // no bit field since Linux 5.6
 	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct task_struct {
+	unsigned int flags; // PF_
+	struct task_struct *group_leader;
+	char comm[16];
 };
 
 struct inet_bind_bucket {
