@@ -18,6 +18,7 @@ import (
 
 	"ephemeral_port_exporter/collector/cgroup"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/trace"
 )
 
@@ -221,6 +222,118 @@ func TestBindFailures(t *testing.T) {
 	now = now.Add(time.Minute)
 	if got = c.collect(nil, now, now); binds(got) != "ns1 udp 198.51.100.1=8" || got.Expired != 10 || got.BindsExpired != 8 {
 		t.Errorf("after 15 minutes: binds %s, %+v", binds(got), got)
+	}
+}
+
+// TestTraceCloses checks which closes are listed, with a series and without one, and that each counts once.
+func TestTraceCloses(t *testing.T) {
+	var f, of fakeProbe
+	c := newFakeTracer(&f, &of, 2, func(cookie uint64) string { return fmt.Sprint("ns", cookie) }, nil)
+	source := netip.MustParseAddr("198.51.100.1")
+	closed := func(tenant, group uint64, n byte, closes uint64) {
+		of.counts = append(of.counts, trace.Count{
+			Call: trace.Close, Source: source, Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 443),
+			Namespace: tenant, Cgroup: group, Ancestor: group % 10, Tenant: tenant, Events: closes, Last: trace.Process{Command: "job", PID: int(closes)},
+		})
+	}
+	// The pools that ns1 and ns2 have. Pools with a number of 100 or more have no series.
+	report := func(pools ...byte) (namespaces []Namespace) {
+		for _, name := range []string{"ns1", "ns2"} {
+			n := Namespace{Name: name}
+			for _, number := range pools {
+				n.TCP.Report.Destinations = append(n.TCP.Report.Destinations, pool.Destination{
+					Source: source, Address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, number}), 443), Unreported: number >= 100,
+				})
+			}
+			namespaces = append(namespaces, n)
+		}
+		return namespaces
+	}
+	now, all := time.Time{}, uint64(0)
+	scan := func(name string, after time.Duration, namespaces []Namespace, want string, unattributed, expired uint64) Trace {
+		t.Helper()
+		for _, c := range of.counts {
+			all += c.Events
+		}
+		all += of.rest.Closes
+		now = now.Add(after)
+		got := c.collect(namespaces, now, now)
+		var pools []string
+		sum := got.ClosesUnattributed + got.ClosesExpired
+		for _, p := range got.Closes {
+			ip := p.Destination.Addr().As4()
+			pools = append(pools, fmt.Sprintf("%s%s:%d=%d,%d by %d", p.Netns, strings.TrimPrefix(p.Cgroup.Path, "cgroup-"), ip[3], p.Closes, p.Recent, p.Last.PID))
+			sum += p.Closes
+		}
+		slices.Sort(pools)
+		if got := strings.Join(pools, " "); got != want {
+			t.Errorf("%s: got %s, want %s", name, got, want)
+		}
+		if !got.ClosesCounted || got.ClosesUnattributed != unattributed || got.ClosesExpired != expired || sum != all {
+			t.Errorf("%s: unattributed %d, expired %d, sum %d, want %d, %d, %d", name, got.ClosesUnattributed, got.ClosesExpired, sum, unattributed, expired, all)
+		}
+		return got
+	}
+	const seconds = time.Second
+	closed(1, 0, 1, 5)
+	closed(1, 0, 9, 7)
+	of.rest.Closes = 2
+	scan("one is reported", 15*seconds, report(1), "ns1/:1=5,5 by 5", 9, 0)
+	closed(1, 0, 1, 3)
+	scan("no more", 15*seconds, nil, "ns1/:1=8,8 by 3", 9, 0)
+	closed(1, 6, 1, 4)
+	closed(1, 0, 100, 6)
+	closed(1, 0, 9, 1)
+	scan("another control group, and one without a series", 15*seconds, report(1, 100), "ns1/:100=0,6 by 6 ns1/:1=8,8 by 3 ns16:1=4,4 by 4", 16, 0)
+	closed(2, 0, 1, 1)
+	got := scan("another tenant", 15*seconds, report(1, 100), "ns1/:100=0,6 by 6 ns16:1=4,4 by 4 ns2/:1=1,1 by 1", 16, 8)
+	if got.Window != 60*seconds {
+		t.Errorf("a window of %v, want 60 s", got.Window)
+	}
+	closed(1, 6, 1, 10)
+	if got = scan("the first are old", 15*seconds, report(1, 100), "ns1/:100=0,6 by 6 ns16:1=14,14 by 10 ns2/:1=1,1 by 1", 16, 8); got.Window != 60*seconds {
+		t.Errorf("a window of %v, want 60 s", got.Window)
+	}
+	closed(1, 6, 1, 1)
+	scan("older", 30*seconds, nil, "ns16:1=15,11 by 1 ns2/:1=1,1 by 1", 16, 8)
+	scan("a minute later", 60*seconds, nil, "ns16:1=15,0 by 1 ns2/:1=1,0 by 1", 16, 8)
+	scan("15 minutes later", 14*time.Minute, nil, "", 16, 24)
+	for i := range byte(200) {
+		closed(1, 0, 100+i%100, 1)
+	}
+	if got = c.collect(report(100, 101, 102, 103, 104), now, now); len(got.Closes) != 5 {
+		t.Errorf("%d pools without a series, want 5", len(got.Closes))
+	}
+}
+
+// TestTracePeriods checks that recent events are those of about a minute, however many scans there are.
+func TestTracePeriods(t *testing.T) {
+	for _, every := range []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second, 15 * time.Second, 59900 * time.Millisecond, time.Minute} {
+		var f fakeProbe
+		c := newFakeFailures(&f, 1)
+		now, least, most := time.Time{}, time.Hour, time.Duration(0)
+		for range 5 * time.Minute / every {
+			now = now.Add(every)
+			f.fail(1, 0, 1, 1)
+			got := c.collect(nil, now, now)
+			if n := uint64(got.Window / every); got.Pools[0].Recent != n {
+				t.Fatalf("every %v: %d recent events in %v, want %d", every, got.Pools[0].Recent, got.Window, n)
+			}
+			if now.Sub(time.Time{}) > 2*time.Minute {
+				least, most = min(least, got.Window), max(most, got.Window)
+			}
+		}
+		if least < recentTime || most > recentTime+max(every, periodTime+every) {
+			t.Errorf("every %v: windows of %v to %v", every, least, most)
+		}
+		if n := len(c.periods.begins); n > 16 {
+			t.Errorf("every %v: %d periods", every, n)
+		}
+		for _, s := range c.failures.listed {
+			if n := len(s.periods); n > 16 {
+				t.Errorf("every %v: %d periods of a pool", every, n)
+			}
+		}
 	}
 }
 
