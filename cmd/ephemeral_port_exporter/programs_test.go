@@ -353,6 +353,15 @@ func testCloses(t *testing.T, h *host, r *running) {
 		}
 	}
 	checkFailures(t, h, r, 0)
+	checkCloses(t, h, r, 0)
+}
+
+// checkCloses compares what the exporter counted with the connections that the program has closed first.
+func checkCloses(t *testing.T, h *host, r *running, want float64) {
+	t.Helper()
+	if got := closesTo(t, string(h.scrape(t)), r.destination.String()); got != want {
+		t.Errorf("counted %v closes, want %v", got, want)
+	}
 }
 
 // testRaces: the exporter shows how many the program closed first.
@@ -375,6 +384,10 @@ func testRaces(t *testing.T, h *host, r *running) {
 	// The rate is that of the last 10 s.
 	if got := math.Round(10 * s.of(t, "destination_closes_per_second", r.destination)); got != here && (got > here || time.Since(begin) < 9*time.Second) {
 		t.Errorf("%v closes, want %v", got, here)
+	}
+	// Some that it closed first can be reset.
+	if got := closesTo(t, string(s), r.destination.String()); got < here || got > poolSize/2 || r.closes == resets && got != 0 {
+		t.Errorf("counted %v closes, %v are in TIME_WAIT", got, here)
 	}
 	checkFailures(t, h, r, 0)
 }
@@ -406,6 +419,7 @@ func testKeeps(t *testing.T, h *host, r *running) {
 			}
 		}
 		checkFailures(t, h, r, 0)
+		checkCloses(t, h, r, 0)
 	}
 }
 
@@ -421,6 +435,8 @@ func testTakesOver(t *testing.T, h *host, r *running) {
 		}
 	}
 	checkFailures(t, h, r, 0)
+	until(t, "all connections are closed", func() bool { return sockets(t, "", procAddress(r.destination), "06") == poolSize })
+	checkCloses(t, h, r, 2*poolSize)
 }
 
 // testExhausts makes requests until 5 failed. Other programs bound some ports before, of bind() or, starvedByList, of a list of their own:
@@ -465,6 +481,11 @@ func testExhausts(t *testing.T, h *host, r *running, bound int, starvedByList bo
 	until(t, "all ports are in state "+state, func() bool {
 		return h.scrape(t).of(t, "destination_ports/"+state, r.destination) == float64(poolSize-bound)
 	})
+	want := 0. // as many as are in TIME_WAIT
+	if state == "time_wait" {
+		want = float64(poolSize - bound)
+	}
+	checkCloses(t, h, r, want)
 }
 
 // checkFailures compares the calls that failed with the program's log and the exporter.

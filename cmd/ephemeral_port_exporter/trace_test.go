@@ -41,11 +41,23 @@ func failToConnect(t *testing.T, destination string, n int) {
 	})
 }
 
-// failuresTo returns the sum of the series of a destination.
-func failuresTo(t *testing.T, metrics, destination string) (sum float64) {
+// failuresTo returns the failed connects to a destination.
+func failuresTo(t *testing.T, metrics, destination string) float64 {
+	t.Helper()
+	return sumOf(t, metrics, "connect_failures_total", destination)
+}
+
+// closesTo returns the connections to a destination that this host closed first.
+func closesTo(t *testing.T, metrics, destination string) float64 {
+	t.Helper()
+	return sumOf(t, metrics, "destination_closes_total", destination)
+}
+
+// sumOf returns the sum of the series of a destination.
+func sumOf(t *testing.T, metrics, name, destination string) (sum float64) {
 	t.Helper()
 	to := netip.MustParseAddrPort(destination)
-	series := regexp.MustCompile(`(?m)^ephemeral_port_connect_failures_total\{.*destination_ip="` + regexp.QuoteMeta(to.Addr().String()) +
+	series := regexp.MustCompile(`(?m)^ephemeral_port_` + name + `\{.*destination_ip="` + regexp.QuoteMeta(to.Addr().String()) +
 		`",destination_port="` + strconv.Itoa(int(to.Port())) + `".*\} (.*)$`)
 	for _, m := range series.FindAllStringSubmatch(metrics, -1) {
 		value, err := strconv.ParseFloat(m[1], 64)
