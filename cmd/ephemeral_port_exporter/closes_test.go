@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -132,5 +133,14 @@ func TestTraceCloses(t *testing.T) {
 	}
 	if found != 2 {
 		t.Errorf("got %+v, want two control groups", page.Closes)
+	}
+
+	_, text, err := h.scrapes.get("/?format=text&destination=" + destination.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := fmt.Sprintf(`Closed first in the last [0-9a-z ]+ by %s \(9[5-9]%%, last bash with pid %d\), %s \(1%%`, job, closes.Process.Pid, proxy)
+	if !regexp.MustCompile(named).MatchString(strings.Join(strings.Fields(text), " ")) {
+		t.Errorf("the page does not name %s first:\n%s", job, text)
 	}
 }

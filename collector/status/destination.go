@@ -17,37 +17,37 @@ import (
 type destination struct {
 	pool      *pool.Destination
 	namespace *scan.Namespace
-	failures  uint64
+	traced    traced
 	reached   advice.Reached
-	owners    []scan.Owner   // control groups that hold its ports, those with most first
+	owners    []scan.Owner // control groups that hold its ports, those with most first
+	who       who
 	advice    *advice.Advice // nil unless it is in danger
 
 	Level                  level
 	Address, Source, Netns string
-	Owners                 []string
 	Cures                  []cure
 }
 
-// newDestination returns a destination to which this many connects have failed.
-func newDestination(s *scan.Snapshot, n *scan.Namespace, d *pool.Destination, failures uint64, c cleaner) *destination {
-	owners := s.Resolve(d.Owners)
+// newDestination returns a destination, with what is traced of its pool.
+func newDestination(s *scan.Snapshot, n *scan.Namespace, d *pool.Destination, t traced, c cleaner) *destination {
+	owners, failing := s.Resolve(d.Owners), t.failures > 0
 	row := &destination{
-		pool: d, namespace: n, failures: failures, owners: owners, advice: advice.TCP(&n.TCP.Report, d, failures > 0),
-		Address: d.Address.String(), Source: d.Source.String(), Netns: c.name(n.Name), Owners: ownerNames(owners, c),
+		pool: d, namespace: n, traced: t, owners: owners, advice: advice.TCP(&n.TCP.Report, d, failing),
+		Address: d.Address.String(), Source: d.Source.String(), Netns: c.name(n.Name), who: newWho(d, owners, t, s.Trace, c),
 	}
-	row.reached = advice.ReachedTCP(&n.TCP.Report, d, failures > 0)
+	row.reached = advice.ReachedTCP(&n.TCP.Report, d, failing)
 	row.Level = row.reached.Level()
 	row.Cures = newCures(n, row.advice, "Ports")
 	return row
 }
 
 // addDestinations adds the destinations of a namespace.
-func (p *page) addDestinations(s *scan.Snapshot, n *scan.Namespace, f failures, c cleaner) {
+func (p *page) addDestinations(s *scan.Snapshot, n *scan.Namespace, t tracedPools, c cleaner) {
 	for i := range n.TCP.Report.Destinations {
 		d := &n.TCP.Report.Destinations[i]
-		failed := f.take(n.Name, d.Source, d.Address)
+		traced := t.take(n.Name, d.Source, d.Address)
 		if p.View.has(d.Address) {
-			p.Destinations = append(p.Destinations, newDestination(s, n, d, failed, c))
+			p.Destinations = append(p.Destinations, newDestination(s, n, d, traced, c))
 		}
 	}
 }
@@ -76,7 +76,7 @@ func (d *destination) problem() string {
 	case d.reached.Has(advice.Load):
 		return "closes at " + percent(advice.LoadOf(p)) + " of its ceiling"
 	case d.reached.Has(advice.Failures):
-		return "had " + connects(d.failures) + " that failed, the last within 15 minutes"
+		return "had " + connects(d.traced.failures) + " that failed, the last within 15 minutes"
 	case d.reached.Has(advice.InCloseWait):
 		return "has many connections that an application has not closed"
 	default:
@@ -163,9 +163,9 @@ func (p *page) destinationTable(s *scan.Snapshot) table {
 		cells[3].Bar = d.bar()
 		cells[4].Over = d.reached.Has(advice.Load)
 		if p.Counts {
-			cells = append(cells, cell{Text: strconv.FormatUint(d.failures, 10)})
+			cells = append(cells, cell{Text: strconv.FormatUint(d.traced.failures, 10)})
 		}
-		t.Rows = append(t.Rows, row{Level: d.Level, Cells: cells, Owners: d.Owners, Details: d.details()})
+		t.Rows = append(t.Rows, row{Level: d.Level, Cells: cells, Owners: d.who.InRow, Details: d.details()})
 	}
 	return t
 }
@@ -186,7 +186,7 @@ func (d *destination) forecast() string {
 func (d *destination) details() *details {
 	more := &details{
 		Key: d.Netns + " " + d.Source + " " + d.Address, Title: d.Source + " to " + d.Address + " in " + d.Netns,
-		Sentences: d.sentences(), Owners: "Held by", Cures: d.Cures, Alerts: d.reached.Alerts(), Commands: destinationCommands(d.namespace, d.pool),
+		Sentences: slices.Concat(d.who.Sentences, d.sentences()), Cures: d.Cures, Alerts: d.reached.Alerts(), Commands: destinationCommands(d.namespace, d.pool),
 	}
 	var states []stateCount
 	for i, state := range pool.States {
@@ -229,9 +229,6 @@ func (d *destination) sentences() []string {
 			sentences = append(sentences, fmt.Sprintf("Of the connections that were asked lately, %.2g%% use TCP timestamps: only their ports in TIME_WAIT are ever reusable.", 100*p.TimestampsShare))
 		}
 	}
-	if timeWait := p.Ports[slices.Index(pool.States[:], tcpstate.TimeWait)]; p.Held > 0 && timeWait == p.Held {
-		sentences = append(sentences, "All its ports are in TIME_WAIT: these connections belong to no process and no control group any more.")
-	}
 	return sentences
 }
 
@@ -255,7 +252,7 @@ func (p *page) judgeDestinations() {
 		}
 	}
 	if inDanger > 0 {
-		p.find(worst.Level, worst.reached.Alerts(), "%s in danger: %s %s.", plural(inDanger, "destination", "destinations"), worst.Address, worst.problem())
+		p.find(worst.Level, worst.reached.Alerts(), "%s in danger: %s %s%s.", plural(inDanger, "destination", "destinations"), worst.Address, worst.problem(), worst.who.blame())
 	}
 }
 
@@ -294,7 +291,7 @@ func newDocumentDestination(row *destination, counts bool) documentDestination {
 		doc.Timestamps = &yes
 	}
 	if counts {
-		doc.Failures = &row.failures
+		doc.Failures = &row.traced.failures
 	}
 	if row.advice != nil {
 		doc.Diagnosis = row.advice.Diagnosis

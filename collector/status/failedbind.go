@@ -26,7 +26,7 @@ func (p *page) addFailedBinds(f *scan.Trace, c cleaner) {
 	}
 	for i := range f.Binds {
 		b := &f.Binds[i]
-		row := failedBind{scan: b, Netns: c.name(b.Netns), Owner: c.name(b.Cgroup.Path), Source: b.Source.String()}
+		row := failedBind{scan: b, Netns: c.name(b.Netns), Owner: c.name(b.Cgroup.Path) + last(b.Last, c), Source: b.Source.String()}
 		if b.Source.IsUnspecified() {
 			row.Source = "any address"
 		}

@@ -20,54 +20,8 @@ type failed struct {
 	Address, Source string
 }
 
-// A poolKey is what failed connects tell of a pool. netns is empty if that is not known.
-type poolKey struct {
-	netns       string
-	source      netip.Addr
-	destination netip.AddrPort
-}
-
-func keyOf(netns string, source netip.Addr, destination netip.AddrPort) poolKey {
-	return poolKey{netns, source.WithZone(""), netip.AddrPortFrom(destination.Addr().WithZone(""), destination.Port())}
-}
-
-// failures are the failed connects of each pool, of all control groups.
-type failures map[poolKey]*failedPool
-
-// A failedPool is a pool with failed connects.
-type failedPool struct {
-	failures uint64
-	shown    bool // beside a destination
-}
-
-func failuresByPool(f *scan.Trace) failures {
-	pools := failures{}
-	if f == nil {
-		return pools
-	}
-	for _, p := range f.Pools {
-		key := keyOf(p.Netns, p.Source, p.Destination)
-		if pools[key] == nil {
-			pools[key] = &failedPool{}
-		}
-		pools[key].failures += p.Failures
-	}
-	return pools
-}
-
-// take returns how many connects of a pool failed, which a destination shows from now on.
-func (f failures) take(netns string, source netip.Addr, destination netip.AddrPort) (n uint64) {
-	for _, netns := range []string{netns, ""} {
-		if p := f[keyOf(netns, source, destination)]; p != nil {
-			p.shown = true
-			n += p.failures
-		}
-	}
-	return n
-}
-
 // addFailed adds the pools with failed connects that no destination shows.
-func (p *page) addFailed(f *scan.Trace, byPool failures, c cleaner) {
+func (p *page) addFailed(f *scan.Trace, byPool tracedPools, c cleaner) {
 	if f == nil {
 		return
 	}
@@ -77,7 +31,7 @@ func (p *page) addFailed(f *scan.Trace, byPool failures, c cleaner) {
 			continue
 		}
 		p.Failed = append(p.Failed, failed{
-			pool: of, Netns: c.name(of.Netns), Owner: c.name(of.Cgroup.Path), Address: of.Destination.String(), Source: of.Source.String(),
+			pool: of, Netns: c.name(of.Netns), Owner: c.name(of.Cgroup.Path) + last(of.Last, c), Address: of.Destination.String(), Source: of.Source.String(),
 		})
 	}
 	slices.SortStableFunc(p.Failed, func(a, b failed) int { return cmp.Compare(b.pool.Failures, a.pool.Failures) })

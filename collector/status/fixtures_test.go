@@ -114,8 +114,8 @@ func trouble() scan.Snapshot {
 	)
 	s.Trace = &scan.Trace{
 		Pools: []scan.FailedPool{
-			{Source: full.Source, Destination: full.Address, Failures: 120345, Recent: 9000, Last: scan.Process{Command: "haproxy", PID: 812}},
-			{Source: failedOnce.Source, Destination: failedOnce.Address, Failures: 1},
+			{Source: full.Source, Destination: full.Address, Failures: 120345, Recent: 9000, Cgroup: cgroup.Group{Path: "/system.slice/haproxy.service"}, Last: scan.Process{Command: "haproxy", PID: 612}},
+			{Source: failedOnce.Source, Destination: failedOnce.Address, Failures: 1, Cgroup: cgroup.Group{Path: "/"}},
 			{
 				Cgroup: cgroup.Group{Path: "/kubepods.slice/worker.scope", Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}},
 				Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.55:9"), Failures: 3,
@@ -130,12 +130,12 @@ func trouble() scan.Snapshot {
 		ClosesCounted: true, ClosesUnattributed: 41, Window: 63 * time.Second,
 		Closes: []scan.ClosedPool{
 			{
-				Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/report\x2djob.service"}, Source: full.Source, Destination: full.Address,
-				Closes: 84000, Recent: 5700, Last: scan.Process{Command: "curl\x1b", PID: 4242},
+				Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/report\x2djob.service"}, Source: soonFull.Source, Destination: soonFull.Address,
+				Closes: 84000, Recent: 21400, Last: scan.Process{Command: "curl\x1b", PID: 4242},
 			},
 			{
-				Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/haproxy.service"}, Source: full.Source, Destination: full.Address,
-				Closes: 300, Recent: 21, Last: scan.Process{Command: "haproxy", PID: 812},
+				Netns: scan.Self, Cgroup: cgroup.Group{Path: "/system.slice/haproxy.service"}, Source: soonFull.Source, Destination: soonFull.Address,
+				Closes: 300, Recent: 660, Last: scan.Process{Command: "haproxy", PID: 812},
 			},
 		},
 	}

@@ -83,7 +83,7 @@ type details struct {
 	Title     string
 	Summary   string
 	Sentences []string
-	Owners    string // what the owners of the row have to do with it
+	Owners    string // what the owners of the row have to do with it; empty if the sentences say it
 	Cures     []cure
 	Alerts    []string // whose chapters of the runbook apply
 	Commands  []command

@@ -40,11 +40,11 @@ type page struct {
 func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	p := &page{Info: info, View: v, Time: s.Time, Others: s.OthersRead, Counts: s.Trace != nil}
 	p.Host = c.name(info.Host)
-	failures := failuresByPool(s.Trace)
+	traced := newTracedPools(s.Trace)
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		p.addBound(s, n, c)
-		p.addDestinations(s, n, failures, c)
+		p.addDestinations(s, n, traced, c)
 		p.addSources(n, c)
 		p.addUDP(s, n, c)
 		p.addNAT(n, c)
@@ -56,7 +56,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	slices.SortStableFunc(p.UDP, worstUDPFirst)
 	slices.SortFunc(p.NAT, worstNATFirst)
 	slices.SortStableFunc(p.Namespaces, worstNamespaceFirst)
-	p.addFailed(s.Trace, failures, c)
+	p.addFailed(s.Trace, traced, c)
 	p.addFailedBinds(s.Trace, c)
 	p.addNotes(s, c)
 	p.Settings = settingsOf(&s.Namespaces[0])

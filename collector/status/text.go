@@ -107,7 +107,7 @@ func (t *text) details(r *row) {
 	d := r.Details
 	t.heading(d.Title)
 	t.paragraph("  ", d.Summary+".")
-	if len(r.Owners) > 0 {
+	if d.Owners != "" && len(r.Owners) > 0 {
 		t.paragraph("  ", d.Owners+" "+strings.Join(r.Owners, ", ")+".")
 	}
 	for _, sentence := range d.Sentences {
