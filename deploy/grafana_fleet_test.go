@@ -72,7 +72,7 @@ func busyHost(host int) scan.Snapshot {
 		Namespaces: []scan.Namespace{namespace(scan.Self, 1), namespace("pod-1", 2)},
 		Cgroups:    map[uint64]cgroup.Group{1: {Path: "/kubepods/pod" + cartUID, Workload: cgroup.Workload{PodUID: cartUID}}, 2: {Path: "/a"}, 3: {Path: "/b"}},
 		Trace: &scan.Trace{
-			MissedRunsKnown: true, Unattributed: 1, BindsCounted: true, BindsUnattributed: 1,
+			MissedRunsKnown: true, Unattributed: 1, BindsCounted: true, BindsUnattributed: 1, ClosesCounted: true, ClosesUnattributed: 1,
 		},
 	}
 	source := netip.AddrFrom4([4]byte{10, 1, 0, byte(host)})
@@ -106,6 +106,11 @@ func busyHost(host int) scan.Snapshot {
 		s.Trace.Pools = append(s.Trace.Pools, scan.FailedPool{
 			Netns: n.Name, Cgroup: s.Cgroups[1], Source: source, Destination: address, Failures: uint64(1 + i),
 		})
+		for group := uint64(1); group <= 3; group++ {
+			s.Trace.Closes = append(s.Trace.Closes, scan.ClosedPool{
+				Netns: n.Name, Cgroup: s.Cgroups[group], Source: source, Destination: address, Closes: uint64(1000*i) + group,
+			})
+		}
 		s.Trace.Binds = append(s.Trace.Binds, scan.FailedBind{
 			Netns: n.Name, Cgroup: s.Cgroups[1], Source: address.Addr(), UDP: i/2%2 == 0, Failures: uint64(1 + i),
 		})
@@ -177,7 +182,7 @@ func makeFleet(t *testing.T, data string) {
 	for host := range testHosts {
 		for name, value := range series(t, host) {
 			for at := fleetEnd.Add(-testRange - testBefore); !at.After(fleetEnd); at = at.Add(testStep) {
-				if strings.Contains(name, "_conntrack_") && strings.Contains(name, "_total{") {
+				if strings.Contains(name, "_total{") && (strings.Contains(name, "_conntrack_") || strings.Contains(name, "_closes_")) {
 					value = strconv.FormatInt(at.Unix(), 10) // these rise
 				}
 				fmt.Fprintf(w, "%s %s %d\n", name, value, at.Unix())

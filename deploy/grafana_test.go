@@ -434,6 +434,7 @@ func TestDashboardPods(t *testing.T) {
 			}
 			add("ephemeral_port_destination_owner_ports", to+owner, fmt.Sprint(100+len(uid), "x40"))
 			add("ephemeral_port_connect_failures_total", to+owner, "0+1x40")
+			add("ephemeral_port_destination_closes_total", to+owner, "0+1x40")
 			add("ephemeral_port_bind_failures_total", source+owner, "0+1x40")
 			add("ephemeral_port_udp_owner_ports", udp+owner, "100x40")
 			add("ephemeral_port_udp_utilization_ratio", udp, "0.3x40")

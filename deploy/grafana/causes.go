@@ -13,11 +13,15 @@ func causesRow() row {
 	return row{title: "Causes on $instance", panels: []*panel{
 		newGraph("Leaks, and no answer",
 			"close_wait: the destination has closed, but an application on this host has not. syn_sent: the destination does not answer. Ports in these states, as a share of the capacity.",
-			ratio, 12, limit{0.2, "red"}).
+			ratio, 8, limit{0.2, "red"}).
 			query(withDestination(share("ephemeral_port_destination_ports", `state=~"close_wait|syn_sent"`)), "{{state}}: "+destinationLegend).named(),
 		newGraph("Open connections by owner",
-			"Ports of connections that are not in TIME_WAIT, by destination and the control group that opened them: the 10 with most. With kube-state-metrics, by pod.", ports, 12).
+			"Ports of connections that are not in TIME_WAIT, by destination and the control group that opened them: the 10 with most. With kube-state-metrics, by pod.", ports, 8).
 			query(withDestination(byOwner(pool, top(10, ofNamespaces("ephemeral_port_destination_owner_ports")))), "{{destination}}: {{cgroup}}, from {{source_ip}}, {{netns}}").named(),
+		newGraph("Closes by control group",
+			"Connections per second that this host closed first, so that they wait here in TIME_WAIT, by destination and the control group that closed them: the 10 with most. With kube-state-metrics, by pod. Only with --trace.", "suffix:/s", 8).
+			query(withDestination(byOwner(pool, topRates(ofNamespaces("ephemeral_port_destination_closes_total")))), "{{destination}}: {{cgroup}}, from {{source_ip}}, {{netns}}").named().
+			noValue("Not counted"),
 		newGraph("Clients that bind first",
 			"Utilization of the source addresses whose clients call bind() before connect(). These share one pool for all destinations. At 100%, bind() fails.", ratio, 8, used...).
 			query(top(10, ofNamespaces("source:ephemeral_port_bind_first_utilization:ratio")), "{{netns}}: {{source_ip}}").
