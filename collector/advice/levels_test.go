@@ -168,12 +168,14 @@ func TestReached(t *testing.T) {
 	}
 }
 
-// TestQuestions checks that package pool asks peers for what advice depends on from the utilization on at which a
+// TestQuestions checks that package pool asks peers again for what advice depends on from the utilization on at which a
 // destination is in danger.
 func TestQuestions(t *testing.T) {
 	settings := pool.Settings{PortRange: pool.PortRange{Low: 40000, High: 40099}, Timestamps: 1, TimeWaitLength: time.Minute}
-	for _, held := range []int{49, 50} {
+	var known pool.Knowledge
+	for _, held := range []int{1, 49, 50} {
 		table := pool.NewTable(settings)
+		table.Recall(known, 0)
 		for i := range held {
 			table.Add(&pool.Socket{
 				State:  tcpstate.Established,
@@ -183,6 +185,10 @@ func TestQuestions(t *testing.T) {
 		}
 		limits := pool.Limits{MinPorts: 1, Most: 1}
 		questions := table.Questions(limits)
+		if held == 1 {
+			known.Answer(questions[0], true, 0, time.Minute)
+			continue
+		}
 		r := table.Report(limits)
 		if danger := ReachedTCP(&r, &r.Destinations[0], false).Level() > Calm; danger != (len(questions) > 0) || (held == 50) != danger {
 			t.Errorf("%d of 100 ports held: %d questions, danger %v", held, len(questions), danger)

@@ -21,6 +21,7 @@ type Question struct {
 	assumed Fact     // what the Table counted with
 	counted bool     // the answer may change what the Table counted
 	further bool     // it is not the first one about its pool
+	early   bool     // it is asked before the answer matters, see Matters
 	earlier bool     // the connection may have begun while this host did not use timestamps
 }
 
@@ -88,7 +89,7 @@ func (a answers) share() float64 {
 }
 
 // adviceFrom is the utilization from which on a destination is in danger, as in package advice, which has a test of
-// that. Below it, advice about ports in TIME_WAIT may be about a peer that nobody asked, and says so.
+// that. Below it, a peer is asked until it has answered, for what happens if tcp_tw_reuse is changed.
 const adviceFrom = 0.5
 
 // questionsEach is the number of connections of one pool that are asked at most, and questionsMore how many times as many
@@ -100,7 +101,7 @@ const (
 
 // Questions returns those whose answers would change a report with these limits, or its advice: first one for each pool, then
 // further ones. There are none on loopback, where the reader knows, and where TIME_WAIT is not
-// reusable anyway, unless advice might be to change that.
+// reusable anyway, unless advice might be to change that, or nobody has answered yet.
 func (t *Table) Questions(limits Limits) []Question {
 	type asked struct {
 		Question
@@ -114,13 +115,14 @@ func (t *Table) Questions(limits Limits) []Question {
 		if c.open.Len() == 0 || c.loopback || t.boundKnown || held < limits.Small() && len(t.pools) > limit.Listed {
 			continue
 		}
-		if !rule.reusable && (rule.reuse || utilization(held+t.bound.Size(), t.capacity) < adviceFrom) {
+		early := !rule.reusable && utilization(held+t.bound.Size(), t.capacity) < adviceFrom
+		if !rule.reusable && rule.reuse || early && c.answers != (answers{}) {
 			continue
 		}
 		all = append(all, asked{Question{
 			Local:     netip.AddrPortFrom(netip.AddrFrom16(key.source).Unmap(), 0),
 			Remote:    netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), uint16(key.port)),
-			Interface: c.openInterface, pool: key, answers: &c.answers, assumed: c.answers.fact(), counted: rule.reusable,
+			Interface: c.openInterface, pool: key, answers: &c.answers, assumed: c.answers.fact(), counted: rule.reusable, early: early,
 		}, c})
 	}
 	slices.SortFunc(all, func(a, b asked) int {
@@ -191,6 +193,9 @@ func (k *Knowledge) Answer(q Question, timestamps bool, now, life time.Duration)
 	p.add(timestamps, now, life)
 	k.peers[destination], *q.answers = p, p.answers
 }
+
+// Matters reports whether the answer may change a report or its advice now. If not, it is for what happens if tcp_tw_reuse is changed.
+func (q Question) Matters() bool { return !q.early }
 
 // Contradicts reports whether the Table that asked a question counted otherwise than the answers say.
 func (k *Knowledge) Contradicts(q Question) bool {

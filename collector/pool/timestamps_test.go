@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,6 +64,7 @@ func TestQuestions(t *testing.T) {
 		{"advice might be tcp_tw_reuse", never, everything, false, pools(tcpstate.Established, 49, 50), []string{destination(1)}},
 		{"advice might be to extend tcp_tw_reuse", onLoopback, everything, false, pools(tcpstate.Established, 49, 50), []string{destination(1)}},
 		{"advice, with ports that are bound", never, everything, false, append(bound(40), pools(tcpstate.Established, 9, 10)...), []string{destination(1)}},
+		{"not answered, far from danger", never, everything, false, pools(tcpstate.Established, 1, 50), []string{destination(1), destination(0)}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			table := NewTable(tt.settings)
@@ -73,10 +75,18 @@ func TestQuestions(t *testing.T) {
 				tt.sockets[i].Interface = 7
 				table.Add(&tt.sockets[i])
 			}
+			for i := range table.counts {
+				if strings.HasPrefix(tt.name, "advice") { // all have answered before
+					table.counts[i].answers.add(true)
+				}
+			}
 			var got []string
 			for _, q := range table.Questions(tt.limits) {
 				if !q.further { // see TestQuestionsEach
 					got = append(got, q.Remote.String())
+				}
+				if early := strings.HasPrefix(tt.name, "not answered, far") && q.Remote.String() == destination(0); q.Matters() == early {
+					t.Errorf("the answer of %v matters now: %v", q.Remote, q.Matters())
 				}
 				if q.Interface != 7 || q.Local.Addr() != netip.MustParseAddr("10.0.0.1") || !hundredPorts.PortRange.Contains(q.Local.Port()) {
 					t.Errorf("asked about %v on interface %d", q.Local, q.Interface)

@@ -204,7 +204,9 @@ func (s *Scanner) fillTable(tcp *TCP, settings pool.Settings, known *pool.Knowle
 	for _, q := range questions[answered:] {
 		table.Doubt(q)
 	}
-	tcp.TimestampsErr = unanswered
+	if slices.ContainsFunc(questions[answered:], pool.Question.Matters) {
+		tcp.TimestampsErr = unanswered
+	}
 	return table, nil
 }
 

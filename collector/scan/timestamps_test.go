@@ -177,7 +177,7 @@ func TestTimestampsDiffer(t *testing.T) {
 	}
 }
 
-// TestTimestampsForAdvice asks peers whether tcp_tw_reuse would help, for destinations in danger only.
+// TestTimestampsForAdvice asks peers whether tcp_tw_reuse would help. It is advice for destinations in danger only.
 func TestTimestampsForAdvice(t *testing.T) {
 	netnstest.New(t)
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40019")
@@ -191,7 +191,7 @@ func TestTimestampsForAdvice(t *testing.T) {
 	}{
 		{clientTo("198.51.100.1", "198.51.100.7:80"), "1", 14, pool.Yes, true},
 		{clientTo("198.51.100.1", "198.51.100.8:80"), "0", 14, pool.No, false},
-		{clientTo("198.51.100.1", "198.51.100.9:80"), "1", 0, pool.Unknown, false},
+		{clientTo("198.51.100.1", "198.51.100.9:80"), "1", 0, pool.Yes, false},
 	}
 	for _, tt := range tests {
 		netnstest.Sysctl(t, "ipv4/tcp_timestamps", tt.timestamps)
