@@ -45,6 +45,8 @@ func (p *tcpPool) moreBound(s *pool.Source) Cure {
 		Title:    "More source addresses",
 		Sentence: fmt.Sprintf("With at least %d more, less than half of the ports are in use.", n), N: n,
 		Now: p.now, Then: Outlook{Ports: p.now.Ports + n*s.Capacity},
-		Condition: "Clients bind to all addresses alike.",
+		Condition: bindAlike,
 	}
 }
+
+const bindAlike = "Clients bind to all addresses alike."

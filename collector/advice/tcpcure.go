@@ -87,25 +87,25 @@ func (p *tcpPool) keepAlive() Cure {
 		Title:    "Keep connections alive",
 		Sentence: fmt.Sprintf("Send at least %d times as many requests on each connection: then the load is less than half of the ceiling.", n), N: n,
 		Now: p.now, Then: Outlook{Ports: p.now.Ports, Ceiling: p.now.Ceiling * float64(n)}, Requests: true,
-		Condition: "The destination keeps connections open, too.",
+		Condition: keptOpen,
 	}
 }
 
+const keptOpen = "The destination keeps connections open, too."
+
 func (p *tcpPool) reuse() Cure {
 	d, s := p.destination, p.report.Settings
-	never := d.Timestamps == pool.No && s.Timestamps != 0 && !d.Loopback
-	if !p.considerable(p.closed) || p.bindFirst() || never || s.Reusable(d.Loopback) {
+	if !p.considerable(p.closed) || !p.canReuse() {
 		return Cure{}
 	}
-	condition, fact, timestamps := "", "", d.Timestamps
+	condition, fact := "", ""
 	var changes []change
 	switch {
 	case s.Timestamps == 0:
 		changes = append(changes, change{name: "net.ipv4.tcp_timestamps", before: "0", then: "1"})
 		condition = fmt.Sprintf("The destination uses TCP timestamps. So do connections from then on only: those before hold their ports for %.3g s after they are closed, as now.", d.Hold)
-		timestamps = pool.Unknown
 	case d.Loopback:
-	case timestamps == pool.Yes:
+	case d.Timestamps == pool.Yes:
 		fact = " The destination uses TCP timestamps, which this needs."
 	case d.TimestampsShare > 0:
 		condition = fmt.Sprintf("All servers behind the destination use TCP timestamps: of the connections that were asked, %.2g%% do.", 100*d.TimestampsShare)
@@ -116,8 +116,7 @@ func (p *tcpPool) reuse() Cure {
 		changes = append(changes, change{name: "net.ipv4.tcp_tw_reuse", before: strconv.Itoa(s.TWReuse), then: "1"})
 	}
 	command, undo := commands(changes...)
-	s.TWReuse, s.Timestamps = 1, 1
-	hold, atMost := p.holdOf(s, timestamps), ""
+	hold, atMost := p.holdWithReuse(), ""
 	if s.ReusableEachSecond() {
 		atMost = " at most"
 	}
@@ -127,6 +126,24 @@ func (p *tcpPool) reuse() Cure {
 		Now:      p.now, Then: outlook(p.now.Ports, d.Open, hold),
 		Command: command, Undo: undo, Condition: condition,
 	}
+}
+
+// canReuse reports whether ports in TIME_WAIT are not reusable for this destination because of the sysctls alone.
+func (p *tcpPool) canReuse() bool {
+	d, s := p.destination, p.report.Settings
+	never := d.Timestamps == pool.No && s.Timestamps != 0 && !d.Loopback
+	return !p.bindFirst() && !never && !s.Reusable(d.Loopback)
+}
+
+// holdWithReuse returns what Destination.Hold would be if the sysctls let connect() take over ports in TIME_WAIT, and the destination
+// uses TCP timestamps where that is not known.
+func (p *tcpPool) holdWithReuse() float64 {
+	s, timestamps := p.report.Settings, p.destination.Timestamps
+	if s.Timestamps == 0 {
+		timestamps = pool.Unknown
+	}
+	s.TWReuse, s.Timestamps = 1, 1
+	return p.holdOf(s, timestamps)
 }
 
 // holdOf returns what Destination.Hold would be with other settings.
@@ -188,9 +205,11 @@ func (p *tcpPool) connectWithoutBinding() Cure {
 func (p *tcpPool) moreSources() Cure {
 	c := p.morePools("More source addresses")
 	c.Sentence = fmt.Sprintf("With at least %d more, less than half of the ports are in use.", c.N)
-	c.Condition = "Clients use all addresses alike, and connect without binding a port."
+	c.Condition = usedAlike
 	return c
 }
+
+const usedAlike = "Clients use all addresses alike, and connect without binding a port."
 
 func (p *tcpPool) moreDestinations() Cure {
 	c := p.morePools("More destination addresses or ports")
@@ -201,15 +220,20 @@ func (p *tcpPool) moreDestinations() Cure {
 
 // morePools returns a cure that adds pools, so many that less than half of all ports are in use.
 func (p *tcpPool) morePools(title string) Cure {
-	each := p.report.CapacityPorts - p.report.BoundPorts
+	each := p.portsOfMore(1)
 	if each <= 0 {
 		return Cure{}
 	}
 	wanted := p.destination.Open + p.closed
 	n := max((2*wanted-p.now.Ports)/each+1, 1)
-	c := p.cure(title, p.now.Ports+n*each)
+	c := p.cure(title, p.now.Ports+p.portsOfMore(n))
 	c.N = n
 	return c
+}
+
+// portsOfMore returns how many ports further pools have.
+func (p *tcpPool) portsOfMore(pools int) int {
+	return pools * (p.report.CapacityPorts - p.report.BoundPorts)
 }
 
 // unixSocket is for two ends on one host.

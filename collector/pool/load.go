@@ -5,14 +5,17 @@ import (
 	"time"
 )
 
-const (
-	// maxCloseWindow is the greatest age of the connections that the close rate counts.
-	maxCloseWindow = 10 * time.Second
+// CloseWindow is the greatest age of the connections that Destination.CloseRate counts. It is less where ports are taken over earlier.
+const CloseWindow = 10 * time.Second
 
+const (
 	// The forecast uses a more recent rate where it can: that of the last second, or of as many
 	// seconds as it takes to count minRecent connections, up to the close window.
 	minRecentWindow = time.Second
 	minRecent       = 100
+
+	// minPeak is of how many connections a peak must be.
+	minPeak = 20
 )
 
 // A load is what closing connections first does to a pool.
@@ -34,6 +37,7 @@ type flow struct {
 	older  [ageBins + 2]int // see closedPorts.older
 	rate   float64          // connections per second
 	recent float64          // the same for the forecast
+	peak   float64          // the highest of the close window and of each shorter time until now
 }
 
 // newLoad returns the load of a pool. second is how much of the second of CLOCK_MONOTONIC had passed when its
@@ -57,18 +61,24 @@ func newLoad(rule *timeWaitRule, counts *poolCounts, second float64) load {
 		if kind == takenOver && rule.wholeSeconds {
 			l.second = second
 			f.rate = secondRate(f.older[0], int(counts.recent), second)
-			f.recent = f.rate
+			f.recent, f.peak = f.rate, f.rate
 			closes += f.rate
 			variance += f.rate
 			continue
 		}
-		window := f.bins(maxCloseWindow)
+		window := f.bins(CloseWindow)
 		n := min(f.bins(minRecentWindow), window)
 		for n < window && f.younger(n) < minRecent {
 			n++
 		}
 		f.rate = f.younger(window) / f.seconds(window)
 		f.recent = f.younger(n) / f.seconds(n)
+		f.peak = f.rate
+		for n := min(f.bins(minRecentWindow), window); n < window; n++ {
+			if f.younger(n) >= minPeak {
+				f.peak = max(f.peak, f.younger(n)/f.seconds(n))
+			}
+		}
 		closes += f.rate
 		variance += f.rate / f.seconds(window)
 	}
@@ -80,7 +90,7 @@ func newLoad(rule *timeWaitRule, counts *poolCounts, second float64) load {
 	if surplus := came - closes; surplus > 3*math.Sqrt(variance+came/f.seconds(window)) {
 		f.rate = max(f.rate, surplus)
 	}
-	f.recent = f.rate
+	f.recent, f.peak = f.rate, f.rate
 	if counts.doubted {
 		f := &l.flows[takenOver]
 		f.closeTimes, f.older, l.second = rule.times[expired], [ageBins + 2]int{}, -1
@@ -114,6 +124,15 @@ func (l *load) closeRate() float64 {
 	rate := 0.
 	for kind := range l.flows {
 		rate += l.flows[kind].rate
+	}
+	return rate
+}
+
+// peakRate returns the highest rate of the close window and of each shorter time until now, from a second and minPeak connections on.
+func (l *load) peakRate() float64 {
+	rate := 0.
+	for kind := range l.flows {
+		rate += l.flows[kind].peak
 	}
 	return rate
 }

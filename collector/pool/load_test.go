@@ -262,6 +262,29 @@ func TestCloseRateStart(t *testing.T) {
 	}
 }
 
+// TestPeakCloseRate checks that a load that has just begun shows, and few connections by chance do not.
+func TestPeakCloseRate(t *testing.T) {
+	for _, tt := range []struct {
+		name                    string
+		settings                Settings
+		from, perSecond         float64
+		closeRate, peak, within float64
+	}{
+		{"a minute", thousandPorts, 40, 10, 10, 10, 1},
+		{"two seconds", thousandPorts, 98, 50, 10, 50, 5},
+		{"two seconds, few", thousandPorts, 98, 5, 1, 1, 0.1},
+		{"half a second", thousandPorts, 99.5, 200, 10, 100, 5},
+		{"reuse after 20 s", reusing(thousandPorts, 20*time.Second), 98, 50, 10, 50, 5},
+		{"reuse after 1 s", reusing(thousandPorts, time.Second), 98, 50, 50, 50, 2},
+	} {
+		s := simulation{settings: tt.settings}
+		s.close(tt.from, 100, tt.perSecond, 0)
+		if d := s.report(t, 100); !near(d.CloseRate, tt.closeRate, tt.within) || !near(d.PeakCloseRate, tt.peak, tt.within) {
+			t.Errorf("%s: close rate %v, peak %v, want %v, %v", tt.name, d.CloseRate, d.PeakCloseRate, tt.closeRate, tt.peak)
+		}
+	}
+}
+
 // TestCloseRateMixed has peers of two kinds. Those that never close count together with the others
 // as soon as the first FIN_WAIT2 ends.
 func TestCloseRateMixed(t *testing.T) {

@@ -131,6 +131,10 @@ type Destination struct {
 	// hold their ports after they are closed.
 	CloseRate float64
 
+	// PeakCloseRate is the highest of CloseRate and the rates of each shorter time until now, of a second or more in which 20
+	// were closed: the load may have begun in between.
+	PeakCloseRate float64
+
 	// Ceiling is the CloseRate that the pool sustains while the connections that are open now
 	// stay open. At 1 × Ceiling the ports run out.
 	Ceiling float64
@@ -296,7 +300,7 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	rule := t.rule(counts.loopback)
 	l := newLoad(rule, counts, t.phase.seconds())
 	ports := t.capacity - d.BoundByOthers
-	d.CloseRate = l.closeRate()
+	d.CloseRate, d.PeakCloseRate = l.closeRate(), l.peakRate()
 	closed := int(counts.states[tcpstate.TimeWait]) + int(counts.finWait2) + int(math.Round(l.unansweredPorts))
 	d.Open = max(d.Held-closed, 0)
 	hold := rule.hold(counts.answers.fact())

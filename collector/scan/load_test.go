@@ -254,6 +254,7 @@ func TestLoad(t *testing.T) {
 		wg.Go(func() { t.Run(name, test) })
 	}
 	run("lateness", testLateness)
+	run("what if", testWhatIfMinute)
 	for _, reuse := range []bool{false, true} {
 		for _, keepAlive := range []int{0, 200} {
 			for _, answer := range []time.Duration{0, 2 * time.Second, 20 * time.Second} {

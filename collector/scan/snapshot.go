@@ -133,7 +133,7 @@ type NAT struct {
 
 // A Workload is what a namespace belongs to. Unknown fields are empty.
 type Workload struct {
-	cgroup.Workload        // of the process of Command, else of its first process, but no container of a pod
+	cgroup.Workload        // of its processes
 	Command         string // of a process that had most sockets while the namespace was busy, until it ends; see proc_pid_comm(5)
 }
 
