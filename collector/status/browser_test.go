@@ -174,10 +174,11 @@ func TestBrowser(t *testing.T) {
 		looks = append(looks, looks[0], looks[1])
 		looks[2].colors, looks[3].colors = "dark", "light"
 	}
-	for _, page := range []string{"trouble", "calm", "failed", "hostile", "runbook", "docs/", "docs/reference", "destinations", "namespaces"} {
+	for _, page := range []string{"trouble", "calm?destination=10.0.0.2:443&what-if=load:5,reuse", "calm", "failed", "hostile", "runbook", "docs/", "docs/reference", "destinations", "namespaces"} {
 		for _, look := range looks {
+			path, query, _ := strings.Cut(page, "?")
 			name := fmt.Sprintf("%s-%d-%s", page, look.width, look.colors)
-			b.open(t, server.URL+"/"+page+"?pause", look.width, look.colors)
+			b.open(t, server.URL+"/"+path+"?pause&"+query, look.width, look.colors)
 			if got := do(t, b, chromedp.Evaluate[int64]("document.documentElement.scrollWidth")); got > look.width {
 				t.Errorf("%s: the page is %d pixels wide", name, got)
 			}

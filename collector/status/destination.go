@@ -277,6 +277,8 @@ type documentDestination struct {
 	Owners      []documentOwner `json:"owners,omitempty"`
 	Diagnosis   string          `json:"diagnosis,omitempty"`
 	Cures       []documentCure  `json:"cures,omitempty"`
+
+	WhatIf []documentWhatIf `json:"what_if,omitempty"`
 }
 
 func newDocumentDestination(row *destination, counts bool) documentDestination {

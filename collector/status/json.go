@@ -87,7 +87,11 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 		d.Bound = append(d.Bound, newDocumentBound(row))
 	}
 	for _, row := range p.Destinations {
-		d.Destinations = append(d.Destinations, newDocumentDestination(row, p.Counts))
+		doc := newDocumentDestination(row, p.Counts)
+		if v.Destination.IsValid() {
+			doc.WhatIf = newDocumentWhatIfs(row.whatIfs(v.WhatIf), v.WhatIf)
+		}
+		d.Destinations = append(d.Destinations, doc)
 	}
 	for _, row := range p.UDP {
 		d.UDP = append(d.UDP, newDocumentUDP(row))

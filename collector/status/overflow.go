@@ -18,13 +18,15 @@ type overflow struct {
 
 // newTimeWait returns the sockets in TIME_WAIT of a namespace.
 func newTimeWait(n *scan.Namespace, c cleaner) overflow {
-	t := &n.TimeWait
-	row := overflow{Netns: c.name(n.Name), sockets: advice.TimeWaitSockets{
-		Sockets: t.Sockets, Limit: t.Limit, Overflows: t.Overflows, Recent: t.Recent, Window: t.Window,
-	}}
+	row := overflow{Netns: c.name(n.Name), sockets: timeWaitSockets(&n.TimeWait)}
 	row.advice, row.reached = advice.FullTimeWait(&n.TCP.Report, row.sockets), advice.ReachedTimeWait(row.sockets)
 	row.cures = newCures(n, row.advice, "Sockets")
 	return row
+}
+
+// timeWaitSockets returns what advice is to know of them.
+func timeWaitSockets(t *scan.TimeWait) advice.TimeWaitSockets {
+	return advice.TimeWaitSockets{Sockets: t.Sockets, Limit: t.Limit, Overflows: t.Overflows, Recent: t.Recent, Window: t.Window}
 }
 
 // addTimeWait adds a namespace where connections have skipped TIME_WAIT.

@@ -61,9 +61,10 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	p.addNotes(s, c)
 	p.Settings = settingsOf(&s.Namespaces[0])
 	p.judge(s, c)
-	for _, t := range []table{
-		p.boundTable(), p.destinationTable(s), p.natTable(s), p.conntrackTable(), p.failedTable(s.Trace), p.failedBindTable(s.Trace), p.sourceTable(s), p.udpTable(), p.timeWaitTable(), p.namespaceTable(s.Namespaces),
-	} {
+	tables := append([]table{p.boundTable(), p.destinationTable(s)}, p.whatIfTables()...)
+	for _, t := range append(tables,
+		p.natTable(s), p.conntrackTable(), p.failedTable(s.Trace), p.failedBindTable(s.Trace), p.sourceTable(s), p.udpTable(), p.timeWaitTable(), p.namespaceTable(s.Namespaces),
+	) {
 		if len(t.Rows)+len(t.More) > 0 {
 			p.Tables = append(p.Tables, t)
 		}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/snat"
@@ -31,6 +32,7 @@ type View struct {
 	Format      Format
 	Destination netip.AddrPort // only this one, or with port 0 only those of its address; all if it is not valid
 	Port        uint16         // only who has this port, see Status.WritePort; 0 for all else
+	WhatIf      advice.Change  // of the destinations, see whatIfTables; it needs Destination
 	Paused      bool           // the page does not refresh itself
 	Columns     int            // how many columns Text has, from 40 to 120; 0 for 120
 }
@@ -52,6 +54,14 @@ func ParseView(r *http.Request) (View, error) {
 	if destination := query.Get("destination"); destination != "" {
 		if v.Destination, err = ParseDestination(destination); err != nil {
 			return View{}, fmt.Errorf("destination=%q is not valid: it %w", destination, err)
+		}
+	}
+	if change := query.Get("what-if"); change != "" {
+		if v.WhatIf, err = parseChange(change); err != nil {
+			return View{}, fmt.Errorf("what-if=%q is not valid: it %w", change, err)
+		}
+		if !v.Destination.IsValid() {
+			return View{}, fmt.Errorf("what-if=%q is not valid: it needs destination=ADDRESS:PORT", change)
 		}
 	}
 	if port := query.Get("port"); port != "" {
@@ -129,6 +139,9 @@ func (v View) URL() string {
 	if v.Destination.IsValid() {
 		query = append(query, "destination="+url.QueryEscape(v.destination()))
 	}
+	if v.WhatIf != (advice.Change{}) {
+		query = append(query, "what-if="+writeChange(v.WhatIf))
+	}
 	if v.Port != 0 {
 		query = append(query, fmt.Sprintf("port=%d", v.Port))
 	}
@@ -158,5 +171,5 @@ func (v View) Narrow() bool { return v.Destination.IsValid() || v.Port != 0 }
 
 // As returns the address of the view in another format.
 func (v View) As(f Format) string {
-	return View{Format: f, Destination: v.Destination, Port: v.Port}.URL()
+	return View{Format: f, Destination: v.Destination, WhatIf: v.WhatIf, Port: v.Port}.URL()
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"ephemeral_port_exporter/collector/advice"
 )
 
 // TestParseView checks which view a request gets.
@@ -24,6 +26,19 @@ func TestParseView(t *testing.T) {
 		{"?format=xml", "", View{}, `format="xml" is not valid: it must be html, text or json`},
 		{"?destination=%zz", "", View{}, "the query of the address is not valid"},
 
+		{"?destination=10.0.0.2&what-if=load", "", View{}, `what-if="load" is not valid: it must be one or more of load:N (times the load of now, such as 2 or 0.5, up to 1000), address:N`},
+		{"?destination=10.0.0.2&what-if=load:0", "", View{}, "is not valid: it must be one or more of"},
+		{"?destination=10.0.0.2&what-if=load:NaN", "", View{}, "is not valid"},
+		{"?destination=10.0.0.2&what-if=load:1001", "", View{}, "is not valid"},
+		{"?destination=10.0.0.2&what-if=load:2,load:3", "", View{}, "is not valid"},
+		{"?destination=10.0.0.2&what-if=load:2,", "", View{}, "is not valid"},
+		{"?destination=10.0.0.2&what-if=address:0", "", View{}, "is not valid"},
+		{"?destination=10.0.0.2&what-if=address:1e3", "", View{}, "is not valid"},
+		{"?destination=10.0.0.2&what-if=reuse:1", "", View{}, "is not valid"},
+		{"?destination=10.0.0.2&what-if=keep-alive:1", "", View{}, "is not valid"},
+		{"?destination=10.0.0.2&what-if=%1b[2J", "", View{}, `what-if="\x1b[2J" is not valid`},
+		{"?what-if=load:2", "", View{}, `what-if="load:2" is not valid: it needs destination=ADDRESS:PORT`},
+
 		{"?port=70000", "", View{}, `port="70000" is not valid: it must be a port from 1 to 65535`},
 		{"?port=80&destination=10.0.0.2", "", View{}, "is not valid"},
 		{"?port=40003&format=json", "", View{Format: JSON, Port: 40003}, ""},
@@ -42,6 +57,12 @@ func TestParseView(t *testing.T) {
 		{"?pause", browser, View{Format: HTML, Paused: true}, ""},
 		{"?destination=", "", View{Format: Text}, ""},
 		{"?destination=10.0.0.2:443", browser, View{Format: HTML, Destination: one}, ""},
+		{"?destination=10.0.0.2:443&what-if=", "", View{Format: Text, Destination: one}, ""},
+		{"?what-if=reuse&destination=10.0.0.2:443", "", View{Format: Text, Destination: one, WhatIf: advice.Change{Reuse: true}}, ""},
+		{
+			"?destination=10.0.0.2:443&what-if=keep-alive:10,reuse,address:1,load:2.5", "",
+			View{Format: Text, Destination: one, WhatIf: advice.Change{Load: 2.5, Addresses: 1, Reuse: true, KeepAlive: 10}}, "",
+		},
 		{"?destination=10.0.0.2", "", View{Format: Text, Destination: netip.AddrPortFrom(one.Addr(), 0)}, ""},
 		{"?destination=::ffff:10.0.0.2", "", View{Format: Text, Destination: netip.AddrPortFrom(one.Addr(), 0)}, ""},
 		{"?destination=fe80::2%252", "", View{Format: Text, Destination: netip.AddrPortFrom(netip.MustParseAddr("fe80::2%2"), 0)}, ""},
@@ -74,6 +95,7 @@ func TestURL(t *testing.T) {
 		{Format: Text, Destination: netip.MustParseAddrPort("10.0.0.2:443")},
 		{Format: HTML, Destination: netip.MustParseAddrPort("[fe80::2%a&b]:443"), Paused: true},
 		{Format: HTML, Destination: netip.MustParseAddrPort("[2001:db8::2]:0")},
+		{Format: Text, Destination: netip.MustParseAddrPort("10.0.0.2:443"), WhatIf: advice.Change{Load: 0.001, Addresses: 1000, Reuse: true, KeepAlive: 1000000}},
 	} {
 		r := httptest.NewRequest("GET", v.URL(), nil)
 		r.Header.Set("Accept", "text/html")
