@@ -166,6 +166,10 @@ type Source struct {
 	Utilization float64 // from 0 to 1; at 1 the next bind(ip, 0) fails, with Settings.AutobindReuse perhaps
 }
 
+// BindsFirst reports whether most ports of the source are bound, as far as that is known: its clients call bind() before connect(),
+// and share one pool for all destinations.
+func (s *Source) BindsFirst() bool { return 2*s.Bound > s.Ports }
+
 // Report returns the report of the sockets that were added, bounded by the limits.
 func (t *Table) Report(limits Limits) Report {
 	r := Report{

@@ -20,10 +20,6 @@ type source struct {
 	shares         bool // bind() may take ports in use: its utilization is not known
 }
 
-// bindsFirst reports whether most ports of a source are bound: its clients call bind() before
-// connect(), and share one pool for all destinations.
-func bindsFirst(s *pool.Source) bool { return 2*s.Bound > s.Ports }
-
 // mayBindFirst reports whether that is possible, of a source with some ports.
 func mayBindFirst(s *pool.Source) bool { return s.Ports >= 10 && 2*(s.Bound+s.MayBound) > s.Ports }
 
@@ -34,7 +30,7 @@ func (p *page) addSources(n *scan.Namespace, c cleaner) {
 	}
 	r := &n.TCP.Report
 	for i := range r.Sources {
-		if s := &r.Sources[i]; r.BoundKnown && bindsFirst(s) || mayBindFirst(s) {
+		if s := &r.Sources[i]; r.BoundKnown && s.BindsFirst() || mayBindFirst(s) {
 			p.Sources = append(p.Sources, newSource(n, s, c))
 		}
 	}
@@ -42,7 +38,7 @@ func (p *page) addSources(n *scan.Namespace, c cleaner) {
 
 // newSource returns a source of a namespace.
 func newSource(n *scan.Namespace, s *pool.Source, c cleaner) source {
-	row := source{pool: s, Netns: c.name(n.Name), Address: s.Address.String(), Certain: n.TCP.Report.BoundKnown && bindsFirst(s), shares: n.TCP.Report.Settings.AutobindReuse}
+	row := source{pool: s, Netns: c.name(n.Name), Address: s.Address.String(), Certain: n.TCP.Report.BoundKnown && s.BindsFirst(), shares: n.TCP.Report.Settings.AutobindReuse}
 	if row.Certain {
 		row.reached = advice.ReachedSource(&n.TCP.Report, s)
 		row.advice = advice.BindFirst(&n.TCP.Report, s)
