@@ -18,6 +18,7 @@ import (
 	toolkit "github.com/prometheus/exporter-toolkit/web"
 	webflag "github.com/prometheus/exporter-toolkit/web/kingpinflag"
 
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/status"
@@ -148,11 +149,11 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 }
 
 // webConfig returns the configuration of the web server.
-func (f *flags) webConfig(registry *prometheus.Registry, scanner *scan.Scanner, logger *slog.Logger) web.Config {
+func (f *flags) webConfig(registry *prometheus.Registry, scanner *scan.Scanner, past *history.History, logger *slog.Logger) web.Config {
 	return web.Config{
-		Scan:     scanner.Scan,
+		Scan:     past.Scan(scanner.Scan),
 		Port:     scanner.Port,
-		Status:   newStatus(f),
+		Status:   newStatus(f, past),
 		Registry: registry,
 
 		MetricsPath:     *f.telemetryPath,

@@ -25,6 +25,7 @@ import (
 	toolkit "github.com/prometheus/exporter-toolkit/web"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/logging"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/web"
@@ -79,7 +80,8 @@ func run(flags *flags, logger *slog.Logger) error {
 		return err
 	}
 	dropCapabilities(scanner, false, logger)
-	if err := firstScan(scanner, flags, logger); err != nil {
+	past := &history.History{}
+	if err := firstScan(scanner, past, flags, logger); err != nil {
 		return err
 	}
 
@@ -91,7 +93,7 @@ func run(flags *flags, logger *slog.Logger) error {
 			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		)
 	}
-	server := web.New(flags.webConfig(registry, scanner, logger))
+	server := web.New(flags.webConfig(registry, scanner, past, logger))
 	// All listeners are open when the server begins to serve the first.
 	var drop sync.Once
 	base := server.BaseContext
@@ -114,11 +116,12 @@ func dropCapabilities(scanner *scan.Scanner, listening bool, logger *slog.Logger
 
 // firstScan logs the ports of this host. It returns an error if every scrape would fail. A failure
 // that may not happen at the next scrape is only logged.
-func firstScan(scanner *scan.Scanner, flags *flags, logger *slog.Logger) error {
+func firstScan(scanner *scan.Scanner, past *history.History, flags *flags, logger *slog.Logger) error {
 	snapshot, err := scanner.Check()
 	if err != nil {
 		return err
 	}
+	past.Record(&snapshot)
 	self := snapshot.Namespaces[0]
 	if self.TCP.Err != nil {
 		logger.Error("First collection failed, the next scrape tries again", "err", self.TCP.Err)

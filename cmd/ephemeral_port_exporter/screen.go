@@ -2,8 +2,11 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
+	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -16,13 +19,22 @@ type screen struct {
 	out     *os.File
 	watched bool // pages follow each other
 	live    bool // each page replaces the last one
+	ascii   bool // it may not know other characters
 	drawn   bool // there was a page
 }
 
-// newScreen returns a screen for a file that has a terminal of this type, if any. Pages replace each other if the terminal can
-// clear itself.
-func newScreen(out *os.File, term string, watched bool) *screen {
-	return &screen{out: out, watched: watched, live: watched && isTerminal(out) && term != "" && term != "dumb"}
+// newScreen returns a screen for a file, where the environment says what the terminal can. Pages replace each other if that
+// can clear itself. They have other characters than ASCII if it can do that and the locale is one of UTF-8.
+func newScreen(out *os.File, env func(string) string, watched bool) *screen {
+	term := env("TERM")
+	able := term != "" && term != "dumb"
+	return &screen{out: out, watched: watched, live: watched && isTerminal(out) && able, ascii: !able || !isUTF8(env)}
+}
+
+// isUTF8 reports whether the locale has the characters of UTF-8, see locale(7).
+func isUTF8(env func(string) string) bool {
+	locale := strings.ToLower(cmp.Or(env("LC_ALL"), env("LC_CTYPE"), env("LANG")))
+	return strings.Contains(locale, "utf-8") || strings.Contains(locale, "utf8")
 }
 
 // Sizes of what has none: of a terminal that does not say its own, such as a serial line, and of a file that is watched.
@@ -40,6 +52,7 @@ const (
 // draw prints the page of a snapshot. It has the width of the terminal. If others follow, it has the height too.
 func (s *screen) draw(page *status.Status, snapshot *scan.Snapshot, v status.View) error {
 	columns, lines, isTerminal := terminalSize(s.out)
+	v.ASCII = s.ascii
 	switch {
 	case isTerminal:
 		v.Columns = columns
@@ -75,7 +88,7 @@ func fit(text []byte, columns, lines int) []byte {
 	all := bytes.SplitAfter(bytes.TrimSuffix(text, []byte("\n")), []byte("\n"))
 	rows, kept := 0, 0 // kept has room together with the last line
 	for i, line := range all {
-		rows += max((len(bytes.TrimSuffix(line, []byte("\n")))+columns-1)/columns, 1)
+		rows += max((utf8.RuneCount(bytes.TrimSuffix(line, []byte("\n")))+columns-1)/columns, 1)
 		if rows < lines {
 			kept = i + 1
 		}

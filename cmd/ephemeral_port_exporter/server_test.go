@@ -18,6 +18,7 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/netns/netnstest"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/web"
@@ -42,7 +43,7 @@ func serveTest(t *testing.T, args ...string) *httptest.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := web.New(f.webConfig(prometheus.NewRegistry(), scanner, logger))
+	server := web.New(f.webConfig(prometheus.NewRegistry(), scanner, &history.History{}, logger))
 	s := httptest.NewServer(server.Handler)
 	t.Cleanup(s.Close)
 	return s

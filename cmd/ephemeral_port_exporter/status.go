@@ -15,18 +15,19 @@ import (
 	"github.com/prometheus/common/version"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/status"
 	"ephemeral_port_exporter/collector/web"
 )
 
-// newStatus returns the status page of this host.
-func newStatus(flags *flags) *status.Status {
+// newStatus returns the status page of this host, which remembers past if that is not nil.
+func newStatus(flags *flags, past *history.History) *status.Status {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "this host"
 	}
-	return status.New(status.Info{Host: host, Version: version.Version, Revision: version.GetRevision(), MetricsPath: *flags.telemetryPath})
+	return status.New(status.Info{Host: host, Version: version.Version, Revision: version.GetRevision(), MetricsPath: *flags.telemetryPath, History: past})
 }
 
 // pageURL returns where a browser finds the status page of a server that got this listener. It is empty if
@@ -97,7 +98,7 @@ func runStatus(flags *flags, logger *slog.Logger) (advice.Level, error) {
 	if err := flags.log.Level.Set("error"); err != nil {
 		return advice.Unknown, err
 	}
-	w := newScreen(os.Stdout, os.Getenv("TERM"), *flags.watch > 0)
+	w := newScreen(os.Stdout, os.Getenv, *flags.watch > 0)
 	if w.live && isTerminal(os.Stderr) {
 		logger = slog.New(slog.DiscardHandler) // the page has the errors
 	}
@@ -125,7 +126,7 @@ func printStatus(w *screen, flags *flags, scanner *scan.Scanner) (advice.Level, 
 	}
 	view := flags.view()
 	level := status.LevelOf(&snapshot, view)
-	if writeErr := w.draw(newStatus(flags), &snapshot, view); writeErr != nil {
+	if writeErr := w.draw(newStatus(flags, nil), &snapshot, view); writeErr != nil {
 		return level, writeErr
 	}
 	if err == nil {

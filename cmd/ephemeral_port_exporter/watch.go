@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"time"
 
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/scan"
 )
 
@@ -14,12 +15,13 @@ import (
 func watch(w *screen, flags *flags, scanner *scan.Scanner) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	page, view := newStatus(flags), flags.view()
+	past := &history.History{}
+	page, view, collect := newStatus(flags, past), flags.view(), past.Scan(scanner.Scan)
 	failed := make(chan error, 1)
 	go func() {
 		for {
 			start := time.Now()
-			snapshot := scanner.Scan(ctx)
+			snapshot := collect(ctx)
 			took := time.Since(start)
 			if err := w.draw(page, &snapshot, view); err != nil {
 				failed <- err

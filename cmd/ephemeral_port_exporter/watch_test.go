@@ -64,7 +64,7 @@ func startWatch(t *testing.T, term string, args ...string) *watching {
 		master, slave := openTerminal(t)
 		defer slave.Close()
 		w.cmd.Stdout, w.cmd.Stderr = slave, slave
-		w.cmd.Env = append(os.Environ(), "TERM="+term)
+		w.cmd.Env = append(os.Environ(), "TERM="+term, "LC_ALL=C.UTF-8")
 		w.read = make(chan struct{})
 		go func() {
 			_, _ = io.Copy(w.out, master) // EIO at the end
@@ -176,6 +176,12 @@ func TestWatch(t *testing.T) {
 	if last := pages[len(pages)-1]; !strings.Contains(last, cut+"\n") {
 		t.Errorf("page:\n%s", last)
 	}
+	// The pool was not there before it was full. Blocks are for those terminals that are able to clear themselves.
+	for w, want := range map[*watching]string{live: `    [·▁]*█  (\d+-)?100 ports, exhausted since \d\d:\d\d UTC`, dumb: `    [-0]*9  (\d+-)?100 ports, exhausted since \d\d:\d\d UTC`} {
+		if !regexp.MustCompile(want).MatchString(w.out.String()) {
+			t.Errorf("%q: no %s in\n%s", w.cmd.Args, want, w.out)
+		}
+	}
 	// Else the pages follow each other, and in a pipe they are whole.
 	for _, w := range []*watching{dumb, none} {
 		if got := w.out.String(); strings.Contains(got, "\x1b") || !strings.Contains(strings.ReplaceAll(got, "\r", ""), "\n\n"+strings.SplitN(got, ":", 2)[0]+": 1 destination in danger:") {
@@ -207,6 +213,27 @@ func TestStatusTerminal(t *testing.T) {
 	}
 }
 
+// TestCharacters checks who gets other characters than ASCII.
+func TestCharacters(t *testing.T) {
+	for _, tt := range []struct {
+		env   map[string]string
+		ascii bool
+	}{
+		{map[string]string{"TERM": "xterm", "LANG": "C.UTF-8"}, false},
+		{map[string]string{"TERM": "xterm", "LANG": "de_DE.utf8"}, false},
+		{map[string]string{"TERM": "dumb", "LANG": "C.UTF-8"}, true},
+		{map[string]string{"LANG": "C.UTF-8"}, true},
+		{map[string]string{"TERM": "xterm"}, true},
+		{map[string]string{"TERM": "xterm", "LANG": "de_DE"}, true},
+		{map[string]string{"TERM": "xterm", "LANG": "C.UTF-8", "LC_CTYPE": "C"}, true},
+		{map[string]string{"TERM": "xterm", "LANG": "C", "LC_ALL": "C.UTF-8", "LC_CTYPE": "C"}, false},
+	} {
+		if got := newScreen(os.Stdout, func(name string) string { return tt.env[name] }, true).ascii; got != tt.ascii {
+			t.Errorf("%v: ASCII %v", tt.env, got)
+		}
+	}
+}
+
 // TestFit cuts pages for a terminal of 10 columns.
 func TestFit(t *testing.T) {
 	for _, tt := range []struct {
@@ -218,6 +245,7 @@ func TestFit(t *testing.T) {
 		{"a\nb\nc\n", 2, "a\n2 more lines: see --status without --watch\n"},
 		{"a\nb\nc\n", 0, "3 more lines: see --status without --watch\n"},
 		{"0123456789\nb\nc\n", 3, "0123456789\nb\nc\n"},
+		{"012345678█\nb\nc\n", 3, "012345678█\nb\nc\n"},
 		{"0123456789x\n\nb\n", 3, "0123456789x\n2 more lines: see --status without --watch\n"},
 	} {
 		if got := fit([]byte(tt.text), 10, tt.lines); !bytes.Equal(got, []byte(tt.want)) {

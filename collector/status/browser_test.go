@@ -135,6 +135,7 @@ func serve(t *testing.T) *httptest.Server {
 	t.Helper()
 	mux := http.NewServeMux()
 	for name, s := range snapshots() {
+		past := remembered(s)
 		mux.HandleFunc("/"+name, func(w http.ResponseWriter, r *http.Request) {
 			v, err := ParseView(r)
 			if err != nil {
@@ -142,7 +143,9 @@ func serve(t *testing.T) *httptest.Server {
 				return
 			}
 			SetHeader(w.Header(), v)
-			if err := New(testInfo).Write(w, &s, v); err != nil {
+			info := testInfo
+			info.History = past
+			if err := New(info).Write(w, &s, v); err != nil {
 				t.Error(err)
 			}
 		})
@@ -184,7 +187,7 @@ func TestBrowser(t *testing.T) {
 			}
 			if *screenshots != "" {
 				do(t, b, chromedp.Evaluate[chromedp.Void](`for (const d of [...document.querySelectorAll("details")].slice(0, 2)) d.open = true`))
-				if err := os.WriteFile(filepath.Join(*screenshots, name+".png"), do(t, b, chromedp.FullScreenshot(100)), 0o644); err != nil {
+				if err := os.WriteFile(filepath.Join(*screenshots, strings.ReplaceAll(name, "/", "-")+".png"), do(t, b, chromedp.FullScreenshot(100)), 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
@@ -22,6 +22,7 @@ type destination struct {
 	owners    []scan.Owner // control groups that hold its ports, those with most first
 	who       who
 	advice    *advice.Advice // nil unless it is in danger
+	past      *past          // nil if nothing is remembered
 
 	Level                  level
 	Address, Source, Netns string
@@ -47,18 +48,16 @@ func (p *page) addDestinations(s *scan.Snapshot, n *scan.Namespace, t tracedPool
 		d := &n.TCP.Report.Destinations[i]
 		traced := t.take(n.Name, d.Source, d.Address)
 		if p.View.has(d.Address) {
-			p.Destinations = append(p.Destinations, newDestination(s, n, d, traced, c))
+			row := newDestination(s, n, d, traced, c)
+			row.past = p.pastOf(history.OfTCP(n, d), s, row.Level)
+			p.Destinations = append(p.Destinations, row)
 		}
 	}
 }
 
 // used returns the utilization, or what it is at least and at most.
 func (d *destination) used() string {
-	least, most := percent(d.pool.Utilization), percent(d.pool.PossibleUtilization)
-	if d.pool.PossibleUtilization <= d.pool.Utilization || least == most {
-		return least
-	}
-	return strings.TrimSuffix(least, "%") + "-" + most
+	return percentRange(d.pool.Utilization, d.pool.PossibleUtilization)
 }
 
 // problem returns what is wrong with a destination, as the end of a sentence that begins with its
@@ -165,7 +164,7 @@ func (p *page) destinationTable(s *scan.Snapshot) table {
 		if p.Counts {
 			cells = append(cells, cell{Text: strconv.FormatUint(d.traced.failures, 10)})
 		}
-		t.Rows = append(t.Rows, row{Level: d.Level, Cells: cells, Owners: d.who.InRow, Details: d.details()})
+		t.Rows = append(t.Rows, row{Level: d.Level, Cells: cells, Owners: d.who.InRow, Details: d.details(), Past: d.past})
 	}
 	return t
 }
@@ -252,7 +251,7 @@ func (p *page) judgeDestinations() {
 		}
 	}
 	if inDanger > 0 {
-		p.find(worst.Level, worst.reached.Alerts(), "%s in danger: %s %s%s.", plural(inDanger, "destination", "destinations"), worst.Address, worst.problem(), worst.who.blame())
+		p.find(worst.Level, worst.reached.Alerts(), "%s in danger: %s %s%s.%s", plural(inDanger, "destination", "destinations"), worst.Address, worst.problem(), worst.who.blame(), worst.past.sentence())
 	}
 }
 
@@ -277,6 +276,7 @@ type documentDestination struct {
 	Owners      []documentOwner `json:"owners,omitempty"`
 	Diagnosis   string          `json:"diagnosis,omitempty"`
 	Cures       []documentCure  `json:"cures,omitempty"`
+	*documentPast
 
 	WhatIf []documentWhatIf `json:"what_if,omitempty"`
 }
@@ -286,7 +286,7 @@ func newDocumentDestination(row *destination, counts bool) documentDestination {
 	doc := documentDestination{
 		Netns: row.namespace.Name, Source: d.Source.String(), Destination: d.Address.Addr().String(), Port: d.Address.Port(),
 		Level: row.Level.String(), Utilization: d.Utilization, Possible: above(d.PossibleUtilization, d.Utilization), Ports: portsByState(d.Ports), Reusable: d.Reusable, Unsure: d.ReusableUnknown, Bound: d.BoundByOthers,
-		Closes: d.CloseRate, Ceiling: d.Ceiling, Exhaustion: finite(d.Exhaustion), Share: d.TimestampsShare, Owners: newDocumentOwners(row.owners),
+		Closes: d.CloseRate, Ceiling: d.Ceiling, Exhaustion: finite(d.Exhaustion), Share: d.TimestampsShare, Owners: newDocumentOwners(row.owners), documentPast: newDocumentPast(row.past, row.Level),
 	}
 	if d.Timestamps != pool.Unknown {
 		yes := d.Timestamps == pool.Yes

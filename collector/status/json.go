@@ -1,6 +1,7 @@
 package status
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"time"
 	"unicode/utf16"
 
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/scan"
 )
 
@@ -47,8 +49,32 @@ func writeJSON(w io.Writer, d document) error {
 	if err != nil {
 		return fmt.Errorf("status: encode JSON: %w", err)
 	}
-	_, err = io.WriteString(w, asciiJSON(b)+"\n")
+	_, err = io.WriteString(w, asciiJSON(joinReadings(b))+"\n")
 	return err
+}
+
+// joinReadings writes each documentReading of indented JSON in one line: there can be very many. No other object begins with a time, and
+// strings of JSON have no line breaks.
+func joinReadings(b []byte) []byte {
+	joined := make([]byte, 0, len(b))
+	for {
+		before, after, ok := bytes.Cut(b, []byte("{\n"))
+		joined = append(joined, before...)
+		if !ok {
+			return joined
+		}
+		joined, b = append(joined, '{'), after
+		fields := bytes.TrimLeft(after, " ")
+		if !bytes.HasPrefix(fields, []byte(`"time": `)) {
+			joined = append(joined, '\n')
+			continue
+		}
+		fields, b, _ = bytes.Cut(fields, []byte("}"))
+		for line := range bytes.Lines(fields) {
+			joined = append(append(joined, ' '), bytes.Trim(line, " \n")...)
+		}
+		joined = append(joined, '}')
+	}
 }
 
 // asciiJSON writes all characters that are not ASCII as in RFC 8259 section 7. In JSON, these are in
@@ -109,7 +135,9 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 			continue
 		}
 		for j := range n.TCP.Report.Sources {
-			d.Sources = append(d.Sources, newDocumentSource(n, &n.TCP.Report.Sources[j]))
+			source := &n.TCP.Report.Sources[j]
+			past := func(l level) *past { return p.pastOf(history.OfSource(n, source), s, l) }
+			d.Sources = append(d.Sources, newDocumentSource(n, source, past))
 		}
 	}
 	if f := s.Trace; f != nil && f.Err == nil {

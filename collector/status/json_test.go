@@ -40,12 +40,17 @@ func TestJSONFields(t *testing.T) {
 }
 
 // shared are the types that stand in reference.md once, for all places.
-var shared = map[reflect.Type]string{reflect.TypeFor[documentCure](): "cures[].", reflect.TypeFor[documentOwner](): "owners[]."}
+var shared = map[reflect.Type]string{
+	reflect.TypeFor[documentCure](): "cures[].", reflect.TypeFor[documentOwner](): "owners[].", reflect.TypeFor[documentPast](): "",
+}
 
 // fieldsOf returns the fields of a type as reference.md has them.
 func fieldsOf(typ reflect.Type, path string) (fields []string) {
 	for f := range typ.Fields() {
 		if f.Anonymous {
+			if _, ok := shared[f.Type.Elem()]; ok {
+				continue
+			}
 			for _, field := range fieldsOf(f.Type.Elem(), path) {
 				fields = append(fields, strings.TrimSuffix(field, ", optional")+", optional")
 			}

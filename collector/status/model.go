@@ -53,6 +53,7 @@ type row struct {
 	Owners  []string // of what the row shows
 	Err     string   // why further cells are not known
 	Details *details // nil if there are none
+	Past    *past    // nil if nothing is remembered
 }
 
 // A cell of a row. Link leads to a view of the row alone.

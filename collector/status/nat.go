@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/snat"
 )
@@ -15,6 +16,7 @@ type natPool struct {
 	pool      *snat.Pool
 	namespace *scan.Namespace
 	advice    *advice.Advice // nil unless it is in danger
+	past      *past          // nil if nothing is remembered
 
 	Level                            level
 	Protocol, Address, Source, Netns string
@@ -24,11 +26,13 @@ type natPool struct {
 }
 
 // addNAT adds the pools of source NAT of a namespace.
-func (p *page) addNAT(n *scan.Namespace, c cleaner) {
+func (p *page) addNAT(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 	pools := n.NAT.Report.Listed()
 	for i := range pools {
 		if p.View.has(pools[i].Address) {
-			p.NAT = append(p.NAT, newNATPool(n, &pools[i], c))
+			row := newNATPool(n, &pools[i], c)
+			row.past = p.pastOf(history.OfNAT(n, &pools[i]), s, row.Level)
+			p.NAT = append(p.NAT, row)
 		}
 	}
 }
@@ -176,7 +180,7 @@ func (p *page) natTable(s *scan.Snapshot) table {
 		cells := append([]cell{{Text: n.Address, Link: View{Format: HTML, Destination: n.pool.Address}.URL()}}, cells(
 			n.Protocol, n.Source, n.Netns, n.Used, natPercent(n.pool.SearchFailure), natRate(n.pool.Ceiling))...)
 		cells[4].Bar = n.bar()
-		t.Rows = append(t.Rows, row{Level: n.Level, Cells: cells, Owners: n.Clients, Details: n.details()})
+		t.Rows = append(t.Rows, row{Level: n.Level, Cells: cells, Owners: n.Clients, Details: n.details(), Past: n.past})
 	}
 	return t
 }
@@ -235,6 +239,7 @@ type documentNAT struct {
 	Clients       []documentClient `json:"clients,omitempty"`
 	Diagnosis     string           `json:"diagnosis,omitempty"`
 	Cures         []documentCure   `json:"cures,omitempty"`
+	*documentPast
 }
 
 // A documentRange is a range of ports, both ends included.
@@ -254,7 +259,7 @@ func newDocumentNAT(n *natPool) documentNAT {
 	doc := documentNAT{
 		Netns: n.namespace.Name, Protocol: n.Protocol, Source: n.Source, Destination: d.Address.Addr().String(), Port: d.Address.Port(),
 		Level: n.Level.String(), Utilization: finite(d.Utilization), SearchFailure: finite(d.SearchFailure), Ports: map[string]int{}, Outside: d.Outside,
-		Reusable: d.Reusable, Capacity: n.namespace.NAT.Report.CapacityPorts, Ceiling: finite(d.Ceiling),
+		Reusable: d.Reusable, Capacity: n.namespace.NAT.Report.CapacityPorts, Ceiling: finite(d.Ceiling), documentPast: newDocumentPast(n.past, n.Level),
 	}
 	for _, r := range d.FullBlocks {
 		doc.FullBlocks = append(doc.FullBlocks, documentRange{r.Low, r.High})

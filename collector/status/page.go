@@ -45,9 +45,9 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 		n := &s.Namespaces[i]
 		p.addBound(s, n, c)
 		p.addDestinations(s, n, traced, c)
-		p.addSources(n, c)
+		p.addSources(s, n, c)
 		p.addUDP(s, n, c)
-		p.addNAT(n, c)
+		p.addNAT(s, n, c)
 		p.addConntrack(n, c)
 		p.addTimeWait(n, c)
 		p.addNamespace(n, c)

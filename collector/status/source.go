@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
@@ -15,6 +16,7 @@ type source struct {
 	reached        advice.Reached // empty unless Certain
 	advice         *advice.Advice // nil unless it is in danger
 	cures          []cure
+	past           *past // nil if nothing is remembered
 	Netns, Address string
 	Certain        bool // that most clients bind first
 	shares         bool // bind() may take ports in use: its utilization is not known
@@ -24,14 +26,16 @@ type source struct {
 func mayBindFirst(s *pool.Source) bool { return s.Ports >= 10 && 2*(s.Bound+s.MayBound) > s.Ports }
 
 // addSources adds the sources of a namespace whose clients bind first.
-func (p *page) addSources(n *scan.Namespace, c cleaner) {
+func (p *page) addSources(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 	if p.View.Destination.IsValid() {
 		return
 	}
 	r := &n.TCP.Report
 	for i := range r.Sources {
-		if s := &r.Sources[i]; r.BoundKnown && s.BindsFirst() || mayBindFirst(s) {
-			p.Sources = append(p.Sources, newSource(n, s, c))
+		if src := &r.Sources[i]; r.BoundKnown && src.BindsFirst() || mayBindFirst(src) {
+			row := newSource(n, src, c)
+			row.past = p.pastOf(history.OfSource(n, src), s, row.reached.Level())
+			p.Sources = append(p.Sources, row)
 		}
 	}
 }
@@ -83,7 +87,7 @@ func (p *page) sourceTable(all *scan.Snapshot) table {
 		if s.shares {
 			used = "-"
 		}
-		r := row{Level: s.reached.Level(), Cells: cells(
+		r := row{Level: s.reached.Level(), Past: s.past, Cells: cells(
 			s.Address, s.Netns, used, strconv.Itoa(s.pool.Ports), bound, strconv.Itoa(s.pool.Capacity))}
 		if s.advice != nil {
 			r.Details = &details{
@@ -107,11 +111,12 @@ type documentSource struct {
 	MayBound    int            `json:"bound_unknown_ports,omitempty"`
 	Diagnosis   string         `json:"diagnosis,omitempty"`
 	Cures       []documentCure `json:"cures,omitempty"`
+	*documentPast
 }
 
-func newDocumentSource(n *scan.Namespace, s *pool.Source) documentSource {
+func newDocumentSource(n *scan.Namespace, s *pool.Source, past func(level) *past) documentSource {
 	row := newSource(n, s, visible)
-	doc := documentSource{Netns: n.Name, Source: row.Address, Level: row.reached.Level().String(), Ports: s.Ports, Capacity: s.Capacity, MayBound: s.MayBound}
+	doc := documentSource{documentPast: newDocumentPast(past(row.reached.Level()), row.reached.Level()), Netns: n.Name, Source: row.Address, Level: row.reached.Level().String(), Ports: s.Ports, Capacity: s.Capacity, MayBound: s.MayBound}
 	if !n.TCP.Report.Settings.AutobindReuse {
 		doc.Utilization = &s.Utilization
 	}

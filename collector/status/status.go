@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/scan"
 )
 
@@ -15,6 +16,7 @@ type Info struct {
 	Version     string
 	Revision    string // of the source, from which it was built
 	MetricsPath string
+	History     *history.History // of all Snapshots that are drawn; nil if nothing is remembered
 }
 
 // A Status draws Snapshots.

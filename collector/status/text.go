@@ -16,9 +16,9 @@ const (
 	minTextWidth = 40
 )
 
-// newText returns a page as plain ASCII text.
+// newText returns a page as plain text, which is ASCII without a past.
 func newText(p *page) string {
-	t := &text{width: max(min(cmp.Or(p.View.Columns, textWidth), textWidth), minTextWidth)}
+	t := &text{signs: signsOf(p.View), width: max(min(cmp.Or(p.View.Columns, textWidth), textWidth), minTextWidth)}
 	t.paragraph("", p.Host+": "+p.Headline().String())
 	for _, f := range p.Problems() {
 		t.paragraph("  ", f.String())
@@ -65,12 +65,18 @@ func (t *text) table(of *table, always bool) {
 		if r.Details == nil && len(r.Owners) > 0 {
 			t.paragraph("    ", strings.Join(r.Owners, ", "))
 		}
+		if r.Past != nil {
+			t.past(r.Past)
+		}
 	}
 	for _, more := range of.More {
 		t.paragraph("  ", more.String())
 	}
 	if of.Legend != nil && len(of.Rows) > 0 {
 		t.paragraph("  ", of.Legend.String())
+	}
+	if of.HasPast() {
+		t.paragraph("  ", t.signs.legend())
 	}
 	if of.About != "" && len(of.Rows) > 0 {
 		t.paragraph("  ", finding{Sentence: of.About, Alerts: of.Alerts}.String())
@@ -181,6 +187,7 @@ func (l legend) draw(bar []segment, width int) string {
 type text struct {
 	b     strings.Builder
 	width int
+	signs signs
 }
 
 // width returns how many columns the lines of a table have, if no cell is wider than its column. A column without a width

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/history"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
@@ -18,6 +19,7 @@ type udpPool struct {
 	namespace *scan.Namespace
 	owners    []scan.Owner
 	advice    *advice.Advice // nil unless it is in danger
+	past      *past          // nil if nothing is remembered
 
 	Level         level
 	Family, Netns string
@@ -40,7 +42,9 @@ func (p *page) addUDP(s *scan.Snapshot, n *scan.Namespace, c cleaner) {
 	r := &n.UDP.Report
 	for i := range r.Pools {
 		if u := &r.Pools[i]; n.Name == scan.Self || advice.ReachedUDP(u).Level() > calm {
-			p.UDP = append(p.UDP, newUDPPool(s, n, u, c))
+			row := newUDPPool(s, n, u, c)
+			row.past = p.pastOf(history.OfUDP(n, u), s, row.Level)
+			p.UDP = append(p.UDP, row)
 		}
 	}
 }
@@ -109,7 +113,7 @@ func (p *page) udpTable() table {
 	}
 	detailed := map[*scan.Namespace]bool{}
 	for _, u := range p.UDP {
-		r := row{Level: u.Level, Owners: u.Owners, Cells: cells(
+		r := row{Level: u.Level, Owners: u.Owners, Past: u.past, Cells: cells(
 			u.Family, u.Netns, u.Used, strconv.Itoa(u.pool.Ports), strconv.Itoa(u.namespace.UDP.Report.CapacityPorts))}
 		if u.Level > calm && !detailed[u.namespace] {
 			r.Details = u.details()
@@ -147,12 +151,13 @@ type documentUDP struct {
 	Owners      []documentOwner `json:"owners,omitempty"`
 	Diagnosis   string          `json:"diagnosis,omitempty"`
 	Cures       []documentCure  `json:"cures,omitempty"`
+	*documentPast
 }
 
 func newDocumentUDP(u *udpPool) documentUDP {
 	doc := documentUDP{
 		Netns: u.namespace.Name, Family: u.Family, Level: u.Level.String(), Utilization: u.pool.Utilization,
-		Ports: u.pool.Ports, Capacity: u.namespace.UDP.Report.CapacityPorts, Owners: newDocumentOwners(u.owners),
+		Ports: u.pool.Ports, Capacity: u.namespace.UDP.Report.CapacityPorts, Owners: newDocumentOwners(u.owners), documentPast: newDocumentPast(u.past, u.Level),
 	}
 	if u.advice != nil {
 		doc.Diagnosis, doc.Cures = u.advice.Diagnosis, newDocumentCures(u.Cures, u.advice)

@@ -34,6 +34,7 @@ type View struct {
 	Port        uint16         // only who has this port, see Status.WritePort; 0 for all else
 	WhatIf      advice.Change  // of the destinations, see whatIfTables; it needs Destination
 	Paused      bool           // the page does not refresh itself
+	ASCII       bool           // Text has no other characters; else those of the last 15 minutes are blocks
 	Columns     int            // how many columns Text has, from 40 to 120; 0 for 120
 }
 
