@@ -27,7 +27,10 @@ func newStatus(flags *flags, past *history.History) *status.Status {
 	if err != nil {
 		host = "this host"
 	}
-	return status.New(status.Info{Host: host, Version: version.Version, Revision: version.GetRevision(), MetricsPath: *flags.telemetryPath, History: past})
+	return status.New(status.Info{
+		Host: host, Version: version.Version, Revision: version.GetRevision(), MetricsPath: *flags.telemetryPath, History: past,
+		Modes: status.Modes{Namespaces: scan.Scope(*flags.namespaces), Exact: *flags.exact, SNAT: *flags.snat, Trace: *flags.trace},
+	})
 }
 
 // pageURL returns where a browser finds the status page of a server that got this listener. It is empty if

@@ -239,12 +239,16 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 		namespaces []Namespace
 		failures   []discoveryFailure
 	)
+	elsewhere := 0
 	if others {
 		namespaces, failures = s.scanOthers(&self, b)
+	} else {
+		elsewhere = s.countElsewhere()
 	}
 	snapshot := Snapshot{
 		Namespaces:        append([]Namespace{self}, namespaces...),
 		OthersRead:        others,
+		Elsewhere:         elsewhere,
 		DiscoveryFailures: len(failures),
 	}
 	if len(failures) > 0 {
@@ -259,6 +263,15 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	}
 	snapshot.Time = time.Now()
 	return snapshot, failures
+}
+
+// countElsewhere returns Snapshot.Elsewhere.
+func (s *Scanner) countElsewhere() int {
+	sockstat, err := s.proc.Sockstat()
+	if err != nil {
+		return 0 // who reads the sockets says why
+	}
+	return max(sockstat.Allocated-sockstat.InUse, 0)
 }
 
 // keepLearned bounds what is remembered of clients and peers by what is reported.

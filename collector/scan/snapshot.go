@@ -18,9 +18,13 @@ const Self = "self"
 
 // A Snapshot is the result of one scan. It is never changed.
 type Snapshot struct {
-	Time       time.Time   // when the scan ended
+	Time       time.Time   // when the scan ended, also by the monotonic clock
 	Namespaces []Namespace // the process's own first
 	OthersRead bool        // other namespaces were in scope
+
+	// Elsewhere counts the TCP sockets of the host that are not in our own namespace, or that have no port. It is 0 if OthersRead, or if
+	// that is not known.
+	Elsewhere int
 
 	// DiscoveryFailures counts the directories, or other sources of namespaces, that could
 	// not be read completely: some namespaces may be missing. DiscoveryErr is the first of these.

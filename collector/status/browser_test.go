@@ -26,6 +26,7 @@ import (
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 
+	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/deploy"
 )
 
@@ -144,7 +145,7 @@ func serve(t *testing.T) *httptest.Server {
 			}
 			SetHeader(w.Header(), v)
 			info := testInfo
-			info.History = past
+			info.History, info.Modes = past, Modes{Namespaces: scan.ScopeAll, SNAT: s.Trace != nil, Trace: s.Trace != nil}
 			if err := New(info).Write(w, &s, v); err != nil {
 				t.Error(err)
 			}

@@ -24,7 +24,7 @@ func remembered(s scan.Snapshot) *history.History {
 	scale := func(destination, step int) float64 {
 		switch t := float64(step) / before; destination {
 		case 0:
-			return math.Min(1, math.Pow(1.8*t, 2))
+			return math.Min(1, 3.24*t*t)
 		case 1:
 			return 0.3 + 0.7*float64((step+3)%12)/11
 		default:

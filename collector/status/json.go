@@ -35,6 +35,7 @@ type document struct {
 	Unattributed *uint64               `json:"connect_failures_unattributed,omitempty"`
 	Port         *documentPort         `json:"port,omitempty"`
 	FailedBinds  []documentFailedBind  `json:"bind_failures,omitempty"`
+	Modes        *documentModes        `json:"modes,omitempty"`
 
 	UnattributedBinds *uint64 `json:"bind_failures_unattributed,omitempty"`
 
@@ -109,6 +110,8 @@ func (p *page) document(info Info) document {
 func newDocument(s *scan.Snapshot, info Info, v View) document {
 	p := newPage(s, info, v, visible)
 	d := p.document(info)
+	modes := newDocumentModes(p)
+	d.Modes = &modes
 	for _, row := range p.Bound {
 		d.Bound = append(d.Bound, newDocumentBound(row))
 	}

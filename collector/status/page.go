@@ -30,6 +30,7 @@ type page struct {
 
 	Tables   []table   // those that are not empty
 	Settings []setting // of our own namespace; none if that could not be read
+	Hints    []hint    // what modes would add that are off
 	Notes    []string  // on what the numbers do not contain
 
 	Others bool // other namespaces are watched too
@@ -60,6 +61,7 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	p.addFailedBinds(s.Trace, c)
 	p.addNotes(s, c)
 	p.Settings = settingsOf(&s.Namespaces[0])
+	p.addHints(s)
 	p.judge(s, c)
 	tables := append([]table{p.boundTable(), p.destinationTable(s)}, p.whatIfTables()...)
 	for _, t := range append(tables,

@@ -16,6 +16,7 @@ type Info struct {
 	Version     string
 	Revision    string // of the source, from which it was built
 	MetricsPath string
+	Modes       Modes
 	History     *history.History // of all Snapshots that are drawn; nil if nothing is remembered
 }
 

@@ -40,7 +40,7 @@ func draw(t testing.TB, s scan.Snapshot, v View) string {
 func drawPast(t testing.TB, s scan.Snapshot, v View) string {
 	t.Helper()
 	info := testInfo
-	info.History = remembered(s)
+	info.History, info.Modes = remembered(s), Modes{Namespaces: scan.ScopeAll, SNAT: true, Trace: true}
 	var b strings.Builder
 	if err := New(info).Write(&b, &s, v); err != nil {
 		t.Fatal(err)

@@ -35,6 +35,9 @@ func newText(p *page) string {
 		}
 		t.paragraph("  ", p.AboutSettings().String())
 	}
+	if p.View.Port == 0 {
+		t.modes(p)
+	}
 	if len(p.Notes) > 0 {
 		t.heading("Not in these numbers")
 		t.list(p.Notes)
