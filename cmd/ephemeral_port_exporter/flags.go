@@ -54,6 +54,7 @@ type flags struct {
 
 	procfs         *string
 	cgroup         *string
+	podLogs        *string
 	minPorts       *int
 	limit          *int
 	timeWaitLength *time.Duration
@@ -106,6 +107,8 @@ func addFlags(app *kingpin.Application) *flags {
 			"Mount point of procfs.").Default("/proc").String(),
 		cgroup: app.Flag("path.cgroup",
 			"Directory where cgroup2 is mounted, itself or in its subdirectory unified. It has the names of the owners of destinations. A container needs that of the host.").Default("/sys/fs/cgroup").String(),
+		podLogs: app.Flag("path.pod-logs",
+			"Directory in which kubelet has the logs of pods. The names in it are the names of pods, which the status page shows. No log is read.").Default(scan.DefaultPodLogs).String(),
 		minPorts: countFlag(app, "destination.min-ports",
 			"Give a destination, or a pool of source NAT, series of its own only if it holds at least this many ports. 0 means 0.5% of the ports that it can have, at least 10, or of a destination 100 connections without an answer. The status page lists the 20 in most danger whatever this is.", "0"),
 		limit: countFlag(app, "destination.limit",
@@ -129,6 +132,7 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 	return scan.Config{
 		Proc:           *f.procfs,
 		Cgroup:         *f.cgroup,
+		PodLogs:        *f.podLogs,
 		Limits:         pool.Limits{MinPorts: *f.minPorts, Most: *f.limit},
 		TimeWaitLength: *f.timeWaitLength,
 		Timeout:        *f.collectTimeout,

@@ -48,7 +48,8 @@ func holdInGone(t *testing.T, dir string, holding netnstest.Holding) (id uint64)
 }
 
 // TestOwnersForged has a pod, and a user who names control groups inside of his own like those of the pod. Neither the
-// owners of ports nor the network namespace of the user have the names of the pod.
+// owners of ports nor the network namespace of the user have the names of the pod. The page has the name that kubelet gave its
+// directory of logs; metrics do not.
 func TestOwnersForged(t *testing.T) {
 	mount := netnstest.Cgroups(t)
 	const (
@@ -75,7 +76,11 @@ func TestOwnersForged(t *testing.T) {
 	forged := "user@1000.service/kubepods/pod" + pod + "/" + container
 	hold("victim", "192.0.2.1:443", "kubepods-pod"+strings.ReplaceAll(pod, "-", "_")+".slice/cri-containerd-"+container+".scope")
 	hold("user", "192.0.2.2:443", forged)
-	e := start(t, command(t, "--path.cgroup="+mount, "--namespaces=all", "--namespaces.dir="+dir, "--collect.timeout=30s", "--web.listen-address="+address), "http://"+address)
+	logs := t.TempDir()
+	if err := os.Mkdir(filepath.Join(logs, "shop_cart-7d4b9c6f5-x2k8p_"+pod), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	e := start(t, command(t, "--path.cgroup="+mount, "--namespaces=all", "--namespaces.dir="+dir, "--path.pod-logs="+logs, "--collect.timeout=30s", "--web.listen-address="+address), "http://"+address)
 	_, metrics := e.get(t, "/metrics")
 	for _, want := range []string{
 		`destination_owner_ports{cgroup="` + base + "/" + forged + `",container_id="",.*netns="user",pod_uid="",.* 40`,
@@ -86,6 +91,20 @@ func TestOwnersForged(t *testing.T) {
 		if !regexp.MustCompile("\nephemeral_port_" + want + "\n").MatchString(metrics) {
 			t.Errorf("no %s", want)
 		}
+	}
+	if strings.Contains(metrics, "cart-7d4b9c6f5-x2k8p") {
+		t.Error("the metrics have the name of the pod")
+	}
+	_, page := e.get(t, "/?destination=192.0.2.1:443&format=text")
+	if !strings.Contains(page, "pod shop/cart-7d4b9c6f5-x2k8p container 9b1c7a0de4f3 (40)") {
+		t.Errorf("no name of the pod:\n%s", page)
+	}
+	if _, page := e.get(t, "/?destination=192.0.2.2:443&format=text"); strings.Contains(page, "cart-7d4b9c6f5-x2k8p") {
+		t.Errorf("the name of the pod beside the ports of the user:\n%s", page)
+	}
+	_, document := e.get(t, "/?format=json")
+	if n := strings.Count(document, `"pod": "shop/cart-7d4b9c6f5-x2k8p"`); n != 2 { // of its destination and its namespace
+		t.Errorf("the name of the pod is there %d times: %s", n, document)
 	}
 	if t.Failed() {
 		t.Log(metrics)

@@ -71,8 +71,8 @@ func TestFind(t *testing.T) {
 		{"system.slice/haproxy.service", Group{Path: "/system.slice/haproxy.service"}},
 		{"bad\xff", Group{Path: "/bad\uFFFD"}},
 		{pod, Group{Path: "/" + pod, Workload: Workload{PodUID: testPod}}},
-		{container, Group{Path: "/" + container, Workload: Workload{testPod, testContainer}}},
-		{inner, Group{Path: "/" + inner, Workload: Workload{testPod, testContainer}}},
+		{container, Group{Path: "/" + container, Workload: Workload{PodUID: testPod, ContainerID: testContainer}}},
+		{inner, Group{Path: "/" + inner, Workload: Workload{PodUID: testPod, ContainerID: testContainer}}},
 		{long, Group{Path: cut[:maxPath-4] + "…"}},
 	}
 	wanted := []uint64{1 << 40}

@@ -13,7 +13,8 @@ import (
 
 // A Workload is the pod and the container of a process. Unknown fields are empty.
 type Workload struct {
-	PodUID      string // of Kubernetes, in the form of its API
+	PodUID      string // of Kubernetes, as kubelet has it: that of the API, or of a static pod 32 hexadecimal digits
+	Pod         string // NAMESPACE/NAME of the pod; only scan.Snapshot and scan.Port have it, see Pods
 	ContainerID string // 64 hexadecimal digits
 }
 

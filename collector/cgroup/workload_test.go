@@ -188,7 +188,7 @@ func TestParseCgroupForged(t *testing.T) {
 		"/system.slice/containerd.service/x":                                                         {},
 		"/system.slice/k3s.service/x":                                                                {},
 		"/system.slice/system.slice:docker:" + own:                                                   {ContainerID: own},
-		"/system.slice/kubepods-pod00000000_0000_0000_0000_000000000000.slice:cri-containerd:" + own: {"00000000-0000-0000-0000-000000000000", own},
+		"/system.slice/kubepods-pod00000000_0000_0000_0000_000000000000.slice:cri-containerd:" + own: {PodUID: "00000000-0000-0000-0000-000000000000", ContainerID: own},
 		"/machine.slice/machine-guest.scope/payload":                                                 {}, // systemd-nspawn
 		"/lxc.payload.guest":                                                                         {}, // Incus, LXC
 		"/lxc/guest":                                                                                 {},
@@ -197,10 +197,10 @@ func TestParseCgroupForged(t *testing.T) {
 		"/system.slice/docker-" + own + ".scope":                                                     {ContainerID: own},
 		"/machine.slice/libpod-" + own + ".scope":                                                    {ContainerID: own},
 		"/ecs/task/" + own:                                                                           {ContainerID: own},
-		"/kubepods/pod00000000-0000-0000-0000-000000000000/" + own:                                   {"00000000-0000-0000-0000-000000000000", own},
-		"/kubepods.slice/kubepods-pod00000000_0000_0000_0000_000000000000.slice/crio-" + own + ".scope":             {"00000000-0000-0000-0000-000000000000", own},
+		"/kubepods/pod00000000-0000-0000-0000-000000000000/" + own:                                   {PodUID: "00000000-0000-0000-0000-000000000000", ContainerID: own},
+		"/kubepods.slice/kubepods-pod00000000_0000_0000_0000_000000000000.slice/crio-" + own + ".scope":             {PodUID: "00000000-0000-0000-0000-000000000000", ContainerID: own},
 		"/kubepods/burstable/pod00000000-0000-0000-0000-000000000000/kata_" + own + "/x":                            {PodUID: "00000000-0000-0000-0000-000000000000"},
-		"/system.slice/containerd.service/kubepods-pod00000000000000000000000000000000.slice:cri-containerd:" + own: {"00000000000000000000000000000000", own},
+		"/system.slice/containerd.service/kubepods-pod00000000000000000000000000000000.slice:cri-containerd:" + own: {PodUID: "00000000000000000000000000000000", ContainerID: own},
 	} {
 		for _, path := range append(forged, "") {
 			for _, prefix := range []string{"0::", "1:name=systemd:"} {

@@ -17,10 +17,14 @@ const (
 	ScopeAll   Scope = "all"   // those of ScopeNamed, and those of all processes
 )
 
+// DefaultPodLogs is where kubelet has the logs of its pods, unless it is told otherwise.
+const DefaultPodLogs = "/var/log/pods"
+
 // Config tells a Scanner what to read.
 type Config struct {
 	Proc           string // mount point of procfs
 	Cgroup         string // mount point of cgroup2, or the directory that has it in unified
+	PodLogs        string // directory of kubelet, which has the names of pods; empty for none
 	Limits         pool.Limits
 	TimeWaitLength time.Duration // TCP_TIMEWAIT_LEN of the kernel
 	Timeout        time.Duration // for one scan

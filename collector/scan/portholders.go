@@ -48,6 +48,10 @@ func (s *Scanner) Port(ctx context.Context, number uint16) (Port, error) {
 			p.Holders[i].Cgroup = groups[owners[i]]
 		}
 	}
+	name := s.podNames()
+	for i := range p.Holders {
+		name(&p.Holders[i].Cgroup.Workload)
+	}
 	return p, nil
 }
 

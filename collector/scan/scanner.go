@@ -82,6 +82,7 @@ func New(cfg Config) (*Scanner, error) {
 		s.fill = s.iterate
 	}
 	s.openCgroups()
+	s.checkPods()
 	if cfg.SNAT {
 		if err := s.openNAT(); err != nil {
 			return nil, err
@@ -261,6 +262,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 		counted := s.tracer.collect(snapshot.Namespaces, time.Now(), deadline)
 		snapshot.Trace = &counted
 	}
+	s.namePods(&snapshot)
 	snapshot.Time = time.Now()
 	return snapshot, failures
 }

@@ -141,6 +141,9 @@ type Workload struct {
 	Command         string // of a process that had most sockets while the namespace was busy, until it ends; see proc_pid_comm(5)
 }
 
+// A Group is a control group.
+type Group = cgroup.Group
+
 // An Owner is a control group that holds ports of a pool.
 type Owner struct {
 	cgroup.Group

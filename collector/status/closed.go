@@ -16,6 +16,7 @@ type documentClosed struct {
 	Netns       string `json:"netns,omitempty"`
 	Cgroup      string `json:"cgroup"`
 	PodUID      string `json:"pod_uid,omitempty"`
+	Pod         string `json:"pod,omitempty"`
 	ContainerID string `json:"container_id,omitempty"`
 	Source      string `json:"source_ip"`
 	Destination string `json:"destination_ip"`
@@ -28,7 +29,7 @@ type documentClosed struct {
 
 func newDocumentClosed(c *scan.ClosedPool) documentClosed {
 	return documentClosed{
-		c.Netns, c.Cgroup.Path, c.Cgroup.PodUID, c.Cgroup.ContainerID, c.Source.String(), c.Destination.Addr().String(), c.Destination.Port(),
+		c.Netns, c.Cgroup.Path, c.Cgroup.PodUID, c.Cgroup.Pod, c.Cgroup.ContainerID, c.Source.String(), c.Destination.Addr().String(), c.Destination.Port(),
 		c.Closes, c.Recent, c.Last.Command, c.Last.PID,
 	}
 }

@@ -26,7 +26,7 @@ func (p *page) addFailedBinds(f *scan.Trace, c cleaner) {
 	}
 	for i := range f.Binds {
 		b := &f.Binds[i]
-		row := failedBind{scan: b, Netns: c.name(b.Netns), Owner: c.name(b.Cgroup.Path) + last(b.Last, c), Source: b.Source.String()}
+		row := failedBind{scan: b, Netns: c.name(b.Netns), Owner: ownerName(&b.Cgroup, c) + last(b.Last, c), Source: b.Source.String()}
 		if b.Source.IsUnspecified() {
 			row.Source = "any address"
 		}
@@ -74,6 +74,7 @@ type documentFailedBind struct {
 	Netns       string `json:"netns,omitempty"`
 	Cgroup      string `json:"cgroup"`
 	PodUID      string `json:"pod_uid,omitempty"`
+	Pod         string `json:"pod,omitempty"`
 	ContainerID string `json:"container_id,omitempty"`
 	Protocol    string `json:"protocol"`
 	Source      string `json:"source_ip"`
@@ -84,6 +85,6 @@ type documentFailedBind struct {
 
 func newDocumentFailedBind(b *scan.FailedBind) documentFailedBind {
 	return documentFailedBind{
-		b.Netns, b.Cgroup.Path, b.Cgroup.PodUID, b.Cgroup.ContainerID, b.Protocol(), b.Source.String(), b.Failures, b.Last.Command, b.Last.PID,
+		b.Netns, b.Cgroup.Path, b.Cgroup.PodUID, b.Cgroup.Pod, b.Cgroup.ContainerID, b.Protocol(), b.Source.String(), b.Failures, b.Last.Command, b.Last.PID,
 	}
 }

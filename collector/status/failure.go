@@ -31,7 +31,7 @@ func (p *page) addFailed(f *scan.Trace, byPool tracedPools, c cleaner) {
 			continue
 		}
 		p.Failed = append(p.Failed, failed{
-			pool: of, Netns: c.name(of.Netns), Owner: c.name(of.Cgroup.Path) + last(of.Last, c), Address: of.Destination.String(), Source: of.Source.String(),
+			pool: of, Netns: c.name(of.Netns), Owner: ownerName(&of.Cgroup, c) + last(of.Last, c), Address: of.Destination.String(), Source: of.Source.String(),
 		})
 	}
 	slices.SortStableFunc(p.Failed, func(a, b failed) int { return cmp.Compare(b.pool.Failures, a.pool.Failures) })
@@ -82,6 +82,7 @@ type documentFailed struct {
 	Netns       string `json:"netns,omitempty"`
 	Cgroup      string `json:"cgroup"`
 	PodUID      string `json:"pod_uid,omitempty"`
+	Pod         string `json:"pod,omitempty"`
 	ContainerID string `json:"container_id,omitempty"`
 	Source      string `json:"source_ip"`
 	Destination string `json:"destination_ip"`
@@ -94,7 +95,7 @@ type documentFailed struct {
 
 func newDocumentFailed(f *scan.FailedPool) documentFailed {
 	return documentFailed{
-		f.Netns, f.Cgroup.Path, f.Cgroup.PodUID, f.Cgroup.ContainerID, f.Source.String(), f.Destination.Addr().String(), f.Destination.Port(),
+		f.Netns, f.Cgroup.Path, f.Cgroup.PodUID, f.Cgroup.Pod, f.Cgroup.ContainerID, f.Source.String(), f.Destination.Addr().String(), f.Destination.Port(),
 		f.Failures, f.Recent, f.Last.Command, f.Last.PID,
 	}
 }

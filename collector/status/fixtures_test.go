@@ -106,7 +106,7 @@ func trouble() scan.Snapshot {
 		scan.Namespace{
 			Name: "cni-1f2e", Inode: 4026532999, Path: "/run/netns/cni-1f2e", TCP: scan.TCP{Result: read, Report: pod}, TimeWait: scan.TimeWait{Result: read, Sockets: 23000, Limit: 32768, Overflows: 9},
 			UDP:      udpOf(28222, 0),
-			Workload: scan.Workload{Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}, Command: "haproxy"},
+			Workload: scan.Workload{Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", Pod: "shop/cart-7d4b9c6f5-x2k8p", ContainerID: strings.Repeat("9b1c7a0d", 8)}, Command: "haproxy"},
 		},
 		scan.Namespace{Name: "netns-77", Inode: 4026533001, Path: "/proc/77/ns/net", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, TimeWait: timeWait(3)},
 		scan.Namespace{Name: "netns-78", Inode: 4026533002, TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("netns: open /proc/78/ns/net: permission denied")}}},
@@ -117,7 +117,7 @@ func trouble() scan.Snapshot {
 			{Source: full.Source, Destination: full.Address, Failures: 120345, Recent: 9000, Cgroup: cgroup.Group{Path: "/system.slice/haproxy.service"}, Last: scan.Process{Command: "haproxy", PID: 612}},
 			{Source: failedOnce.Source, Destination: failedOnce.Address, Failures: 1, Cgroup: cgroup.Group{Path: "/"}},
 			{
-				Cgroup: cgroup.Group{Path: "/kubepods.slice/worker.scope", Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}},
+				Cgroup: cgroup.Group{Path: "/kubepods.slice/worker.scope", Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", Pod: "shop/cart-7d4b9c6f5-x2k8p", ContainerID: strings.Repeat("9b1c7a0d", 8)}},
 				Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.55:9"), Failures: 3,
 			},
 		},
@@ -125,7 +125,7 @@ func trouble() scan.Snapshot {
 		BindsCounted: true, BindsUnattributed: 5,
 		Binds: []scan.FailedBind{
 			{Source: netip.MustParseAddr("0.0.0.0"), UDP: true, Failures: 2, Cgroup: cgroup.Group{Path: "/system.slice/unbound.service"}, Last: scan.Process{Command: "unbound", PID: 611}},
-			{Netns: "cni-1f2e", Source: netip.MustParseAddr("10.0.0.1"), Failures: 34567, Cgroup: cgroup.Group{Path: "/kubepods.slice/worker.scope", Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}}},
+			{Netns: "cni-1f2e", Source: netip.MustParseAddr("10.0.0.1"), Failures: 34567, Cgroup: cgroup.Group{Path: "/kubepods.slice/worker.scope", Workload: cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", Pod: "shop/cart-7d4b9c6f5-x2k8p", ContainerID: strings.Repeat("9b1c7a0d", 8)}}},
 		},
 		ClosesCounted: true, ClosesUnattributed: 41, Window: 63 * time.Second,
 		Closes: []scan.ClosedPool{
@@ -247,7 +247,7 @@ func hostile() scan.Snapshot {
 		s.Namespaces = append(s.Namespaces, scan.Namespace{
 			Name: name, Inode: uint64(100 + i), Path: "/run/netns/" + name, TCP: scan.TCP{Result: read, Report: r}, UDP: udpOf(25000, 0),
 			NAT: natOf(natFlows{snat.Established, false, fmt.Sprintf("10.4.0.%d:443", i), 1024, 52000}), Conntrack: scan.Conntrack{Result: read, Entries: 95, Limit: 100},
-			Workload: scan.Workload{Command: name, Workload: cgroup.Workload{PodUID: name}},
+			Workload: scan.Workload{Command: name, Workload: cgroup.Workload{PodUID: name, Pod: name}},
 		}, scan.Namespace{Name: "failed " + name, Inode: uint64(200 + i), TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: errors.New("open " + name + ": failed")}}})
 	}
 	return s

@@ -174,13 +174,14 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 type documentOwner struct {
 	Cgroup      string `json:"cgroup"`
 	PodUID      string `json:"pod_uid,omitempty"`
+	Pod         string `json:"pod,omitempty"`
 	ContainerID string `json:"container_id,omitempty"`
 	Ports       int    `json:"ports"`
 }
 
 func newDocumentOwners(owners []scan.Owner) (docs []documentOwner) {
 	for _, o := range owners {
-		docs = append(docs, documentOwner{o.Path, o.PodUID, o.ContainerID, o.Ports})
+		docs = append(docs, documentOwner{o.Path, o.PodUID, o.Pod, o.ContainerID, o.Ports})
 	}
 	return docs
 }

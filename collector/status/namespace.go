@@ -65,18 +65,20 @@ func outcomes(namespaces []scan.Namespace) string {
 }
 
 // ownerOf writes what a namespace belongs to.
-func ownerOf(o *scan.Workload, c cleaner) string {
-	var parts []string
+func ownerOf(o *scan.Workload, c cleaner) string { return strings.Join(workloadParts(o, c), ", ") }
+
+// workloadParts writes what is known of a workload. Of the ID of a container, Docker and crictl show the beginning too.
+func workloadParts(o *scan.Workload, c cleaner) (parts []string) {
 	if o.Command != "" {
 		parts = append(parts, c.name(o.Command))
 	}
-	if o.PodUID != "" {
-		parts = append(parts, "pod "+c.name(o.PodUID))
+	if pod := cmp.Or(o.Pod, o.PodUID); pod != "" {
+		parts = append(parts, "pod "+c.name(pod))
 	}
 	if o.ContainerID != "" {
 		parts = append(parts, "container "+c.name(o.ContainerID[:min(12, len(o.ContainerID))]))
 	}
-	return strings.Join(parts, ", ")
+	return parts
 }
 
 // namespaceTable shows the network namespaces.
@@ -125,6 +127,7 @@ type documentNamespace struct {
 	Inode           uint64 `json:"inode,omitempty"`
 	Command         string `json:"command,omitempty"`
 	PodUID          string `json:"pod_uid,omitempty"`
+	Pod             string `json:"pod,omitempty"`
 	ContainerID     string `json:"container_id,omitempty"`
 	Outcome         string `json:"outcome"`
 	Error           string `json:"error,omitempty"`
@@ -166,7 +169,7 @@ type documentReport struct {
 
 func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 	doc := documentNamespace{
-		Netns: n.Name, Inode: n.Inode, Command: n.Workload.Command, PodUID: n.Workload.PodUID, ContainerID: n.Workload.ContainerID, Outcome: string(n.TCP.Outcome),
+		Netns: n.Name, Inode: n.Inode, Command: n.Workload.Command, PodUID: n.Workload.PodUID, Pod: n.Workload.Pod, ContainerID: n.Workload.ContainerID, Outcome: string(n.TCP.Outcome),
 		documentConntrack: newDocumentConntrack(n),
 	}
 	if n.UDP.Err != nil {

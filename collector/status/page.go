@@ -3,6 +3,7 @@ package status
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"ephemeral_port_exporter/collector/scan"
@@ -74,10 +75,18 @@ func newPage(s *scan.Snapshot, info Info, v View, c cleaner) *page {
 	return p
 }
 
+// ownerName writes what a control group is: a container of a pod, or its path. The path of a pod is too long to show.
+func ownerName(g *scan.Group, c cleaner) string {
+	if g.PodUID == "" {
+		return c.name(g.Path)
+	}
+	return strings.Join(workloadParts(&scan.Workload{Workload: g.Workload}, c), " ")
+}
+
 // ownerNames writes which control groups hold ports, and how many.
 func ownerNames(owners []scan.Owner, c cleaner) (names []string) {
 	for _, o := range owners {
-		names = append(names, fmt.Sprintf("%s (%d)", c.name(o.Path), o.Ports))
+		names = append(names, fmt.Sprintf("%s (%d)", ownerName(&o.Group, c), o.Ports))
 	}
 	return names
 }

@@ -31,7 +31,7 @@ func newPortPage(port *scan.Port, info Info, v View, c cleaner) *page {
 		if !h.Listens {
 			remote = h.Remote.String()
 		}
-		t.Rows = append(t.Rows, row{Cells: cells(h.Local.String(), remote, stateOf(h), cmp.Or(c.name(h.Cgroup.Path), "-"))})
+		t.Rows = append(t.Rows, row{Cells: cells(h.Local.String(), remote, stateOf(h), cmp.Or(ownerName(&h.Cgroup, c), "-"))})
 	}
 	if port.More > 0 {
 		t.More = []finding{aside(fmt.Sprintf("%s not listed.", plural(port.More, "more socket is", "more sockets are")))}
@@ -79,13 +79,14 @@ type documentPortHolder struct {
 	Remote      string `json:"remote,omitempty"`
 	Cgroup      string `json:"cgroup,omitempty"`
 	PodUID      string `json:"pod_uid,omitempty"`
+	Pod         string `json:"pod,omitempty"`
 	ContainerID string `json:"container_id,omitempty"`
 }
 
 func newDocumentPort(port *scan.Port) *documentPort {
 	doc := &documentPort{Number: port.Number, InRange: port.InRange, Reserved: port.Reserved, Holders: []documentPortHolder{}, More: port.More, Connections: port.Connections}
 	for _, h := range port.Holders {
-		holder := documentPortHolder{State: stateOf(h), Local: h.Local.String(), Cgroup: h.Cgroup.Path, PodUID: h.Cgroup.PodUID, ContainerID: h.Cgroup.ContainerID}
+		holder := documentPortHolder{State: stateOf(h), Local: h.Local.String(), Cgroup: h.Cgroup.Path, PodUID: h.Cgroup.PodUID, Pod: h.Cgroup.Pod, ContainerID: h.Cgroup.ContainerID}
 		if !h.Listens {
 			holder.Remote = h.Remote.String()
 		}

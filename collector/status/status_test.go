@@ -510,7 +510,7 @@ func TestOwners(t *testing.T) {
 			t.Errorf("%s: an owner without a path:\n%s", f, got)
 		}
 	}
-	s.Cgroups = map[uint64]cgroup.Group{7: {Path: "/system.slice/haproxy.service", Workload: cgroup.Workload{PodUID: "1", ContainerID: "2"}}}
+	s.Cgroups = map[uint64]cgroup.Group{7: {Path: "/system.slice/haproxy.service", Workload: cgroup.Workload{ContainerID: "2"}}}
 	for _, f := range []Format{HTML, Text} {
 		if got := draw(t, s, View{Format: f, Destination: netip.MustParseAddrPort("10.0.0.2:443")}); !strings.Contains(got, "/system.slice/haproxy.service (150)") {
 			t.Errorf("%s: no owner:\n%s", f, got)
@@ -520,8 +520,19 @@ func TestOwners(t *testing.T) {
 	if err := json.Unmarshal([]byte(draw(t, s, View{Format: JSON})), &d); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]documentOwner{{"/system.slice/haproxy.service", "1", "2", 150}}, d.Destinations[0].Owners); diff != "" {
+	if diff := cmp.Diff([]documentOwner{{"/system.slice/haproxy.service", "", "", "2", 150}}, d.Destinations[0].Owners); diff != "" {
 		t.Errorf("JSON (-want +got):\n%s", diff)
+	}
+
+	pod := cgroup.Workload{PodUID: "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", ContainerID: strings.Repeat("9b1c7a0d", 8)}
+	for name, want := range map[string]string{"": "pod 3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b container 9b1c7a0d9b1c (150)", "shop/cart-0": "pod shop/cart-0 container 9b1c7a0d9b1c (150)"} {
+		pod.Pod = name
+		s.Cgroups[7] = cgroup.Group{Path: "/kubepods.slice/a/b/c", Workload: pod}
+		for _, f := range []Format{HTML, Text} {
+			if got := draw(t, s, View{Format: f, Destination: netip.MustParseAddrPort("10.0.0.2:443"), Columns: 80}); !strings.Contains(strings.Join(strings.Fields(got), " "), want) {
+				t.Errorf("%s: no %s:\n%s", f, want, got)
+			}
+		}
 	}
 }
 

@@ -121,26 +121,26 @@ func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, 
 	if len(owners) > 0 {
 		held = "Held by " + strings.Join(ownerNames(owners, c), ", ")
 	}
-	fills := "" // the path of the control group that fills most
+	var fills *scan.Group // most of it
 	if 2*closed > d.Held {
 		fills = w.addClosers(d, closed, t.closers, held, of, c)
 	} else if held != "" {
 		w.Sentences = append(w.Sentences, held+".")
 		if most := owners[0]; 2*most.Ports > d.Held {
-			fills = most.Path
-			w.culprit = fmt.Sprintf("%s holds %s of its ports", c.name(most.Path), percent(float64(most.Ports)/float64(d.Held)))
+			fills = &most.Group
+			w.culprit = fmt.Sprintf("%s holds %s of its ports", ownerName(fills, c), percent(float64(most.Ports)/float64(d.Held)))
 		}
 	}
 	w.InRow = append(w.InRow, ownerNames(owners, c)...)
 	if len(t.failing) > 0 {
 		w.Sentences = append(w.Sentences, "Failed connects are of "+named(t.failing, func(f *scan.FailedPool) string {
-			return fmt.Sprintf("%s (%d%s)", c.name(f.Cgroup.Path), f.Failures, last(f.Last, c))
+			return fmt.Sprintf("%s (%d%s)", ownerName(&f.Cgroup, c), f.Failures, last(f.Last, c))
 		})+".")
 		if w.culprit == "" {
-			w.culprit = "connects of " + c.name(t.failing[0].Cgroup.Path) + " failed"
+			w.culprit = "connects of " + ownerName(&t.failing[0].Cgroup, c) + " failed"
 		}
-		if victim := t.failing[0].Cgroup.Path; fills != "" && victim != fills {
-			w.Sentences = append(w.Sentences, fmt.Sprintf("%s fills the pool, so that %s cannot connect: what helps has to change the first.", c.name(fills), c.name(victim)))
+		if victim := &t.failing[0].Cgroup; fills != nil && victim.Path != fills.Path {
+			w.Sentences = append(w.Sentences, fmt.Sprintf("%s fills the pool, so that %s cannot connect: what helps has to change the first.", ownerName(fills, c), ownerName(victim, c)))
 		}
 	}
 	return w
@@ -148,7 +148,7 @@ func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, 
 
 // addClosers adds who closed the connections of a pool in which closed ones hold most ports. held says who has its open ones. It
 // returns the control group that closed more than half, or nothing.
-func (w *who) addClosers(d *pool.Destination, closed int, closers []*scan.ClosedPool, held string, t *scan.Trace, c cleaner) (fills string) {
+func (w *who) addClosers(d *pool.Destination, closed int, closers []*scan.ClosedPool, held string, t *scan.Trace, c cleaner) (fills *scan.Group) {
 	if t == nil || t.Err != nil || !t.ClosesCounted {
 		tells := "--trace tells who closes them"
 		if t != nil {
@@ -159,7 +159,7 @@ func (w *who) addClosers(d *pool.Destination, closed int, closers []*scan.Closed
 			sentence = fmt.Sprintf("%s: these have %d of %d ports. The others are of connections that ended, which no control group has any more: %s.", held, d.Open, d.Held, tells)
 		}
 		w.Sentences = append(w.Sentences, sentence)
-		return ""
+		return nil
 	}
 	seen := uint64(0)
 	for _, of := range closers {
@@ -170,18 +170,18 @@ func (w *who) addClosers(d *pool.Destination, closed int, closers []*scan.Closed
 	share := func(of *scan.ClosedPool) float64 { return float64(of.Recent) / float64(all) }
 	if seen > 0 {
 		sentence := "Closed first in the last " + seconds(t.Window.Seconds()) + " by " + named(closers, func(of *scan.ClosedPool) string {
-			return fmt.Sprintf("%s (%s%s)", c.name(of.Cgroup.Path), percent(share(of)), last(of.Last, c))
+			return fmt.Sprintf("%s (%s%s)", ownerName(&of.Cgroup, c), percent(share(of)), last(of.Last, c))
 		})
 		if unknown := all - seen; 10*unknown > all {
 			sentence += fmt.Sprintf("; who closed %s is not known", percent(float64(unknown)/float64(all)))
 		}
 		w.Sentences = append(w.Sentences, sentence+".")
 		if most := closers[0]; share(most) > 0.5 {
-			fills = most.Cgroup.Path
-			w.culprit = fmt.Sprintf("%s closed %s of its connections", c.name(fills), percent(share(most)))
+			fills = &most.Cgroup
+			w.culprit = fmt.Sprintf("%s closed %s of its connections", ownerName(fills, c), percent(share(most)))
 		}
 		w.InRow = append(w.InRow, "closed by "+named(closers, func(of *scan.ClosedPool) string {
-			return fmt.Sprintf("%s (%s)", c.name(of.Cgroup.Path), percent(share(of)))
+			return fmt.Sprintf("%s (%s)", ownerName(&of.Cgroup, c), percent(share(of)))
 		}))
 	} else {
 		w.Sentences = append(w.Sentences, "Who closed its connections first is not known: that was before the exporter started, or their closes are not attributed.")
