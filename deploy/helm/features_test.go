@@ -101,10 +101,11 @@ var hostMounts = map[string]struct {
 	hostType       core.HostPathType
 	mount          core.VolumeMount
 }{
-	"--path.cgroup=/host/sys/fs/cgroup": {"cgroup", "/sys/fs/cgroup", core.HostPathDirectory, core.VolumeMount{MountPath: "/host/sys/fs/cgroup"}},
-	"--trace":                           {"tracefs", "/sys/kernel/tracing", core.HostPathDirectory, core.VolumeMount{MountPath: "/sys/kernel/tracing"}},
-	"--namespaces=named":                {"netns", "/run/netns", core.HostPathDirectoryOrCreate, core.VolumeMount{MountPath: "/run/netns", MountPropagation: new(core.MountPropagationHostToContainer)}},
-	"--namespaces=all":                  {"netns", "/run/netns", core.HostPathDirectoryOrCreate, core.VolumeMount{MountPath: "/run/netns", MountPropagation: new(core.MountPropagationHostToContainer)}},
+	"--path.cgroup=/host/sys/fs/cgroup":  {"cgroup", "/sys/fs/cgroup", core.HostPathDirectory, core.VolumeMount{MountPath: "/host/sys/fs/cgroup"}},
+	"--path.pod-logs=/host/var/log/pods": {"pod-logs", "/var/log/pods", core.HostPathDirectory, core.VolumeMount{MountPath: "/host/var/log/pods"}},
+	"--trace":                            {"tracefs", "/sys/kernel/tracing", core.HostPathDirectory, core.VolumeMount{MountPath: "/sys/kernel/tracing"}},
+	"--namespaces=named":                 {"netns", "/run/netns", core.HostPathDirectoryOrCreate, core.VolumeMount{MountPath: "/run/netns", MountPropagation: new(core.MountPropagationHostToContainer)}},
+	"--namespaces=all":                   {"netns", "/run/netns", core.HostPathDirectoryOrCreate, core.VolumeMount{MountPath: "/run/netns", MountPropagation: new(core.MountPropagationHostToContainer)}},
 }
 
 // TestFeatures checks for each combination of features that the pods have the capabilities which the
@@ -133,8 +134,11 @@ func TestFeatures(t *testing.T) {
 			continue
 		}
 		flag := "--" + strings.ToLower(regexp.MustCompile(`[A-Z]`).ReplaceAllString(name, "-$0"))
-		if name == "owners" {
+		switch name {
+		case "owners":
 			flag = "--path.cgroup=/host/sys/fs/cgroup"
+		case "podNames":
+			flag = "--path.pod-logs=/host/var/log/pods"
 		}
 		valueOf[flag] = name + ": true"
 		add(flag)

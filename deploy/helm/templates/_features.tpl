@@ -16,6 +16,14 @@ What each feature that is on needs, as a list in YAML. This is the only place to
       type: Directory
       mountPath: /host/sys/fs/cgroup
 {{- end }}
+{{- if .Values.podNames }}
+- args: [--path.pod-logs=/host/var/log/pods]
+  mounts:
+    - name: pod-logs
+      hostPath: /var/log/pods
+      type: Directory
+      mountPath: /host/var/log/pods
+{{- end }}
 {{- if ne .Values.namespaces "self" }}
 - args: [--namespaces={{ .Values.namespaces }}]
   capabilities: [SYS_ADMIN]
