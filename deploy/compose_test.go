@@ -36,7 +36,10 @@ func TestCompose(t *testing.T) {
 			if _, ok := compose.Volumes[from]; ok {
 				continue
 			}
-			if _, err := os.Stat(filepath.Join("compose", from)); err != nil {
+			if !filepath.IsAbs(from) {
+				from = filepath.Join("compose", from)
+			}
+			if _, err := os.Stat(from); err != nil {
 				t.Errorf("%s mounts what is not there: %v", name, err)
 			}
 		}
