@@ -209,9 +209,9 @@ func TestFeatures(t *testing.T) {
 // TestProbes checks that probes ask whether the process serves, unless that needs a password.
 func TestProbes(t *testing.T) {
 	http := func(path string) *core.Probe {
-		return &core.Probe{ProbeHandler: core.ProbeHandler{HTTPGet: &core.HTTPGetAction{Path: path, Port: intstr.FromString("metrics")}}, TimeoutSeconds: 5}
+		return &core.Probe{InitialDelaySeconds: 2, ProbeHandler: core.ProbeHandler{HTTPGet: &core.HTTPGetAction{Path: path, Port: intstr.FromString("metrics")}}, TimeoutSeconds: 5}
 	}
-	tcp := &core.Probe{ProbeHandler: core.ProbeHandler{TCPSocket: &core.TCPSocketAction{Port: intstr.FromString("metrics")}}}
+	tcp := &core.Probe{InitialDelaySeconds: 2, ProbeHandler: core.ProbeHandler{TCPSocket: &core.TCPSocketAction{Port: intstr.FromString("metrics")}}}
 	for _, test := range []struct {
 		values      string
 		live, ready *core.Probe
