@@ -195,7 +195,7 @@ func TestNATAbsent(t *testing.T) {
 	s.Namespaces[0].Conntrack = scan.Conntrack{Result: read, Entries: 40, Limit: 100, Counted: true}
 	for _, f := range []Format{HTML, Text, JSON} {
 		got := draw(t, s, View{Format: f})
-		for _, bad := range []string{"Source NAT", "Connection tracking", "snat"} {
+		for _, bad := range []string{"Source NAT", "Connection tracking", `id="snat"`, `"snat"`} {
 			if strings.Contains(got, bad) {
 				t.Errorf("%s has %q", f, bad)
 			}

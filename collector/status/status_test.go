@@ -506,7 +506,7 @@ func TestOwners(t *testing.T) {
 	s := quiet()
 	s.Namespaces[0].TCP.Report.Destinations[0].Owners = []pool.Owner{{Cgroup: 7, Ports: 150}}
 	for _, f := range []Format{HTML, Text, JSON} {
-		if got := draw(t, s, View{Format: f, Destination: netip.MustParseAddrPort("10.0.0.2:443")}); strings.Contains(got, "owners") || strings.Contains(got, "Held by") || strings.Contains(got, `class="owner"`) {
+		if got := draw(t, s, View{Format: f, Destination: netip.MustParseAddrPort("10.0.0.2:443")}); strings.Contains(got, `"owners"`) || strings.Contains(got, "Held by") || strings.Contains(got, `class="owner"`) {
 			t.Errorf("%s: an owner without a path:\n%s", f, got)
 		}
 	}
