@@ -82,7 +82,7 @@ func BenchmarkConnect(b *testing.B) {
 // compare calls connect in rounds without a Probe and with one, and reports the medians of the CPU time of a call, and of the
 // differences between a round and the next.
 func compare(b *testing.B, connect func() error) {
-	const perRound = 1000
+	const perRound = 5000
 	var without, with, more []time.Duration
 	round := func() time.Duration {
 		start := threadTime(b)

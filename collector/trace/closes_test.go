@@ -30,6 +30,16 @@ func attachCloses(t *testing.T) *Probe {
 	return p
 }
 
+// commandOf returns the command of a process.
+func commandOf(t *testing.T, pid int) string {
+	t.Helper()
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSuffix(string(comm), "\n")
+}
+
 // closesTo returns the closes of pools with that destination port since the last call, and their sum.
 func closesTo(t *testing.T, p *Probe, port uint16) (counts []Count, sum uint64) {
 	t.Helper()

@@ -5,12 +5,10 @@ package trace
 import (
 	"errors"
 	"fmt"
-	"math/bits"
-	"os"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
-	"golang.org/x/sys/unix"
+	"github.com/cilium/ebpf/link"
 
 	"ephemeral_port_exporter/collector/internal/bpf"
 )
@@ -24,7 +22,7 @@ type Probe struct {
 	Closes   *Table // of connections that this host closed first, on a port of the range
 
 	objects objects
-	event   int // the perf event that the program is attached to, -1 before
+	state   link.Link // of the program to the tracepoint; nil before
 	binds   bindPrograms
 
 	// NoNamespaces says why the Namespace of each Count is 0, and each ancestor is a tenant.
@@ -54,27 +52,19 @@ func (o *objects) close() error {
 	return errors.Join(o.SetState.Close(), o.Release.Close(), o.Unlink.Close(), o.Close()) // the last one closes the maps
 }
 
-// Attach starts to count, on the whole host. It needs CAP_BPF and CAP_PERFMON, and BTF. It also needs
-// tracefs, which only root or a process with CAP_DAC_READ_SEARCH may read. The error names what is
-// missing. It is fs.ErrPermission, fs.ErrNotExist if there is no BTF or tracefs is not mounted, or
-// ErrUnsupported.
+// Attach starts to count, on the whole host. It needs CAP_BPF and CAP_PERFMON, and BTF. The error names what is
+// missing. It is fs.ErrPermission, fs.ErrNotExist if there is no BTF, or ErrUnsupported.
 //
 // Once the program is attached, user space uses shared memory, or programs of its own that it runs
-// once (BPF_PROG_TEST_RUN), and no bpf(2) on maps. While bpf(2) reads or writes a value of a map, the
-// kernel skips tracing programs on that CPU (bpf_disable_instrumentation). If the caller is
-// preempted there (CONFIG_PREEMPT, preempt=full), what other processes do is not counted.
+// once (BPF_PROG_TEST_RUN), and no bpf(2) on maps.
 func Attach() (*Probe, error) { return attach(TableSize) }
 
 // attach is Attach with a table of any size.
 func attach(tableSize uint32) (*Probe, error) {
-	id, err := readTracepoint()
-	if missing := missingCapabilities(err); missing != nil {
-		return nil, missing
+	if err := missingCapabilities(); err != nil {
+		return nil, err
 	}
-	if err == nil {
-		err = bpf.CheckBTF()
-	}
-	if err != nil {
+	if err := bpf.CheckBTF(); err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
 	}
 	bpf.RaiseMemlock()
@@ -88,39 +78,12 @@ func attach(tableSize uint32) (*Probe, error) {
 		return nil, err
 	}
 	p.NoNamespaces, p.NoAncestors, p.NoCloses = noNamespaces, noAncestors, noCloses
-	if p.event, err = openEvent(id); err != nil {
+	if p.state, err = link.AttachTracing(link.TracingOptions{Program: p.objects.SetState}); err != nil {
 		p.Close()
-		return nil, explainEvent(err)
-	}
-	if err := unix.IoctlSetInt(p.event, unix.PERF_EVENT_IOC_SET_BPF, p.objects.SetState.FD()); err != nil {
-		p.Close()
-		return nil, explain(attaching, err)
+		return nil, explain("attach to tracepoint inet_sock_set_state", err)
 	}
 	p.NoBinds = p.binds.attach(spec, &p.objects)
 	return p, nil
-}
-
-// openEvent opens the perf event of a tracepoint. Programs are attached to it. It stays disabled:
-// programs run all the same, and perf itself has no work with it.
-//
-// A program sees the events of all CPUs, but a perf event must be opened on one that is online.
-func openEvent(id uint64) (fd int, err error) {
-	attr := unix.PerfEventAttr{
-		Type: unix.PERF_TYPE_TRACEPOINT, Size: unix.PERF_ATTR_SIZE_VER0, Config: id, Bits: unix.PerfBitDisabled,
-	}
-	var cpus unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
-		return -1, os.NewSyscallError("sched_getaffinity", err)
-	}
-	err = unix.ENODEV
-	for cpu := 0; cpu < len(cpus)*bits.UintSize && errors.Is(err, unix.ENODEV); cpu++ {
-		if !cpus.IsSet(cpu) {
-			continue
-		}
-		const allProcesses, noGroup = -1, -1
-		fd, err = unix.PerfEventOpen(&attr, allProcesses, cpu, noGroup, unix.PERF_FLAG_FD_CLOEXEC)
-	}
-	return fd, err
 }
 
 // newSpec returns the specification of the programs and maps, with tables of that size.
@@ -146,7 +109,7 @@ func newSpec(tableSize uint32, namespaces, ancestors, closes bool) (*ebpf.Collec
 
 // newProbe returns a Probe that is not attached to the tracepoint.
 func newProbe(spec *ebpf.CollectionSpec) (*Probe, error) {
-	p := &Probe{event: -1}
+	p := &Probe{}
 	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
 		return nil, explain("load the BPF programs", err)
 	}
@@ -198,9 +161,9 @@ func (p *Probe) MissedRuns() (n uint64, ok bool, err error) {
 // Close stops counting.
 func (p *Probe) Close() error {
 	var err error
-	if p.event >= 0 {
-		err = unix.Close(p.event)
-		p.event = -1
+	if p.state != nil {
+		err = p.state.Close()
+		p.state = nil
 	}
 	return errors.Join(err, p.binds.close(), p.objects.close())
 }

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 
 #include "../internal/bpf/kernel.h"
@@ -224,40 +225,52 @@ static __always_inline void count(struct table t, struct slot *new, struct sock 
 	__sync_fetch_and_add(&slot->events, 1);
 }
 
+// set_addresses sets the addresses of a pool.
+static __always_inline void set_addresses(struct pool *pool, struct sock *sk)
+{
+	if (sk->__sk_common.skc_family == AF_INET6) {
+		BPF_CORE_READ_INTO(&pool->source, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&pool->destination, sk, __sk_common.skc_v6_daddr);
+		return;
+	}
+	*(__u16 *)&pool->source[10] = 0xffff;
+	*(__u32 *)&pool->source[12] = sk->__sk_common.skc_rcv_saddr;
+	*(__u16 *)&pool->destination[10] = 0xffff;
+	*(__u32 *)&pool->destination[12] = sk->__sk_common.skc_daddr;
+}
+
 // in_range tells whether a port is one that connect() chooses from in a network namespace.
 static __always_inline bool in_range(struct net *net, __u16 port)
 {
 	struct net___locked *old = (void *)net;
-	if (bpf_core_field_exists(old->ipv4.ip_local_ports.range)) {
-		int range[2] = {};
-		bpf_core_read(range, sizeof(range), &old->ipv4.ip_local_ports.range);
-		return port >= range[0] && port <= range[1];
-	}
-	__u32 range = BPF_CORE_READ(net, ipv4.ip_local_ports.range);
+	if (bpf_core_field_exists(old->ipv4.ip_local_ports.range))
+		return port >= old->ipv4.ip_local_ports.range[0] && port <= old->ipv4.ip_local_ports.range[1];
+	__u32 range = net->ipv4.ip_local_ports.range;
 	return port >= (range & 0xffff) && port <= range >> 16;
 }
 
 // The kernel runs it at each change of state of each socket. So the checks that end it for most of these come first.
-SEC("tracepoint/sock/inet_sock_set_state")
-int set_state(struct trace_event_raw_inet_sock_set_state *ctx)
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state, struct sock *sk, int oldstate, int newstate)
 {
 	// Only close() and shutdown() bring a socket to FIN_WAIT1, and the end of its process. The second of these does it again.
-	const bool closed = closes && ctx->newstate == BPF_TCP_FIN_WAIT1 && ctx->oldstate != BPF_TCP_FIN_WAIT1;
-	const bool failed = ctx->oldstate == BPF_TCP_SYN_SENT && ctx->newstate == BPF_TCP_CLOSE && ctx->sport == 0;
-	if ((!closed && !failed) || ctx->protocol != IPPROTO_TCP)
-		return 1; // 0 would hide the event from perf(1)
-	struct sock *sk = (struct sock *)ctx->skaddr;
-	struct net *net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
-	if (closed && !in_range(net, ctx->sport))
-		return 1; // one that a server accepted, mostly
-	struct slot new = {.pool.port = ctx->dport, .pool.call = closed ? CLOSE : CONNECT};
-	bpf_core_read(new.pool.source, sizeof(new.pool.source), &ctx->saddr_v6);
-	bpf_core_read(new.pool.destination, sizeof(new.pool.destination), &ctx->daddr_v6);
+	const bool closed = closes && newstate == BPF_TCP_FIN_WAIT1 && oldstate != BPF_TCP_FIN_WAIT1;
+	const bool failed = oldstate == BPF_TCP_SYN_SENT && newstate == BPF_TCP_CLOSE;
+	if ((!closed && !failed) || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	struct net *net = sk->__sk_common.skc_net.net;
+	if (closed && !in_range(net, sk->__sk_common.skc_num))
+		return 0; // one that a server accepted, mostly
+	// One that had a port has lost it by now, but not this copy.
+	if (failed && BPF_CORE_READ((struct inet_sock *)sk, inet_sport) != 0)
+		return 0;
+	struct slot new = {.pool.port = bpf_ntohs(sk->__sk_common.skc_dport), .pool.call = closed ? CLOSE : CONNECT};
+	set_addresses(&new.pool, sk);
 	if (closed)
 		count(CLOSES, &new, sk, net);
 	else
 		count(FAILURES, &new, sk, net);
-	return 1;
+	return 0;
 }
 
 // count_bind counts a search for any port of the protocol that found none. The caller of the search has set the

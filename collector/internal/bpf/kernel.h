@@ -94,6 +94,10 @@ struct task_struct {
 	char comm[16];
 };
 
+struct inet_sock {
+	__u16 inet_sport; // that it had last, in network byte order
+};
+
 struct inet_bind_bucket {
 	signed char fastreuse, fastreuseport;
 };
@@ -129,15 +133,6 @@ struct bpf_iter_meta {
 struct bpf_iter__tcp {
 	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common;
-};
-
-// The record of the tracepoint sock:inet_sock_set_state. States are those of include/net/tcp_states.h. Ports
-// are in the byte order of the host. Addresses are IPv6 or IPv4-mapped, in network byte order.
-struct trace_event_raw_inet_sock_set_state {
-	const void *skaddr;
-	int oldstate, newstate;
-	__u16 sport, dport, protocol;
-	__u8 saddr_v6[16], daddr_v6[16];
 };
 
 #pragma clang attribute pop
