@@ -56,6 +56,7 @@ func TestRelease(t *testing.T) {
 	t.Run("manual", func(t *testing.T) { testReleaseManual(t, folder, version) })
 	t.Run("package files", func(t *testing.T) { testPackageFiles(t, folder) })
 	t.Run("image", func(t *testing.T) { testReleaseImage(t, folder, version) })
+	t.Run("chart", func(t *testing.T) { testReleaseChart(t, folder, version) })
 	t.Run("packages", func(t *testing.T) { testPackages(t, folder, version) })
 	t.Run("README install", func(t *testing.T) { testReadmeInstall(t, folder, version) })
 	t.Run("README TLS", func(t *testing.T) { testReadmeTLS(t, folder, version) })
@@ -66,9 +67,10 @@ func testReleaseNames(t *testing.T, folder, version string) {
 	want := []string{
 		"SHA256SUMS",
 		"ephemeral-port-exporter-VERSION-1.aarch64.rpm", "ephemeral-port-exporter-VERSION-1.x86_64.rpm",
+		"ephemeral-port-exporter-VERSION.chart.oci.tar", "ephemeral-port-exporter-VERSION.tgz",
 		"ephemeral-port-exporter_VERSION_amd64.deb", "ephemeral-port-exporter_VERSION_arm64.deb",
-		"ephemeral_port_exporter-VERSION.linux-amd64.cdx.json", "ephemeral_port_exporter-VERSION.linux-amd64.tar.gz",
-		"ephemeral_port_exporter-VERSION.linux-arm64.cdx.json", "ephemeral_port_exporter-VERSION.linux-arm64.tar.gz",
+		"ephemeral_port_exporter-VERSION.linux-amd64.cdx.json", "ephemeral_port_exporter-VERSION.linux-amd64.image.tar", "ephemeral_port_exporter-VERSION.linux-amd64.tar.gz",
+		"ephemeral_port_exporter-VERSION.linux-arm64.cdx.json", "ephemeral_port_exporter-VERSION.linux-arm64.image.tar", "ephemeral_port_exporter-VERSION.linux-arm64.tar.gz",
 		"ephemeral_port_exporter-VERSION.oci.tar",
 	}
 	entries, err := os.ReadDir(folder)
@@ -88,15 +90,25 @@ func testReleaseNames(t *testing.T, folder, version string) {
 		t.Errorf("%s: %v\n%s", check, err, out)
 	}
 
-	globs := regexp.MustCompile(`ephemeral[-_]port[-_]exporter[-_]\*(?:\$\([^)]*\)|[^ \n])*\.(?:deb|rpm|tar\.gz|oci\.tar)`).FindAllString(deploytest.Read(t, "docs/install.md"), -1)
+	install := deploytest.Read(t, "docs/install.md")
+	globs := regexp.MustCompile(`ephemeral[-_]port[-_]exporter[-_]\*(?:\$\([^)]*\)|[^ \n])*\.(?:deb|rpm|tar\.gz|tgz|tar)`).FindAllString(install, -1)
 	for _, glob := range globs {
 		glob = strings.NewReplacer("$(dpkg --print-architecture)", "amd64", "$(uname -m)", "x86_64").Replace(glob)
 		if files, err := filepath.Glob(filepath.Join(folder, glob)); err != nil || len(files) != 1 {
 			t.Errorf("install.md: %s stands for %q, want one file (%v)", glob, files, err)
 		}
 	}
-	if len(globs) != 4 {
-		t.Errorf("install.md: %q, want the deb, the rpm, the archive and the image", globs)
+	kinds := map[string]bool{}
+	for _, glob := range globs {
+		kinds[glob[strings.LastIndex(glob, "*")+1:]] = true
+	}
+	if len(kinds) != 7 {
+		t.Errorf("install.md: %v, want the deb, the rpm, the archive, two kinds of image and two of the chart", kinds)
+	}
+	for _, tag := range regexp.MustCompile(`:(\d+\.\d+\.\d+)\b`).FindAllStringSubmatch(install, -1) {
+		if tag[1] != version {
+			t.Errorf("install.md has the tag %s, the release is %s", tag[1], version)
+		}
 	}
 }
 
@@ -341,70 +353,154 @@ func checkMaterials(t *testing.T, path, version string, binary []byte) {
 	}
 }
 
-// testReleaseImage compares the images with the Dockerfile.
+// A layout is the files of an OCI image layout.
+type layout map[string][]byte
+
+// A descriptor is the part of a descriptor of an OCI image layout that the tests read.
+type descriptor struct {
+	MediaType   string
+	Digest      string
+	Platform    struct{ OS, Architecture string }
+	Annotations map[string]string
+}
+
+// blob returns the path of what a descriptor describes.
+func (d descriptor) blob() string { return strings.Replace(d.Digest, "sha256:", "blobs/sha256/", 1) }
+
+// A manifest is what an image, or a chart, consists of.
+type manifest struct {
+	Config descriptor
+	Layers []descriptor
+}
+
+// unpackLayout returns the files of an archive with an image layout, and the only descriptor in its index.
+func unpackLayout(t *testing.T, archive string) (layout, descriptor) {
+	t.Helper()
+	l := layout(untar(t, "cat", archive))
+	var index struct{ Manifests []descriptor }
+	l.read(t, "index.json", &index)
+	if len(index.Manifests) != 1 || string(l["oci-layout"]) == "" {
+		t.Fatalf("%s has %d images, want one", archive, len(index.Manifests))
+	}
+	return l, index.Manifests[0]
+}
+
+// read decodes a file, and compares a blob with its name.
+func (l layout) read(t *testing.T, name string, into any) {
+	t.Helper()
+	content, ok := l[name]
+	if !ok {
+		t.Fatalf("the image layout has no %s", name)
+	}
+	if digest, ok := strings.CutPrefix(name, "blobs/sha256/"); ok && digest != fmt.Sprintf("%x", sha256.Sum256(content)) {
+		t.Errorf("%s has another digest", name)
+	}
+	if err := json.Unmarshal(content, into); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+}
+
+// testReleaseImage compares the images with the Dockerfile, and checks the names by which container runtimes know them.
 func testReleaseImage(t *testing.T, folder, version string) {
-	files := untar(t, "cat", filepath.Join(folder, "ephemeral_port_exporter-"+version+".oci.tar"))
-	type descriptor struct {
-		Digest   string
-		Platform struct{ OS, Architecture string }
+	names := map[string]string{
+		"io.containerd.image.name":          "docker.io/library/ephemeral_port_exporter:" + version,
+		"org.opencontainers.image.ref.name": version,
+	}
+	all, top := unpackLayout(t, filepath.Join(folder, "ephemeral_port_exporter-"+version+".oci.tar"))
+	if diff := cmp.Diff(names, top.Annotations); diff != "" {
+		t.Errorf("name of the image (-want +got):\n%s", diff)
 	}
 	var index struct{ Manifests []descriptor }
-	read := func(name string, into any) {
-		t.Helper()
-		content, ok := files[name]
-		if !ok {
-			t.Fatalf("the image layout has no %s", name)
-		}
-		if digest, ok := strings.CutPrefix(name, "blobs/sha256/"); ok && digest != fmt.Sprintf("%x", sha256.Sum256(content)) {
-			t.Errorf("%s has another digest", name)
-		}
-		if err := json.Unmarshal(content, into); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-	}
-	blob := func(d descriptor) string { return strings.Replace(d.Digest, "sha256:", "blobs/sha256/", 1) }
-	read("index.json", &index)
-	if len(index.Manifests) != 1 || string(files["oci-layout"]) == "" {
-		t.Fatalf("%d images, want one for all architectures", len(index.Manifests))
-	}
-	read(blob(index.Manifests[0]), &index)
-
-	want := dockerfile(t, version)
+	all.read(t, top.blob(), &index)
 	var platforms []string
-	for _, m := range index.Manifests {
-		platforms = append(platforms, m.Platform.OS+"/"+m.Platform.Architecture)
-		var manifest struct {
-			Config descriptor
-			Layers []descriptor
+	for _, d := range index.Manifests {
+		platforms = append(platforms, d.Platform.OS+"/"+d.Platform.Architecture)
+		base := "ephemeral_port_exporter-" + version + ".linux-" + d.Platform.Architecture
+		checkImage(t, folder, base, version, all, d)
+
+		// The same image alone, also for docker load.
+		alone, top := unpackLayout(t, filepath.Join(folder, base+".image.tar"))
+		if diff := cmp.Diff(descriptor{d.MediaType, d.Digest, d.Platform, names}, top); diff != "" {
+			t.Errorf("%s.image.tar (-want +got):\n%s", base, diff)
 		}
-		read(blob(m), &manifest)
-		var config struct {
-			Architecture, OS string
-			Config           imageConfig
+		var m manifest
+		alone.read(t, top.blob(), &m)
+		type dockerImage struct {
+			Config           string
+			RepoTags, Layers []string
 		}
-		read(blob(manifest.Config), &config)
-		if config.OS+"/"+config.Architecture != platforms[len(platforms)-1] {
-			t.Errorf("%s has a configuration for %s/%s", platforms[len(platforms)-1], config.OS, config.Architecture)
+		var docker []dockerImage
+		alone.read(t, "manifest.json", &docker)
+		if diff := cmp.Diff([]dockerImage{{m.Config.blob(), []string{"ephemeral_port_exporter:" + version}, []string{m.Layers[0].blob()}}}, docker); diff != "" {
+			t.Errorf("%s: manifest.json (-want +got):\n%s", base, diff)
 		}
-		if diff := cmp.Diff(want, config.Config); diff != "" {
-			t.Errorf("image (-Dockerfile +release):\n%s", diff)
-		}
-		layer := filepath.Join(t.TempDir(), "layer.tar.gz")
-		if len(manifest.Layers) != 1 {
-			t.Fatalf("%d layers", len(manifest.Layers))
-		}
-		if err := os.WriteFile(layer, files[blob(manifest.Layers[0])], 0o644); err != nil {
-			t.Fatal(err)
-		}
-		content := untar(t, "gzip", layer, "-d")
-		archive := untar(t, "gzip", filepath.Join(folder, "ephemeral_port_exporter-"+version+".linux-"+m.Platform.Architecture+".tar.gz"), "-d")
-		binary := archive["ephemeral_port_exporter-"+version+".linux-"+m.Platform.Architecture+"/"+exporterProgram]
-		if len(content) != 1 || !bytes.Equal(content[strings.TrimPrefix(want.Entrypoint[0], "/")], binary) {
-			t.Errorf("%s: %d files, want the binary alone", m.Platform.Architecture, len(content))
+		for _, blob := range []string{m.Config.blob(), m.Layers[0].blob()} {
+			if !bytes.Equal(alone[blob], all[blob]) {
+				t.Errorf("%s: another %s", base, blob)
+			}
 		}
 	}
 	if diff := cmp.Diff([]string{"linux/amd64", "linux/arm64"}, platforms); diff != "" {
 		t.Errorf("platforms (-want +got):\n%s", diff)
+	}
+}
+
+// checkImage compares an image with the Dockerfile, and the file in it with the binary of the archive.
+func checkImage(t *testing.T, folder, base, version string, l layout, d descriptor) {
+	t.Helper()
+	want := dockerfile(t, version)
+	var m manifest
+	l.read(t, d.blob(), &m)
+	var config struct {
+		Architecture, OS string
+		Config           imageConfig
+	}
+	l.read(t, m.Config.blob(), &config)
+	if config.OS != d.Platform.OS || config.Architecture != d.Platform.Architecture {
+		t.Errorf("%s has a configuration for %s/%s", base, config.OS, config.Architecture)
+	}
+	if diff := cmp.Diff(want, config.Config); diff != "" {
+		t.Errorf("image (-Dockerfile +release):\n%s", diff)
+	}
+	layer := filepath.Join(t.TempDir(), "layer.tar.gz")
+	if len(m.Layers) != 1 {
+		t.Fatalf("%d layers", len(m.Layers))
+	}
+	if err := os.WriteFile(layer, l[m.Layers[0].blob()], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	content := untar(t, "gzip", layer, "-d")
+	binary := untar(t, "gzip", filepath.Join(folder, base+".tar.gz"), "-d")[base+"/"+exporterProgram]
+	if len(content) != 1 || !bytes.Equal(content[strings.TrimPrefix(want.Entrypoint[0], "/")], binary) {
+		t.Errorf("%s: %d files, want the binary alone", base, len(content))
+	}
+}
+
+// testReleaseChart compares the chart with that of the checkout, by the tests of the chart, and checks its form for registries.
+func testReleaseChart(t *testing.T, folder, version string) {
+	archive := filepath.Join(folder, "ephemeral-port-exporter-"+version+".tgz")
+	untar(t, "gzip", archive, "-d") // checks the times
+	cmd := exec.Command("go", "test", "-count=1", "-buildvcs=false", "-run=^TestPackage$", "-v", ".")
+	cmd.Dir = "helm"
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "CHART="+archive)
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestPackage") {
+		t.Errorf("%v in %s: %v\n%s", cmd, cmd.Dir, err, out)
+	}
+
+	l, top := unpackLayout(t, filepath.Join(folder, "ephemeral-port-exporter-"+version+".chart.oci.tar"))
+	if got := top.Annotations["org.opencontainers.image.ref.name"]; got != version {
+		t.Errorf("the chart has the tag %q", got)
+	}
+	var m manifest
+	l.read(t, top.blob(), &m)
+	if m.Config.MediaType != "application/vnd.cncf.helm.config.v1+json" || len(m.Layers) != 1 ||
+		m.Layers[0].MediaType != "application/vnd.cncf.helm.chart.content.v1.tar+gzip" || string(l[m.Layers[0].blob()]) != deploytest.Read(t, archive) {
+		t.Errorf("no artifact of Helm: %+v", m)
+	}
+	var metadata struct{ Name, Version, AppVersion, KubeVersion, APIVersion string }
+	l.read(t, m.Config.blob(), &metadata)
+	if metadata.Name != "ephemeral-port-exporter" || metadata.Version != version || metadata.AppVersion != version || metadata.APIVersion != "v2" || metadata.KubeVersion == "" {
+		t.Errorf("metadata of the chart: %+v", metadata)
 	}
 }
 

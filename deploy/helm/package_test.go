@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"testing"
 
@@ -16,11 +17,15 @@ import (
 )
 
 // TestPackage checks that helm package, which does this, puts the rules and the dashboard into the
-// archive where the chart has symbolic links, and leaves out the tests.
+// archive where the chart has symbolic links, and leaves out the tests. With CHART in the environment, it checks that
+// archive of a release.
 func TestPackage(t *testing.T) {
-	path, err := chartutil.Save(load(t), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
+	path := os.Getenv("CHART")
+	if path == "" {
+		var err error
+		if path, err = chartutil.Save(load(t), t.TempDir()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -79,5 +84,9 @@ func TestPackage(t *testing.T) {
 	}
 	if text, err := template(packaged, values); err != nil || text != want {
 		t.Errorf("the archive makes other objects: %v\n%s", err, cmp.Diff(want, text))
+	}
+	release := regexp.MustCompile(`\n## (\d\S*) /`).FindStringSubmatch(readFile(t, "../CHANGELOG.md"))[1]
+	if got := packaged.Metadata; got.Version != release || got.AppVersion != release {
+		t.Errorf("chart %s with the image %s, the release is %s", got.Version, got.AppVersion, release)
 	}
 }

@@ -3,11 +3,14 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -18,14 +21,19 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// image writes a tar of an OCI image layout, with an image for each architecture. They are what the
-// Dockerfile makes.
-//
-// See https://github.com/opencontainers/image-spec/blob/main/image-layout.md.
-func (r release) image(binaries []binary) error {
+// repository is the name of the image without a registry, which container runtimes take for this one. It is the default of
+// the chart.
+const repository = "docker.io/library/" + name
+
+// images writes an archive with the images for all architectures, for registries, and one for each of them, which also
+// older container runtimes load. They are what the Dockerfile makes.
+func (r release) images(binaries []binary) error {
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, b := range binaries {
 		image, err := r.imageOf(b)
+		if err == nil {
+			err = r.archiveImage(b, image)
+		}
 		if err != nil {
 			return fmt.Errorf("image for %s: %w", b.arch, err)
 		}
@@ -33,6 +41,44 @@ func (r release) image(binaries []binary) error {
 			Add: image, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: b.arch}},
 		})
 	}
+	return r.archiveLayout(fmt.Sprintf("%s-%s.oci.tar", name, r.version), nil, func(l layout.Path) error {
+		return l.AppendIndex(index, layout.WithAnnotations(r.imageName()))
+	})
+}
+
+// imageName returns the annotations by which container runtimes name an image.
+func (r release) imageName() map[string]string {
+	return map[string]string{
+		"io.containerd.image.name":          repository + ":" + r.version, // containerd, Podman, Docker since 29
+		"org.opencontainers.image.ref.name": r.version,
+	}
+}
+
+// archiveImage writes the image for one architecture, as docker save does since version 25: an OCI image layout
+// with the manifest.json that docker load of older versions needs.
+func (r release) archiveImage(b binary, image v1.Image) error {
+	manifest, err := image.Manifest()
+	if err != nil {
+		return err
+	}
+	blob := func(d v1.Descriptor) string { return path.Join("blobs", d.Digest.Algorithm, d.Digest.Hex) }
+	docker := tarball.Descriptor{Config: blob(manifest.Config), RepoTags: []string{name + ":" + r.version}}
+	for _, l := range manifest.Layers {
+		docker.Layers = append(docker.Layers, blob(l))
+	}
+	content, err := json.Marshal(tarball.Manifest{docker})
+	if err != nil {
+		return err
+	}
+	return r.archiveLayout(r.base(b)+".image.tar", map[string][]byte{"manifest.json": content}, func(l layout.Path) error {
+		return l.AppendImage(image, layout.WithAnnotations(r.imageName()), layout.WithPlatform(v1.Platform{OS: "linux", Architecture: b.arch}))
+	})
+}
+
+// archiveLayout writes a tar of an OCI image layout with what is appended to it, and of further files.
+//
+// See https://github.com/opencontainers/image-spec/blob/main/image-layout.md.
+func (r release) archiveLayout(file string, further map[string][]byte, appendTo func(layout.Path) error) error {
 	dir, err := os.MkdirTemp("", "release-")
 	if err != nil {
 		return err
@@ -42,32 +88,30 @@ func (r release) image(binaries []binary) error {
 	if err != nil {
 		return err
 	}
-	if err := l.AppendIndex(index, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": r.version})); err != nil {
+	if err := appendTo(l); err != nil {
 		return err
 	}
-
-	var out bytes.Buffer
-	archive := tar.NewWriter(&out)
+	contents := map[string][]byte{}
+	maps.Copy(contents, further)
 	if err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
-			return err
-		}
-		content, err := os.ReadFile(path)
-		if err != nil {
 			return err
 		}
 		file, err := filepath.Rel(dir, path)
 		if err != nil {
 			return err
 		}
-		return r.add(archive, file, 0o644, content)
+		contents[file], err = os.ReadFile(path)
+		return err
 	}); err != nil {
 		return err
 	}
-	if err := archive.Close(); err != nil {
+	var out bytes.Buffer
+	archive := tar.NewWriter(&out)
+	if err := errors.Join(r.addAll(archive, "", contents), archive.Close()); err != nil {
 		return err
 	}
-	return r.write(fmt.Sprintf("%s-%s.oci.tar", name, r.version), out.Bytes())
+	return r.write(file, out.Bytes())
 }
 
 // imageOf returns the image for one architecture.

@@ -1,5 +1,5 @@
-// Command release makes the files of a release: archives, packages, a container image, lists of
-// what the binaries contain, and checksums. It is run by .ci/release, in the directory of this file.
+// Command release makes the files of a release: archives, packages, container images, the Helm chart,
+// lists of what the binaries contain, and checksums. It is run by .ci/release, in the directory of this file.
 //
 // The same source, version, revision, time and Go toolchain give the same bytes.
 package main
@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -139,7 +140,7 @@ func (r release) make() error {
 			return err
 		}
 	}
-	if err := r.image(binaries); err != nil {
+	if err := errors.Join(r.images(binaries), r.chart()); err != nil {
 		return err
 	}
 	return r.checksums()
@@ -187,15 +188,7 @@ func (r release) archive(b binary) error {
 	if err := r.add(archive, path.Join(base, name), 0o755, b.content); err != nil {
 		return err
 	}
-	for _, file := range slices.Sorted(maps.Keys(contents)) {
-		if err := r.add(archive, path.Join(base, file), 0o644, contents[file]); err != nil {
-			return err
-		}
-	}
-	if err := archive.Close(); err != nil {
-		return err
-	}
-	if err := zip.Close(); err != nil {
+	if err := errors.Join(r.addAll(archive, base, contents), archive.Close(), zip.Close()); err != nil {
 		return err
 	}
 	return r.write(base+".tar.gz", out.Bytes())
@@ -214,6 +207,16 @@ func (r release) add(archive *tar.Writer, file string, mode int64, content []byt
 	}
 	_, err := archive.Write(content)
 	return err
+}
+
+// addAll adds files by their paths below a directory.
+func (r release) addAll(archive *tar.Writer, dir string, contents map[string][]byte) error {
+	for _, file := range slices.Sorted(maps.Keys(contents)) {
+		if err := r.add(archive, path.Join(dir, file), 0o644, contents[file]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // write writes a file of the release.
