@@ -466,4 +466,8 @@ func TestReadmeDocker(t *testing.T) {
 	if diff := cmp.Diff(strings.Join(want, "\n"), installBlock(t, "Then one of these", "sh")); diff != "" {
 		t.Errorf("(-want +install.md):\n%s", diff)
 	}
+	older := strings.ReplaceAll(want[2]+"\n"+want[3], "--cap-add BPF --cap-add PERFMON", "--cap-add SYS_ADMIN")
+	if diff := cmp.Diff(older, installBlock(t, "Older Docker", "sh")); diff != "" {
+		t.Errorf("of older Docker (-want +install.md):\n%s", diff)
+	}
 }
