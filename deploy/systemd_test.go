@@ -4,6 +4,7 @@ package deploy
 
 import (
 	"encoding/json"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -107,6 +108,19 @@ func TestSystemdCapabilities(t *testing.T) {
 func TestSystemdMemory(t *testing.T) {
 	if !strings.Contains(deploytest.Read(t, systemdService), "\nMemoryMax=256M\n") {
 		t.Error("the service has no memory limit")
+	}
+}
+
+// TestSystemdRestart checks that the service is not restarted with a flag that is wrong.
+func TestSystemdRestart(t *testing.T) {
+	cmd := exec.Command(netnstest.ProgramPath(exporterProgram), "--namespaces=wrong")
+	if err := cmd.Run(); cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	unit := deploytest.Read(t, systemdService)
+	want := "\nRestartPreventExitStatus=" + strconv.Itoa(cmd.ProcessState.ExitCode()) + "\n"
+	if !strings.Contains(unit, want) || !strings.Contains(unit, "\nRestart=on-failure\n") {
+		t.Errorf("no %q in\n%s", want, unit)
 	}
 }
 

@@ -203,7 +203,7 @@ func TestBadFlags(t *testing.T) {
 		t.Run(tt.flag, func(t *testing.T) {
 			out, err := command(t, strings.Fields(tt.flag)...).CombinedOutput()
 			var exit *exec.ExitError
-			want := 1
+			want := codeUnusable
 			if strings.Contains(tt.flag, "--fail-on") {
 				want = 3
 			}
@@ -241,8 +241,8 @@ func TestStartFails(t *testing.T) {
 			}
 			out, err := cmd.CombinedOutput()
 			var exit *exec.ExitError
-			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-				t.Errorf("ended with %v, want exit status 1:\n%s", err, out)
+			if !errors.As(err, &exit) || exit.ExitCode() != codeUnusable {
+				t.Errorf("ended with %v, want exit status 78:\n%s", err, out)
 			}
 			for _, want := range append(tt.want, "level=ERROR", "this host cannot be watched") {
 				if !strings.Contains(string(out), want) {

@@ -125,8 +125,8 @@ func TestNamespacesCapabilities(t *testing.T) {
 			if tt.missing != "" {
 				out, err := cmd.CombinedOutput()
 				var exit *exec.ExitError
-				if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), tt.missing) {
-					t.Errorf("ended with %v, want exit status 1 and %q:\n%s", err, tt.missing, out)
+				if !errors.As(err, &exit) || exit.ExitCode() != codeUnusable || !strings.Contains(string(out), tt.missing) {
+					t.Errorf("ended with %v, want exit status 78 and %q:\n%s", err, tt.missing, out)
 				}
 				return
 			}
@@ -200,8 +200,8 @@ func TestNamespacesUserNamespace(t *testing.T) {
 			}
 			out, err := cmd.CombinedOutput()
 			var exit *exec.ExitError
-			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-				t.Errorf("ended with %v, want exit status 1", err)
+			if !errors.As(err, &exit) || exit.ExitCode() != codeUnusable {
+				t.Errorf("ended with %v, want exit status 78", err)
 			}
 			for _, want := range []string{want, "--namespaces=" + scope + " reaches no other network namespace", "run in the user namespace of the host"} {
 				if !strings.Contains(string(out), want) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -60,10 +61,12 @@ const (
 	failOnCritical = "critical"
 )
 
-// Exit codes with --fail-on, see the guidelines of monitoring-plugins.org. Without it, all that fails is codeFailed.
+// Exit codes. Those with --fail-on follow the guidelines of monitoring-plugins.org. Without it, all that fails is codeFailed, or
+// codeUnusable if it fails again until somebody changes the host or the flags: EX_CONFIG of sysexits.h.
 const (
 	codeOK       = 0
 	codeFailed   = 1
+	codeUnusable = 78
 	codeWarning  = 1
 	codeCritical = 2
 	codeUnknown  = 3
@@ -71,7 +74,10 @@ const (
 
 // exitCode returns the exit code for a value of --fail-on, given the level of the headline and what failed.
 func exitCode(failOn string, level advice.Level, err error) int {
+	var permanent *scan.PermanentError
 	switch {
+	case failOn == "" && errors.As(err, &permanent):
+		return codeUnusable
 	case failOn == "" && err != nil:
 		return codeFailed
 	case failOn == "":
@@ -90,10 +96,14 @@ func exitCode(failOn string, level advice.Level, err error) int {
 // usageCode returns the exit code for arguments with which the exporter does not run: a wrong one is no warning of a check.
 func usageCode(args []string, code int) int {
 	isCheck := slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--fail-on") })
-	if code != codeOK && isCheck {
+	switch {
+	case code == codeOK: // --help
+		return codeOK
+	case isCheck:
 		return codeUnknown
+	default:
+		return codeUnusable
 	}
-	return code
 }
 
 // runStatus prints the status page once, or again and again, and returns the level of its headline.

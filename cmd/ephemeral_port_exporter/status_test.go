@@ -24,6 +24,7 @@ import (
 
 	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/netns/netnstest"
+	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/web"
 )
 
@@ -36,10 +37,10 @@ func TestStatusOnce(t *testing.T) {
 		stdout, stderr string
 	}{
 		{nil, 0, "Settings of this host\n", ""},
-		{[]string{"--path.procfs=/nonexistent"}, 1, "The ports of this host could not be read: nothing is known about them.", "--path.procfs=/nonexistent must be a mounted proc file system"},
+		{[]string{"--path.procfs=/nonexistent"}, 78, "The ports of this host could not be read: nothing is known about them.", "--path.procfs=/nonexistent must be a mounted proc file system"},
 		{[]string{"--collect.timeout=1ns"}, 1, "could not be read", "i/o timeout"},
 		{[]string{"--namespaces=named", "--namespaces.dir=/nonexistent"}, 0, "1 place could not be searched for network namespaces", ""}, // not in the log
-		{[]string{"--trace"}, 1, "", "--trace: has no effect with --status"},
+		{[]string{"--trace"}, 78, "", "--trace: has no effect with --status"},
 	}
 	for _, tt := range tests {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
@@ -131,7 +132,8 @@ func TestExitCode(t *testing.T) {
 		err    error
 		want   int
 	}{
-		{"", advice.Exhausted, nil, 0}, {"", advice.Unknown, failed, 1},
+		{"", advice.Exhausted, nil, 0}, {"", advice.Unknown, failed, 1}, {"", advice.Unknown, fmt.Errorf("start: %w", &scan.PermanentError{Err: failed}), 78},
+		{"critical", advice.Calm, &scan.PermanentError{Err: failed}, 3},
 		{"warning", advice.Calm, nil, 0}, {"warning", advice.Warning, nil, 1}, {"warning", advice.Unknown, nil, 3}, {"warning", advice.Critical, nil, 2}, {"warning", advice.Exhausted, nil, 2},
 		{"critical", advice.Calm, nil, 0}, {"critical", advice.Warning, nil, 0}, {"critical", advice.Unknown, nil, 3}, {"critical", advice.Critical, nil, 2}, {"critical", advice.Exhausted, nil, 2},
 		{"critical", advice.Calm, failed, 3}, {"critical", advice.Warning, failed, 3}, {"warning", advice.Warning, failed, 3}, {"warning", advice.Exhausted, failed, 2},

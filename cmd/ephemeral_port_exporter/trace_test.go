@@ -77,8 +77,8 @@ func checkStartFails(t *testing.T, cmd *exec.Cmd, want ...string) {
 	t.Helper()
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-		t.Errorf("ended with %v, want exit status 1:\n%s", err, out)
+	if !errors.As(err, &exit) || exit.ExitCode() != codeUnusable {
+		t.Errorf("ended with %v, want exit status 78:\n%s", err, out)
 	}
 	for _, w := range append(want, "level=ERROR", cmd.Args[1]+" cannot ") {
 		if !strings.Contains(string(out), w) {

@@ -23,8 +23,8 @@ func checkCapabilities(scope Scope) error {
 		return err
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("--namespaces=%s enters other network namespaces and needs %s: grant this to the process, or run with --namespaces=%s",
-			scope, capability.Join(missing), ScopeSelf)
+		return &PermanentError{fmt.Errorf("--namespaces=%s enters other network namespaces and needs %s: grant this to the process, or run with --namespaces=%s",
+			scope, capability.Join(missing), ScopeSelf)}
 	}
 	return nil
 }

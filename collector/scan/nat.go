@@ -40,7 +40,7 @@ func (s *Scanner) openNAT() error {
 		return err
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("--snat cannot list the flows of connection tracking without %s: grant this to the process, or run without --snat", capability.Join(missing))
+		return &PermanentError{fmt.Errorf("--snat cannot list the flows of connection tracking without %s: grant this to the process, or run without --snat", capability.Join(missing))}
 	}
 	// Mainline commit 458972550287 of Linux 6.5 (nf_nat_used_tuple_harder). A distribution can have it in an older
 	// kernel. That does not show: the compiler inlines the function, so it is in no list of symbols, and ctnetlink

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,9 +60,18 @@ type Scanner struct {
 }
 
 // New returns a Scanner. The error names the capabilities that cfg needs and the process does not
-// have. If cfg.Trace is set, events are counted from now on until the process
+// have. It is a PermanentError if it is known to be one. If cfg.Trace is set, events are counted from now on until the process
 // ends.
 func New(cfg Config) (*Scanner, error) {
+	s, err := open(cfg)
+	if staysAsIs(err) {
+		return nil, &PermanentError{err}
+	}
+	return s, err
+}
+
+// open is New without the type of the error.
+func open(cfg Config) (*Scanner, error) {
 	if err := checkCapabilities(cfg.Scope); err != nil {
 		return nil, err
 	}
@@ -143,19 +153,18 @@ func timerTick() (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// Check scans once. An error means that every scan will fail until somebody changes the host or the
-// flags; it says what to change. A failure that may not happen at the next scan is no error: it is
+// Check scans once. An error is a PermanentError; it says what to change. A failure that may not happen at the next scan is no error: it is
 // in Namespace.TCP.
 func (s *Scanner) Check() (Snapshot, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	snapshot, failures := s.scan(time.Now().Add(s.cfg.Timeout))
-	if err := permanentError(snapshot.Namespaces[0].TCP.Err, s.cfg.Proc); err != nil {
-		return snapshot, err
+	if err := explain(snapshot.Namespaces[0].TCP.Err, s.cfg.Proc); err != nil {
+		return snapshot, &PermanentError{err}
 	}
 	if err := checkReach(snapshot.Namespaces[1:], failures); err != nil {
-		return snapshot, fmt.Errorf("--namespaces=%s reaches no other network namespace, as in a user namespace (a rootless or remapped container): run in the user namespace of the host, or with --namespaces=%s: %w",
-			s.cfg.Scope, ScopeSelf, err)
+		return snapshot, &PermanentError{fmt.Errorf("--namespaces=%s reaches no other network namespace, as in a user namespace (a rootless or remapped container): run in the user namespace of the host, or with --namespaces=%s: %w",
+			s.cfg.Scope, ScopeSelf, err)}
 	}
 	s.logFailures(Snapshot{}, failures)
 	return snapshot, nil
@@ -182,8 +191,8 @@ func checkReach(others []Namespace, failures []discoveryFailure) error {
 	return others[0].TCP.Err
 }
 
-// permanentError explains an error that every scan will have. It returns nil for any other error.
-func permanentError(err error, proc string) error {
+// explain explains an error that every scan will have. It returns nil for any other error.
+func explain(err error, proc string) error {
 	switch {
 	// This case is first: these errors wrap ENOENT too, like those of absent files.
 	case errors.Is(err, sockdiag.ErrUnsupported), errors.Is(err, fs.ErrPermission):
@@ -196,6 +205,18 @@ func permanentError(err error, proc string) error {
 	default:
 		return nil
 	}
+}
+
+// A PermanentError lasts until somebody changes the host or the flags: to start again is of no use.
+type PermanentError struct{ Err error }
+
+func (e *PermanentError) Error() string { return e.Err.Error() }
+
+func (e *PermanentError) Unwrap() error { return e.Err }
+
+// staysAsIs reports whether an error of open is known to be permanent. Others, such as a lack of memory, may pass.
+func staysAsIs(err error) bool {
+	return slices.ContainsFunc([]error{fs.ErrPermission, fs.ErrNotExist, sockiter.ErrUnsupported, trace.ErrUnsupported}, func(target error) bool { return errors.Is(err, target) })
 }
 
 // isProcfs reports whether path is in a proc file system.

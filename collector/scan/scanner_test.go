@@ -30,7 +30,7 @@ func TestPermanent(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := permanentError(tt.err, "/x")
+			got := explain(tt.err, "/x")
 			if tt.want == "" && got != nil || tt.want != "" && (got == nil || !strings.Contains(got.Error(), tt.want)) {
 				t.Errorf("got %v, want %q", got, tt.want)
 			}
