@@ -1,0 +1,370 @@
+//go:build docker
+
+// Package docker runs the release in Docker, on a host that .ci/docker makes for it: the archives of the image, and the lines
+// of the documents as they are, beside containers that take ports. Its tests need the build tag docker.
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ephemeral_port_exporter/deploy/deploytest"
+)
+
+const exporter = "http://localhost:10149"
+
+// Containers that take ports of 198.18.0.3, beyond the gateway of the host.
+var workloads = map[string]struct {
+	flags []string // of docker run
+	hold  string
+	ready string // its log then has this line
+}{
+	"behind":  {nil, "tcp 198.18.0.3:8080 400", "400 sockets"}, // masqueraded
+	"full":    {[]string{"--sysctl", fewPorts}, "tcp 198.18.0.3:8081 400", "200 sockets: dial tcp 198.18.0.3:8081: connect: cannot assign requested address"},
+	"hostnet": {[]string{"--network", "host"}, "tcp 198.18.0.3:8082 250", "250 sockets"},
+	"udp":     {[]string{"--sysctl", fewPorts}, "udp 198.18.0.3:53 150", "150 sockets"},
+}
+
+const fewPorts = "net.ipv4.ip_local_port_range=40000 40199"
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
+		fmt.Fprintln(os.Stderr, work(os.Args[1:]))
+		os.Exit(1)
+	}
+	if err := prepare(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run()) // dockerd and its containers end with the host
+}
+
+// prepare starts dockerd, loads the image of the release by the line of install.md, and starts the workloads.
+func prepare() error {
+	log, err := os.Create("/tmp/dockerd.log")
+	if err != nil {
+		return err
+	}
+	dockerd := exec.Command("dockerd")
+	dockerd.Stdout, dockerd.Stderr = log, log
+	if err := dockerd.Start(); err != nil {
+		return err
+	}
+	if err := eventually(time.Minute, func() error { _, err := command("docker info"); return err }); err != nil {
+		text, _ := os.ReadFile(log.Name())
+		return fmt.Errorf("dockerd does not start: %w\n%s", err, text)
+	}
+	version, err := command("docker version --format '{{.Server.Version}}'")
+	if err != nil {
+		return err
+	}
+	fmt.Println("Docker", version)
+
+	load := lines(installFile, `^docker tag .*docker load`)
+	if len(load) != 1 {
+		return fmt.Errorf("install.md has %d lines that load the image", len(load))
+	}
+	if _, err := command("cd " + os.Getenv("RELEASE") + " && " + load[0]); err != nil {
+		return err
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if _, err := command(fmt.Sprintf(`tar -C %s -c %s | docker import --change 'ENTRYPOINT ["/%[2]s"]' - load`, filepath.Dir(program), filepath.Base(program))); err != nil {
+		return err
+	}
+	for name, w := range workloads {
+		args := slices.Concat([]string{"run", "--detach", "--name", name}, w.flags, []string{"load", "hold"}, strings.Fields(w.hold))
+		if out, err := exec.Command("docker", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("docker run %s: %w: %s", name, err, out)
+		}
+	}
+	for name, w := range workloads {
+		if err := eventually(time.Minute, func() error {
+			out, err := command("docker logs " + name + " 2>&1")
+			if err == nil && !slices.Contains(strings.Split(out, "\n"), w.ready) {
+				err = fmt.Errorf("no %q in the log of %s:\n%s", w.ready, name, out)
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Documents, seen from the directory of this package.
+const (
+	installFile  = "../docs/install.md"
+	securityFile = "../docs/security.md"
+	readmeFile   = "../../README.md"
+)
+
+// lines returns the lines of a document that match. A line that ends with a backslash goes on in the next.
+func lines(path, expression string) (found []string) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		panic(err)
+	}
+	for line := range strings.Lines(strings.ReplaceAll(string(text), "\\\n", "")) {
+		if regexp.MustCompile(expression).MatchString(line) {
+			found = append(found, strings.TrimSpace(line))
+		}
+	}
+	return found
+}
+
+// command runs a command of a shell, and returns its output.
+func command(line string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var stderr strings.Builder
+	cmd := exec.CommandContext(ctx, "bash", "-c", line)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%s: %w: %s", line, err, &stderr)
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+// must is command for what has to succeed.
+func must(t *testing.T, line string) string {
+	t.Helper()
+	out, err := command(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// eventually tries until there is no error.
+func eventually(limit time.Duration, try func() error) (err error) {
+	for deadline := time.Now().Add(limit); ; time.Sleep(200 * time.Millisecond) {
+		if err = try(); err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// get returns what the exporter answers.
+func get(path string) (string, error) {
+	client := http.Client{Timeout: 20 * time.Second}
+	resp, err := client.Get(exporter + path)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(resp.Status)
+	}
+	return string(body), err
+}
+
+// id returns the ID of a workload's container.
+func id(t *testing.T, name string) string {
+	t.Helper()
+	return must(t, "docker inspect --format '{{.Id}}' "+name)
+}
+
+// address returns the address of a workload behind Docker's bridge.
+func address(t *testing.T, name string) string {
+	t.Helper()
+	return must(t, "docker inspect --format '{{.NetworkSettings.Networks.bridge.IPAddress}}' "+name)
+}
+
+// A sample is a line of the metrics: a name behind ephemeral_port_, some of its labels, and the value, or "" for any above 0.
+type sample struct {
+	name, labels, value string
+}
+
+// find reports whether the metrics have a sample. Labels are in the order of the alphabet.
+func find(metrics string, s sample) error {
+	expression := `(?m)^ephemeral_port_` + s.name + `\{`
+	for label := range strings.FieldsSeq(s.labels) {
+		expression += `.*\b` + regexp.QuoteMeta(label)
+	}
+	expression += `.*\} (\S+)$`
+	found := regexp.MustCompile(expression).FindAllStringSubmatch(metrics, -1)
+	if len(found) == 1 && (found[0][1] == s.value || s.value == "" && found[0][1] != "0") {
+		return nil
+	}
+	var have []string
+	for line := range strings.Lines(metrics) {
+		if strings.HasPrefix(line, "ephemeral_port_"+s.name+"{") {
+			have = append(have, line)
+		}
+	}
+	return fmt.Errorf("want one %s{%s} %s, have\n%s", s.name, s.labels, s.value, strings.Join(have, ""))
+}
+
+// netns returns the label of the network namespace of a container.
+func netns(metrics, container string) string {
+	if m := regexp.MustCompile(`(?m)^ephemeral_port_netns_info\{.*container_id="` + container + `".*,(netns="[^"]+")`).FindStringSubmatch(metrics); m != nil {
+		return m[1]
+	}
+	return `netns="of no container"`
+}
+
+// samples returns what the metrics must say of the workloads with the flag of a line.
+func samples(t *testing.T, flag, metrics string) []sample {
+	t.Helper()
+	const to = `destination_ip="198.18.0.3" destination_port=`
+	of := func(name string) string { return `container_id="` + id(t, name) + `" ` }
+	all := []sample{
+		{"collect_success", `netns="self"`, "1"},
+		{"destination_ports", to + `"8082" netns="self" source_ip="198.18.0.2" state="established"`, "250"},
+		{"destination_owner_ports", of("hostnet") + to + `"8082" netns="self"`, "250"},
+	}
+	switch flag {
+	case "--namespaces=all":
+		behind, full, udp := netns(metrics, id(t, "behind")), netns(metrics, id(t, "full")), netns(metrics, id(t, "udp"))
+		return append(all,
+			sample{"netns_info", `command="docker.test" ` + of("full") + full, "1"},
+			sample{"destination_ports", to + `"8080" ` + behind + ` source_ip="` + address(t, "behind") + `" state="established"`, "400"},
+			sample{"destination_owner_ports", of("behind") + to + `"8080" ` + behind, "400"},
+			sample{"destination_utilization_ratio", to + `"8081" ` + full, "1"},
+			sample{"destination_owner_ports", of("full") + to + `"8081" ` + full, "200"},
+			sample{"udp_utilization_ratio", `family="ipv4" ` + udp, "0.75"},
+			sample{"udp_owner_ports", of("udp") + `family="ipv4" ` + udp, "150"},
+		)
+	case "--snat":
+		return append(all,
+			sample{"snat_collect_success", `netns="self"`, "1"},
+			sample{"snat_ports", to + `"8080" netns="self" protocol="tcp" source_ip="198.18.0.2" state="established"`, "400"},
+			sample{"snat_owner_ports", to + `"8080" netns="self" original_ip="` + address(t, "behind") + `"`, "400"},
+		)
+	case "--trace":
+		return append(all, sample{"connect_failures_total", of("full") + to + `"8081" source_ip="` + address(t, "full") + `"`, ""})
+	}
+	return all
+}
+
+// checkRun runs the exporter by a line of a document, and compares its metrics with the workloads.
+func checkRun(t *testing.T, line, flag string) {
+	t.Helper()
+	container, err := command(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if out, err := command("docker rm --force " + container); err != nil {
+			t.Error(out, err)
+		}
+	}()
+	if err := eventually(20*time.Second, func() error {
+		metrics, err := get("/metrics")
+		if err != nil {
+			return err
+		}
+		var problems []error
+		for _, s := range samples(t, flag, metrics) {
+			problems = append(problems, find(metrics, s))
+		}
+		return errors.Join(problems...)
+	}); err != nil {
+		t.Error(err)
+	}
+	if page, err := get("/?format=text"); err != nil || !strings.Contains(page, "198.18.0.3:8082") {
+		t.Errorf("%v: the page does not show the destination:\n%s", err, page)
+	}
+	log := must(t, "docker logs "+container+" 2>&1")
+	if strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") || !strings.Contains(log, "Listening on") {
+		t.Errorf("log:\n%s", log)
+	}
+	if state := must(t, "docker inspect --format '{{.State.Status}} {{.RestartCount}}' "+container); state != "running 0" {
+		t.Errorf("it is %s", state)
+	}
+}
+
+// TestInstallLines runs each line of install.md, with Docker's profile of seccomp and with ours.
+func TestInstallLines(t *testing.T) {
+	profile, err := filepath.Abs("../seccomp/ephemeral_port_exporter.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = command("docker run --rm --cap-add BPF load")
+	old := err != nil && strings.Contains(err.Error(), `unknown capability: "CAP_BPF"`) // as install.md quotes it
+	seen := map[string]bool{}
+	for _, line := range lines(installFile, `^docker run `) {
+		_, flag, _ := strings.Cut(line, " ephemeral_port_exporter")
+		flag = strings.TrimSpace(flag)
+		name := flag
+		if seen[flag] {
+			name += ", older Docker"
+		}
+		seen[flag] = true
+		t.Run(name, func(t *testing.T) {
+			if old && strings.Contains(line, "--cap-add BPF") {
+				if _, err := command(line); err == nil || !strings.Contains(err.Error(), `unknown capability: "CAP_BPF"`) {
+					t.Errorf("%v, want what install.md quotes", err)
+				}
+				return
+			}
+			checkRun(t, line, flag)
+			checkRun(t, strings.Replace(line, "docker run ", "docker run --security-opt seccomp="+profile+" ", 1), flag)
+		})
+	}
+	for _, flag := range []string{"", "--namespaces=all", "--trace", "--exact", "--snat"} {
+		if !seen[flag] {
+			t.Errorf("install.md has no line with %q", flag)
+		}
+	}
+}
+
+// TestForegroundLines runs the lines of the other documents, which are for a terminal.
+func TestForegroundLines(t *testing.T) {
+	for _, path := range []string{readmeFile, securityFile} {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			found := lines(path, `^docker run --rm `)
+			if len(found) != 1 {
+				t.Fatalf("%q", found)
+			}
+			checkRun(t, "cd ../.. && "+strings.Replace(found[0], "docker run --rm ", "docker run --detach ", 1), "")
+		})
+	}
+}
+
+// TestImage checks what Docker knows of the image.
+func TestImage(t *testing.T) {
+	got := must(t, `docker inspect --format '{{.Config.User}} {{.Config.ExposedPorts}} {{index .Config.Labels "org.opencontainers.image.version"}} {{.RepoTags}}' ephemeral_port_exporter`)
+	version := must(t, `docker run --rm ephemeral_port_exporter --version 2>&1`)
+	release := regexp.MustCompile(`version (\S+) `).FindStringSubmatch(version)[1]
+	for _, want := range []string{"65534:65534 map[10149/tcp:{}] " + release + " ", "ephemeral_port_exporter:" + release, "ephemeral_port_exporter:latest"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
+// TestContainerd imports the archives of the image as on a node of Kubernetes, by the line of install.md. It checks that the
+// image has the name that the chart asks for.
+func TestContainerd(t *testing.T) {
+	chart := regexp.MustCompile(`(?m)^appVersion: (\S+)$`).FindStringSubmatch(deploytest.Read(t, "../helm/Chart.yaml"))[1]
+	want := "docker.io/library/ephemeral_port_exporter:" + chart
+	found := lines(installFile, `^ctr -n k8s.io images import `)
+	if len(found) != 1 {
+		t.Fatalf("%q", found)
+	}
+	ctr := "cd $RELEASE && export CONTAINERD_ADDRESS=/run/docker/containerd/containerd.sock && "
+	for _, line := range []string{found[0], strings.Replace(found[0], ".linux-amd64.image.tar", ".oci.tar", 1)} {
+		must(t, ctr+line)
+		if got := must(t, ctr+"ctr -n k8s.io images ls --quiet name=="+want); got != want {
+			t.Errorf("%s: the image is %q, want %s", line, got, want)
+		}
+		must(t, ctr+"ctr -n k8s.io images rm --sync "+want)
+	}
+}
