@@ -446,7 +446,6 @@ func TestReadmeDocker(t *testing.T) {
 	const always = "docker run -d --restart unless-stopped --network host --cgroupns host --volume /sys/fs/cgroup:/sys/fs/cgroup:ro --read-only --security-opt no-new-privileges --cap-drop ALL"
 	needs := map[string]string{
 		"--namespaces=all": " --pid host --security-opt apparmor=unconfined --volume /run/netns:/run/netns:ro,rslave",
-		"--trace":          " --volume /sys/kernel/tracing:/sys/kernel/tracing:ro",
 	}
 	var want []string
 	for _, flag := range []string{"", "--namespaces=all", "--trace", "--exact", "--snat"} {

@@ -91,7 +91,7 @@ func TestSystemdCapabilities(t *testing.T) {
 	for name, want := range map[string]string{
 		"ephemeral_port_exporter.service": "",
 		"all-namespaces.conf":             "CAP_SYS_ADMIN CAP_SYS_PTRACE",
-		"trace.conf":                      "CAP_BPF CAP_PERFMON CAP_DAC_READ_SEARCH",
+		"trace.conf":                      "CAP_BPF CAP_PERFMON",
 		"exact.conf":                      "CAP_BPF CAP_PERFMON",
 		"snat.conf":                       "CAP_NET_ADMIN",
 	} {

@@ -83,7 +83,7 @@ func TestDropCapabilities(t *testing.T) {
 		{"exact", []string{"--exact"}, []uintptr{bpf, perfmon, bind}, []uintptr{bpf}, self},
 		{"exact, all, root", []string{"--exact", "--namespaces=all", "--namespaces.dir=" + dir}, nil, []uintptr{admin, ptrace, search, bpf}, ofProcess},
 		{"connect failures, root", []string{"--trace"}, nil, []uintptr{bpf}, self},
-		{"connect failures", []string{"--trace"}, []uintptr{bpf, perfmon, search}, []uintptr{bpf}, self},
+		{"connect failures", []string{"--trace"}, []uintptr{bpf, perfmon}, []uintptr{bpf}, self},
 		{"both, root", []string{"--namespaces=all", "--trace"}, nil, []uintptr{admin, ptrace, search, bpf}, self},
 		{"both", []string{"--namespaces=all", "--trace"}, []uintptr{admin, ptrace, bpf, perfmon, search}, []uintptr{admin, ptrace, search, bpf}, self},
 		{"snat, root", []string{"--snat"}, nil, []uintptr{netAdmin}, flows},

@@ -95,7 +95,7 @@ func addFlags(app *kingpin.Application) *flags {
 		exact: app.Flag("exact",
 			"List sockets with an eBPF program instead of a dump. The program sees which ports are bound, and which connections in TIME_WAIT used timestamps: connect() can get each port that counts as free. Needs CAP_BPF, CAP_PERFMON and a kernel with BTF, Linux 5.9 or later.").Bool(),
 		trace: app.Flag("trace",
-			"Count the connects that fail because no port is free, and the binds where the kernel can tell, in all network namespaces of the host. Uses eBPF programs; needs CAP_BPF, CAP_PERFMON and a readable tracefs.").Bool(),
+			"Count what the kernel tells as it happens, in all network namespaces of the host: the connects that fail because no port is free, the binds where the kernel can tell, and the connections that this host closes first, by who closed them. Uses eBPF programs; needs CAP_BPF, CAP_PERFMON and a kernel with BTF, Linux 5.10 or later.").Bool(),
 		snat: app.Flag("snat",
 			"Count the ports that source NAT (masquerading) uses, by translated address and destination. Needs CAP_NET_ADMIN.").Bool(),
 		snatPorts: portRangesFlag(app, "snat.port-range",

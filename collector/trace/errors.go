@@ -57,7 +57,7 @@ func likelyCauses() string {
 		return "forbidden, the kernel is in lockdown mode confidentiality, see kernel_lockdown(7)"
 	}
 	return "forbidden in spite of the capabilities, by seccomp (in systemd SystemCallFilter=, in containers their profile), " +
-		"a user namespace, the LSM policy, or before Linux 5.11 by a limit of locked memory below 2 MB (" + bpf.MemlockCure + ")"
+		"a user namespace, the LSM policy, or before Linux 5.11 by a limit of locked memory below 4 MB (" + bpf.MemlockCure + ")"
 }
 
 // lockedDown reports whether the kernel is in lockdown mode confidentiality. Mode integrity forbids nothing that a Probe does.

@@ -103,7 +103,6 @@ var hostMounts = map[string]struct {
 }{
 	"--path.cgroup=/host/sys/fs/cgroup":  {"cgroup", "/sys/fs/cgroup", core.HostPathDirectory, core.VolumeMount{MountPath: "/host/sys/fs/cgroup"}},
 	"--path.pod-logs=/host/var/log/pods": {"pod-logs", "/var/log/pods", core.HostPathDirectory, core.VolumeMount{MountPath: "/host/var/log/pods"}},
-	"--trace":                            {"tracefs", "/sys/kernel/tracing", core.HostPathDirectory, core.VolumeMount{MountPath: "/sys/kernel/tracing"}},
 	"--namespaces=named":                 {"netns", "/run/netns", core.HostPathDirectoryOrCreate, core.VolumeMount{MountPath: "/run/netns", MountPropagation: new(core.MountPropagationHostToContainer)}},
 	"--namespaces=all":                   {"netns", "/run/netns", core.HostPathDirectoryOrCreate, core.VolumeMount{MountPath: "/run/netns", MountPropagation: new(core.MountPropagationHostToContainer)}},
 }

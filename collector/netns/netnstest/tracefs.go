@@ -33,11 +33,3 @@ func Tracefs(tb testing.TB) {
 		tb.Fatalf("mount tracefs: %v", err)
 	}
 }
-
-// Untracefs unmounts tracefs.
-func Untracefs(tb testing.TB) {
-	tb.Helper()
-	if err := unix.Unmount(tracefs, 0); err != nil {
-		tb.Fatalf("unmount tracefs: %v", err)
-	}
-}

@@ -50,12 +50,6 @@ What each feature that is on needs, as a list in YAML. This is the only place to
 {{- end }}
 {{- if .Values.trace }}
 - args: [--trace]
-  # Root can read tracefs without CAP_DAC_READ_SEARCH.
   capabilities: [BPF, PERFMON]
-  mounts:
-    - name: tracefs
-      hostPath: /sys/kernel/tracing
-      type: Directory
-      mountPath: /sys/kernel/tracing
 {{- end }}
 {{- end }}
