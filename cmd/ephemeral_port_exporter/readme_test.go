@@ -233,7 +233,7 @@ func TestReadmeChecks(t *testing.T) {
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 			code = exit.ExitCode()
 		}
-		if code != want || !strings.Contains(string(out), "198.51.100.7:80 is out of ports.") || script == plugin && strings.Contains(string(out), "|") {
+		if code != want || !strings.Contains(string(out), "198.51.100.7:80 is out of ports") || script == plugin && strings.Contains(string(out), "|") {
 			t.Errorf("%s: exit status %d, want %d:\n%s", script, code, want, out)
 		}
 	}

@@ -155,7 +155,7 @@ func TestStatusUnsure(t *testing.T) {
 	}
 	for arg, want := range map[string]string{
 		"--log.level=error": "has 10% or 100% of its ports in use: which clients bind before they connect is not known yet; --exact tells now.",
-		"--exact":           "is out of ports.",
+		"--exact":           "is out of ports",
 	} {
 		if arg == "--exact" && !netnstest.IsHostRoot() {
 			continue
@@ -254,7 +254,7 @@ func TestStatusPage(t *testing.T) {
 	client.Hold(t, 100)
 	e := start(t, command(t, "--web.listen-address=127.0.0.1:10159"), "http://127.0.0.1:10159")
 	_, text := e.get(t, "/")
-	if !strings.Contains(text, "1 destination in danger: 192.0.2.1:443 is out of ports.") {
+	if !strings.Contains(text, "1 destination in danger: 192.0.2.1:443 is out of ports") {
 		t.Errorf("text:\n%s", text)
 	}
 	_, line, ok := strings.Cut(strings.ReplaceAll(text, " \\\n", " "), "\n  ss -Htan ")

@@ -122,7 +122,7 @@ func TestWatch(t *testing.T) {
 
 	const (
 		calm, wholeEnd = "No destination is in danger", "See EphemeralPortsSettingsDiffer."
-		full, cut      = "1 destination in danger: 198.51.100.7:80 is out of ports.", "more lines: see --status without --watch"
+		full, cut      = "1 destination in danger: 198.51.100.7:80 is out of ports", "more lines: see --status without --watch"
 	)
 	live, dumb, none := startWatch(t, "xterm"), startWatch(t, "dumb"), startWatch(t, "")
 	failing := startWatch(t, "xterm", "--path.procfs="+proc)
