@@ -116,7 +116,7 @@ func (p *past) sentence() string {
 	if p == nil || p.Since == "" {
 		return ""
 	}
-	return " It has been " + p.Since + "."
+	return " The pool has been " + p.Since + "."
 }
 
 // Area returns the path of an area from 0 to what is known at least: a step is 1 wide, and all ports are 100 high.
