@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
@@ -25,7 +26,7 @@ func TestElsewhere(t *testing.T) {
 	if got.Elsewhere < 150 {
 		t.Errorf("%d sockets elsewhere, want 150 at least", got.Elsewhere)
 	}
-	if got.Time == got.Time.Round(0) {
+	if !strings.Contains(got.Time.String(), " m=") {
 		t.Errorf("%v has no monotonic clock, which package history goes by", got.Time)
 	}
 	if got := namedScanner(t, dir).Scan(context.Background()); got.Elsewhere != 0 {
