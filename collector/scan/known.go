@@ -34,8 +34,8 @@ type knownNamespace struct {
 	overflows overflowCounter
 
 	workload    Workload
-	workloadPID int   // the process of workload.Workload
-	command     int   // the process of workload.Command; 0 if that is not known
+	workloadPID int   // the process of workload.Workload, while command is 0
+	command     int   // the process of workload; 0 if that is not known
 	examined    []int // processes among which none had sockets
 }
 

@@ -137,7 +137,7 @@ type NAT struct {
 
 // A Workload is what a namespace belongs to. Unknown fields are empty.
 type Workload struct {
-	cgroup.Workload        // of its processes
+	cgroup.Workload        // of the process of Command, else of its first process, but no container of a pod
 	Command         string // of a process that had most sockets while the namespace was busy, until it ends; see proc_pid_comm(5)
 }
 

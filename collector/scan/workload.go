@@ -3,6 +3,7 @@
 package scan
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,13 +22,16 @@ func (s *Scanner) assignWorkloads(candidates []candidate) {
 		c := &candidates[i]
 		k := c.known
 		if k.command != 0 && !slices.Contains(c.found.PIDs, k.command) {
-			k.command, k.workload.Command = 0, ""
+			k.command, k.workload, k.workloadPID = 0, Workload{}, 0
 		}
-		if k.workload.ContainerID == "" || !slices.Contains(c.found.PIDs, k.workloadPID) {
+		if k.command == 0 && (k.workload.Workload == (cgroup.Workload{}) || !slices.Contains(c.found.PIDs, k.workloadPID)) {
 			k.workloadPID, k.workload.Workload = 0, cgroup.Workload{}
 			if len(c.found.PIDs) > 0 {
 				k.workloadPID = c.found.PIDs[0]
 				k.workload.Workload = cgroup.WorkloadOf(s.cfg.Proc, k.workloadPID)
+			}
+			if k.workload.PodUID != "" {
+				k.workload.ContainerID = "" // a pod has several: the first process is that of the pause container
 			}
 		}
 		c.Workload = k.workload
@@ -38,7 +42,7 @@ func (s *Scanner) assignWorkloads(candidates []candidate) {
 // all processes of one can take 0.1 s.
 const maxCommands = 4
 
-// assignCommands sets the command of busy namespaces that have none, within the deadline.
+// assignCommands sets the command of busy namespaces that have none, and the container of its process, within the deadline.
 func (s *Scanner) assignCommands(candidates []candidate, deadline time.Time) {
 	left := maxCommands
 	for i := range candidates {
@@ -58,6 +62,9 @@ func (s *Scanner) assignCommands(candidates []candidate, deadline time.Time) {
 		k.examined = nil
 		if k.command == 0 {
 			k.examined = c.found.PIDs
+		} else {
+			of := cgroup.WorkloadOf(s.cfg.Proc, k.command)
+			k.workload.Workload = cgroup.Workload{PodUID: cmp.Or(of.PodUID, k.workload.PodUID), ContainerID: of.ContainerID}
 		}
 		c.Workload = k.workload
 	}

@@ -8,10 +8,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ephemeral_port_exporter/collector/cgroup"
 )
 
 // A fakeProcess has a command, a container and a number of sockets.
@@ -91,6 +94,49 @@ func TestAssignWorkloads(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%s: got %+v, want %+v", step.name, got, want)
+		}
+	}
+}
+
+// TestAssignWorkloadOfPod checks that the container of a pod is that of the process with most sockets: not that of
+// the first process, which only holds the network namespace.
+func TestAssignWorkloadOfPod(t *testing.T) {
+	const pod = "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b"
+	pause, app, helper := strings.Repeat("a1", 32), strings.Repeat("b2", 32), strings.Repeat("c3", 32)
+	proc := t.TempDir()
+	for pid, p := range map[int]fakeProcess{7: {"pause", pause, 0}, 8: {"nginx", app, 30}, 9: {"envoy", helper, 40}, 10: {"nsenter", "", 50}} {
+		writeProcess(t, proc, pid, p)
+		path := "0::/kubepods/besteffort/pod" + pod + "/" + p.container + "\n"
+		if p.container == "" {
+			path = "0::/user.slice\n"
+		}
+		if err := os.WriteFile(filepath.Join(proc, strconv.Itoa(pid), "cgroup"), []byte(path), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := newScanner(t, testConfig())
+	s.cfg.Proc = proc
+	known := s.recall(1, 4026532000)
+	for _, step := range []struct {
+		name    string
+		outcome Outcome
+		pids    []int
+		want    Workload
+	}{
+		{"idle", Idle, []int{7, 8}, Workload{}},
+		{"busy", Collected, []int{7, 8}, Workload{Command: "nginx", Workload: cgroup.Workload{ContainerID: app}}},
+		{"a busier one beside it", Collected, []int{7, 8, 9}, Workload{Command: "nginx", Workload: cgroup.Workload{ContainerID: app}}},
+		{"ended", Idle, []int{7, 9}, Workload{}},
+		{"busy again", Collected, []int{7, 9}, Workload{Command: "envoy", Workload: cgroup.Workload{ContainerID: helper}}},
+		{"of no container", Collected, []int{7, 10}, Workload{Command: "nsenter"}},
+	} {
+		candidates := []candidate{{known: known}}
+		candidates[0].TCP.Outcome, candidates[0].found.PIDs = step.outcome, step.pids
+		s.assignWorkloads(candidates)
+		s.assignCommands(candidates, time.Now().Add(time.Minute))
+		step.want.PodUID = pod
+		if got := candidates[0].Workload; got != step.want {
+			t.Errorf("%s: got %+v, want %+v", step.name, got, step.want)
 		}
 	}
 }
