@@ -251,7 +251,7 @@ func (p *page) judgeDestinations() {
 		}
 	}
 	if inDanger > 0 {
-		p.find(worst.Level, worst.reached.Alerts(), "%s in danger: %s %s%s.%s", plural(inDanger, "destination", "destinations"), worst.Address, worst.problem(), worst.who.blame(), worst.past.sentence())
+		p.find(worst.Level, worst.reached.Alerts(), "%s in danger: %s %s%s.%s", plural(inDanger, "destination", "destinations"), worst.Address, worst.problem(), worst.blame(), worst.past.sentence())
 	}
 }
 

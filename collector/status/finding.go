@@ -127,7 +127,7 @@ func (p *page) judgeView(self *scan.Namespace, c cleaner) {
 		hint := slices.IndexFunc(p.Destinations, func(d *destination) bool { return d.reached.Has(advice.MayRise) })
 		switch d := p.Destinations[0]; {
 		case d.Level > calm:
-			p.find(d.Level, d.reached.Alerts(), "%s %s%s.%s", d.Address, d.problem(), d.who.blame(), d.past.sentence())
+			p.find(d.Level, d.reached.Alerts(), "%s %s%s.%s", d.Address, d.problem(), d.blame(), d.past.sentence())
 		case hint >= 0:
 			d = p.Destinations[hint]
 			from := ""

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
@@ -107,12 +108,15 @@ type who struct {
 }
 
 // blame names who fills most of the pool, after what is wrong with it.
-func (w *who) blame() string {
-	if w.culprit == "" {
+func (d *destination) blame() string {
+	if d.who.culprit == "" || d.reached.Has(advice.Possible) { // who fills it is not known either then
 		return ""
 	}
-	return "; " + w.culprit
+	return "; " + d.who.culprit
 }
+
+// blamable reports whether a control group says who it is: the root has what is in no other, which is all on some hosts.
+func blamable(g *scan.Group) bool { return g.Path != "/" }
 
 // newWho returns who fills a pool, and whose connects to it fail.
 func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, c cleaner) (w who) {
@@ -126,9 +130,9 @@ func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, 
 		fills = w.addClosers(d, closed, t.closers, held, of, c)
 	} else if held != "" {
 		w.Sentences = append(w.Sentences, held+".")
-		if most := owners[0]; 2*most.Ports > d.Held {
+		if most := owners[0]; 2*most.Ports > d.Held && blamable(&most.Group) {
 			fills = &most.Group
-			w.culprit = fmt.Sprintf("%s holds %s of its ports", ownerName(fills, c), percent(float64(most.Ports)/float64(d.Held)))
+			w.culprit = fmt.Sprintf("%s holds %s of those in use", ownerName(fills, c), percent(float64(most.Ports)/float64(d.Held)))
 		}
 	}
 	w.InRow = append(w.InRow, ownerNames(owners, c)...)
@@ -136,7 +140,7 @@ func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, 
 		w.Sentences = append(w.Sentences, "Failed connects are of "+named(t.failing, func(f *scan.FailedPool) string {
 			return fmt.Sprintf("%s (%d%s)", ownerName(&f.Cgroup, c), f.Failures, last(f.Last, c))
 		})+".")
-		if w.culprit == "" {
+		if w.culprit == "" && blamable(&t.failing[0].Cgroup) {
 			w.culprit = "connects of " + ownerName(&t.failing[0].Cgroup, c) + " failed"
 		}
 		if victim := &t.failing[0].Cgroup; fills != nil && victim.Path != fills.Path {
@@ -176,7 +180,7 @@ func (w *who) addClosers(d *pool.Destination, closed int, closers []*scan.Closed
 			sentence += fmt.Sprintf("; who closed %s is not known", percent(float64(unknown)/float64(all)))
 		}
 		w.Sentences = append(w.Sentences, sentence+".")
-		if most := closers[0]; share(most) > 0.5 {
+		if most := closers[0]; share(most) > 0.5 && blamable(&most.Cgroup) {
 			fills = &most.Cgroup
 			w.culprit = fmt.Sprintf("%s closed %s of its connections", ownerName(fills, c), percent(share(most)))
 		}

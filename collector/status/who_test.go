@@ -64,7 +64,8 @@ func TestWho(t *testing.T) {
 			"Closed first in the last 61 s by /job (100%, last curl with pid 7).",
 		}, "/job closed 100% of its connections"},
 		{"open connections", open, []scan.Owner{owns("/proxy", 980), owns("/job", 10)}, traced{closers: []*scan.ClosedPool{closes("/job", 10)}, failing: []*scan.FailedPool{fails("/proxy", 3)}, failures: 3}, counted,
-			[]string{"/proxy (980)", "/job (10)"}, []string{"Held by /proxy (980), /job (10).", "Failed connects are of /proxy (3, last haproxy with pid 8)."}, "/proxy holds 98% of its ports"},
+			[]string{"/proxy (980)", "/job (10)"}, []string{"Held by /proxy (980), /job (10).", "Failed connects are of /proxy (3, last haproxy with pid 8)."}, "/proxy holds 98% of those in use"},
+		{"in the root", open, []scan.Owner{owns("/", 980)}, traced{}, counted, []string{"/ (980)"}, []string{"Held by / (980)."}, ""},
 		{"only failures are known", connections("10.0.0.1", "10.0.0.2:80", map[tcpstate.State]int{tcpstate.Established: 2}), nil, traced{failing: []*scan.FailedPool{fails("/proxy", 3)}, failures: 3}, counted,
 			nil, []string{"Failed connects are of /proxy (3, last haproxy with pid 8)."}, "connects of /proxy failed"},
 	} {
