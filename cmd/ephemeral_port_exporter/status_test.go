@@ -154,7 +154,7 @@ func TestStatusUnsure(t *testing.T) {
 		}.Hold(t, 10)
 	}
 	for arg, want := range map[string]string{
-		"--log.level=error": "has 10% or 100% of its ports in use: which clients bind before they connect is not known yet; --exact tells now.",
+		"--log.level=error": "has 10% or 100% of its ports in use: which clients bind before they connect is not known yet; --exact tells now",
 		"--exact":           "is out of ports",
 	} {
 		if arg == "--exact" && !netnstest.IsHostRoot() {
