@@ -147,11 +147,11 @@ const faultyDestination = `destination_ip="192.0.2.9",destination_port="7171"`
 
 // steady returns the series of a scrape that are the same in each.
 func steady(metrics string) map[string]string {
-	changing := regexp.MustCompile(`duration_seconds|time_wait_sockets|unreported_|source_ip="127\.|collect_sockets|^namespaces|udp_sockets|_failures_(table|missed|expired|unattr)`)
+	changing := regexp.MustCompile(`duration_seconds|time_wait_sockets|unreported_|source_ip="127\.|collect_sockets|^namespaces|udp_sockets|trace_(table|missed)|_(failures|closes)_(expired|unattr)`)
 	series := map[string]string{}
 	for line := range strings.Lines(metrics) {
 		line, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "ephemeral_port_")
-		others := strings.Contains(line, "_failures_total{") && !strings.Contains(line, faultyDestination) // of other tests on this host
+		others := regexp.MustCompile("_(failures|closes)_total{").MatchString(line) && !strings.Contains(line, faultyDestination) // of other tests on this host
 		if name, value, _ := strings.Cut(line, " "); ok && !others && !changing.MatchString(name) {
 			series[name] = value
 		}
