@@ -478,6 +478,50 @@ func TestClosesShares(t *testing.T) {
 	}
 }
 
+// TestClosesCgroups checks that a flood of control groups below one, with closes to the same address, keeps no other one out.
+func TestClosesCgroups(t *testing.T) {
+	const port, children = 7057, 80
+	p := attachProbe(t).Probe
+	if p.NoAncestors != nil {
+		t.Skipf("the kernel lacks a helper: %v", p.NoAncestors)
+	}
+	mount := netnstest.Cgroups(t)
+	slice := fmt.Sprint(mount, "/trace-", os.Getpid())
+	flooder, victim := slice+"/flooder", slice+"/victim"
+	for _, dir := range []string{slice, flooder, victim} {
+		netnstest.NewCgroup(t, dir)
+	}
+	for i := range children {
+		netnstest.NewCgroup(t, fmt.Sprint(flooder, "/", i))
+	}
+	pod := netnstest.NewCgroup(t, victim+"/pod")
+	netnstest.New(t) // one tenant
+	acceptAll(t, "0.0.0.0:7057")
+	script := fmt.Sprintf(`for dir in %s/{0..%d} %s/pod; do
+	echo $$ > $dir/cgroup.procs
+	for i in 1 2 3; do : <> /dev/tcp/127.0.0.1/%d; done
+done`, flooder, children-1, victim, port)
+	if out, err := exec.Command("bash", "-c", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	counts, _ := closesTo(t, p, port)
+	pools, ofPod := 0, uint64(0)
+	for _, c := range counts {
+		if c.Cgroup == pod {
+			ofPod = c.Events
+		} else {
+			pools++
+		}
+	}
+	_, ofAncestor := p.Closes.limits(0)
+	if !isRoot(inode(t, mount)) {
+		return // all these may be below one ancestor
+	}
+	if pools != ofAncestor/2-1 || ofPod != 3 {
+		t.Errorf("%d pools of the flood, want %d; %d closes of the other control group, want 3", pools, ofAncestor/2-1, ofPod)
+	}
+}
+
 // TestClosesConcurrent closes connections of many pools on all CPUs, while counts are read and slots get free and are taken again: each
 // close counts once.
 func TestClosesConcurrent(t *testing.T) {
