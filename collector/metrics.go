@@ -17,10 +17,10 @@ type descs struct {
 	tcpTWReuse, tcpTimestamps, tcpTWReuseDelay, tcpFinTimeout                *prometheus.Desc
 	timeWaitLength, timeWaitSockets, timeWaitLimitSockets, timeWaitOverflows *prometheus.Desc
 
-	destinationPorts, destinationReusablePorts, destinationUtilization                  *prometheus.Desc
-	destinationReusableUnknownPorts                                                     *prometheus.Desc
-	destinationCeiling, destinationCloses, destinationExhaustion, destinationTimestamps *prometheus.Desc
-	destinationOwnerPorts                                                               *prometheus.Desc
+	destinationPorts, destinationReusablePorts, destinationUtilization                                             *prometheus.Desc
+	destinationReusableUnknownPorts                                                                                *prometheus.Desc
+	destinationCeiling, destinationCloses, destinationExhaustion, destinationSureExhaustion, destinationTimestamps *prometheus.Desc
+	destinationOwnerPorts                                                                                          *prometheus.Desc
 
 	sourcePorts, sourceBoundPorts, sourceUtilization *prometheus.Desc
 
@@ -120,7 +120,10 @@ func newDescs() descs {
 			"Connections to the destination per second that this host closes first, from the ages of its sockets in TIME_WAIT and FIN_WAIT2. Connections that the other side closes first do not count. At the ceiling, ports run out.",
 			destination, nil),
 		destinationExhaustion: prometheus.NewDesc("ephemeral_port_destination_exhaustion_seconds",
-			"Time until the utilization of the destination is 1 if this host goes on closing connections at the rate of the last seconds, and as many as now stay open. +Inf if the ports then suffice. 0 if they are exhausted.",
+			"Time until the utilization of the destination is 1 if this host goes on closing connections at the rate of the last seconds, and as many as now stay open. +Inf if the ports then suffice. 0 if they are exhausted. In a burst, it is too soon: see ephemeral_port_destination_sure_exhaustion_seconds.",
+			destination, nil),
+		destinationSureExhaustion: prometheus.NewDesc("ephemeral_port_destination_sure_exhaustion_seconds",
+			"Like ephemeral_port_destination_exhaustion_seconds, at a rate that has lasted for as long as this looks ahead: two forecasts agree. +Inf if none does: then that one is about a burst, or about a rate that has only begun to rise.",
 			destination, nil),
 
 		destinationTimestamps: prometheus.NewDesc("ephemeral_port_destination_timestamps",
@@ -223,7 +226,7 @@ func (d *descs) describe(ch chan<- *prometheus.Desc) {
 		d.tcpTWReuse, d.tcpTimestamps, d.tcpTWReuseDelay, d.tcpFinTimeout,
 		d.timeWaitLength, d.timeWaitSockets, d.timeWaitLimitSockets, d.timeWaitOverflows,
 		d.destinationPorts, d.destinationReusablePorts, d.destinationReusableUnknownPorts, d.destinationUtilization,
-		d.destinationCeiling, d.destinationCloses, d.destinationExhaustion, d.destinationTimestamps, d.destinationOwnerPorts,
+		d.destinationCeiling, d.destinationCloses, d.destinationExhaustion, d.destinationSureExhaustion, d.destinationTimestamps, d.destinationOwnerPorts,
 		d.sourcePorts, d.sourceBoundPorts, d.sourceUtilization,
 		d.unreportedDestinations, d.unreportedPorts, d.unreportedSources,
 		d.collectSuccess, d.collectDuration, d.collectSockets,
@@ -338,6 +341,7 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 		gauge(d.destinationCeiling, dst.Ceiling, sourceIP, ip, port)
 		gauge(d.destinationCloses, dst.CloseRate, sourceIP, ip, port)
 		gauge(d.destinationExhaustion, dst.Exhaustion, sourceIP, ip, port)
+		gauge(d.destinationSureExhaustion, dst.SureExhaustion, sourceIP, ip, port)
 		switch dst.Timestamps {
 		case pool.Yes:
 			gauge(d.destinationTimestamps, 1, sourceIP, ip, port)

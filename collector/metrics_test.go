@@ -63,12 +63,12 @@ func TestMetrics(t *testing.T) {
 		Destinations: []pool.Destination{
 			{
 				Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
-				Ports: [9]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, Held: 45, Reusable: 6, Utilization: 0.5, Ceiling: 454.5, CloseRate: 12.5, Exhaustion: math.Inf(1), Timestamps: pool.Yes,
+				Ports: [9]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, Held: 45, Reusable: 6, Utilization: 0.5, Ceiling: 454.5, CloseRate: 12.5, Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1), Timestamps: pool.Yes,
 			},
 			{
 				Source: netip.MustParseAddr("fe80::1%2"), Address: netip.MustParseAddrPort("[fe80::2%2]:80"),
 				Owners: []pool.Owner{{Cgroup: 7, Ports: 15}, {Cgroup: 9, Ports: 3}, {Cgroup: 8, Ports: 2}},
-				Ports:  [9]int{4: 20}, Held: 20, ReusableUnknown: 13, Utilization: 0.25, Ceiling: 28205, CloseRate: 30000, Exhaustion: 0.75, Timestamps: pool.No,
+				Ports:  [9]int{4: 20}, Held: 20, ReusableUnknown: 13, Utilization: 0.25, Ceiling: 28205, CloseRate: 30000, Exhaustion: 0.75, SureExhaustion: 1.5, Timestamps: pool.No,
 			},
 		},
 		Sources: []pool.Source{

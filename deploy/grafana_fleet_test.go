@@ -83,7 +83,7 @@ func busyHost(host int) scan.Snapshot {
 			address = netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i/2)), 443)
 		}
 		d := ports.Destination{
-			Source: source, Address: address, Timestamps: ports.Yes, CloseRate: 400, Ceiling: 450, Exhaustion: 30,
+			Source: source, Address: address, Timestamps: ports.Yes, CloseRate: 400, Ceiling: 450, Exhaustion: 30, SureExhaustion: 30,
 			Utilization: 1 - float64(i)/1000, Reusable: 100,
 			Owners: []ports.Owner{{Cgroup: 1, Ports: 5000}, {Cgroup: 2, Ports: 100}, {Cgroup: 3, Ports: 10}},
 		}

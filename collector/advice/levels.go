@@ -2,6 +2,7 @@ package advice
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"ephemeral_port_exporter/collector/internal/tcpstate"
@@ -50,6 +51,7 @@ const (
 	Possible      Quantity = "possible"       // utilization at most, as far as is known, if that is worse than all else
 	Load          Quantity = "load"           // closes per second, as a share of the ceiling
 	Exhaustion    Quantity = "exhaustion"     // seconds until the ports run out; reached below the threshold
+	MayExhaust    Quantity = "may_exhaust"    // the same, if it is not sure: of a burst, or of a rate that has only begun to rise
 	Failures      Quantity = "failures"       // connects that failed because no port was free
 	InCloseWait   Quantity = "close_wait"     // ports in CLOSE_WAIT, as a share of the capacity
 	InSynSent     Quantity = "syn_sent"       // ports in SYN_SENT, as a share of the capacity
@@ -88,6 +90,7 @@ var thresholds = [...]Threshold{
 	{Destination, Load, 0.9, Critical, "EphemeralPortsRateNearCeiling"},
 	{Destination, Load, nearCeiling, Warning, ""},
 	{Destination, Exhaustion, 600, Critical, "EphemeralPortsExhaustionPredicted"},
+	{Destination, MayExhaust, 600, Warning, ""},
 	{Destination, Failures, 1, Warning, "EphemeralPortsConnectFailing"},
 	{Destination, InCloseWait, 0.2, Warning, "EphemeralPortsCloseWait"},
 	{Destination, InSynSent, 0.2, Warning, "EphemeralPortsSynSent"},
@@ -166,7 +169,7 @@ func reached(kind Kind, values map[Quantity]float64) Reached {
 
 // reachedBy reports whether a value reaches the threshold.
 func (t Threshold) reachedBy(value float64) bool {
-	if t.Of == Exhaustion {
+	if t.Of == Exhaustion || t.Of == MayExhaust {
 		return value < t.At
 	}
 	return value >= t.At
@@ -175,7 +178,10 @@ func (t Threshold) reachedBy(value float64) bool {
 // ReachedTCP returns what a destination of the report has reached. failing says that connects to it fail because
 // no port is free.
 func ReachedTCP(r *pool.Report, d *pool.Destination, failing bool) Reached {
-	values := map[Quantity]float64{Utilization: d.Utilization, Load: LoadOf(d), Exhaustion: d.Exhaustion}
+	values := map[Quantity]float64{Utilization: d.Utilization, Load: LoadOf(d), Exhaustion: d.SureExhaustion}
+	if math.IsInf(d.SureExhaustion, 1) {
+		values[MayExhaust] = d.Exhaustion
+	}
 	if failing {
 		values[Failures] = 1
 	}

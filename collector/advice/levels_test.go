@@ -26,7 +26,9 @@ func TestReachedTCP(t *testing.T) {
 	load := func(rate, ceiling float64) change {
 		return func(d *pool.Destination) { d.CloseRate, d.Ceiling = rate, ceiling }
 	}
-	in10min := func(seconds float64) change { return func(d *pool.Destination) { d.Exhaustion = seconds } }
+	in10min := func(seconds float64) change {
+		return func(d *pool.Destination) { d.Exhaustion, d.SureExhaustion = seconds, seconds }
+	}
 	tests := []struct {
 		name    string
 		changes []change
@@ -51,6 +53,7 @@ func TestReachedTCP(t *testing.T) {
 		{name: "closes at the ceiling", changes: []change{load(90, 100)}, level: Critical, alerts: []string{"EphemeralPortsRateNearCeiling"}},
 		{name: "open on every port", changes: []change{load(1, 0)}, level: Calm},
 		{name: "minutes left", changes: []change{in10min(599)}, level: Critical, alerts: []string{"EphemeralPortsExhaustionPredicted"}},
+		{name: "minutes left, or a burst", changes: []change{func(d *pool.Destination) { d.Exhaustion = 599 }}, level: Warning},
 		{name: "failing", failing: true, level: Warning, alerts: []string{"EphemeralPortsConnectFailing"}},
 		{name: "possibly half", changes: []change{possibly(0.5)}, level: Warning},
 		{name: "possibly under 80%", changes: []change{used(0.499), possibly(0.799)}, level: Warning},
@@ -72,7 +75,7 @@ func TestReachedTCP(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			d := pool.Destination{Ceiling: 100, Exhaustion: math.Inf(1)}
+			d := pool.Destination{Ceiling: 100, Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1)}
 			for _, change := range tt.changes {
 				change(&d)
 			}
@@ -80,7 +83,7 @@ func TestReachedTCP(t *testing.T) {
 		})
 	}
 	t.Run("no ports", func(t *testing.T) {
-		d := pool.Destination{Utilization: 1, Exhaustion: math.Inf(1)}
+		d := pool.Destination{Utilization: 1, Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1)}
 		check(t, ReachedTCP(&pool.Report{}, &d, false), Exhausted, "EphemeralPortsExhausted")
 	})
 }
@@ -126,7 +129,7 @@ func TestReached(t *testing.T) {
 		{"unreported, half", unreported(0.5, 0.4, 0.1), Warning, nil},
 		{"unreported, 80%", unreported(0.8, 0.79), Critical, []string{"EphemeralPortsWorstUnreported"}},
 		{"unreported, possibly 80%", ReachedUnreported(&pool.Report{MaxUtilization: 0.1, MaxPossibleUtilization: 0.8}), Unknown, []string{"EphemeralPortsPossiblyExhausted"}},
-		{"possibly 80%, reported", ReachedUnreported(&pool.Report{MaxPossibleUtilization: 0.9, Destinations: []pool.Destination{{PossibleUtilization: 0.8, Exhaustion: math.Inf(1)}}}), Calm, nil},
+		{"possibly 80%, reported", ReachedUnreported(&pool.Report{MaxPossibleUtilization: 0.9, Destinations: []pool.Destination{{PossibleUtilization: 0.8, Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1)}}}), Calm, nil},
 		{"nothing held, half may be bound", ReachedPossiblyBound(&pool.Report{CapacityPorts: 100, BoundPorts: 30, BoundUnknown: 20}), Warning, nil},
 		{"nothing held, less may be bound", ReachedPossiblyBound(&pool.Report{CapacityPorts: 100, BoundPorts: 30, BoundUnknown: 19}), Calm, nil},
 		{"half bound, and no more", ReachedPossiblyBound(&pool.Report{CapacityPorts: 100, BoundPorts: 50, BoundKnown: true}), Calm, nil},

@@ -110,10 +110,10 @@ func (p *tcpPool) diagnosis() string {
 	if p.reached.Has(Possible) {
 		text += fmt.Sprintf(" %d more may be unavailable: %s.", d.MayBeBound+d.MayBeHeld, Doubt(d.MayBeBound, d.MayBeHeld, d.TimestampsShare > 0))
 	}
-	if p.reached.Has(Failures) && !p.reached.Has(Utilization, Load, Exhaustion) {
+	if p.reached.Has(Failures) && !p.reached.Has(Utilization, Load, Exhaustion, MayExhaust) {
 		text += " Connects failed although ports are free: there were none before, or the clients have a slice of the range (IP_LOCAL_PORT_RANGE) or a list of ports of their own, or others bind ports."
 	}
-	if p.reached.Has(InSynSent, MostSynSent) && !p.reached.Has(Utilization, Possible, Load, Exhaustion, Failures) {
+	if p.reached.Has(InSynSent, MostSynSent) && !p.reached.Has(Utilization, Possible, Load, Exhaustion, MayExhaust, Failures) {
 		text += fmt.Sprintf(" Ports here are not the limit: %d are free. A firewall or a NAT gateway on the way that is full looks like this, too.", p.report.CapacityPorts-p.used)
 	}
 	return text

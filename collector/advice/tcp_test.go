@@ -65,7 +65,7 @@ func (c adviceCase) report() (*pool.Report, *pool.Destination) {
 	d := &pool.Destination{
 		Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:443"),
 		HalfClosed: c.halfClosed, Open: c.halfClosed, Reusable: c.reusable, BoundByOthers: c.bound, Timestamps: c.timestamps, TimestampsShare: c.share, Loopback: c.loopback,
-		CloseRate: c.rate, Unanswered: c.unanswered, Exhaustion: math.Inf(1),
+		CloseRate: c.rate, Unanswered: c.unanswered, Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1),
 	}
 	for state, n := range c.ports {
 		d.Ports[slices.Index(pool.States[:], state)] = n

@@ -19,7 +19,7 @@ func (p *tcpPool) cures() []Cure {
 	all := []Cure{p.closeLeaks(), p.closeBothDirections(), p.giveUpEarlier()}
 	// Where a leak has most ports, more of them would only last longer. Where it is all that is wrong, they suffice.
 	leaked := p.in(tcpstate.CloseWait) + p.in(tcpstate.SynSent) + p.destination.HalfClosed
-	if 2*leaked <= p.demand() && p.reached.Has(Utilization, Load, Exhaustion, Failures, MayRise) {
+	if 2*leaked <= p.demand() && p.reached.Has(Utilization, Load, Exhaustion, MayExhaust, Failures, MayRise) {
 		all = append(all, p.wholeRange(), p.keepAlive(), p.reuse(), p.widen(), p.moveListeners(),
 			p.connectWithoutBinding(), p.moreSources(), p.moreDestinations(), p.unixSocket(), p.closeSecond())
 		return helpful(p.giveBackReserved(), all...)
@@ -30,7 +30,7 @@ func (p *tcpPool) cures() []Cure {
 // ownRange reports whether connects fail although the pool is far from full, so that clients may have a range of their
 // own.
 func (p *tcpPool) ownRange() bool {
-	return p.reached.Has(Failures) && !p.reached.Has(Utilization, Load, Exhaustion)
+	return p.reached.Has(Failures) && !p.reached.Has(Utilization, Load, Exhaustion, MayExhaust)
 }
 
 // wholeRange has clients that use few of the ports use all. Then.Ports are those of the pool: the others have some already.

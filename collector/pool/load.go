@@ -38,6 +38,7 @@ type flow struct {
 	rate   float64          // connections per second
 	recent float64          // the same for the forecast
 	peak   float64          // the highest of the close window and of each shorter time until now
+	window int              // the bins of recent, 0 if no other ones tell
 }
 
 // newLoad returns the load of a pool. second is how much of the second of CLOCK_MONOTONIC had passed when its
@@ -72,7 +73,7 @@ func newLoad(rule *timeWaitRule, counts *poolCounts, second float64) load {
 			n++
 		}
 		f.rate = f.younger(window) / f.seconds(window)
-		f.recent = f.younger(n) / f.seconds(n)
+		f.recent, f.window = f.younger(n)/f.seconds(n), n
 		f.peak = f.rate
 		for n := min(f.bins(minRecentWindow), window); n < window; n++ {
 			if f.younger(n) >= minPeak {
@@ -93,7 +94,7 @@ func newLoad(rule *timeWaitRule, counts *poolCounts, second float64) load {
 	f.recent, f.peak = f.rate, f.rate
 	if counts.doubted {
 		f := &l.flows[takenOver]
-		f.closeTimes, f.older, l.second = rule.times[expired], [ageBins + 2]int{}, -1
+		f.closeTimes, f.older, f.window, l.second = rule.times[expired], [ageBins + 2]int{}, 0, -1
 	}
 	l.unansweredPorts = min(f.rate*f.hold.Seconds(), float64(f.older[0]))
 	return l
@@ -153,6 +154,52 @@ func (l *load) hold(without time.Duration) (seconds, unansweredShare float64) {
 // Ceiling returns the close rate that a number of ports sustains while some of them stay open, and
 // closed connections hold theirs for some seconds.
 func Ceiling(ports, open int, hold float64) float64 { return max(float64(ports-open), 0) / hold }
+
+// forecasts returns exhaustion at the recent rate, and a forecast that is sure: at a rate that has lasted for as long as
+// it looks ahead. A burst, and the first moments of a rise, lead to the first one only.
+func (l *load) forecasts(used, ports int) (recent, sure float64) {
+	recent = l.exhaustion(used, ports)
+	if recent == 0 || math.IsInf(recent, 1) {
+		return recent, recent
+	}
+	if l.ended(used, ports) {
+		return recent, math.Inf(1)
+	}
+	sure = recent
+	for longer := true; longer && !math.IsInf(sure, 1); {
+		longer = false
+		for kind := range l.flows {
+			f := &l.flows[kind]
+			if n := min(int(math.Ceil(sure/f.seconds(1))), ageBins); f.window > 0 && f.window < n {
+				f.recent, f.window = f.younger(n)/f.seconds(n), n
+				longer = true
+			}
+		}
+		sure = max(sure, l.exhaustion(used, ports))
+	}
+	return recent, sure
+}
+
+// ended reports whether the closes of the recent rate have ended since: in the last second, or up to half of the time of that rate, so few
+// closed that the ports suffice at the highest rate which goes with that.
+func (l *load) ended(used, ports int) bool {
+	for n := 1; ; n++ {
+		since, more := *l, false
+		for kind := range since.flows {
+			if f := &since.flows[kind]; f.window > 0 {
+				count := f.younger(min(n, f.window))
+				f.recent = min(f.recent, (count+2*math.Sqrt(count)+2)/f.seconds(min(n, f.window)))
+				more = more || 2*(n+1) <= f.window
+			}
+		}
+		if math.IsInf(since.exhaustion(used, ports), 1) {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}
 
 // exhaustion returns after how many seconds a number of ports are in use, of which used are so now,
 // if connections close at the recent rate and the number of open ones stays. It is infinite if that never

@@ -331,8 +331,53 @@ func TestExhaustion(t *testing.T) {
 						t.Errorf("hold %v, from %v × the ceiling to %v ×: after %.1f s exhausted in %v s, want %v",
 							rule.hold(Unknown), start, rate, now-70, d.Exhaustion, want)
 					}
+					// It is sure once the rate has lasted for the time that is left.
+					if want := end - now; now-71 >= want && !near(d.SureExhaustion, want, max(0.1*want, 2)) || d.SureExhaustion < d.Exhaustion {
+						t.Errorf("hold %v, from %v × the ceiling to %v ×: after %.1f s exhausted in %v s at least, and surely in %v s, want %v",
+							rule.hold(Unknown), start, rate, now-70, d.Exhaustion, d.SureExhaustion, want)
+					}
 				}
 			}
+		}
+	}
+}
+
+// TestExhaustionBursts has bursts that the ports suffice for. While one goes on, its rate would exhaust them: that is never
+// sure.
+func TestExhaustionBursts(t *testing.T) {
+	for _, tt := range []struct {
+		name                     string
+		open                     int
+		perSecond, lasts, period float64
+	}{
+		{"each 10 s", 0, 120, 1, 10},
+		{"each 20 s, many open", 500, 120, 1, 20},
+		{"each minute", 0, 60, 8, 60},
+		{"each minute, for a moment", 0, 2000, 0.2, 60},
+		{"each 80 s, as a deploy", 400, 80, 5, 80},
+	} {
+		s := simulation{settings: thousandPorts, open: tt.open}
+		for start := 0.; start < 200; start += tt.period {
+			s.close(start, start+tt.lasts, tt.perSecond, 0)
+		}
+		said, sure := 0, 0
+		for now := 100.; now < 100+2*tt.period; now += 0.25 {
+			if phase := math.Mod(now, tt.period); tt.open == 400 && phase > 2 && phase < tt.lasts+1 {
+				continue // with so few ports left, another second or two exhausts them
+			}
+			d := s.report(t, now)
+			if d.Utilization >= 1 {
+				t.Fatalf("%s: exhausted after %v s", tt.name, now)
+			}
+			if !math.IsInf(d.Exhaustion, 1) {
+				said++
+			}
+			if !math.IsInf(d.SureExhaustion, 1) {
+				sure++
+			}
+		}
+		if said == 0 || sure > 0 {
+			t.Errorf("%s: of the forecasts that the ports run out, %d, %d are sure, want some and 0", tt.name, said, sure)
 		}
 	}
 }

@@ -154,6 +154,10 @@ type Destination struct {
 	// rate of the last seconds and as many connections as now stay open. It is infinite if
 	// the ports then suffice.
 	Exhaustion float64
+
+	// SureExhaustion is a forecast at a rate that has lasted for as long as it looks ahead: never earlier than Exhaustion.
+	// It is infinite if there is no rate like that: then Exhaustion is about a burst, or about a rate that has only begun to rise.
+	SureExhaustion float64
 }
 
 // A Source is one local address.
@@ -299,7 +303,7 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 	return d
 }
 
-// setLoad sets CloseRate, Ceiling with its parts, and Exhaustion.
+// setLoad sets CloseRate, Ceiling with its parts, Exhaustion and SureExhaustion.
 func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	rule := t.rule(counts.loopback)
 	l := newLoad(rule, counts, t.phase.seconds())
@@ -317,7 +321,7 @@ func (t *Table) setLoad(d *Destination, counts *poolCounts) {
 	}
 	d.Hold, d.Unanswered = l.hold(hold)
 	d.Ceiling = Ceiling(ports, d.Open, d.Hold)
-	d.Exhaustion = l.exhaustion(d.Held-d.Reusable, ports)
+	d.Exhaustion, d.SureExhaustion = l.forecasts(d.Held-d.Reusable, ports)
 }
 
 // boundByOthers returns how many ports are bound and not held by the pool. A dump can contain a

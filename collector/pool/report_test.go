@@ -122,7 +122,7 @@ func TestReportOutside(t *testing.T) {
 		Settings: s, ReservedPorts: 1, BlockedPorts: 2, CapacityPorts: 7, ListenerPorts: []uint16{40001, 40002, 40003}, Sockets: 5, MaxUtilization: 1. / 7, MaxPossibleUtilization: 1. / 7, MaxSourceUtilization: 2. / 8,
 		Destinations: []Destination{{
 			Source: netip.MustParseAddr("10.0.0.1"), Address: netip.MustParseAddrPort("10.0.0.2:80"),
-			Ports: [9]int{1}, Held: 1, Utilization: 1. / 7, PossibleUtilization: 1. / 7, Ceiling: 6. / 60, Open: 1, Hold: 60, Exhaustion: math.Inf(1),
+			Ports: [9]int{1}, Held: 1, Utilization: 1. / 7, PossibleUtilization: 1. / 7, Ceiling: 6. / 60, Open: 1, Hold: 60, Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1),
 		}},
 		// bind() may also choose 40003.
 		Sources: []Source{{Address: netip.MustParseAddr("10.0.0.1"), Ports: 2, Capacity: 8, Utilization: 2. / 8}},

@@ -193,7 +193,7 @@ func (tr *traffic) scan() pool.Destination {
 			return d
 		}
 	}
-	return pool.Destination{Ceiling: math.NaN(), Exhaustion: math.Inf(1)}
+	return pool.Destination{Ceiling: math.NaN(), Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1)}
 }
 
 // checkCloseRate compares the close rate with the connections that were closed. The time that they

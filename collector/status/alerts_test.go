@@ -65,7 +65,7 @@ func TestAlerts(t *testing.T) {
 		"EphemeralPortsNearlyExhausted":     {destination(map[tcpstate.State]int{tcpstate.TimeWait: 23000}, nil), one, critical, true},
 		"EphemeralPortsExhausted":           {destination(map[tcpstate.State]int{tcpstate.Established: 28000}, nil), one, exhausted, true},
 		"EphemeralPortsRateNearCeiling":     {destination(map[tcpstate.State]int{tcpstate.TimeWait: 9000}, func(d *pool.Destination) { d.CloseRate = 410 }), one, critical, true},
-		"EphemeralPortsExhaustionPredicted": {destination(map[tcpstate.State]int{tcpstate.TimeWait: 9000}, func(d *pool.Destination) { d.CloseRate, d.Exhaustion = 500, 50 }), one, critical, true},
+		"EphemeralPortsExhaustionPredicted": {destination(map[tcpstate.State]int{tcpstate.TimeWait: 9000}, func(d *pool.Destination) { d.CloseRate, d.Exhaustion, d.SureExhaustion = 500, 50, 50 }), one, critical, true},
 		"EphemeralPortsCloseWait":           {destination(map[tcpstate.State]int{tcpstate.CloseWait: 6000, tcpstate.Established: 4000}, nil), one, warning, true},
 		"EphemeralPortsSynSent":             {destination(map[tcpstate.State]int{tcpstate.SynSent: 6000, tcpstate.Established: 4000}, nil), one, warning, true},
 		"EphemeralPortsConnectFailing":      {failing(0), one, warning, true},

@@ -69,7 +69,9 @@ func (d *destination) problem() string {
 	case p.Utilization >= 1:
 		return "is out of ports"
 	case d.reached.Has(advice.Exhaustion):
-		return "runs out of ports in " + seconds(p.Exhaustion)
+		return "runs out of ports in " + seconds(p.SureExhaustion)
+	case d.reached.Has(advice.MayExhaust):
+		return "has " + percent(p.Utilization) + " of its ports in use, and may run out in " + seconds(p.Exhaustion) + ": this is a burst of closes, or the start of a rise"
 	case d.reached.Has(advice.Utilization):
 		return "has " + percent(p.Utilization) + " of its ports in use"
 	case d.reached.Has(advice.Load):
@@ -86,7 +88,7 @@ func (d *destination) problem() string {
 // worstFirst orders destinations: by level, then by the time that is left, then by utilization.
 func worstFirst(a, b *destination) int {
 	return cmp.Or(
-		cmp.Compare(b.Level, a.Level), cmp.Compare(a.pool.Exhaustion, b.pool.Exhaustion),
+		cmp.Compare(b.Level, a.Level), cmp.Compare(a.pool.SureExhaustion, b.pool.SureExhaustion), cmp.Compare(a.pool.Exhaustion, b.pool.Exhaustion),
 		cmp.Compare(b.pool.Utilization, a.pool.Utilization), cmp.Compare(b.pool.Held, a.pool.Held),
 		a.pool.Address.Compare(b.pool.Address), a.pool.Source.Compare(b.pool.Source), cmp.Compare(a.Netns, b.Netns),
 	)
@@ -133,7 +135,7 @@ func (d *destination) bar() []segment {
 func (p *page) destinationTable(s *scan.Snapshot) table {
 	t := table{
 		ID: "destinations", Title: "Destinations, worst first",
-		About:  "Full in: until no port is free at the present rate of closes; - if the ports suffice.",
+		About:  "Full in: until no port is free at the present rate of closes; ? if that rate is so new that it may be a burst; - if the ports suffice.",
 		Legend: destinationKinds,
 		Columns: []column{
 			{"Destination", "DESTINATION", 23, addresses}, {"Source", "SOURCE", 17, addresses}, {"Namespace", "NETNS", 14, words}, {"Ports in use", "USED", 7, bars},
@@ -171,11 +173,14 @@ func (p *page) destinationTable(s *scan.Snapshot) table {
 
 // forecast writes when the ports run out at the present rate.
 func (d *destination) forecast() string {
-	switch e := d.pool.Exhaustion; {
-	case d.pool.Utilization >= 1:
+	const day = 24 * 3600.
+	switch p := d.pool; {
+	case p.Utilization >= 1:
 		return "now"
-	case e < 24*3600:
-		return seconds(e)
+	case p.SureExhaustion < day:
+		return seconds(p.SureExhaustion)
+	case p.Exhaustion < day:
+		return seconds(p.Exhaustion) + "?"
 	default:
 		return "-"
 	}
@@ -270,6 +275,7 @@ type documentDestination struct {
 	Closes      float64         `json:"closes_per_second"`
 	Ceiling     float64         `json:"ceiling_requests_per_second"`
 	Exhaustion  *float64        `json:"exhaustion_seconds,omitempty"`
+	Sure        *float64        `json:"sure_exhaustion_seconds,omitempty"`
 	Timestamps  *bool           `json:"timestamps,omitempty"`
 	Share       float64         `json:"timestamps_share_ratio,omitempty"`
 	Failures    *uint64         `json:"connect_failures,omitempty"`
@@ -286,7 +292,7 @@ func newDocumentDestination(row *destination, counts bool) documentDestination {
 	doc := documentDestination{
 		Netns: row.namespace.Name, Source: d.Source.String(), Destination: d.Address.Addr().String(), Port: d.Address.Port(),
 		Level: row.Level.String(), Utilization: d.Utilization, Possible: above(d.PossibleUtilization, d.Utilization), Ports: portsByState(d.Ports), Reusable: d.Reusable, Unsure: d.ReusableUnknown, Bound: d.BoundByOthers,
-		Closes: d.CloseRate, Ceiling: d.Ceiling, Exhaustion: finite(d.Exhaustion), Share: d.TimestampsShare, Owners: newDocumentOwners(row.owners), documentPast: newDocumentPast(row.past, row.Level),
+		Closes: d.CloseRate, Ceiling: d.Ceiling, Exhaustion: finite(d.Exhaustion), Sure: finite(d.SureExhaustion), Share: d.TimestampsShare, Owners: newDocumentOwners(row.owners), documentPast: newDocumentPast(row.past, row.Level),
 	}
 	if d.Timestamps != pool.Unknown {
 		yes := d.Timestamps == pool.Yes

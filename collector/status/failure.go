@@ -64,7 +64,7 @@ func (p *page) failedTable(counts *scan.Trace) table {
 
 // failing returns what a pool has reached of which only failed connects are known.
 func failing() advice.Reached {
-	return advice.ReachedTCP(&pool.Report{}, &pool.Destination{Exhaustion: math.Inf(1)}, true)
+	return advice.ReachedTCP(&pool.Report{}, &pool.Destination{Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1)}, true)
 }
 
 // judgeFailed finds the pools with failed connects that no destination shows.

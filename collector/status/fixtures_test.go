@@ -51,7 +51,7 @@ func ports(states map[tcpstate.State]int) (counts [len(pool.States)]int) {
 func connections(source, address string, states map[tcpstate.State]int) pool.Destination {
 	d := pool.Destination{
 		Source: netip.MustParseAddr(source), Address: netip.MustParseAddrPort(address), Ports: ports(states),
-		Ceiling: 450, Exhaustion: math.Inf(1), BoundByOthers: 120,
+		Ceiling: 450, Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1), BoundByOthers: 120,
 	}
 	for i, n := range d.Ports {
 		d.Held += n
@@ -79,9 +79,9 @@ func hostOf(r pool.Report) scan.Snapshot {
 func trouble() scan.Snapshot {
 	r := defaults()
 	soonFull := connections("10.0.0.1", "10.0.0.2:443", map[tcpstate.State]int{tcpstate.TimeWait: 22000, tcpstate.Established: 900, tcpstate.FinWait2: 60})
-	soonFull.CloseRate, soonFull.Exhaustion = 560, 40.4
+	soonFull.CloseRate, soonFull.Exhaustion, soonFull.SureExhaustion = 560, 33.3, 40.4
 	full := connections("10.0.0.1", "10.0.0.9:8080", map[tcpstate.State]int{tcpstate.CloseWait: 25000, tcpstate.SynSent: 100, tcpstate.Established: 3000})
-	full.Utilization, full.Exhaustion, full.Ceiling, full.Hold = 1, 0, 0, 62
+	full.Utilization, full.Exhaustion, full.SureExhaustion, full.Ceiling, full.Hold = 1, 0, 0, 0, 62
 	half := connections("2001:db8:1234:5678:9abc:def0:1234:5678", "[2001:db8:1234:5678:9abc:def0:1234:9999]:65535", map[tcpstate.State]int{tcpstate.SynSent: 15000})
 	reused := connections("10.0.0.1", "10.0.0.3:5432", map[tcpstate.State]int{tcpstate.TimeWait: 9000, tcpstate.Established: 40})
 	reused.Reusable, reused.Utilization, reused.CloseRate, reused.Ceiling, reused.Hold, reused.Timestamps = 8700, 0.016, 300, 28000, 1, pool.Yes
@@ -176,7 +176,7 @@ func quiet() scan.Snapshot {
 func allBound() scan.Snapshot {
 	r := defaults()
 	d := connections("10.0.0.77", "10.0.0.2:443", map[tcpstate.State]int{tcpstate.Established: 28220})
-	d.BoundByOthers, d.Utilization, d.Exhaustion, d.Ceiling = 0, 1, 0, 0
+	d.BoundByOthers, d.Utilization, d.Exhaustion, d.SureExhaustion, d.Ceiling = 0, 1, 0, 0, 0
 	r.Destinations, r.MaxUtilization, r.BoundPorts = []pool.Destination{d}, 1, 28220
 	r.BoundOwners = []pool.Owner{{Cgroup: 7, Ports: 28220}}
 	r.Sources = []pool.Source{{Address: netip.MustParseAddr("10.0.0.1"), Ports: 3, Capacity: 28222}, {Address: d.Source, Ports: 28220, Bound: 28220, Capacity: 28220}}

@@ -99,8 +99,11 @@ func TestJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	full, soonFull, other := d.Destinations[0], d.Destinations[1], d.Destinations[2]
-	if full["exhaustion_seconds"] != 0. || soonFull["exhaustion_seconds"] != 40.4 || other["exhaustion_seconds"] != nil {
+	if full["exhaustion_seconds"] != 0. || soonFull["exhaustion_seconds"] != 33.3 || other["exhaustion_seconds"] != nil {
 		t.Errorf("forecasts %v, %v, %v", full["exhaustion_seconds"], soonFull["exhaustion_seconds"], other["exhaustion_seconds"])
+	}
+	if full["sure_exhaustion_seconds"] != 0. || soonFull["sure_exhaustion_seconds"] != 40.4 || other["sure_exhaustion_seconds"] != nil {
+		t.Errorf("sure forecasts %v, %v, %v", full["sure_exhaustion_seconds"], soonFull["sure_exhaustion_seconds"], other["sure_exhaustion_seconds"])
 	}
 	if full["connect_failures"] != 120345. || other["timestamps"] != false || full["timestamps"] != nil || len(d.Failed) != 3 || d.Level != "exhausted" {
 		t.Errorf("%v\n%v\n%v", full, other, d.Failed)
