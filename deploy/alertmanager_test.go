@@ -163,7 +163,9 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		destination("EphemeralPortsCloseWait", "warning", "10.0.0.2"),
 		destination("EphemeralPortsNearlyExhausted", "critical", "10.0.0.3"),
 		destination("EphemeralPortsHalfUsed", "warning", "10.0.0.3"),
+		destination("EphemeralPortsRateNearCeiling", "warning", "10.0.0.3"),
 		destination("EphemeralPortsHalfUsed", "warning", "10.0.0.4"),
+		destination("EphemeralPortsRateNearCeiling", "warning", "10.0.0.4"),
 		destination("EphemeralPortsConnectFailing", "critical", "10.0.0.5"),
 		destination("EphemeralPortsExhausted", "critical", "10.0.0.5"),
 		destination("EphemeralPortsNearlyExhausted", "critical", "10.0.0.5"),
@@ -220,7 +222,9 @@ func TestAlertmanagerInhibition(t *testing.T) {
 		"EphemeralPortsCloseWait 10.0.0.2":       false,
 		"EphemeralPortsNearlyExhausted 10.0.0.3": false,
 		"EphemeralPortsHalfUsed 10.0.0.3":        true,
-		"EphemeralPortsHalfUsed 10.0.0.4":        false,
+		"EphemeralPortsRateNearCeiling 10.0.0.3": true,
+		"EphemeralPortsHalfUsed 10.0.0.4":        false, // a warning mutes none
+		"EphemeralPortsRateNearCeiling 10.0.0.4": false,
 
 		"EphemeralPortsConnectFailing 10.0.0.5":      false,
 		"EphemeralPortsExhausted 10.0.0.5":           true,

@@ -25,13 +25,14 @@ func startExporter(t *testing.T, flags ...string) *exec.Cmd {
 }
 
 // startPrometheus runs Prometheus on its default port with the shipped configuration. It scrapes once
-// a second, and the waiting times of the rules are shortened, and so is the minute that they look back. replace has pairs of strings to replace in the
+// a second, and the waiting times of the rules are shortened, and so are the minutes that they look back. replace has pairs of strings to replace in the
 // configuration.
 func startPrometheus(t *testing.T, replace ...string) {
 	t.Helper()
 	program := deploytest.Tool(t, "prometheus", "prometheus")
 	dir := t.TempDir()
-	deploytest.Write(t, dir, "rules.yml", strings.ReplaceAll(shorten(t, deploytest.Read(t, "prometheus/rules.yml")), "[1m]", "[5s]"))
+	shorter := strings.NewReplacer("[1m]", "[5s]", "[10m]", "[5s]", "offset 10m", "offset 5s")
+	deploytest.Write(t, dir, "rules.yml", shorter.Replace(shorten(t, deploytest.Read(t, "prometheus/rules.yml"))))
 	replace = append(replace, "_interval: 15s", "_interval: 1s")
 	config := strings.NewReplacer(replace...).Replace(deploytest.Read(t, "prometheus/prometheus.yml"))
 	background(t, program,
@@ -115,7 +116,9 @@ func TestEndToEnd(t *testing.T) {
 	waitFor(t, `absent(`+finWait1+`)`)
 	waitFor(t, `sum without (state) (ephemeral_port_destination_ports{destination_ip="192.0.2.2"}) == 98`)
 
-	held := connect(t, full, 110)
+	held := connect(t, full, 70)
+	waitFor(t, `destination:ephemeral_port_utilization:avg10m{destination_ip="192.0.2.1"}`)
+	held = append(held, connect(t, full, 40)...)
 	w.wait(t, "chat: EphemeralPortsHalfUsed 192.0.2.1 firing")
 	held = append(held, connect(t, full, 1000)...)
 	if len(held) < 198 {

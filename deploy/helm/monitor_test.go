@@ -1,9 +1,8 @@
 package helm
 
 import (
-	"os"
-	"os/exec"
-	"path/filepath"
+	"encoding/json"
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -21,48 +20,52 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// TestRules checks that the PrometheusRule has the groups of the rule file, with the links as the
-// commands of install.md change them.
+// TestRules changes each value of the rules: the PrometheusRule must have the groups of the rule file, with that line of its first
+// group changed.
 func TestRules(t *testing.T) {
-	sed := regexp.MustCompile(`(?m)^sed -i .* rules\.yml$`).FindAllString(readFile(t, "../docs/install.md"), -1)
-	if len(sed) != 2 {
-		t.Fatalf("commands of install.md: %q", sed)
+	rules := readFile(t, rulesFile)
+	rule := func(name, value string) string {
+		return fmt.Sprintf("{record: 'ephemeral_port:%s', expr: '%s'}", name, value)
 	}
-	https, runbook := sed[0], sed[1]
-	for _, test := range []struct {
-		values   string
-		commands []string
-	}{
-		{"{rules: {enabled: true}}", nil},
-		{"{rules: {enabled: true}, webConfig: {secretName: exporter-web, tls: true}}", []string{https}},
-		{"{rules: {enabled: true, runbookURL: https://wiki.example.com/runbook}}", []string{runbook}},
-		{"{rules: {enabled: true, runbookURL: https://wiki.example.com/runbook}, webConfig: {secretName: exporter-web, tls: true}}", []string{https, runbook}},
-	} {
-		dir := t.TempDir()
-		path := filepath.Join(dir, "rules.yml")
-		if err := os.WriteFile(path, []byte(readFile(t, rulesFile)), 0o644); err != nil {
-			t.Fatal(err)
+	links := func(status, runbook string) string {
+		return fmt.Sprintf("labels: {status: '%s', runbook: '%s'}", status, runbook)
+	}
+	shipped := links("http://INSTANCE", "http://INSTANCE/runbook")
+	type change struct{ values, old, new string }
+	changes := []change{
+		{"{rules: {enabled: true}}", "", ""},
+		{"{rules: {enabled: true}, webConfig: {secretName: exporter-web, tls: true}}", shipped, links("https://INSTANCE", "https://INSTANCE/runbook")},
+		{"{rules: {enabled: true, links: {status: 'https://exporters.example.com/INSTANCE'}}}", shipped, links("https://exporters.example.com/INSTANCE", "https://exporters.example.com/INSTANCE/runbook")},
+		{"{rules: {enabled: true, links: {runbook: 'https://wiki.example.com/runbook'}}}", shipped, links("http://INSTANCE", "https://wiki.example.com/runbook")},
+		{"{rules: {enabled: true, optional: {settingsDiffer: true}}}", rule("settings_differ", "0"), rule("settings_differ", "1")},
+		{"{rules: {enabled: true, optional: {unreported: false}}}", rule("unreported", "1"), rule("unreported", "0")},
+	}
+	var values struct {
+		Rules struct {
+			Thresholds map[string]json.Number
+			Optional   map[string]bool
 		}
-		for _, command := range test.commands {
-			before := readFile(t, path)
-			cmd := exec.Command("sh", "-c", command)
-			cmd.Dir = dir
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Fatalf("%s: %v\n%s", command, err, out)
-			}
-			if readFile(t, path) == before {
-				t.Errorf("%s changes nothing", command)
-			}
+	}
+	if err := yaml.Unmarshal([]byte(readFile(t, "values.yaml")), &values); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range values.Rules.Thresholds {
+		snake := regexp.MustCompile("[A-Z]").ReplaceAllStringFunc(name, func(s string) string { return "_" + strings.ToLower(s) })
+		changes = append(changes, change{fmt.Sprintf("{rules: {enabled: true, thresholds: {%s: 12.5}}}", name), rule(snake, value.String()), rule(snake, "12.5")})
+	}
+	if n := strings.Count(rules, "{record: 'ephemeral_port:"); n != len(values.Rules.Thresholds)+len(values.Rules.Optional) {
+		t.Errorf("rules.yml has %d figures, the chart %d and %d", n, len(values.Rules.Thresholds), len(values.Rules.Optional))
+	}
+	for _, c := range changes {
+		if strings.Count(rules, c.old) != 1 && c.old != "" {
+			t.Errorf("%s: rules.yml does not have %s", c.values, c.old)
 		}
 		var want monitoring.PrometheusRuleSpec
-		if err := yaml.UnmarshalStrict([]byte(readFile(t, path)), &want); err != nil {
+		if err := yaml.UnmarshalStrict([]byte(strings.Replace(rules, c.old, c.new, 1)), &want); err != nil {
 			t.Fatal(err)
 		}
-		if len(want.Groups) == 0 {
-			t.Fatal("no groups in rules.yml")
-		}
-		if diff := cmp.Diff(want, build(t, test.values).rule.Spec); diff != "" {
-			t.Errorf("%s (-rules.yml +PrometheusRule):\n%s", test.values, diff)
+		if diff := cmp.Diff(want, build(t, c.values).rule.Spec); diff != "" {
+			t.Errorf("%s (-rules.yml +PrometheusRule):\n%s", c.values, diff)
 		}
 	}
 }

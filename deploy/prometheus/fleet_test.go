@@ -106,8 +106,15 @@ func TestRulesSwing(t *testing.T) {
 		{"EphemeralPortsExhausted", 15, values{"ephemeral_port_destination_utilization_ratio": strings.Join(exhausted, " ")}},
 		{"EphemeralPortsNearlyExhausted", 165, values{"ephemeral_port_destination_utilization_ratio": repeat("0.7", "0.7", "0.8")}},
 		{"EphemeralPortsNearlyExhausted", 0, values{"ephemeral_port_destination_utilization_ratio": once}},
-		{"EphemeralPortsHalfUsed", 345, values{"ephemeral_port_destination_utilization_ratio": repeat("0.4", "0.4", "0.5")}},
-		{"EphemeralPortsHalfUsed", 0, values{"ephemeral_port_destination_utilization_ratio": "0.4x9 1 0.4x109"}},
+		{"EphemeralPortsHalfUsed", 345, values{
+			"ephemeral_port_destination_utilization_ratio": repeat("0.4", "0.4", "0.5"),
+			"ephemeral_port_destination_closes_per_second": repeat("600"),
+		}},
+		{"EphemeralPortsHalfUsed", 0, values{
+			"ephemeral_port_destination_utilization_ratio": "0.4x9 1 0.4x109",
+			"ephemeral_port_destination_closes_per_second": repeat("600"),
+		}},
+		{"EphemeralPortsHalfUsed", 0, values{"ephemeral_port_destination_utilization_ratio": repeat("0.4", "0.5", "0.6")}},
 		{"EphemeralPortsWorstUnreported", 165, values{"ephemeral_port_max_utilization_ratio": repeat("0.7", "0.7", "0.8")}},
 		{"EphemeralPortsWorstUnreported", 0, values{ // the two are not high in the same scrape
 			"ephemeral_port_max_utilization_ratio":         repeat("0.7", "0.7", "0.8"),
@@ -121,13 +128,15 @@ func TestRulesSwing(t *testing.T) {
 		{"EphemeralPortsRateNearCeiling", 105, values{
 			"ephemeral_port_destination_closes_per_second":           repeat("86", "100"),
 			"ephemeral_port_destination_ceiling_requests_per_second": repeat("100"),
+			"ephemeral_port_destination_utilization_ratio":           repeat("0.4", "0.4", "0.5"),
 		}},
 		{"EphemeralPortsRateNearCeiling", 0, values{
 			"ephemeral_port_destination_closes_per_second":           repeat("20", "100", "100"),
 			"ephemeral_port_destination_ceiling_requests_per_second": repeat("100"),
+			"ephemeral_port_destination_utilization_ratio":           repeat("0.7"),
 		}},
-		{"EphemeralPortsExhaustionPredicted", 60, values{"ephemeral_port_destination_exhaustion_seconds": repeat("40", "40", "40", "40", "Inf")}},
-		{"EphemeralPortsExhaustionPredicted", 0, values{"ephemeral_port_destination_exhaustion_seconds": repeat("Inf", "Inf", "40")}},
+		{"EphemeralPortsExhaustionPredicted", 15, values{"ephemeral_port_destination_sure_exhaustion_seconds": repeat("40", "40", "40", "40", "Inf")}},
+		{"EphemeralPortsExhaustionPredicted", 0, values{"ephemeral_port_destination_sure_exhaustion_seconds": repeat("Inf", "Inf", "40")}},
 		{"EphemeralPortsSourceNearlyExhausted", 180, values{
 			"ephemeral_port_source_utilization_ratio": repeat("0.7", "0.7", "0.8"),
 			"ephemeral_port_source_bound_ports":       repeat("800"),
@@ -210,6 +219,7 @@ func TestRulesFleet(t *testing.T) {
 			netns("", "10.0.0.2", "0.1", "100")
 		}
 	}
+	test.add("ephemeral_port:settings_differ", `test="on"`, repeat("1"))
 	for i := range 50 {
 		host("proxies", i)
 	}
@@ -220,14 +230,12 @@ func TestRulesFleet(t *testing.T) {
 	test.expect(`count by (alertname, job) (ALERTS{alertstate="firing"})`, map[string]float64{
 		`{alertname="EphemeralPortsExhausted", job="proxies"}`:              50,
 		`{alertname="EphemeralPortsNearlyExhausted", job="proxies"}`:        50,
-		`{alertname="EphemeralPortsHalfUsed", job="proxies"}`:               50,
 		`{alertname="EphemeralPortsRateNearCeiling", job="proxies"}`:        100,
 		`{alertname="EphemeralPortsCloseWait", job="proxies"}`:              75,
 		`{alertname="EphemeralPortsSettingsDiffer", job="proxies"}`:         2,
 		`{alertname="EphemeralPortsExhausted", job="ephemeral_port"}`:       3,
 		`{alertname="EphemeralPortsNearlyExhausted", job="ephemeral_port"}`: 3,
-		`{alertname="EphemeralPortsHalfUsed", job="ephemeral_port"}`:        3,
-		`{alertname="EphemeralPortsRateNearCeiling", job="ephemeral_port"}`: 7,
+		`{alertname="EphemeralPortsRateNearCeiling", job="ephemeral_port"}`: 6,
 		`{alertname="EphemeralPortsCloseWait", job="ephemeral_port"}`:       5,
 	})
 	test.expect(`count(ALERTS{instance=""})`, nil)

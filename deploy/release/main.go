@@ -42,6 +42,7 @@ var documents = []string{
 	readme,
 	"CHANGELOG.md",
 	"alertmanager/alertmanager.yml",
+	"docs/alerts.md",
 	"docs/cost.md",
 	"docs/development.md",
 	"docs/install.md",
