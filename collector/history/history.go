@@ -288,7 +288,7 @@ func (h *History) addUnlisted(s *scan.Snapshot, id ID, p *past, now time.Duratio
 		// Bound ports are missing to a destination without connections too.
 		r := &n.TCP.Report
 		empty := sampleOf(r.BoundPorts, r.BoundPorts+r.BoundUnknown, r.CapacityPorts)
-		d := pool.Destination{Exhaustion: math.Inf(1)}
+		d := pool.Destination{Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1)}
 		d.Utilization, d.PossibleUtilization = empty.utilization()
 		p.add(now, empty, advice.ReachedTCP(r, &d, false).Level())
 	}

@@ -35,7 +35,7 @@ func share(ports int) float64 { return float64(ports) / capacity }
 // holds returns a destination that uses so many ports, or up to possible ones.
 func holds(i, ports, possible int) pool.Destination {
 	return pool.Destination{
-		Source: netip.MustParseAddr("10.0.0.1"), Address: address(i), Held: ports, MayBeBound: max(possible-ports, 0), Exhaustion: math.Inf(1), Ceiling: 450,
+		Source: netip.MustParseAddr("10.0.0.1"), Address: address(i), Held: ports, MayBeBound: max(possible-ports, 0), Exhaustion: math.Inf(1), SureExhaustion: math.Inf(1), Ceiling: 450,
 		Utilization: share(ports), PossibleUtilization: share(possible),
 	}
 }

@@ -51,7 +51,7 @@ func remembered(s scan.Snapshot) *history.History {
 				d.Held, d.Reusable = int(float64(d.Held)*by), int(float64(d.Reusable)*by)
 				d.Utilization, d.PossibleUtilization = d.Utilization*by, d.PossibleUtilization*by
 				if by < 1 {
-					d.Exhaustion = math.Inf(1)
+					d.Exhaustion, d.SureExhaustion = math.Inf(1), math.Inf(1)
 				}
 			}
 		}
