@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,9 @@ var programs = []program{
 	{"Apache, `disablereuse=on`, `ProxySourceAddress`", apache("ProxySourceAddress "+source, "disablereuse=on"), 0,
 		byBind, closesFirst, 2, "(98)Address already in use: AH00956: http: failed to bind socket to local address", 1},
 
+	{"Caddy", caddy(""), 0, byConnect, reuses, 3, caddyNoPort, 1},
+	{"Caddy, `keepalive off`", caddy("keepalive off"), 0, byConnect, closesFirst, 3, caddyNoPort, 1},
+
 	{"Go", goProxy(""), 0, byConnect, reuses, 3, goNoPort, 1},
 	{"Go, `DisableKeepAlives`", goProxy("DisableKeepAlives"), 0, byConnect, closesFirst, 3, goNoPort, 1},
 	{"Go, `DisableKeepAlives`, `LocalAddr`", goProxy("DisableKeepAlives LocalAddr"), 0, byBind, closesFirst, 1, "bind: address already in use", 1},
@@ -98,6 +102,7 @@ const (
 	haproxyNoPort = "Connect() failed for backend …: no free ports"
 	nginxNoPort   = "connect() to … failed (99: Cannot assign requested address) while connecting to upstream"
 	apacheNoPort  = "(99)Cannot assign requested address: AH00957: http: attempt to connect to … failed"
+	caddyNoPort   = `"msg":"dial tcp …: connect: cannot assign requested address"`
 	goNoPort      = "connect: cannot assign requested address"
 	http11        = `proxy_http_version 1.1; proxy_set_header Connection "";`
 )
@@ -210,6 +215,27 @@ ThreadsPerChild 200
 MaxRequestWorkers 200
 ProxyPass / http://ORIGIN/ `+worker+`
 `+config+"\n"))
+	}
+}
+
+func caddy(transport string) func(*testing.T, site) *exec.Cmd {
+	return func(t *testing.T, s site) *exec.Cmd {
+		cmd := exec.Command(tool(t, "caddy", "caddy"), "run", "--adapter", "caddyfile", "--config", s.config(t, `
+{
+	admin off
+	auto_https off
+}
+http://:`+strconv.Itoa(int(s.listen.Port()))+` {
+	bind `+s.listen.Addr().String()+`
+	reverse_proxy ORIGIN {
+		transport http {
+			`+transport+`
+		}
+	}
+}
+`))
+		cmd.Env = append(os.Environ(), "HOME="+s.dir)
+		return cmd
 	}
 }
 
