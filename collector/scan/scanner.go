@@ -119,7 +119,7 @@ func open(cfg Config) (*Scanner, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--trace cannot count: %w", err)
 		}
-		s.tracer = newTracer(probe, cfg.Limits.Most, func(cookie uint64) string { return s.labelOf(cookie, self) }, s.cgroups)
+		s.tracer = newTracer(probe, cfg.Limits.Most, recentTime(cfg.TimeWaitLength), func(cookie uint64) string { return s.labelOf(cookie, self) }, s.cgroups)
 	}
 	return s, nil
 }

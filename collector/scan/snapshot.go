@@ -220,8 +220,8 @@ type Trace struct {
 	Closes                            []ClosedPool
 	ClosesUnattributed, ClosesExpired uint64
 
-	// Window is how long before now Recent of each pool begins: at the latest scan that was a minute ago, or at the
-	// start of the exporter.
+	// Window is how long before now Recent of each pool begins: at the latest scan that was longer ago than a port is in TIME_WAIT,
+	// or at the start of the exporter.
 	Window time.Duration
 
 	CgroupsErr error // set if some control groups have no path because the search was not complete

@@ -16,9 +16,9 @@ import (
 // seriesTime is how long a listed pool has no event until it is listed no more.
 const seriesTime = 15 * time.Minute
 
-// recentTime is about how long ago the recent events of a pool are: the time of TIME_WAIT. Scans that are meant to be
-// that far apart are a little less at times.
-const recentTime = 55 * time.Second
+// recentTime returns how long ago the recent events of a pool are at least: the most that a port is in TIME_WAIT. Then they have all closes
+// that left a port there. Timers of the kernel are late by an eighth at most, see timerLateness of package pool.
+func recentTime(timeWaitLength time.Duration) time.Duration { return timeWaitLength + timeWaitLength/8 }
 
 // A counter counts events in pools of ports: a trace.Table.
 type counter interface {
@@ -44,6 +44,7 @@ type tracer struct {
 type periods struct {
 	first  int         // the number of the first one
 	begins []time.Time // the last one goes on
+	recent time.Duration
 }
 
 // periodTime is how long a period is at least.
@@ -54,7 +55,7 @@ func (p *periods) current() int { return p.first + len(p.begins) - 1 }
 
 // forget forgets those that are over for longer than recent events are.
 func (p *periods) forget(now time.Time) {
-	for len(p.begins) > 1 && now.Sub(p.begins[1]) >= recentTime {
+	for len(p.begins) > 1 && now.Sub(p.begins[1]) >= p.recent {
 		p.begins = p.begins[1:]
 		p.first++
 	}
@@ -150,10 +151,10 @@ type party struct {
 	ancestor string // its path
 }
 
-func newTracer(probe *trace.Probe, most int, netns func(cookie uint64) string, cgroups *cgroup.Groups) *tracer {
+func newTracer(probe *trace.Probe, most int, recent time.Duration, netns func(cookie uint64) string, cgroups *cgroup.Groups) *tracer {
 	t := &tracer{
 		failures: newTracedList(probe.Failures, most, 0), countsBinds: probe.NoBinds == nil, missedRuns: probe.MissedRuns,
-		netns: netns, cgroups: cgroups, periods: periods{begins: []time.Time{time.Now()}},
+		netns: netns, cgroups: cgroups, periods: periods{begins: []time.Time{time.Now()}, recent: recent},
 	}
 	if probe.NoCloses == nil {
 		t.closes = newTracedList(probe.Closes, most, mostShown)
@@ -179,7 +180,7 @@ func (t *tracer) collect(namespaces []Namespace, now, deadline time.Time) Trace 
 	counts := make([][]trace.Count, len(lists))
 	for i, l := range lists {
 		var err error
-		if counts[i], err = l.read(now); err != nil && result.Err == nil {
+		if counts[i], err = l.read(now, t.periods.recent); err != nil && result.Err == nil {
 			result.Err = err
 		}
 	}
@@ -228,10 +229,10 @@ func reportedIn(namespaces []Namespace) func(tracedPool) standing {
 	}
 }
 
-// read reads the counter.
-func (l *tracedList) read(now time.Time) ([]trace.Count, error) {
+// read reads the counter, and removes pools from the list.
+func (l *tracedList) read(now time.Time, recent time.Duration) ([]trace.Count, error) {
 	counts, rest, err := l.counter.Counts(now)
-	l.expire(now)
+	l.expire(now, recent)
 	l.connects.unattributed += rest.Connects
 	l.binds.unattributed += rest.Binds
 	l.closing.unattributed += rest.Closes
@@ -265,9 +266,9 @@ func (l *tracedList) report(result *Trace) {
 }
 
 // expire removes pools without events for seriesTime from the list. One without a series is kept while it has recent events.
-func (l *tracedList) expire(now time.Time) {
+func (l *tracedList) expire(now time.Time, recent time.Duration) {
 	for p, s := range l.listed {
-		if age := now.Sub(s.latest); age >= seriesTime || !s.hasSeries && age >= recentTime {
+		if age := now.Sub(s.latest); age >= seriesTime || !s.hasSeries && age >= recent {
 			l.remove(p)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 // A traced pool is what a trace tells of a pool: which control groups close its connections, and which fail to connect.
 type traced struct {
-	closers  []*scan.ClosedPool // those with most closes in the last minute first
+	closers  []*scan.ClosedPool // those with most recent closes first
 	failing  []*scan.FailedPool // those with most failures first
 	failures uint64
 	shown    bool // beside a destination
