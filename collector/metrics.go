@@ -188,7 +188,7 @@ func newDescs() descs {
 			"Part of a table of the eBPF programs that is in use: that of pools with failed connects and binds, or that of pools with closes. If it is 1, events in further pools are unattributed. Only with --trace.",
 			[]string{"table"}, nil),
 		traceMissed: prometheus.NewDesc("ephemeral_port_trace_missed_runs_total",
-			"Changes of state of sockets, and binds, that the eBPF programs did not see, because another one was in progress on the CPU (recursion_misses). Few of them are failures or closes, which are not counted then. Absent on kernels before 6.7. Only with --trace.",
+			"Changes of state of sockets, and binds, that the eBPF programs did not see, because the same program was in progress on the CPU (recursion_misses). Few of them are failures or closes, which are not counted then. Absent on kernels before 6.1. Only with --trace.",
 			nil, nil),
 		traceSuccess: prometheus.NewDesc("ephemeral_port_trace_collect_success",
 			"1 if this scrape could read the counts of failed connects and binds, and of closes. If it is 0, they are absent. Only with --trace.",

@@ -230,7 +230,7 @@ type Trace struct {
 	ClosesTableUtilization float64 // of the table of pools with closes
 	ReclaimErr             error   // set if slots of these tables could not be freed
 	MissedRuns             uint64  // how often the kernel skipped a program that counts; never falls
-	MissedRunsKnown        bool    // false before Linux 6.7, and with MissedRunsErr
+	MissedRunsKnown        bool    // false before Linux 6.1, and with MissedRunsErr
 	MissedRunsErr          error   // set if they could not be read
 }
 

@@ -137,15 +137,15 @@ func fill(free *ebpf.Map) error {
 	return nil
 }
 
-// MissedRuns returns how often the kernel did not run a program because another BPF program, or a
-// call of bpf(2), was in progress on that CPU (recursion_misses). Each of these is a change of
-// state of a socket, or a bind, of which few are counted. ok is false before Linux 6.7, which does not count them.
+// MissedRuns returns how often the kernel did not run a program because the same program was in progress on that CPU
+// (recursion_misses). Each of these is a change of state of a socket, or a bind, of which few are counted. ok is false before
+// Linux 6.1: before 5.12, the kernel does not count them.
 func (p *Probe) MissedRuns() (n uint64, ok bool, err error) {
 	version, err := features.LinuxVersionCode()
 	if err != nil {
 		return 0, false, fmt.Errorf("trace: read the version of the kernel: %w", err)
 	}
-	if version < 6<<16|7<<8 {
+	if version < 6<<16|1<<8 {
 		return 0, false, nil
 	}
 	for _, program := range append(p.binds.programs(), p.objects.SetState) {

@@ -627,6 +627,6 @@ func TestMissedRuns(t *testing.T) {
 		t.Errorf("%d missed runs, %v", n, err)
 	}
 	if !ok {
-		t.Skip("the kernel lacks a count of them, it needs Linux 6.7")
+		t.Skip("the kernel lacks a count of them, it needs Linux 6.1")
 	}
 }

@@ -22,7 +22,7 @@ func exporterRow() row {
 		newGraph("Tables of the trace", "Part of the eBPF programs' tables that is in use: of pools with failed connects and binds, and of pools with closes. At 100%, events in further pools are not attributed. Only with --trace.", ratio, 6, limit{1, "red"}).
 			query(ofHost("ephemeral_port_trace_table_utilization_ratio"), "{{table}}").
 			noValue("Not counted"),
-		newGraph("Not seen by the trace", "Changes of state of sockets per second that the eBPF programs did not see. Few of them are failed connects or closes. Only with --trace, from Linux 6.7 on.", "suffix:/s", 6).
+		newGraph("Not seen by the trace", "Changes of state of sockets per second that the eBPF programs did not see. Few of them are failed connects or closes. Only with --trace, from Linux 6.1 on.", "suffix:/s", 6).
 			query("rate("+ofHost("ephemeral_port_trace_missed_runs_total")+"[$__rate_interval])", "missed").
 			noValue("Not counted"),
 	}}
