@@ -50,6 +50,7 @@ type flags struct {
 	trace          *bool
 	snat           *bool
 	snatPorts      *portRanges
+	nodePorts      *portRanges
 	snatTakeover   *bool
 
 	procfs         *string
@@ -103,6 +104,9 @@ func addFlags(app *kingpin.Application) *flags {
 		snatTakeover: app.Flag("snat.takeover",
 			"The kernel is older than Linux 6.5, but has the change that lets new TCP connections take over the ports of closed ones. Without that change in the kernel, ports in use count as free.").Bool(),
 
+		nodePorts: portRangesFlag(app, "node-ports",
+			"Ports of the services of Kubernetes on each node, --service-node-port-range of the API server. Where a kubelet listens, the status page warns if they are in the ephemeral range. Cures keep them out. Repeatable.", "30000-32767"),
+
 		procfs: app.Flag("path.procfs",
 			"Mount point of procfs.").Default("/proc").String(),
 		cgroup: app.Flag("path.cgroup",
@@ -148,6 +152,7 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 
 		SNAT:         *f.snat,
 		SNATPorts:    f.snatPorts.ranges,
+		NodePorts:    f.nodePorts.ranges,
 		SNATTakeover: *f.snatTakeover,
 	}
 }

@@ -97,15 +97,12 @@ func (v servers) among(ports pool.PortRange, s pool.Settings) (reserve portset.M
 	return reserve
 }
 
-// nodePorts are those of Kubernetes, unless its administrator has changed them. No program needs to listen on them, and
-// connections that have one of them can hang: rules lead their packets elsewhere.
-var nodePorts = pool.PortRange{Low: 30000, High: 32767}
-
 // A widening makes the range as wide as it can be.
 type widening struct {
 	ports         pool.PortRange
 	usable        portset.Map // those of ports that are not reserved, or will not be
 	first         []string    // ports that must be reserved first, because programs wait on them
+	nodePorts     bool        // node ports stay out
 	command, undo string      // no command if not all of them are known
 }
 
@@ -121,9 +118,14 @@ func newWidening(s pool.Settings, v servers) (w widening, ok bool) {
 			further.Add(port)
 		}
 	}
-	for port := nodePorts.Low; port <= nodePorts.High; port++ {
-		if w.usable.Has(port) && !s.PortRange.Contains(port) {
-			further.Add(port)
+	for _, of := range nodePorts(s) {
+		for port := int(of.Low); port <= int(of.High); port++ {
+			if p := uint16(port); w.ports.Contains(p) && !s.PortRange.Contains(p) {
+				w.nodePorts = true
+				if w.usable.Has(p) {
+					further.Add(p)
+				}
+			}
 		}
 	}
 	for port := range further.All() {
@@ -152,7 +154,7 @@ func (w *widening) sentence(of string) string {
 	if len(w.first) > 0 {
 		of += " Programs wait on these, so reserve them first: " + someOf(w.first) + "."
 	}
-	if !w.usable.Has(nodePorts.Low) && w.ports.Low < nodePorts.Low {
+	if w.nodePorts {
 		of += " The node ports of Kubernetes stay out."
 	}
 	return of

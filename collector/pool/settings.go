@@ -20,6 +20,9 @@ type Settings struct {
 	// does not have it (before 4.11).
 	UnprivilegedPort uint16
 
+	// NodePorts are those of the services of Kubernetes, for which no socket listens. If empty, they are 30000-32767.
+	NodePorts []PortRange
+
 	// MayRedirect is set if there is a sign of rules that lead packets for a port elsewhere, so that it is in use
 	// without a socket. Rules without connection tracking, and those of eBPF, can be there without a sign.
 	MayRedirect bool

@@ -46,6 +46,7 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, overflows *overfl
 		n.fail(err)
 		return
 	}
+	settings.NodePorts = s.cfg.NodePorts
 	settings.MayRedirect = n.Conntrack.Entries > 0 || ns.HasServiceProxy()
 	n.UDP = s.countUDP(settings)
 	b.due[udpPart] = n.UDP.Outcome == Collected

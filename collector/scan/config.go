@@ -50,6 +50,8 @@ type Config struct {
 	SNAT      bool             // count the ports of source NAT
 	SNATPorts []pool.PortRange // that its rules choose from
 
+	NodePorts []pool.PortRange // of Kubernetes, see pool.Settings
+
 	// SNATTakeover says that the kernel takes over the ports of closed flows although its release is
 	// older than that, see snat.Settings.
 	SNATTakeover bool

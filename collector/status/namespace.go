@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"ephemeral_port_exporter/collector/advice"
+	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 )
 
@@ -205,10 +206,13 @@ func newDocumentNamespace(n *scan.Namespace) documentNamespace {
 	if !settings.AutobindReuse {
 		doc.MaxSourceUtilization = &r.MaxSourceUtilization
 	}
-	if c, ok := advice.ReserveListeners(r); ok {
-		a := &advice.Advice{Cures: []advice.Cure{c}}
-		doc.ListenerCures = newDocumentCures(newCures(n, a, "Ports"), a)
+	var listener advice.Advice
+	for _, reserve := range []func(*pool.Report) (advice.Cure, bool){advice.ReserveListeners, advice.ReserveNodePorts} {
+		if c, ok := reserve(r); ok {
+			listener.Cures = append(listener.Cures, c)
+		}
 	}
+	doc.ListenerCures = newDocumentCures(newCures(n, &listener, "Ports"), &listener)
 	if r.BoundKnown {
 		doc.Bound, doc.BoundUnknown = &r.BoundPorts, &r.BoundUnknown
 	}

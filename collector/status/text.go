@@ -19,7 +19,9 @@ const (
 // newText returns a page as plain text, which is ASCII without a past.
 func newText(p *page) string {
 	t := &text{signs: signsOf(p.View), width: max(min(cmp.Or(p.View.Columns, textWidth), textWidth), minTextWidth)}
-	t.paragraph("", p.Host+": "+p.Headline().String())
+	headline := p.Headline()
+	t.paragraph("", p.Host+": "+headline.String())
+	t.commands("     ", headline.Command, headline.Undo)
 	for _, f := range p.Problems() {
 		t.paragraph("  ", f.String())
 		t.commands("     ", f.Command, f.Undo)

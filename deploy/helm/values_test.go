@@ -66,6 +66,8 @@ func TestBadValues(t *testing.T) {
 		"seccompProfile: {type: Localhost}":       "'/seccompProfile'",
 		"seLinuxOptions: {kind: spc_t}":           "'kind' not allowed",
 		"podAnnotations: {a: true}":               "'/podAnnotations/a'",
+		"nodePorts: 30000":                        "'/nodePorts'",
+		"nodePorts: 30000-":                       "'/nodePorts'",
 	} {
 		_, err := template(load(t), values)
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
