@@ -1,15 +1,10 @@
 //go:build docker
 
-// Package docker runs the release in Docker, on a host that .ci/docker makes for it: the archives of the image, and the lines
-// of the documents as they are, beside containers that take ports. Its tests need the build tag docker.
-package docker
+package hosts
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,8 +16,6 @@ import (
 
 	"ephemeral_port_exporter/deploy/deploytest"
 )
-
-const exporter = "http://localhost:10149"
 
 // Containers that take ports of 198.18.0.3, beyond the gateway of the host.
 var workloads = map[string]struct {
@@ -105,75 +98,6 @@ func prepare() error {
 	return nil
 }
 
-// Documents, seen from the directory of this package.
-const (
-	installFile  = "../docs/install.md"
-	securityFile = "../docs/security.md"
-	readmeFile   = "../../README.md"
-)
-
-// lines returns the lines of a document that match. A line that ends with a backslash goes on in the next.
-func lines(path, expression string) (found []string) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		panic(err)
-	}
-	for line := range strings.Lines(strings.ReplaceAll(string(text), "\\\n", "")) {
-		if regexp.MustCompile(expression).MatchString(line) {
-			found = append(found, strings.TrimSpace(line))
-		}
-	}
-	return found
-}
-
-// command runs a command of a shell, and returns its output.
-func command(line string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	var stderr strings.Builder
-	cmd := exec.CommandContext(ctx, "bash", "-c", line)
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		err = fmt.Errorf("%s: %w: %s", line, err, &stderr)
-	}
-	return strings.TrimSpace(string(out)), err
-}
-
-// must is command for what has to succeed.
-func must(t *testing.T, line string) string {
-	t.Helper()
-	out, err := command(line)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
-// eventually tries until there is no error.
-func eventually(limit time.Duration, try func() error) (err error) {
-	for deadline := time.Now().Add(limit); ; time.Sleep(200 * time.Millisecond) {
-		if err = try(); err == nil || time.Now().After(deadline) {
-			return err
-		}
-	}
-}
-
-// get returns what the exporter answers.
-func get(path string) (string, error) {
-	client := http.Client{Timeout: 20 * time.Second}
-	resp, err := client.Get(exporter + path)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = errors.New(resp.Status)
-	}
-	return string(body), err
-}
-
 // id returns the ID of a workload's container.
 func id(t *testing.T, name string) string {
 	t.Helper()
@@ -233,7 +157,7 @@ func samples(t *testing.T, flag, metrics string) []sample {
 	case "--namespaces=all":
 		behind, full, udp := netns(metrics, id(t, "behind")), netns(metrics, id(t, "full")), netns(metrics, id(t, "udp"))
 		return append(all,
-			sample{"netns_info", `command="docker.test" ` + of("full") + full, "1"},
+			sample{"netns_info", `command="hosts.test" ` + of("full") + full, "1"},
 			sample{"destination_ports", to + `"8080" ` + behind + ` source_ip="` + address(t, "behind") + `" state="established"`, "400"},
 			sample{"destination_owner_ports", of("behind") + to + `"8080" ` + behind, "400"},
 			sample{"destination_utilization_ratio", to + `"8081" ` + full, "1"},

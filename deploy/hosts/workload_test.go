@@ -1,6 +1,6 @@
 //go:build docker
 
-package docker
+package hosts
 
 import (
 	"fmt"
