@@ -40,7 +40,7 @@ func worstRow() row {
 			column{query: by(of("destination:ephemeral_port_load:ratio")), title: "Load", properties: []property{
 				unit(ratio), decimals(0), width(60), colored(limit{0.9, "red"}), cell("color-text"),
 			}},
-			column{query: by(of("ephemeral_port_destination_exhaustion_seconds")), title: "Full in", properties: []property{
+			column{query: by(of("ephemeral_port_destination_sure_exhaustion_seconds")), title: "Full in", properties: []property{
 				unit(seconds), decimals(0), width(70), {"thresholds", steps("red", nil)}, cell("color-text"),
 				mappings(
 					map[string]any{"type": "value", "options": map[string]any{"0": map[string]any{"text": "now"}}},
