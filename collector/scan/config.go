@@ -59,3 +59,10 @@ type Config struct {
 
 // othersInScope reports whether the scope has namespaces besides the process's own.
 func (c Config) othersInScope() bool { return c.Scope == ScopeNamed || c.Scope == ScopeAll }
+
+// A PermanentError lasts until somebody changes the host or the flags: to start again is of no use.
+type PermanentError struct{ Err error }
+
+func (e *PermanentError) Error() string { return e.Err.Error() }
+
+func (e *PermanentError) Unwrap() error { return e.Err }

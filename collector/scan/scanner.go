@@ -207,13 +207,6 @@ func explain(err error, proc string) error {
 	}
 }
 
-// A PermanentError lasts until somebody changes the host or the flags: to start again is of no use.
-type PermanentError struct{ Err error }
-
-func (e *PermanentError) Error() string { return e.Err.Error() }
-
-func (e *PermanentError) Unwrap() error { return e.Err }
-
 // staysAsIs reports whether an error of open is known to be permanent. Others, such as a lack of memory, may pass.
 func staysAsIs(err error) bool {
 	return slices.ContainsFunc([]error{fs.ErrPermission, fs.ErrNotExist, sockiter.ErrUnsupported, trace.ErrUnsupported}, func(target error) bool { return errors.Is(err, target) })

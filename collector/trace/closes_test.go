@@ -124,7 +124,7 @@ func TestCloses(t *testing.T) {
 			hear(t, client)
 			_ = unix.Close(client)
 		}, 1},
-		{"shutdown for reading", client, func(t *testing.T, client, server int) {
+		{"shutdown for reading", client, func(_ *testing.T, client, server int) {
 			_ = unix.Shutdown(client, unix.SHUT_RD)
 			_ = unix.Close(server)
 			_ = unix.Shutdown(client, unix.SHUT_WR)
