@@ -275,16 +275,16 @@ func TestTraceCloses(t *testing.T) {
 		return got
 	}
 	const seconds = time.Second
-	closed(1, 0, 1, 5)
+	closed(1, 16, 1, 5)
 	closed(1, 0, 9, 7)
 	of.rest.Closes = 2
-	scan("one is reported", 15*seconds, report(1), "ns1/:1=5,5 by 5", 9, 0)
-	closed(1, 0, 1, 3)
-	scan("no more", 15*seconds, nil, "ns1/:1=8,8 by 3", 9, 0)
+	scan("one is reported", 15*seconds, report(1), "ns116:1=5,5 by 5", 9, 0)
+	closed(1, 16, 1, 3)
+	scan("no more", 15*seconds, nil, "ns116:1=8,8 by 3", 9, 0)
 	closed(1, 6, 1, 4)
 	closed(1, 0, 100, 6)
 	closed(1, 0, 9, 1)
-	scan("another control group, and one without a series", 15*seconds, report(1, 100), "ns1/:100=0,6 by 6 ns1/:1=8,8 by 3 ns16:1=4,4 by 4", 16, 0)
+	scan("another control group, and one without a series", 15*seconds, report(1, 100), "ns1/:100=0,6 by 6 ns116:1=8,8 by 3 ns16:1=4,4 by 4", 16, 0)
 	closed(2, 0, 1, 1)
 	got := scan("another tenant", 15*seconds, report(1, 100), "ns1/:100=0,6 by 6 ns16:1=4,4 by 4 ns2/:1=1,1 by 1", 16, 8)
 	if got.Window != 60*seconds {
