@@ -336,7 +336,7 @@ func TestDashboardQueries(t *testing.T) {
 	// are rare, and expired failures are a part of a recorded number.
 	for _, name := range []string{
 		"ephemeral_port_connect_failures_expired_total", "ephemeral_port_bind_failures_expired_total", "ephemeral_port_destination_closes_expired_total",
-		"ephemeral_port_destination_closes_total", "ephemeral_port_destination_closes_unattributed_total",
+		"ephemeral_port_destination_closes_unattributed_total",
 		"ephemeral_port_destination_exhaustion_seconds", "ephemeral_port_snat_unreported_pools", "ephemeral_port_snat_unreported_ports", "ephemeral_port_snat_unreported_max_utilization_ratio", "ephemeral_port_snat_outside_flows", "ephemeral_port_snat_unknown_pools", "ephemeral_port_destination_reusable_unknown_ports",
 	} {
 		delete(unused, name)
