@@ -118,6 +118,9 @@ func (d *destination) blame() string {
 // blamable reports whether a control group says who it is: the root has what is in no other, which is all on some hosts.
 func blamable(g *scan.Group) bool { return g.Path != "/" }
 
+// inUse returns how many ports connect() cannot choose, those that other clients have bound included.
+func inUse(d *pool.Destination) int { return d.Held - d.Reusable + d.BoundByOthers }
+
 // newWho returns who fills a pool, and whose connects to it fail.
 func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, c cleaner) (w who) {
 	closed := d.Held - d.Open // ports of connections that ended, which no process has any more
@@ -130,10 +133,16 @@ func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, 
 		fills = w.addClosers(d, closed, t.closers, held, of, c)
 	} else if held != "" {
 		w.Sentences = append(w.Sentences, held+".")
-		if most := owners[0]; 2*most.Ports > d.Held && blamable(&most.Group) {
-			fills = &most.Group
-			w.culprit = fmt.Sprintf("%s holds %s of those in use", ownerName(fills, c), percent(float64(most.Ports)/float64(d.Held)))
+	}
+	inUse := float64(inUse(d))
+	if fills == nil && len(owners) > 0 {
+		if share := float64(owners[0].Ports) / inUse; share > 0.5 && blamable(&owners[0].Group) {
+			fills = &owners[0].Group
+			w.culprit = fmt.Sprintf("%s holds %s of those in use", ownerName(fills, c), percent(share))
 		}
+	}
+	if share := float64(d.BoundByOthers) / inUse; share > 0.5 && d.Utilization >= 0.5 {
+		w.culprit = fmt.Sprintf("other clients have bound %s of those in use", percent(share))
 	}
 	w.InRow = append(w.InRow, ownerNames(owners, c)...)
 	if len(t.failing) > 0 {
@@ -151,7 +160,7 @@ func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, 
 }
 
 // addClosers adds who closed the connections of a pool in which closed ones hold most ports. held says who has its open ones. It
-// returns the control group that closed more than half, or nothing.
+// returns the control group that fills more than half of the pool with these, or nothing.
 func (w *who) addClosers(d *pool.Destination, closed int, closers []*scan.ClosedPool, held string, t *scan.Trace, c cleaner) (fills *scan.Group) {
 	if t == nil || t.Err != nil || !t.ClosesCounted {
 		tells := "--trace tells who closes them"
@@ -180,7 +189,7 @@ func (w *who) addClosers(d *pool.Destination, closed int, closers []*scan.Closed
 			sentence += fmt.Sprintf("; who closed %s is not known", percent(float64(unknown)/float64(all)))
 		}
 		w.Sentences = append(w.Sentences, sentence+".")
-		if most := closers[0]; share(most) > 0.5 && blamable(&most.Cgroup) {
+		if most := closers[0]; 2*share(most)*float64(closed-d.Reusable) > float64(inUse(d)) && blamable(&most.Cgroup) {
 			fills = &most.Cgroup
 			w.culprit = fmt.Sprintf("%s closed %s of its connections", ownerName(fills, c), percent(share(most)))
 		}

@@ -26,6 +26,12 @@ func TestWho(t *testing.T) {
 	counted := &scan.Trace{ClosesCounted: true, Window: 61 * time.Second}
 	reused := waiting
 	reused.Reusable = 3000
+	bound, waitingBound := open, waiting
+	for _, d := range []*pool.Destination{&bound, &waitingBound} {
+		d.BoundByOthers, d.Utilization = 20000, float64(d.Held+20000)/28220
+	}
+	overtaken := connections("10.0.0.1", "10.0.0.2:80", map[tcpstate.State]int{tcpstate.TimeWait: 600, tcpstate.Established: 400})
+	overtaken.Reusable = 500
 	for _, tt := range []struct {
 		name           string
 		pool           pool.Destination
@@ -64,7 +70,15 @@ func TestWho(t *testing.T) {
 			"Closed first in the last 61 s by /job (100%, last curl with pid 7).",
 		}, "/job closed 100% of its connections"},
 		{"open connections", open, []scan.Owner{owns("/proxy", 980), owns("/job", 10)}, traced{closers: []*scan.ClosedPool{closes("/job", 10)}, failing: []*scan.FailedPool{fails("/proxy", 3)}, failures: 3}, counted,
-			[]string{"/proxy (980)", "/job (10)"}, []string{"Held by /proxy (980), /job (10).", "Failed connects are of /proxy (3, last haproxy with pid 8)."}, "/proxy holds 98% of those in use"},
+			[]string{"/proxy (980)", "/job (10)"}, []string{"Held by /proxy (980), /job (10).", "Failed connects are of /proxy (3, last haproxy with pid 8)."}, "/proxy holds 87% of those in use"},
+		{"others have bound most", bound, []scan.Owner{owns("/proxy", 980)}, traced{failing: []*scan.FailedPool{fails("/job", 3)}, failures: 3}, counted,
+			[]string{"/proxy (980)"}, []string{"Held by /proxy (980).", "Failed connects are of /job (3, last haproxy with pid 8)."}, "other clients have bound 95% of those in use"},
+		{"others have bound most, and closes", waitingBound, nil, traced{closers: []*scan.ClosedPool{closes("/job", 3237)}, failing: []*scan.FailedPool{fails("/proxy", 3)}, failures: 3}, counted,
+			[]string{"closed by /job (100%)"}, []string{
+				"Closed first in the last 61 s by /job (100%, last curl with pid 7).", "Failed connects are of /proxy (3, last haproxy with pid 8).",
+			}, "other clients have bound 85% of those in use"},
+		{"open connections hold what connect() cannot take over", overtaken, []scan.Owner{owns("/proxy", 390)}, traced{closers: []*scan.ClosedPool{closes("/job", 6000)}}, counted,
+			[]string{"closed by /job (100%)", "/proxy (390)"}, []string{"Closed first in the last 61 s by /job (100%, last curl with pid 7).", "Held by /proxy (390)."}, "/proxy holds 62% of those in use"},
 		{"in the root", open, []scan.Owner{owns("/", 980)}, traced{}, counted, []string{"/ (980)"}, []string{"Held by / (980)."}, ""},
 		{"only failures are known", connections("10.0.0.1", "10.0.0.2:80", map[tcpstate.State]int{tcpstate.Established: 2}), nil, traced{failing: []*scan.FailedPool{fails("/proxy", 3)}, failures: 3}, counted,
 			nil, []string{"Failed connects are of /proxy (3, last haproxy with pid 8)."}, "connects of /proxy failed"},
