@@ -124,9 +124,10 @@ func inUse(d *pool.Destination) int { return d.Held - d.Reusable + d.BoundByOthe
 // newWho returns who fills a pool, and whose connects to it fail.
 func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, c cleaner) (w who) {
 	closed := d.Held - d.Open // ports of connections that ended, which no process has any more
+	names := ownerNames(owners, c)
 	held := ""
-	if len(owners) > 0 {
-		held = "Held by " + strings.Join(ownerNames(owners, c), ", ")
+	if len(names) > 0 {
+		held = "Held by " + strings.Join(names, ", ")
 	}
 	var fills *scan.Group // most of it
 	if 2*closed > d.Held {
@@ -144,7 +145,10 @@ func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, 
 	if share := float64(d.BoundByOthers) / inUse; share > 0.5 && d.Utilization >= 0.5 {
 		w.culprit = fmt.Sprintf("other clients have bound %s of those in use", percent(share))
 	}
-	w.InRow = append(w.InRow, ownerNames(owners, c)...)
+	if len(w.InRow) > 0 && held != "" { // beside those who closed
+		names = []string{"held by " + strings.Join(names, ", ")}
+	}
+	w.InRow = append(w.InRow, names...)
 	if len(t.failing) > 0 {
 		w.Sentences = append(w.Sentences, "Failed connects are of "+named(t.failing, func(f *scan.FailedPool) string {
 			return fmt.Sprintf("%s (%d%s)", ownerName(&f.Cgroup, c), f.Failures, last(f.Last, c))

@@ -51,7 +51,7 @@ func TestWho(t *testing.T) {
 			"Connections that this host closed first have 3237 of 3292 ports. No process and no control group has them any more: who closed them is not counted now.",
 		}, ""},
 		{"the job, not the proxy", waiting, []scan.Owner{owns("/proxy", 55)}, traced{closers: []*scan.ClosedPool{closes("/job", 3150), closes("/proxy", 87)}, failing: []*scan.FailedPool{fails("/proxy", 12)}, failures: 12}, counted,
-			[]string{"closed by /job (97%), /proxy (2%)", "/proxy (55)"}, []string{
+			[]string{"closed by /job (97%), /proxy (2%)", "held by /proxy (55)"}, []string{
 				"Closed first in the last 61 s by /job (97%, last curl with pid 7), /proxy (2%, last curl with pid 7).",
 				"Held by /proxy (55).",
 				"Failed connects are of /proxy (12, last haproxy with pid 8).",
@@ -78,7 +78,7 @@ func TestWho(t *testing.T) {
 				"Closed first in the last 61 s by /job (100%, last curl with pid 7).", "Failed connects are of /proxy (3, last haproxy with pid 8).",
 			}, "other clients have bound 85% of those in use"},
 		{"open connections hold what connect() cannot take over", overtaken, []scan.Owner{owns("/proxy", 390)}, traced{closers: []*scan.ClosedPool{closes("/job", 6000)}}, counted,
-			[]string{"closed by /job (100%)", "/proxy (390)"}, []string{"Closed first in the last 61 s by /job (100%, last curl with pid 7).", "Held by /proxy (390)."}, "/proxy holds 62% of those in use"},
+			[]string{"closed by /job (100%)", "held by /proxy (390)"}, []string{"Closed first in the last 61 s by /job (100%, last curl with pid 7).", "Held by /proxy (390)."}, "/proxy holds 62% of those in use"},
 		{"in the root", open, []scan.Owner{owns("/", 980)}, traced{}, counted, []string{"/ (980)"}, []string{"Held by / (980)."}, ""},
 		{"only failures are known", connections("10.0.0.1", "10.0.0.2:80", map[tcpstate.State]int{tcpstate.Established: 2}), nil, traced{failing: []*scan.FailedPool{fails("/proxy", 3)}, failures: 3}, counted,
 			nil, []string{"Failed connects are of /proxy (3, last haproxy with pid 8)."}, "connects of /proxy failed"},
