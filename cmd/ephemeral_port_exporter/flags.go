@@ -116,7 +116,7 @@ func addFlags(app *kingpin.Application) *flags {
 		minPorts: countFlag(app, "destination.min-ports",
 			"Give a destination, or a pool of source NAT, series of its own only if it holds at least this many ports. 0 means 0.5% of the ports that it can have, at least 10, or of a destination 100 connections without an answer. The status page lists the 20 in most danger whatever this is.", "0"),
 		limit: countFlag(app, "destination.limit",
-			"Maximum number of destinations with series of their own: those with the greatest utilization. The others are only summed up. The same limit applies to source addresses, to pools of source NAT, and to series of failed connects.", "256"),
+			"Maximum number of destinations with series of their own: those with the greatest utilization. The others are only summed up. The same limit applies to source addresses, to pools of source NAT, to series of failed connects and binds together, and to series of closes.", "256"),
 		timeWaitLength: durationFlag(app, "time-wait.length",
 			"Time that the kernel keeps a connection in TIME_WAIT: its constant TCP_TIMEWAIT_LEN. Change it only for a kernel that was built with another value. With a wrong value, reusable ports, close rates and ceilings are wrong.", "60s"),
 		collectTimeout: durationFlag(app, "collect.timeout",

@@ -16,7 +16,7 @@ import (
 
 // Errors of what the program cannot tell.
 var (
-	errNoNamespaces = errors.New("the kernel does not tell the network namespace of a failed connect(): it needs Linux 5.12 for 64 bits")
+	errNoNamespaces = errors.New("the kernel does not tell the network namespace of a socket: it needs Linux 5.12 for 64 bits")
 	errNoAncestors  = errors.New("the kernel does not tell eBPF programs the ancestor of a control group: it needs Linux 5.14, or one with bpf_get_current_ancestor_cgroup_id for tracing programs")
 	errNoBinds      = errors.New("the kernel lets no eBPF programs run at the end of its functions (fexit): it needs Linux 5.5 on x86, 6.4 on arm64, with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS")
 	errNoCloses     = errors.New("the range of ports is not where known kernels have it")
