@@ -205,7 +205,7 @@ func newDescs() descs {
 			nil, nil),
 
 		closes: prometheus.NewDesc("ephemeral_port_destination_closes_total",
-			"Connections that this host closed first, on a port of the range, so that the port waits in TIME_WAIT, by network namespace, addresses, and control group of the process that closed: by close(), shutdown() or its end. Of destinations that have series; a series ends after 15 minutes without closes. Only with --trace. Absent on kernels that cannot tell.",
+			"Connections that this host closed first, on a port of the range, so that the port waits in TIME_WAIT, by network namespace, addresses, and control group that opened it: by close(), shutdown() or the end of a process. Of destinations that have series; a series ends after 15 minutes without closes. Only with --trace. Absent on kernels that cannot tell.",
 			destinationOwner, nil),
 		closesUnattributed: prometheus.NewDesc("ephemeral_port_destination_closes_unattributed_total",
 			"Such connections that were not counted in a series of ephemeral_port_destination_closes_total: those of destinations that have no series, or of too many pools. Only with --trace. Absent on kernels that cannot tell.",

@@ -339,6 +339,50 @@ func TestClosesDeferred(t *testing.T) {
 	t.Logf("closed by %+v", c.Last)
 }
 
+// TestClosesPassed has a process drop a connection that another control group opened and sent to it, as any user can send his own to
+// any daemon with a Unix socket. It is a close of who opened it, and the daemon is not named.
+func TestClosesPassed(t *testing.T) {
+	const port = 7053
+	p := attachCloses(t)
+	mount := netnstest.Cgroups(t)
+	dir := fmt.Sprint(mount, "/trace-", os.Getpid())
+	id := netnstest.NewCgroup(t, dir)
+	back := filepath.Join(mount, ownCgroup(t))
+	netnstest.New(t)
+	listener := netnstest.Listen(t, "198.51.100.7:7053", false)
+	netnstest.MoveToCgroup(t, dir, os.Getpid())
+	moved := false
+	defer func() {
+		if !moved {
+			netnstest.MoveToCgroup(t, back, os.Getpid())
+		}
+	}()
+	client, server := netnstest.Pair(t, netnstest.Client{Destination: netip.MustParseAddrPort("198.51.100.7:7053")}, listener)
+	defer unix.Close(server)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	if err := unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(client), nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(client)
+	netnstest.MoveToCgroup(t, back, os.Getpid())
+	moved = true
+	if _, err := unix.Read(pair[1], make([]byte, 1)); err != nil { // without room for what was sent besides, the kernel closes it
+		t.Fatal(err)
+	}
+	counts, sum := closesTo(t, p, port)
+	if sum != 1 {
+		t.Fatalf("counted %d closes, want 1: %+v", sum, counts)
+	}
+	if c := counts[0]; c.Cgroup != id || c.Last != (Process{}) {
+		t.Errorf("closed by %+v in control group %d, want no process in %d", c.Last, c.Cgroup, id)
+	}
+}
+
 // ownCgroup returns the path of the control group of this process.
 func ownCgroup(t *testing.T) string {
 	t.Helper()

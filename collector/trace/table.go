@@ -45,7 +45,7 @@ const (
 	BindUDP Call = unix.IPPROTO_UDP
 )
 
-// A Process is one that did something. It is the zero value if it is not known: a thread of the kernel did it.
+// A Process is one that did something. It is the zero value if a thread of the kernel did it, or a process of another control group.
 type Process struct {
 	Command string // of its main thread, see proc_pid_comm(5): at most 15 bytes, which the process chooses
 	PID     int    // in the initial PID namespace
@@ -62,8 +62,8 @@ type Count struct {
 	Namespace uint64
 
 	// Cgroup is the control group of the caller: the inode of the directory in the cgroup2 file
-	// system. If a thread of the kernel is the caller, it is that of the process that made the socket,
-	// and before Linux 5.15 the root.
+	// system. Of a close, or if a thread of the kernel is the caller, it is that of the process that made the socket. Before
+	// Linux 5.15 it is the caller's, which is the root for a thread of the kernel.
 	Cgroup uint64
 
 	// Ancestor is the control group two levels below the root that Cgroup is in, or Cgroup itself

@@ -200,16 +200,18 @@ static __always_inline __u32 take(struct table t, struct slot *new, struct net *
 	return number;
 }
 
-// count adds an event to a pool, of which addresses, port and call are set. It is one of the control group of the caller, or if
-// a thread of the kernel acts for a process that may have ended, of the control group that made the socket (Linux 5.15).
+// count adds an event to a pool, of which addresses, port and call are set. It is one of the control group of the caller. But a
+// close is one of the control group that made the socket (Linux 5.15), as sockets have it too: anybody can send a connection to a
+// daemon, which then closes it, and a thread of the kernel can do so for a process that has ended.
 static __always_inline void count(struct table t, struct slot *new, struct sock *sk, struct net *net)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct cgroup *group = NULL;
 	const bool deferred = BPF_CORE_READ(task, flags) & PF_KTHREAD;
-	if (deferred && bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+	if ((deferred || new->pool.call == CLOSE) && bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
 		group = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
-	new->pool.cgroup = group ? BPF_CORE_READ(group, kn, id) : bpf_get_current_cgroup_id();
+	const __u64 own = bpf_get_current_cgroup_id();
+	new->pool.cgroup = group ? BPF_CORE_READ(group, kn, id) : own;
 	if (namespaces)
 		new->pool.namespace = BPF_CORE_READ(net, net_cookie);
 	__u32 *known = bpf_map_lookup_elem(t.pools, &new->pool);
@@ -217,7 +219,7 @@ static __always_inline void count(struct table t, struct slot *new, struct sock 
 	struct slot *slot = bpf_map_lookup_elem(t.slots, &number);
 	if (!slot) // never
 		return;
-	if (!deferred) {
+	if (!deferred && new->pool.cgroup == own) {
 		struct task_struct *leader = BPF_CORE_READ(task, group_leader);
 		bpf_core_read(slot->command, sizeof(slot->command), &leader->comm);
 		slot->process = bpf_get_current_pid_tgid() >> 32;
