@@ -135,14 +135,14 @@ func newWho(d *pool.Destination, owners []scan.Owner, t traced, of *scan.Trace, 
 	} else if held != "" {
 		w.Sentences = append(w.Sentences, held+".")
 	}
-	inUse := float64(inUse(d))
+	used := float64(inUse(d))
 	if fills == nil && len(owners) > 0 {
-		if share := float64(owners[0].Ports) / inUse; share > 0.5 && blamable(&owners[0].Group) {
+		if share := float64(owners[0].Ports) / used; share > 0.5 && blamable(&owners[0].Group) {
 			fills = &owners[0].Group
 			w.culprit = fmt.Sprintf("%s holds %s of those in use", ownerName(fills, c), percent(share))
 		}
 	}
-	if share := float64(d.BoundByOthers) / inUse; share > 0.5 && d.Utilization >= 0.5 {
+	if share := float64(d.BoundByOthers) / used; share > 0.5 && d.Utilization >= 0.5 {
 		w.culprit = fmt.Sprintf("other clients have bound %s of those in use", percent(share))
 	}
 	if len(w.InRow) > 0 && held != "" { // beside those who closed
