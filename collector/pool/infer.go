@@ -33,8 +33,9 @@ const minOwn = 10
 // the report. Infer must come after the last Add and before Report.
 func (t *Table) Infer(k *Knowledge, limits Limits) {
 	if t.use.learn(t.before.use) {
-		for i := range t.counts {
-			t.counts[i].early, t.counts[i].presumedEarly = 0, 0
+		for i := range t.counts.Len() {
+			c := t.counts.At(i)
+			c.early, c.presumedEarly = 0, 0
 		}
 	}
 	k.use, k.earlier, k.scans = t.use, t.earlierConnections(), k.scans+1
@@ -102,7 +103,7 @@ func (t *Table) units(sources map[sourceKey]*knownSource, minPorts int) map[unit
 		return units
 	}
 	for pool, i := range t.pools {
-		c := &t.counts[i]
+		c := t.counts.At(int(i))
 		source := doubtful[c.source]
 		if source == nil {
 			continue
@@ -111,7 +112,7 @@ func (t *Table) units(sources map[sourceKey]*knownSource, minPorts int) map[unit
 		source.few = !t.before.tells(key.source, source.ports.Size())
 		if source.few {
 			key.source = sourceKey{}
-		} else if t.before.sources[key.source].tells(pool, c.held() >= minPorts) {
+		} else if t.before.sources[key.source].tells(pool, c.held >= minPorts) {
 			key.pool = pool
 		}
 		u := units[key]
@@ -192,9 +193,9 @@ func (t *Table) countPorts(u *unit) (e evidence) {
 		}
 	})
 	for _, i := range u.pools {
-		c := &t.counts[i]
-		e.held[connectParity] += c.held() // those that are not listed too
-		taken := c.held()                 // also what connect() may take over: when the new ports came, it may have been open
+		c := t.counts.At(int(i))
+		e.held[connectParity] += c.held // those that are not listed too
+		taken := c.held                 // also what connect() may take over: when the new ports came, it may have been open
 		for _, list := range []portset.List{c.open, c.fixed} {
 			for port := range t.lists.All(list) {
 				taken -= t.parityOf(port) // bindParity is 1
@@ -222,7 +223,7 @@ func (t *Table) shares(u *unit) bool {
 	if t.settings.AutobindReuse {
 		return false
 	}
-	several := t.severalPools(t.counts[u.pools[0]].source)
+	several := t.severalPools(t.counts.At(int(u.pools[0])).source)
 	var ports, shared portset.Set
 	t.eachPort(u, func(port uint16) {
 		if t.parityOf(port) == bindParity {
@@ -240,8 +241,8 @@ func (t *Table) severalPools(source *portset.Set) *portset.Set {
 	if t.several == nil {
 		t.several = make(map[*portset.Set]*portset.Set, len(t.sources))
 		one := make(map[*portset.Set]*portset.Set, len(t.sources))
-		for i := range t.counts {
-			source := t.counts[i].source
+		for i := range t.counts.Len() {
+			source := t.counts.At(i).source
 			if one[source] == nil {
 				one[source], t.several[source] = new(portset.Set), new(portset.Set)
 			}
@@ -346,7 +347,7 @@ func (t *Table) mark(v *verdicts) {
 // isShared reports whether two pools of the source hold a port, so that it is not bound.
 func (t *Table) isShared(u *unit, port uint16) bool {
 	// Among many small pools, one or the other always holds the port.
-	return u.several && !u.few && !t.settings.AutobindReuse && t.severalPools(t.counts[u.pools[0]].source).Has(port)
+	return u.several && !u.few && !t.settings.AutobindReuse && t.severalPools(t.counts.At(int(u.pools[0])).source).Has(port)
 }
 
 // was reports whether a verdict holds of a port, also one of when the unit was one of the others.
@@ -380,8 +381,8 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 		}
 	}
 	for pool, i := range t.pools {
-		c := &t.counts[i]
-		held := c.held()
+		c := t.counts.At(int(i))
+		held := c.held
 		source, u := sources[pool.sourceKey()], units[unitKey{pool.sourceKey(), pool}]
 		if source.few || held < minPorts && u == nil {
 			continue
@@ -409,8 +410,8 @@ func (t *Table) countBound() {
 			t.doubtful.Add(port)
 		}
 	}
-	for i := range t.counts {
-		c := &t.counts[i]
+	for i := range t.counts.Len() {
+		c := t.counts.At(int(i))
 		for port := range t.lists.All(c.presumed) {
 			switch {
 			case t.bound.Has(port):
@@ -472,7 +473,7 @@ func (t *Table) countDoubtful(c *poolCounts, port uint16) {
 // eachPort calls f for the port of each socket of a unit.
 func (t *Table) eachPort(u *unit, f func(port uint16)) {
 	for _, i := range u.pools {
-		c := &t.counts[i]
+		c := t.counts.At(int(i))
 		for _, list := range []portset.List{c.open, c.fixed, c.reuse, c.presumed} {
 			for port := range t.lists.All(list) {
 				f(port)

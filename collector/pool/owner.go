@@ -30,8 +30,8 @@ func (c *ownerCounts) largest() []Owner {
 // boundOwners returns Report.BoundOwners.
 func (t *Table) boundOwners() []Owner {
 	var bound ownerCounts
-	for i := range t.counts {
-		if c := &t.counts[i]; 2*int(c.bound) > c.held() {
+	for i := range t.counts.Len() {
+		if c := t.counts.At(i); 2*int(c.bound) > c.held {
 			bound.Merge(&c.owners.Counts)
 		}
 	}

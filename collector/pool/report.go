@@ -197,8 +197,8 @@ func (t *Table) Report(limits Limits) Report {
 	var candidates []candidate
 	small := limit.Top[smallPool]{Order: smallByDanger}
 	for key, i := range t.pools {
-		counts := &t.counts[i]
-		held := counts.held()
+		counts := t.counts.At(int(i))
+		held := counts.held
 		used := held - int(counts.reusable) + t.boundByOthers(counts)
 		r.MaxUtilization = max(r.MaxUtilization, utilization(used, t.capacity))
 		bound, timeWait := t.mayBeUsed(counts)
@@ -284,7 +284,7 @@ func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
 	d := Destination{
 		Source:   key.sourceAddr(),
 		Address:  key.destinationAddr(),
-		Held:     counts.held(),
+		Held:     counts.held,
 		Reusable: int(counts.reusable),
 
 		ReusableUnknown: int(counts.unsure),

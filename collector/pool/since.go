@@ -81,7 +81,7 @@ func (t *Table) isEarlier(c *poolCounts, s *Socket) bool {
 func (t *Table) earlierConnections() map[poolKey]earlierPorts {
 	all := map[poolKey]earlierPorts{}
 	for key, i := range t.pools {
-		if ports := t.counts[i].earlier; ports != nil {
+		if ports := t.counts.At(int(i)).earlier; ports != nil {
 			all[key] = ports
 		}
 	}

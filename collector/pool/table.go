@@ -3,7 +3,6 @@ package pool
 import (
 	"cmp"
 	"net/netip"
-	"slices"
 	"time"
 
 	"ephemeral_port_exporter/collector/internal/portset"
@@ -49,6 +48,7 @@ func (k poolKey) destinationAddr() netip.AddrPort {
 // poolCounts are the sockets of one pool.
 type poolCounts struct {
 	states        [tcpstate.Closing + 1]uint32 // by state
+	held          int                          // the sum of states
 	reusable      uint32                       // mini-sockets whose ports connect() may take over
 	recent        uint32                       // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
 	finWait2      uint32                       // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
@@ -79,16 +79,7 @@ type poolCounts struct {
 	open, fixed, reuse, presumed portset.List
 }
 
-// held returns the number of ports that the pool's sockets hold.
-func (c *poolCounts) held() int {
-	n := 0
-	for _, count := range c.states {
-		n += int(count)
-	}
-	return n
-}
-
-// ports returns the same by state, in the order of States.
+// ports returns the number of ports that the pool's sockets hold by state, in the order of States.
 func (c *poolCounts) ports() (ports [len(States)]int) {
 	for i, state := range States {
 		ports[i] = int(c.states[state])
@@ -109,7 +100,7 @@ type Table struct {
 	marked    portset.Set       // ports that are bound or may be, also of more clients than can be
 	held      *portset.Set      // ports in usable that sockets hold
 	pools     map[poolKey]int32 // index into counts
-	counts    []poolCounts
+	counts    portset.Blocks[poolCounts]
 	sources   map[sourceKey]*portset.Set
 	sockets   int
 	seen      timeWaitSeconds
@@ -184,6 +175,7 @@ func (t *Table) Add(s *Socket) {
 		return // a state that no kernel has today
 	}
 	c.states[s.State]++
+	c.held++
 	c.source.Add(port)
 	t.held.Add(port)
 	if s.Cgroup != 0 {
@@ -214,7 +206,12 @@ func (t *Table) Add(s *Socket) {
 
 // AsksFinWait2 reports whether it matters for a pool what Settings.ReuseFinWait2 is, and it is Unknown.
 func (t *Table) AsksFinWait2() bool {
-	return slices.ContainsFunc(t.counts, func(c poolCounts) bool { return c.unsure > 0 })
+	for i := range t.counts.Len() {
+		if t.counts.At(i).unsure > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // addMini counts a mini-socket, and returns the list for its port. A port that is bound is not reusable. earlier is isEarlier.
@@ -270,7 +267,7 @@ func (t *Table) addMini(c *poolCounts, s *Socket, earlier bool) (list *portset.L
 	return list
 }
 
-// poolOf returns the counts of a socket's pool, valid until the next call.
+// poolOf returns the counts of a socket's pool.
 func (t *Table) poolOf(s *Socket) *poolCounts {
 	local, remote := s.Local.Addr(), s.Remote.Addr()
 	key := poolKey{source: local.As16(), destination: remote.As16(), port: uint32(s.Remote.Port())}
@@ -279,7 +276,7 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 	}
 	i, ok := t.pools[key]
 	if !ok {
-		i = int32(len(t.counts))
+		i = int32(t.counts.Len())
 		t.pools[key] = i
 		c := poolCounts{
 			loopback: local.IsLoopback() || remote.IsLoopback(),
@@ -289,9 +286,9 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 			c.answers = t.before.peers[key.destinationAddr()].answers
 		}
 		c.known, c.before = t.before.clientsOf(key), t.before.earlier[key]
-		t.counts = append(t.counts, c)
+		t.counts.Add(c)
 	}
-	return &t.counts[i]
+	return t.counts.At(int(i))
 }
 
 // addBlocked counts a socket whose port connect() cannot choose. A port that is reserved or

@@ -53,3 +53,43 @@ func BenchmarkInfer(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkScan measures what a scan of a host takes beyond the reading of its sockets, after others have been scanned.
+func BenchmarkScan(b *testing.B) {
+	for _, host := range []struct{ sources, destinations, connections int }{
+		{1, 20, 15000}, {1, 120_000, 1}, {10, 50_000, 2}, {1, 12_000, 10},
+	} {
+		b.Run(fmt.Sprint(host.sources*host.destinations, "x", host.connections), func(b *testing.B) {
+			random := rand.New(rand.NewPCG(1, 2))
+			var sockets []Socket
+			for i := range host.sources * host.destinations {
+				d := i % host.destinations
+				for range host.connections {
+					sockets = append(sockets, Socket{
+						State:  tcpstate.Established,
+						Local:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i / host.destinations)}), uint16(1024+random.IntN(60000))),
+						Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(d >> 16), byte(d >> 8), byte(d)}), 443),
+						Cgroup: 4711,
+					})
+				}
+			}
+			random.Shuffle(len(sockets), func(i, j int) { sockets[i], sockets[j] = sockets[j], sockets[i] })
+			s := Settings{PortRange: PortRange{Low: 1024, High: 65535}, TimeWaitLength: tenPorts.TimeWaitLength, TWReuse: 2, Timestamps: 1}
+			limits := Limits{Most: 256}
+			known := new(Knowledge)
+			b.ReportAllocs()
+			for b.Loop() {
+				t := NewTable(s)
+				t.Recall(*known, 0)
+				for i := range sockets {
+					t.Add(&sockets[i])
+				}
+				_ = t.Questions(limits)
+				t.Infer(known, limits)
+				r := t.Report(limits)
+				known.Keep(&r)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(sockets)), "ns/socket")
+		})
+	}
+}

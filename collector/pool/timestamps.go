@@ -110,8 +110,8 @@ func (t *Table) Questions(limits Limits) []Question {
 	var all []asked
 	rule := t.rule(false)
 	for key, i := range t.pools {
-		c := &t.counts[i]
-		held := c.held()
+		c := t.counts.At(int(i))
+		held := c.held
 		if c.open.Len() == 0 || c.loopback || t.boundKnown || held < limits.Small() && len(t.pools) > limit.Listed {
 			continue
 		}
@@ -126,7 +126,7 @@ func (t *Table) Questions(limits Limits) []Question {
 		}, c})
 	}
 	slices.SortFunc(all, func(a, b asked) int {
-		return cmp.Or(cmp.Compare(b.held(), a.held()), a.Local.Compare(b.Local), a.pool.destinationAddr().Compare(b.pool.destinationAddr()))
+		return cmp.Or(cmp.Compare(b.held, a.held), a.Local.Compare(b.Local), a.pool.destinationAddr().Compare(b.pool.destinationAddr()))
 	})
 	if turns := limits.Most / 2; len(all) > limits.Most { // the largest pools are asked, and others in turn
 		largest, others := all[:limits.Most-turns], all[limits.Most-turns:]
@@ -207,10 +207,10 @@ func (k *Knowledge) Contradicts(q Question) bool {
 // ports in TIME_WAIT of the pool, they count as held for as long as that lasts.
 func (t *Table) Doubt(q Question) {
 	i, ok := t.pools[q.pool]
-	if !ok || !q.counted || q.further || t.counts[i].answers.fact() == Yes {
+	if !ok || !q.counted || q.further || t.counts.At(int(i)).answers.fact() == Yes {
 		return
 	}
-	c := &t.counts[i]
+	c := t.counts.At(int(i))
 	c.doubted = true
 	c.unsure += c.reusable
 	c.reusable, c.early = 0, 0

@@ -75,9 +75,9 @@ func TestQuestions(t *testing.T) {
 				tt.sockets[i].Interface = 7
 				table.Add(&tt.sockets[i])
 			}
-			for i := range table.counts {
+			for i := range table.counts.Len() {
 				if strings.HasPrefix(tt.name, "advice") { // all have answered before
-					table.counts[i].answers.add(true)
+					table.counts.At(i).answers.add(true)
 				}
 			}
 			var got []string

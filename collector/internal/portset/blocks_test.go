@@ -11,7 +11,7 @@ func TestBlocks(t *testing.T) {
 			t.Fatalf("%d items, want %d", b.Len(), i)
 		}
 		b.Add(i)
-		if i == blockSize {
+		if i == 0 {
 			first = b.At(0)
 		}
 	}
@@ -21,6 +21,6 @@ func TestBlocks(t *testing.T) {
 		}
 	}
 	if first != b.At(0) {
-		t.Error("the first block has moved")
+		t.Error("the first item has moved")
 	}
 }
