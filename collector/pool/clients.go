@@ -92,16 +92,24 @@ func (v *verdicts) has(port uint16) bool { return v.doubts(port) || v.isPlain(po
 // size returns how many ports are bound, or may be by themselves.
 func (v *verdicts) size() int { return v.bound.Size() + v.likely.Size() + v.suspects.Size() }
 
-// join returns those of two groups of clients.
-func (v verdicts) join(other verdicts) (both verdicts) {
-	for _, v := range []verdicts{v, other} {
-		both.bound.AddAll(&v.bound)
-		both.likely.AddAll(&v.likely)
-		both.suspects.AddAll(&v.suspects)
-		both.beside.AddAll(&v.beside)
-		both.plain.AddAll(&v.plain)
+// sets returns all of them.
+func (v *verdicts) sets() [5]*portset.Set {
+	return [...]*portset.Set{&v.bound, &v.likely, &v.suspects, &v.beside, &v.plain}
+}
+
+// join returns those of several groups of clients. It takes no time for what they share with v: clients of many pools can have
+// been judged together.
+func (v verdicts) join(others ...verdicts) (all verdicts) {
+	for i, set := range all.sets() {
+		own := v.sets()[i]
+		set.AddAll(own)
+		for j := range others {
+			if other := others[j].sets()[i]; !other.Is(own) {
+				set.AddAll(other)
+			}
+		}
 	}
-	return both
+	return all
 }
 
 // binds reports whether it is certain that some of the clients bind first.
@@ -153,11 +161,16 @@ func (c *clients) forgetChoices(swapped bool) {
 	}
 }
 
-// take adds what is known of clients that are a part of c from now on.
-func (c *clients) take(part clients) {
-	c.mixed = c.mixed || c.plain.Size() > 0 || part.mixed || part.connects
-	c.connects = c.connects && part.onlyConnect()
-	c.verdicts = c.join(part.verdicts)
+// take adds what is known of clients that are parts of c from now on.
+func (c *clients) take(parts []clients) {
+	others := make([]verdicts, len(parts))
+	for i := range parts {
+		part := &parts[i]
+		c.mixed = c.mixed || c.plain.Size() > 0 || part.mixed || part.connects || len(parts) > 1 && part.plain.Size() > 0
+		c.connects = c.connects && part.onlyConnect()
+		others[i] = part.verdicts
+	}
+	c.verdicts = c.join(others...)
 }
 
 // turnedOver reports whether the suspects of bind parity come and go like the other ports: those of long-lived clients that

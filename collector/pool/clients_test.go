@@ -119,3 +119,23 @@ func TestClientsPlain(t *testing.T) {
 		}
 	}
 }
+
+// TestTakeMany takes clients of many pools that were judged together: that costs no more than for one pool.
+func TestTakeMany(t *testing.T) {
+	var together clients
+	for port := uint16(40000); port < 41000; port++ {
+		together.plain.Add(port)
+	}
+	parts := make([]clients, 1000)
+	for i := range parts {
+		parts[i] = together
+		parts[i].suspects.Add(uint16(50000 + i))
+	}
+	var all clients
+	if n := testing.AllocsPerRun(1, func() { all = together; all.take(parts) }); n > 50 {
+		t.Errorf("%v allocations", n)
+	}
+	if all.plain.Size() != 1000 || all.suspects.Size() != 1000 {
+		t.Errorf("%d plain ports, %d suspects, want 1000 of each", all.plain.Size(), all.suspects.Size())
+	}
+}

@@ -1,7 +1,9 @@
 package pool
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 
 	"ephemeral_port_exporter/collector/internal/portset"
 )
@@ -93,23 +95,25 @@ func (k *Knowledge) Keep(r *Report) {
 			delete(k.peers, destination)
 		}
 	}
+	var few []clients
 	for key, known := range k.sources {
 		if !sources[keyAddr(key.address, key.zone)] {
-			for _, c := range known.pools {
-				k.few.take(c)
-			}
+			few = slices.AppendSeq(few, maps.Values(known.pools))
 			known.others.connects = false // that can be to know of none
-			k.few.take(known.others)
+			few = append(few, known.others)
 			delete(k.sources, key)
 			k.forgot = true
 			continue
 		}
+		var others []clients // from now on
 		for key, c := range known.pools {
 			if !pools[pool{key.sourceAddr(), key.destinationAddr()}] {
 				delete(known.pools, key)
 				known.complete = false
-				known.others.take(c) // it is one of them from now on
+				others = append(others, c)
 			}
 		}
+		known.others.take(others)
 	}
+	k.few.take(few)
 }

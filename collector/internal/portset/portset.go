@@ -209,6 +209,14 @@ func (s *Set) AddAll(other *Set) {
 	}
 }
 
+// Is reports whether both sets are one, of which there are two copies.
+func (s *Set) Is(other *Set) bool {
+	if len(s.sparse) > 0 && len(other.sparse) > 0 {
+		return &s.sparse[0] == &other.sparse[0]
+	}
+	return s.dense == other.dense && len(s.sparse) == len(other.sparse)
+}
+
 // Count returns what Map.Count returns.
 func (s *Set) Count(port uint16, from, to int) int {
 	if s.dense != nil {
