@@ -6,6 +6,12 @@ import "iter"
 // pool.
 type Lists struct{ blocks Blocks[listBlock] }
 
+// Clear makes all lists empty, and keeps their memory.
+func (l *Lists) Clear() { l.blocks.Clear() }
+
+// Trim gives back memory that was not needed since the last calls. The lists must be clear.
+func (l *Lists) Trim() { l.blocks.Trim() }
+
 // A listBlock is a part of one list.
 type listBlock struct {
 	ports  [14]uint16
