@@ -27,9 +27,17 @@ type closedPorts struct {
 	n     uint8 // elements of few in use
 }
 
-// add counts a connection of an age from 0 to life.
-func (c *closedPorts) add(kind closeKind, age, life time.Duration) {
-	bin := int(kind)*(ageBins+1) + int(ageBins*float64(age)/float64(life))
+// A closedBin is the kind and the age of a closed connection. It is 0 if there is none.
+type closedBin uint8
+
+// binOf returns the bin of a connection of an age from 0 to life.
+func binOf(kind closeKind, age, life time.Duration) closedBin {
+	return closedBin(1 + int(kind)*(ageBins+1) + int(ageBins*float64(age)/float64(life)))
+}
+
+// add counts a connection.
+func (c *closedPorts) add(b closedBin) {
+	bin := int(b) - 1
 	if c.array == nil {
 		if int(c.n) < len(c.few) {
 			c.few[c.n] = uint8(bin)

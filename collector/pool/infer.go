@@ -6,7 +6,8 @@ import "ephemeral_port_exporter/collector/internal/portset"
 type unit struct {
 	clients
 	evidence
-	pools []int32 // index into Table.counts
+	pools []int32 // by number
+	n     int     // of pools
 
 	doubtful   int          // its ports of connect parity that may be bound, at most
 	others     clients      // if it was one of the others of its source until now
@@ -33,6 +34,8 @@ const minOwn = 10
 // the report. Infer must come after the last Add and before Report.
 func (t *Table) Infer(k *Knowledge, limits Limits) {
 	if t.use.learn(t.before.use) {
+		t.allSince = true
+		t.allSince = true
 		for i := range t.counts.Len() {
 			c := t.counts.At(i)
 			c.early, c.presumedEarly = 0, 0
@@ -69,9 +72,10 @@ func (t *Table) Infer(k *Knowledge, limits Limits) {
 
 // surveySources returns what the ports of each source say, without its clients.
 func (t *Table) surveySources() map[sourceKey]*knownSource {
-	sources := make(map[sourceKey]*knownSource, len(t.sources))
+	sources := make(map[sourceKey]*knownSource, t.sources.Len())
 	usable := t.countBindParity(&t.usable)
-	for key, s := range t.sources {
+	for i := range t.sources.Len() {
+		key, s := t.sources.At(i).Key, t.sources.At(i).Value
 		held := t.countBindParity(s)
 		before := t.before.sources[key]
 		known := &knownSource{
@@ -92,47 +96,93 @@ func (t *Table) surveySources() map[sourceKey]*knownSource {
 
 // units returns the units of all pools of clients that may bind, with what was known of them.
 func (t *Table) units(sources map[sourceKey]*knownSource, minPorts int) map[unitKey]*unit {
-	doubtful := make(map[*portset.Set]*knownSource)
-	for _, s := range sources {
-		if !s.plain {
-			doubtful[s.ports] = s
+	units := map[unitKey]*unit{}
+	all := make([]sourceUnits, t.sources.Len())
+	doubtful := false
+	for i := range all {
+		if now := sources[t.sources.At(i).Key]; !now.plain {
+			all[i].now, doubtful = now, true
 		}
 	}
-	units := map[unitKey]*unit{}
-	if len(doubtful) == 0 {
+	if !doubtful {
 		return units
 	}
-	for pool, i := range t.pools {
-		c := t.counts.At(int(i))
-		source := doubtful[c.source]
-		if source == nil {
+	for n := range t.pools.all() {
+		s := &all[t.pools.at(n).source]
+		if s.now == nil {
 			continue
 		}
-		key := unitKey{source: pool.sourceKey()}
-		source.few = !t.before.tells(key.source, source.ports.Size())
-		if source.few {
-			key.source = sourceKey{}
-		} else if t.before.sources[key.source].tells(pool, c.held >= minPorts) {
-			key.pool = pool
+		key := unitKey{source: t.sources.At(int(t.pools.at(n).source)).Key}
+		if !s.begun {
+			t.begin(s, key.source)
 		}
-		u := units[key]
-		if u == nil {
-			u = newUnit(key, t.before, source)
-			u.several = key.pool == (poolKey{})
+		switch {
+		case s.tells(n, t.heldBy(n) >= minPorts):
+			key.pool = t.pools.key(n)
+			u := newUnit(key, t.before, s.now)
+			u.pools = []int32{n}
 			units[key] = u
+			continue
+		case s.others != nil:
+		case s.now.few && units[unitKey{}] != nil:
+			s.others = units[unitKey{}]
+		default:
+			if s.now.few {
+				key = unitKey{}
+			}
+			s.others = newUnit(key, t.before, s.now)
+			s.others.several = true
+			units[key] = s.others
 		}
-		u.pools = append(u.pools, i)
+		s.others.n++
+	}
+	for n := range t.pools.all() {
+		s := &all[t.pools.at(n).source]
+		if s.now == nil || s.tells(n, t.heldBy(n) >= minPorts) {
+			continue
+		}
+		if s.others.pools == nil {
+			s.others.pools = make([]int32, 0, s.others.n)
+		}
+		s.others.pools = append(s.others.pools, n)
 	}
 	return units
 }
 
+// A sourceUnits is a source whose pools get units.
+type sourceUnits struct {
+	now, before *knownSource // now is nil if nobody binds
+	begun       bool
+	known       map[int32]struct{} // pools that were known, by number
+	others      *unit
+}
+
+// begin sets what is known of a source that has pools.
+func (t *Table) begin(s *sourceUnits, key sourceKey) {
+	s.begun = true
+	s.before = t.before.sources[key]
+	s.now.few = !t.before.tells(key, s.now.ports.Size())
+	if s.now.few || s.before == nil {
+		return
+	}
+	s.known = make(map[int32]struct{}, len(s.before.pools))
+	for pool := range s.before.pools {
+		if n, ok := t.pools.find(pool); ok {
+			s.known[n] = struct{}{}
+		}
+	}
+}
+
 // tells reports whether a pool can be told apart: it is known, or it is large and known to be new.
-func (s *knownSource) tells(pool poolKey, large bool) bool {
-	if s == nil {
+func (s *sourceUnits) tells(n int32, large bool) bool {
+	if s.now.few {
+		return false
+	}
+	if s.before == nil {
 		return large
 	}
-	_, ok := s.pools[pool]
-	return ok || large && s.complete
+	_, ok := s.known[n]
+	return ok || large && s.before.complete
 }
 
 // newUnit returns a unit without pools.
@@ -192,15 +242,14 @@ func (t *Table) countPorts(u *unit) (e evidence) {
 			e.newConnectParity++
 		}
 	})
-	for _, i := range u.pools {
-		c := t.counts.At(int(i))
-		e.held[connectParity] += c.held // those that are not listed too
-		taken := c.held                 // also what connect() may take over: when the new ports came, it may have been open
-		for _, list := range []portset.List{c.open, c.fixed} {
-			for port := range t.lists.All(list) {
+	for _, n := range u.pools {
+		taken := t.heldBy(n) // also what connect() may take over: when the new ports came, it may have been open
+		e.held[connectParity] += taken
+		t.eachSocket(n, func(l list, port uint16) {
+			if l == open || l == fixed {
 				taken -= t.parityOf(port) // bindParity is 1
 			}
-		}
+		})
 		e.taken = max(e.taken, taken)
 	}
 	e.held[connectParity] -= e.held[bindParity]
@@ -223,7 +272,7 @@ func (t *Table) shares(u *unit) bool {
 	if t.settings.AutobindReuse {
 		return false
 	}
-	several := t.severalPools(t.counts.At(int(u.pools[0])).source)
+	several := t.severalPools(t.pools.at(u.pools[0]).source)
 	var ports, shared portset.Set
 	t.eachPort(u, func(port uint16) {
 		if t.parityOf(port) == bindParity {
@@ -237,26 +286,27 @@ func (t *Table) shares(u *unit) bool {
 }
 
 // severalPools returns the ports that two or more pools of a source hold. It looks at the sockets once, for all sources.
-func (t *Table) severalPools(source *portset.Set) *portset.Set {
+func (t *Table) severalPools(source int32) *portset.Set {
 	if t.several == nil {
-		t.several = make(map[*portset.Set]*portset.Set, len(t.sources))
-		one := make(map[*portset.Set]*portset.Set, len(t.sources))
-		for i := range t.counts.Len() {
-			source := t.counts.At(i).source
-			if one[source] == nil {
-				one[source], t.several[source] = new(portset.Set), new(portset.Set)
-			}
-			var own portset.Set // a dump can have a socket twice
-			t.eachPort(&unit{pools: []int32{int32(i)}}, own.Add)
-			for _, port := range own.All() {
+		t.several = make([]portset.Set, t.sources.Len())
+		one := make([]portset.Set, t.sources.Len())
+		var ports portset.Map // a dump can have a socket twice
+		for n := range t.pools.all() {
+			source := t.pools.at(n).source
+			t.eachSocket(n, func(_ list, port uint16) {
+				if ports.Has(port) {
+					return
+				}
+				ports.Add(port)
 				if one[source].Has(port) {
 					t.several[source].Add(port)
 				}
 				one[source].Add(port)
-			}
+			})
+			t.eachSocket(n, func(_ list, port uint16) { ports.Remove(port) })
 		}
 	}
-	return t.several[source]
+	return &t.several[source]
 }
 
 // A supply is the ports of connect parity.
@@ -303,7 +353,7 @@ func (t *Table) conclude(u *unit, s supply) {
 	u.verdicts = verdicts{}
 	bindPort := t.settings.PortRange.Low + 1
 	var kept portset.Set // suspects
-	t.eachPort(u, func(port uint16) {
+	t.eachPortOnce(u, func(port uint16) {
 		first, isNew := t.parityOf(port) == bindParity, u.isNew(port) || t.changedHands(u, port)
 		likely := isNew && first && hadChoice || u.was(port, (*verdicts).isLikely)
 		if u.before.isSuspect(port) {
@@ -347,7 +397,7 @@ func (t *Table) mark(v *verdicts) {
 // isShared reports whether two pools of the source hold a port, so that it is not bound.
 func (t *Table) isShared(u *unit, port uint16) bool {
 	// Among many small pools, one or the other always holds the port.
-	return u.several && !u.few && !t.settings.AutobindReuse && t.severalPools(t.counts.At(int(u.pools[0])).source).Has(port)
+	return u.several && !u.few && !t.settings.AutobindReuse && t.severalPools(t.pools.at(u.pools[0]).source).Has(port)
 }
 
 // was reports whether a verdict holds of a port, also one of when the unit was one of the others.
@@ -373,6 +423,8 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 		source.binds = source.binds || !u.onlyConnect() || u.score > 0 || u.size()+u.beside.Size() > 0
 		if key.pool == (poolKey{}) {
 			source.others = u.clients
+		} else {
+			source.learn(key.pool, u.clients)
 		}
 	}
 	for _, source := range sources {
@@ -380,25 +432,27 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 			source.binds, source.others = true, clients{}
 		}
 	}
-	for pool, i := range t.pools {
-		c := t.counts.At(int(i))
-		held := c.held
-		source, u := sources[pool.sourceKey()], units[unitKey{pool.sourceKey(), pool}]
-		if source.few || held < minPorts && u == nil {
+	for i := range t.counts.Len() { // pools with as many ports have counts
+		c := t.counts.At(i)
+		pool := t.pools.key(c.pool)
+		source := sources[pool.sourceKey()]
+		if _, ok := units[unitKey{pool.sourceKey(), pool}]; ok || source.few || c.held < minPorts {
 			continue
 		}
-		if source.pools == nil {
-			source.pools = map[poolKey]clients{}
-		}
-		switch {
-		case u != nil:
-			source.pools[pool] = u.clients
-		case source.plain:
-			source.pools[pool] = clients{connects: true, connectChoice: s.choice(held - int(c.reusable))}
-		default:
-			source.pools[pool] = source.others
+		if source.plain {
+			source.learn(pool, clients{connects: true, connectChoice: s.choice(c.held - int(c.reusable))})
+		} else {
+			source.learn(pool, source.others)
 		}
 	}
+}
+
+// learn sets what is known of the clients of a pool.
+func (s *knownSource) learn(pool poolKey, c clients) {
+	if s.pools == nil {
+		s.pools = map[poolKey]clients{}
+	}
+	s.pools[pool] = c
 }
 
 // countBound counts the marked ports of each pool.
@@ -411,52 +465,37 @@ func (t *Table) countBound() {
 		}
 	}
 	for i := range t.counts.Len() {
-		c := t.counts.At(int(i))
-		for port := range t.lists.All(c.presumed) {
-			switch {
-			case t.bound.Has(port):
-			case c.doubted:
-				c.unsure++
-			default:
-				c.reusable++
-				if c.presumedEarly > 0 {
-					c.presumedEarly--
-					c.early++
-				}
-			}
+		c := t.counts.At(i)
+		t.eachSocket(c.pool, func(l list, port uint16) { t.settle(c, l, port) })
+	}
+	t.settled = true
+}
+
+// settle counts a port that is bound, or may be.
+func (t *Table) settle(c *poolCounts, l list, port uint16) {
+	bound := t.bound.Has(port)
+	if l == presumed && !bound {
+		if c.doubted {
+			c.unsure++
+		} else if c.reusable++; c.presumedEarly > 0 {
+			c.presumedEarly--
+			c.early++
 		}
-		if t.bound.Size()+t.doubtful.Size() == 0 {
-			continue
+	}
+	switch {
+	case bound:
+		c.bound++
+		switch {
+		case l != reuse:
+		case c.doubted:
+			c.unsure--
+		default:
+			c.reusable--
 		}
-		for _, list := range []portset.List{c.open, c.fixed} {
-			for port := range t.lists.All(list) {
-				switch {
-				case t.bound.Has(port):
-					c.bound++
-				case t.doubtful.Has(port):
-					c.mayBound++
-				}
-			}
-		}
-		for port := range t.lists.All(c.reuse) {
-			if t.bound.Has(port) {
-				c.bound++
-				if c.doubted {
-					c.unsure--
-				} else {
-					c.reusable--
-				}
-			} else {
-				t.countDoubtful(c, port)
-			}
-		}
-		for port := range t.lists.All(c.presumed) {
-			if t.bound.Has(port) {
-				c.bound++
-			} else {
-				t.countDoubtful(c, port)
-			}
-		}
+	case l == reuse || l == presumed:
+		t.countDoubtful(c, port)
+	case t.doubtful.Has(port):
+		c.mayBound++
 	}
 }
 
@@ -472,13 +511,21 @@ func (t *Table) countDoubtful(c *poolCounts, port uint16) {
 
 // eachPort calls f for the port of each socket of a unit.
 func (t *Table) eachPort(u *unit, f func(port uint16)) {
-	for _, i := range u.pools {
-		c := t.counts.At(int(i))
-		for _, list := range []portset.List{c.open, c.fixed, c.reuse, c.presumed} {
-			for port := range t.lists.All(list) {
-				f(port)
-			}
-		}
+	for _, n := range u.pools {
+		t.eachSocket(n, func(_ list, port uint16) { f(port) })
+	}
+}
+
+// eachPortOnce calls f for each port of a unit.
+func (t *Table) eachPortOnce(u *unit, f func(port uint16)) {
+	if !u.several {
+		t.eachPort(u, f)
+		return
+	}
+	var ports portset.Map
+	t.eachPort(u, ports.Add)
+	for port := range ports.All() {
+		f(port)
 	}
 }
 

@@ -609,7 +609,8 @@ func TestSeveralPools(t *testing.T) {
 		table.Add(&s)
 	}
 	for address, want := range map[string][]uint16{"10.0.0.1": {40001, 40003}, "10.0.0.2": nil} {
-		source := table.sources[sourceKey{address: netip.MustParseAddr(address).As16()}]
+		i, _ := table.sources.Find(sourceKey{address: netip.MustParseAddr(address).As16()})
+		source := int32(i)
 		if got := table.severalPools(source).All(); !slices.Equal(got, want) {
 			t.Errorf("%s: got %v, want %v", address, got, want)
 		}

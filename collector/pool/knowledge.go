@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"encoding/binary"
 	"maps"
 	"net/netip"
 	"slices"
@@ -46,9 +47,48 @@ func (k *Knowledge) clientsOf(pool poolKey) *clients {
 		return &k.few
 	}
 	if known, ok := source.pools[pool]; ok {
-		return &known
+		found := known // only what is found moves to the heap
+		return &found
 	}
 	return &source.others
+}
+
+// recallOf sets what earlier Tables learned of the clients of a pool.
+func (t *Table) recallOf(n int32, c *poolCounts) {
+	key := t.pools.key(n)
+	c.known, c.before = t.before.clientsOf(key), t.before.earlier[key]
+}
+
+// peerAnswers are the answers of Knowledge.peers.
+type peerAnswers struct {
+	ipv4 map[uint64]answers // by address and port
+	ipv6 map[netip.AddrPort]answers
+}
+
+// newPeerAnswers returns the answers of peers.
+func newPeerAnswers(peers map[netip.AddrPort]peer) peerAnswers {
+	p := peerAnswers{map[uint64]answers{}, map[netip.AddrPort]answers{}}
+	for destination, peer := range peers {
+		if address := destination.Addr(); address.Is4() {
+			b := address.As4()
+			p.ipv4[uint64(binary.BigEndian.Uint32(b[:]))<<16|uint64(destination.Port())] = peer.answers
+		} else {
+			p.ipv6[destination] = peer.answers
+		}
+	}
+	return p
+}
+
+// of returns the answers of the peer of a pool.
+func (p *peerAnswers) of(all *pools, n int32) answers {
+	switch {
+	case n < 0 && len(p.ipv6) > 0:
+		return p.ipv6[all.key(n).destinationAddr()]
+	case n >= 0 && len(p.ipv4) > 0:
+		key := all.ipv4.At(int(n)).Key
+		return p.ipv4[uint64(key[1])<<16|uint64(key[2])]
+	}
+	return answers{}
 }
 
 // tells reports whether a source with so many ports tells by itself how its clients choose them. Else it is

@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"bytes"
 	"cmp"
 	"slices"
 
@@ -10,24 +9,6 @@ import (
 
 // Limits bound the size of a Report: of its destinations, and of its sources.
 type Limits = limit.Limits
-
-// A smallPool is a pool that is listed only if it is one of those in most danger.
-type smallPool struct {
-	used, held int
-	key        poolKey
-	counts     *poolCounts
-}
-
-// smallByDanger orders small pools as byDanger, but for equal ones by key, which takes less time: there can be very many.
-func smallByDanger(a, b smallPool) int {
-	if c := cmp.Or(cmp.Compare(b.used, a.used), cmp.Compare(b.held, a.held)); c != 0 {
-		return c
-	}
-	return cmp.Or(
-		bytes.Compare(a.key.source[:], b.key.source[:]), bytes.Compare(a.key.destination[:], b.key.destination[:]),
-		cmp.Compare(a.key.port, b.key.port), cmp.Compare(a.key.zone, b.key.zone),
-	)
-}
 
 // byDanger orders destinations: the greatest utilization first, then most ports, then by
 // address. So what a tenant with many ports holds does not hide a small pool that is nearly full.
@@ -94,6 +75,14 @@ func (r *Report) leaveOut(ports [len(States)]int) {
 	r.UnreportedDestinations++
 	for i, n := range ports {
 		r.UnreportedPorts[i] += n
+	}
+}
+
+// takeIn undoes leaveOut.
+func (r *Report) takeIn(ports [len(States)]int) {
+	r.UnreportedDestinations--
+	for i, n := range ports {
+		r.UnreportedPorts[i] -= n
 	}
 }
 

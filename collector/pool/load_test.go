@@ -478,7 +478,7 @@ func TestClosedPorts(t *testing.T) {
 		want := map[closeKind][ageBins + 2]int{}
 		for i := range n {
 			kind, age := closeKind(i%3), time.Duration(i%61)*time.Second
-			c.add(kind, age, life)
+			c.add(binOf(kind, age, life))
 			older := want[kind]
 			for bin := range i%61 + 1 {
 				older[bin]++
@@ -496,12 +496,12 @@ func TestClosedPorts(t *testing.T) {
 	}
 	var c closedPorts
 	for range 1 << 17 {
-		c.add(unanswered, life, life)
+		c.add(binOf(unanswered, life, life))
 	}
 	if got := c.older(unanswered)[0]; got != math.MaxUint16 {
 		t.Errorf("more sockets than there are ports: got %d, want the greatest count", got)
 	}
-	if n := testing.AllocsPerRun(100, func() { c.add(expired, 0, life) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { c.add(binOf(expired, 0, life)) }); n != 0 {
 		t.Errorf("%v allocations for a socket", n)
 	}
 }

@@ -30,8 +30,11 @@ func (c *ownerCounts) largest() []Owner {
 // boundOwners returns Report.BoundOwners.
 func (t *Table) boundOwners() []Owner {
 	var bound ownerCounts
-	for i := range t.counts.Len() {
-		if c := t.counts.At(i); 2*int(c.bound) > c.held {
+	if t.bound.Size() == 0 {
+		return nil
+	}
+	for n := range t.pools.all() {
+		if c := t.countsOf(n, &t.room); 2*int(c.bound) > c.held {
 			bound.Merge(&c.owners.Counts)
 		}
 	}

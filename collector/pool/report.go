@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"math"
 	"net/netip"
 	"slices"
@@ -194,29 +195,14 @@ func (t *Table) Report(limits Limits) Report {
 		MaxPossibleUtilization: utilization(t.bound.Size()+t.doubtful.Size(), t.capacity),
 	}
 
-	var candidates []candidate
-	small := limit.Top[smallPool]{Order: smallByDanger}
-	for key, i := range t.pools {
-		counts := t.counts.At(int(i))
-		held := counts.held
-		used := held - int(counts.reusable) + t.boundByOthers(counts)
-		r.MaxUtilization = max(r.MaxUtilization, utilization(used, t.capacity))
-		bound, timeWait := t.mayBeUsed(counts)
-		r.MaxPossibleUtilization = max(r.MaxPossibleUtilization, utilization(used+bound+timeWait, t.capacity))
-		if held < limits.Small() {
-			r.leaveOut(counts.ports())
-			small.Add(smallPool{used, held, key, counts})
-			continue
-		}
-		candidates = append(candidates, candidate{t.destination(key, counts), counts})
-	}
-	r.Destinations = t.listed(&r, candidates, small.Items, limits)
+	r.Destinations = t.listed(&r, limits)
 
 	// bind(source, 0) can choose all ports but those denied to the source.
 	unreserved := t.capacity + len(t.blocked.ports)
 	denied := t.blocked.denied()
-	r.Sources = make([]Source, 0, len(t.sources))
-	for key, ports := range t.sources {
+	sources := limit.Top[Source]{Most: limits.Most, Order: sourceByDanger}
+	for i := range t.sources.Len() {
+		key, ports := t.sources.At(i).Key, t.sources.At(i).Value
 		src := Source{
 			Address:  keyAddr(key.address, key.zone),
 			Ports:    ports.Size(),
@@ -226,47 +212,74 @@ func (t *Table) Report(limits Limits) Report {
 		}
 		src.Utilization = utilization(src.Ports, src.Capacity)
 		r.MaxSourceUtilization = max(r.MaxSourceUtilization, src.Utilization)
-		r.Sources = append(r.Sources, src)
+		sources.Add(src)
 	}
-	slices.SortFunc(r.Sources, sourceByDanger)
-	r.keepSources(min(limits.Most, len(r.Sources)))
+	r.Sources = slices.Clip(sources.Items)
+	r.UnreportedSources = t.sources.Len() - len(r.Sources)
 	return r
 }
 
-// A candidate is a destination that may be listed.
-type candidate struct {
-	Destination
-	counts *poolCounts
+// A rank is the place of a pool in the order of byDanger.
+type rank struct {
+	used, held int32 // used: not more than the capacity
+	pool       int32
 }
 
-// listed returns Destinations. It counts those of the candidates that are not reported; the small ones are counted.
-func (t *Table) listed(r *Report, candidates []candidate, small []smallPool, limits Limits) []Destination {
-	for _, s := range small {
-		candidates = append(candidates, candidate{t.destination(s.key, s.counts), s.counts})
+// compare orders pools as byDanger orders their destinations.
+func (t *Table) compare(a, b rank) int {
+	if c := cmp.Or(cmp.Compare(b.used, a.used), cmp.Compare(b.held, a.held)); c != 0 {
+		return c
 	}
-	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(a.Destination, b.Destination) })
-	var reported, others []candidate
-	for i, c := range candidates {
+	return t.pools.compare(a.pool, b.pool)
+}
+
+// listed returns Destinations. It sets in r what is known of all destinations together, and counts those that are not reported.
+//
+// It ranks all pools, and makes Destinations only of those that it returns: there can be very many.
+func (t *Table) listed(r *Report, limits Limits) []Destination {
+	reported := limit.Top[rank]{Most: limits.Most, Order: t.compare}
+	others := limit.Top[rank]{Most: limits.Most + limit.Listed, Order: t.compare}
+	small := limit.Top[rank]{Most: limit.Listed, Order: t.compare}
+	for n := range t.pools.all() {
+		c := t.countsOf(n, &t.room)
+		used := c.held - int(c.reusable) + t.boundByOthers(c)
+		r.MaxUtilization = max(r.MaxUtilization, utilization(used, t.capacity))
+		bound, timeWait := t.mayBeUsed(c)
+		r.MaxPossibleUtilization = max(r.MaxPossibleUtilization, utilization(used+bound+timeWait, t.capacity))
+		r.leaveOut(c.ports())
+		pool := rank{int32(min(used, t.capacity)), int32(c.held), n}
 		switch {
-		case c.Held < limits.Small():
-			if i < limit.Listed {
-				others = append(others, c)
+		case c.held < limits.Small():
+			small.Add(pool)
+		case c.held >= limits.Series(t.capacity) || limits.MinPorts == 0 && c.states[tcpstate.SynSent] >= ManySynSent:
+			if left, ok := reported.Add(pool); ok {
+				others.Add(left)
 			}
-		case (c.Held >= limits.Series(t.capacity) || limits.MinPorts == 0 && c.unanswered()) && len(reported) < limits.Most:
-			reported = append(reported, c)
 		default:
-			others = append(others, c)
-			r.leaveOut(c.Ports)
+			others.Add(pool)
 		}
 	}
-	others = others[:min(len(others), limit.Rest(limits.Most, len(reported)))]
 
-	destinations := make([]Destination, 0, len(reported)+len(others))
-	for i, c := range slices.Concat(reported, others) {
-		c.Unreported = i >= len(reported)
-		t.setLoad(&c.Destination, c.counts)
-		c.Owners = c.counts.owners.largest()
-		destinations = append(destinations, c.Destination)
+	// A small pool is listed only if it is one of those in most danger.
+	first := slices.Concat(reported.Items, others.Items, small.Items)
+	slices.SortFunc(first, t.compare)
+	for _, pool := range first[:min(len(first), limit.Listed)] {
+		if int(pool.held) < limits.Small() {
+			others.Add(pool)
+		}
+	}
+
+	rest := others.Items[:min(len(others.Items), limit.Rest(limits.Most, len(reported.Items)))]
+	destinations := make([]Destination, 0, len(reported.Items)+len(rest))
+	for i, pool := range slices.Concat(reported.Items, rest) {
+		c := t.countsOf(pool.pool, &t.room)
+		d := t.destination(c)
+		if d.Unreported = i >= len(reported.Items); !d.Unreported {
+			r.takeIn(d.Ports)
+		}
+		t.setLoad(&d, c)
+		d.Owners = c.owners.largest()
+		destinations = append(destinations, d)
 	}
 	return destinations
 }
@@ -274,13 +287,9 @@ func (t *Table) listed(r *Report, candidates []candidate, small []smallPool, lim
 // ManySynSent is the number of ports in SYN_SENT from which on they are many, however large the range is.
 const ManySynSent = 100
 
-// unanswered reports whether many connections of a destination have no answer.
-func (d *Destination) unanswered() bool {
-	return d.Ports[slices.Index(States[:], tcpstate.SynSent)] >= ManySynSent
-}
-
 // destination returns the report of one pool without the fields of setLoad and Owners.
-func (t *Table) destination(key poolKey, counts *poolCounts) Destination {
+func (t *Table) destination(counts *poolCounts) Destination {
+	key := t.pools.key(counts.pool)
 	d := Destination{
 		Source:   key.sourceAddr(),
 		Address:  key.destinationAddr(),

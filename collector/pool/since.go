@@ -80,9 +80,9 @@ func (t *Table) isEarlier(c *poolCounts, s *Socket) bool {
 // earlierConnections returns those of all pools, for the next Table.
 func (t *Table) earlierConnections() map[poolKey]earlierPorts {
 	all := map[poolKey]earlierPorts{}
-	for key, i := range t.pools {
-		if ports := t.counts.At(int(i)).earlier; ports != nil {
-			all[key] = ports
+	for i := range t.counts.Len() { // pools with such ports have counts
+		if c := t.counts.At(i); c.earlier != nil {
+			all[t.pools.key(c.pool)] = c.earlier
 		}
 	}
 	return all

@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"cmp"
 	"net/netip"
 	"time"
 
@@ -13,105 +12,40 @@ import (
 // LOOPBACK_IFINDEX of include/net/flow.h.
 const loopbackInterface = 1
 
-// A poolKey identifies a pool: connect() calls with the same key compete for the same ports.
-// It has no pointers and no padding, because a map is searched for it for each socket.
-type poolKey struct {
-	source, destination [16]byte // IPv6 or IPv4-mapped
-	zone                uint32   // interface index, for link-local addresses; else 0
-	port                uint32
-}
-
-// A sourceKey identifies a source: bind(ip, 0) calls with the same key compete for the same
-// ports.
-type sourceKey struct {
-	address [16]byte
-	zone    uint32
-}
-
-// sourceKey returns the key of the source of the pool's sockets.
-func (k poolKey) sourceKey() sourceKey {
-	key := sourceKey{address: k.source}
-	if isLinkLocal(netip.AddrFrom16(k.source)) {
-		key.zone = k.zone
-	}
-	return key
-}
-
-// sourceAddr returns the source address.
-func (k poolKey) sourceAddr() netip.Addr { return keyAddr(k.source, k.zone) }
-
-// destinationAddr returns the destination.
-func (k poolKey) destinationAddr() netip.AddrPort {
-	return netip.AddrPortFrom(keyAddr(k.destination, k.zone), uint16(k.port))
-}
-
-// poolCounts are the sockets of one pool.
-type poolCounts struct {
-	states        [tcpstate.Closing + 1]uint32 // by state
-	held          int                          // the sum of states
-	reusable      uint32                       // mini-sockets whose ports connect() may take over
-	recent        uint32                       // of reusable, those younger than a second, with timeWaitRule.wholeSeconds
-	finWait2      uint32                       // mini-sockets in FIN_WAIT2 that connect() takes over like those in TIME_WAIT
-	unsure        uint32                       // mini-sockets in FIN_WAIT2 that connect() may take over if the kernel does that, and those of Doubt
-	bound         uint32                       // on ports of Table.bound
-	mayBound      uint32                       // on ports of Table.doubtful
-	mayHold       uint32                       // of reusable, those on ports of Table.doubtful
-	early         uint32                       // of reusable, those of connections that may have begun before timestamps were used
-	presumedEarly uint32                       // the same of presumed
-	halfClosed    uint32                       // in FIN_WAIT2, and no mini-sockets
-	loopback      bool
-	source        *portset.Set
-	closed        closedPorts // those of mini-sockets without reusable ones
-
-	openInterface uint32  // Socket.Interface of open connections; one that is bound to an interface decides
-	openEarlier   bool    // all open ones are in earlier, and there are some
-	answers       answers // whether the peer uses TCP timestamps; with a reader that knows, of connections in TIME_WAIT
-	doubted       bool    // see Doubt
-
-	known *clients // what earlier Tables learned
-
-	before, earlier earlierPorts // at the last scan, and now
-
-	owners ownerCounts
-
-	// The ports of open connections, of other sockets that are not reusable, of those that are, and of those that are unless Infer finds that they are
-	// bound, which it does in general.
-	open, fixed, reuse, presumed portset.List
-}
-
-// ports returns the number of ports that the pool's sockets hold by state, in the order of States.
-func (c *poolCounts) ports() (ports [len(States)]int) {
-	for i, state := range States {
-		ports[i] = int(c.states[state])
-	}
-	return ports
-}
-
 // A Table counts the sockets of one network namespace by pool and source. Its memory grows with the
 // number of pools and sources, and by 2 bytes for each socket unless KnowBound was called.
 type Table struct {
-	settings  Settings
-	rules     [2]timeWaitRule   // for other destinations and for loopback
-	usable    portset.Map       // ports that connect() may choose
-	listening portset.Set       // ports of listeners, also outside the range
-	blocked   blockedPorts      // ports that listeners block
-	bound     portset.Set       // ports in usable that connect() may not choose after all, because some socket is bound to them
-	doubtful  portset.Set       // other ports of clients of whom it is not known whether they bind first
-	marked    portset.Set       // ports that are bound or may be, also of more clients than can be
-	held      *portset.Set      // ports in usable that sockets hold
-	pools     map[poolKey]int32 // index into counts
-	counts    portset.Blocks[poolCounts]
-	sources   map[sourceKey]*portset.Set
-	sockets   int
-	seen      timeWaitSeconds
-	phase     phase
+	settings   Settings
+	rules      [2]timeWaitRule // for other destinations and for loopback
+	usable     portset.Map     // ports that connect() may choose
+	listening  portset.Set     // ports of listeners, also outside the range
+	blocked    blockedPorts    // ports that listeners block
+	bound      portset.Set     // ports in usable that connect() may not choose after all, because some socket is bound to them
+	doubtful   portset.Set     // other ports of clients of whom it is not known whether they bind first
+	marked     portset.Set     // ports that are bound or may be, also of more clients than can be
+	held       *portset.Set    // ports in usable that sockets hold
+	pools      pools
+	entries    portset.Blocks[entries]    // of pools that have a few sockets
+	counts     portset.Blocks[poolCounts] // of the others
+	sources    portset.Index[sourceKey, *portset.Set]
+	cgroups    cgroups
+	sockets    int
+	lastSource int
+	seen       timeWaitSeconds
+	phase      phase
 
 	before     Knowledge // see Recall
+	peers      peerAnswers
 	use        timestampsUse
 	boundKnown bool // see KnowBound
+	unsure     bool // see AsksFinWait2
 	inferred   bool // Infer had something to compare with
+	allSince   bool // connections that may be earlier are not, see timestampsUse.learn
+	settled    bool // bound and doubtful are complete
 	lists      portset.Lists
-	several    map[*portset.Set]*portset.Set // by ports of a source, see severalPools
+	several    []portset.Set // by number of the source, see severalPools
+	room       poolCounts    // of a pool that has none of its own
+	entry      entry         // see entryOf
 
 	reserved int // ports of the range that are in ip_local_reserved_ports
 	capacity int // ports in usable
@@ -120,18 +54,52 @@ type Table struct {
 // NewTable returns an empty Table for a namespace with these settings. Block its listeners
 // before the first Add.
 func NewTable(s Settings) *Table {
-	t := &Table{
+	t := new(Table)
+	t.Reset(s)
+	return t
+}
+
+// Reset makes the Table one that NewTable returns. It keeps memory for as many pools and sockets as it had.
+// What others have got from the Table stays as it is.
+func (t *Table) Reset(s Settings) {
+	old := *t
+	*t = Table{
 		settings: s,
 		rules:    [2]timeWaitRule{s.timeWaitRule(false), s.timeWaitRule(true)},
 		blocked:  newBlockedPorts(),
 		held:     new(portset.Set),
-		pools:    make(map[poolKey]int32),
-		sources:  make(map[sourceKey]*portset.Set),
+		pools:    old.pools,
+		entries:  old.entries,
+		counts:   old.counts,
+		sources:  old.sources,
+		cgroups:  cgroups{numbers: old.cgroups.numbers},
+		lists:    old.lists,
+	}
+	for _, kept := range t.kept() {
+		kept.Clear()
 	}
 	t.usable.AddUnreserved(s.PortRange, s.ReservedPorts)
 	t.capacity = t.usable.Size()
 	t.reserved = s.PortRange.Size() - t.capacity
-	return t
+}
+
+// Release empties the Table, and gives back memory that was not needed since the last calls.
+func (t *Table) Release() {
+	t.Reset(Settings{})
+	for _, kept := range t.kept() {
+		kept.Trim()
+	}
+}
+
+// kept returns the parts of a Table that keep their memory.
+func (t *Table) kept() [7]interface {
+	Clear()
+	Trim()
+} {
+	return [...]interface {
+		Clear()
+		Trim()
+	}{&t.pools.ipv4, &t.pools.ipv6, &t.entries, &t.counts, &t.sources, &t.cgroups.numbers, &t.lists}
 }
 
 // Block counts a listener.
@@ -155,6 +123,7 @@ func (t *Table) Recall(k Knowledge, now time.Duration) {
 		k.forgetChoices(t.settings.PortRange.Low)
 	}
 	t.before = k
+	t.peers = newPeerAnswers(k.peers)
 	t.use = k.use.at(now, t.settings)
 }
 
@@ -170,61 +139,88 @@ func (t *Table) Add(s *Socket) {
 		t.addBlocked(s)
 		return
 	}
-	c := t.poolOf(s)
-	if int(s.State) >= len(c.states) {
+	n := t.pools.add(s)
+	p := t.pools.at(n)
+	if p.contents() == 0 {
+		p.source = int32(t.sourceOf(s))
+	}
+	if s.State > tcpstate.Closing {
 		return // a state that no kernel has today
 	}
-	c.states[s.State]++
-	c.held++
-	c.source.Add(port)
+	t.sources.At(int(p.source)).Value.Add(port)
 	t.held.Add(port)
-	if s.Cgroup != 0 {
-		c.owners.Add(s.Cgroup)
-	}
-	if s.State == tcpstate.FinWait2 && !s.Mini {
-		c.halfClosed++
-	}
 	if s.Bound == Yes {
 		t.bound.Add(port)
-		c.bound++
 	}
+	c := p.contents()
+	if c&hasCounts != 0 || t.use.turned && !t.boundKnown { // an earlierPorts is about more than the entries
+		counts := t.give(n)
+		t.addTo(counts, t.entryOf(counts, s))
+		return
+	}
+	if s.Mini || s.State == tcpstate.TimeWait {
+		t.recallOf(n, t.countsOf(n, &t.room))
+	}
+	e := t.entryOf(&t.room, s)
+	if short, ok := e.short(t.cgroups.number(e.cgroup)); !ok || !t.addEntry(p, short) {
+		t.addTo(t.give(n), e)
+	}
+}
 
-	list := &c.fixed
+// addTo counts a socket in the counts of its pool, with its list.
+func (t *Table) addTo(c *poolCounts, e *entry) {
+	c.add(e)
+	if !t.boundKnown {
+		t.lists.Add(&c.lists[e.list], e.port)
+	}
+}
+
+// entryOf returns what a socket adds to the counts of its pool, valid until the next call. Of c, it needs what is known of the pool only
+// for a mini-socket, and if tcp_timestamps was switched on.
+func (t *Table) entryOf(c *poolCounts, s *Socket) *entry {
+	e := &t.entry
+	*e = entry{port: s.Local.Port(), state: s.State, list: fixed, cgroup: s.Cgroup}
+	if s.State == tcpstate.FinWait2 && !s.Mini {
+		e.marks |= markHalfClosed
+	}
+	if s.Bound == Yes {
+		e.marks |= markBound
+	}
 	earlier := t.isEarlier(c, s)
 	switch {
 	case s.State == tcpstate.TimeWait || s.Mini:
-		list = t.addMini(c, s, earlier)
+		t.setMini(e, c, s, earlier)
 	case s.State != tcpstate.SynSent && s.State != tcpstate.SynRecv:
-		list = &c.open
-		c.openInterface = cmp.Or(c.openInterface, s.Interface)
-		c.openEarlier = earlier && (c.open.Len() == 0 || c.openEarlier)
+		e.list, e.device = open, s.Interface
+		if earlier {
+			e.marks |= markOpenEarlier
+		}
 	}
-	if !t.boundKnown {
-		t.lists.Add(list, port)
-	}
+	return e
 }
 
 // AsksFinWait2 reports whether it matters for a pool what Settings.ReuseFinWait2 is, and it is Unknown.
-func (t *Table) AsksFinWait2() bool {
-	for i := range t.counts.Len() {
-		if t.counts.At(i).unsure > 0 {
-			return true
-		}
-	}
-	return false
-}
+func (t *Table) AsksFinWait2() bool { return t.unsure }
 
-// addMini counts a mini-socket, and returns the list for its port. A port that is bound is not reusable. earlier is isEarlier.
-func (t *Table) addMini(c *poolCounts, s *Socket, earlier bool) (list *portset.List) {
-	rule, port := t.rule(c.loopback || s.Interface == loopbackInterface), s.Local.Port()
-	if s.Timestamps != Unknown && !c.loopback {
-		c.answers.add(s.Timestamps == Yes)
+// setMini sets what a mini-socket adds. A port that is bound is not reusable. earlier is isEarlier.
+func (t *Table) setMini(e *entry, c *poolCounts, s *Socket, earlier bool) {
+	rule := t.rule(c.loopback || s.Interface == loopbackInterface)
+	fact := c.answers.fact()
+	if s.Timestamps != Unknown {
+		fact = s.Timestamps
+		switch {
+		case c.loopback:
+		case fact == Yes:
+			e.marks |= markTimestamps
+		default:
+			e.marks |= markNoTimestamps
+		}
 	}
 	age := rule.age(s)
 	old := rule.oldEnough(s, age)
-	kind := rule.kind(cmp.Or(s.Timestamps, c.answers.fact()))
+	kind := rule.kind(fact)
 	unproven := s.Timestamps == Unknown && s.Seen-age < t.use.since
-	if s.Bound == Yes || c.known.isBound(port) || unproven && t.use.turned {
+	if s.Bound == Yes || c.known.isBound(e.port) || unproven && t.use.turned {
 		kind = expired
 	}
 	t.phase.add(s.Seen)
@@ -235,60 +231,35 @@ func (t *Table) addMini(c *poolCounts, s *Socket, earlier bool) (list *portset.L
 	} else {
 		switch {
 		case kind == takenOver && rule.finWait2 == Yes:
-			c.finWait2++
+			e.marks |= markFinWait2
 		case kind == takenOver && rule.finWait2 == Unknown && old:
-			c.unsure++
+			e.marks |= markUnsure
+			t.unsure = true
 			kind = unanswered
 		default:
 			kind = unanswered
 		}
 	}
-	list = &c.fixed
-	if kind == takenOver && s.State == tcpstate.TimeWait && c.known.likelyBound(t.parityOf(port)) {
+	if kind == takenOver && s.State == tcpstate.TimeWait && c.known.likelyBound(t.parityOf(e.port)) {
 		kind = expired
 		if old {
-			list = &c.presumed
+			e.list = presumed
 			if unproven || earlier {
-				c.presumedEarly++
+				e.marks |= markPresumedEarly
 			}
 		}
 	}
 	if kind == takenOver && old {
-		c.reusable++
+		e.list = reuse
 		if unproven || earlier {
-			c.early++
+			e.marks |= markEarly
 		}
 		if rule.wholeSeconds && age < time.Second {
-			c.recent++
+			e.marks |= markRecent
 		}
-		return &c.reuse
+		return
 	}
-	c.closed.add(kind, min(age, rule.times[kind].life), rule.times[kind].life)
-	return list
-}
-
-// poolOf returns the counts of a socket's pool.
-func (t *Table) poolOf(s *Socket) *poolCounts {
-	local, remote := s.Local.Addr(), s.Remote.Addr()
-	key := poolKey{source: local.As16(), destination: remote.As16(), port: uint32(s.Remote.Port())}
-	if isLinkLocal(local) || isLinkLocal(remote) {
-		key.zone = s.Interface
-	}
-	i, ok := t.pools[key]
-	if !ok {
-		i = int32(t.counts.Len())
-		t.pools[key] = i
-		c := poolCounts{
-			loopback: local.IsLoopback() || remote.IsLoopback(),
-			source:   t.sourceOf(s),
-		}
-		if !c.loopback && len(t.before.peers) > 0 {
-			c.answers = t.before.peers[key.destinationAddr()].answers
-		}
-		c.known, c.before = t.before.clientsOf(key), t.before.earlier[key]
-		t.counts.Add(c)
-	}
-	return t.counts.At(int(i))
+	e.closed = binOf(kind, min(age, rule.times[kind].life), rule.times[kind].life)
 }
 
 // addBlocked counts a socket whose port connect() cannot choose. A port that is reserved or
@@ -298,23 +269,26 @@ func (t *Table) poolOf(s *Socket) *poolCounts {
 func (t *Table) addBlocked(s *Socket) {
 	port := s.Local.Port()
 	if t.blocked.has(port) && !t.blocked.deny(s.Local.Addr(), port) {
-		t.sourceOf(s).Add(port)
+		t.sources.At(t.sourceOf(s)).Value.Add(port)
 	}
 }
 
-// sourceOf returns the ports of a socket's source address.
-func (t *Table) sourceOf(s *Socket) *portset.Set {
+// sourceOf returns the number of a socket's source address.
+func (t *Table) sourceOf(s *Socket) int {
 	local := s.Local.Addr()
 	key := sourceKey{address: local.As16()}
 	if isLinkLocal(local) {
 		key.zone = s.Interface
 	}
-	set, ok := t.sources[key]
-	if !ok {
-		set = new(portset.Set)
-		t.sources[key] = set
+	if last := t.lastSource; last < t.sources.Len() && t.sources.At(last).Key == key {
+		return last
 	}
-	return set
+	i, added := t.sources.Add(key)
+	if added {
+		t.sources.At(i).Value = new(portset.Set)
+	}
+	t.lastSource = i
+	return i
 }
 
 // rule returns the TIME_WAIT rule for loopback destinations or for other destinations.

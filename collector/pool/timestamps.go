@@ -104,46 +104,52 @@ const (
 // reusable anyway, unless advice might be to change that, or nobody has answered yet.
 func (t *Table) Questions(limits Limits) []Question {
 	type asked struct {
-		Question
-		*poolCounts
+		pool, held int32
+		early      bool
 	}
 	var all []asked
 	rule := t.rule(false)
-	for key, i := range t.pools {
-		c := t.counts.At(int(i))
-		held := c.held
-		if c.open.Len() == 0 || c.loopback || t.boundKnown || held < limits.Small() && len(t.pools) > limit.Listed {
+	if t.boundKnown {
+		return nil
+	}
+	for n := range t.pools.all() {
+		held := t.heldBy(n)
+		if held < limits.Small() && t.pools.len() > limit.Listed || !t.hasOpen(n) || t.pools.isLoopback(n) {
 			continue
 		}
 		early := !rule.reusable && utilization(held+t.bound.Size(), t.capacity) < adviceFrom
-		if !rule.reusable && rule.reuse || early && c.answers != (answers{}) {
+		if !rule.reusable && rule.reuse || early && t.countsOf(n, &t.room).answers != (answers{}) {
 			continue
 		}
-		all = append(all, asked{Question{
-			Local:     netip.AddrPortFrom(netip.AddrFrom16(key.source).Unmap(), 0),
-			Remote:    netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), uint16(key.port)),
-			Interface: c.openInterface, pool: key, answers: &c.answers, assumed: c.answers.fact(), counted: rule.reusable, early: early,
-		}, c})
+		all = append(all, asked{n, int32(held), early})
 	}
-	slices.SortFunc(all, func(a, b asked) int {
-		return cmp.Or(cmp.Compare(b.held, a.held), a.Local.Compare(b.Local), a.pool.destinationAddr().Compare(b.pool.destinationAddr()))
-	})
+	slices.SortFunc(all, func(a, b asked) int { return cmp.Or(cmp.Compare(b.held, a.held), t.pools.compare(a.pool, b.pool)) })
 	if turns := limits.Most / 2; len(all) > limits.Most { // the largest pools are asked, and others in turn
 		largest, others := all[:limits.Most-turns], all[limits.Most-turns:]
 		next := int(t.before.scans) * turns % len(others)
 		all = slices.Concat(largest, others[next:], others[:next])[:limits.Most]
 	}
+	pools, about := make([]*poolCounts, len(all)), make([]Question, len(all))
+	for i, a := range all {
+		c, key := t.give(a.pool), t.pools.key(a.pool)
+		pools[i] = c
+		about[i] = Question{
+			Local:     netip.AddrPortFrom(netip.AddrFrom16(key.source).Unmap(), 0),
+			Remote:    netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), uint16(key.port)),
+			Interface: c.openInterface, pool: key, answers: &c.answers, assumed: c.answers.fact(), counted: rule.reusable, early: a.early,
+		}
+	}
 	samples := make([][]uint16, len(all))
-	for i := range all {
-		samples[i] = t.sample(all[i].poolCounts)
+	for i, c := range pools {
+		samples[i] = t.sample(c)
 	}
 	var questions []Question
 	for round := range questionsEach {
 		for i, sample := range samples {
 			if round < len(sample) && (round == 0 || len(questions) < questionsMore*limits.Most) {
-				q := all[i].Question
+				q := about[i]
 				q.Local = netip.AddrPortFrom(q.Local.Addr(), sample[round])
-				q.earlier, q.further = all[i].isOpenEarlier(sample[round]) || t.settings.Timestamps == 0, round > 0
+				q.earlier, q.further = pools[i].isOpenEarlier(sample[round]) || t.settings.Timestamps == 0, round > 0
 				questions = append(questions, q)
 			}
 		}
@@ -151,11 +157,22 @@ func (t *Table) Questions(limits Limits) []Question {
 	return questions
 }
 
+// hasOpen reports whether a pool has open connections.
+func (t *Table) hasOpen(n int32) bool {
+	content := t.pools.at(n).contents()
+	if content&hasCounts != 0 {
+		return t.counts.At(content.index()).open > 0
+	}
+	found := false
+	t.eachEntry(content, func(e shortEntry) { found = found || e.list() == open })
+	return found
+}
+
 // sample returns some ports of open connections of a pool, at most questionsEach. They are others at each scan, and first those of
 // connections that may not have begun while this host did not use timestamps.
 func (t *Table) sample(c *poolCounts) (ports []uint16) {
 	var ranks []uint64 // in ascending order
-	for port := range t.lists.All(c.open) {
+	for port := range t.lists.All(c.lists[open]) {
 		x := (uint32(port) ^ t.before.scans<<16) * 0x9e3779b1
 		rank := uint64((x ^ x>>15) * 0x85ebca6b)
 		if c.isOpenEarlier(port) {
@@ -206,11 +223,14 @@ func (k *Knowledge) Contradicts(q Question) bool {
 // Doubt says that the Table does not contain the answer to a question. Unless connect() is known to take over
 // ports in TIME_WAIT of the pool, they count as held for as long as that lasts.
 func (t *Table) Doubt(q Question) {
-	i, ok := t.pools[q.pool]
-	if !ok || !q.counted || q.further || t.counts.At(int(i)).answers.fact() == Yes {
+	n, ok := t.pools.find(q.pool)
+	if !ok || !q.counted || q.further {
 		return
 	}
-	c := t.counts.At(int(i))
+	c := t.give(n)
+	if c.answers.fact() == Yes {
+		return
+	}
 	c.doubted = true
 	c.unsure += c.reusable
 	c.reusable, c.early = 0, 0

@@ -171,15 +171,15 @@ func (s *Scanner) readTCPSettings(ns *procfs.Namespace, settings pool.Settings) 
 	return settings, nil
 }
 
-// fillTable returns a Table of the calling thread's namespace. It adds to known which peers use
+// fillTable returns a Table of the calling thread's namespace, valid until the next call. It adds to known which peers use
 // timestamps. It reads all sockets once more if an answer contradicts what the Table assumed, or if a trial has told
 // what connect() does with FIN_WAIT2 and the Table needs that. Each question leaves half of the time for this.
 //
 // It sets in tcp what stays unknown. Then the Table has the worst case of that. Reading the sockets once more only makes
 // it better: it stays as it is if there is no time.
 func (s *Scanner) fillTable(tcp *TCP, settings pool.Settings, known *pool.Knowledge, deadline time.Time) (*pool.Table, error) {
-	table, err := s.readTable(settings, known, deadline)
-	if err != nil {
+	table := s.table
+	if err := s.readTable(table, settings, known, deadline); err != nil {
 		return nil, err
 	}
 	questions := table.Questions(s.cfg.Limits)
@@ -192,9 +192,9 @@ func (s *Scanner) fillTable(tcp *TCP, settings pool.Settings, known *pool.Knowle
 		settings.ReuseFinWait2 = s.finWait2
 	}
 	if changed || told {
-		again, err := s.readTable(settings, known, deadline)
-		if err == nil {
-			table = again
+		again := new(pool.Table)
+		if err := s.readTable(again, settings, known, deadline); err == nil {
+			table, s.table = again, again
 		} else {
 			tcp.CutShort = tcp.CutShort || errors.Is(err, os.ErrDeadlineExceeded)
 			if changed {
@@ -211,18 +211,15 @@ func (s *Scanner) fillTable(tcp *TCP, settings pool.Settings, known *pool.Knowle
 	return table, nil
 }
 
-// readTable reads the sockets of the calling thread's namespace.
-func (s *Scanner) readTable(settings pool.Settings, known *pool.Knowledge, deadline time.Time) (*pool.Table, error) {
+// readTable reads the sockets of the calling thread's namespace into a table, which can be a used one.
+func (s *Scanner) readTable(table *pool.Table, settings pool.Settings, known *pool.Knowledge, deadline time.Time) error {
 	now, err := sockdiag.Now()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	table := pool.NewTable(settings)
+	table.Reset(settings)
 	table.Recall(*known, now-s.clockOffset)
-	if err := s.fill(table, settings.PortRange, deadline); err != nil {
-		return nil, err
-	}
-	return table, nil
+	return s.fill(table, settings.PortRange, deadline)
 }
 
 // askFinWait2 asks the trial once. It reports whether the answer is known now, and whether it takes more time.

@@ -45,6 +45,7 @@ type Scanner struct {
 
 	mu       sync.Mutex                 // guards the fields below; no two scans walk the kernel's table at once
 	buffer   []byte                     // for the answers of the kernel
+	table    *pool.Table                // of the namespace that is read, which keeps its memory
 	logged   map[string]bool            // failures of the last scan, see logFailures
 	known    map[uint64]*knownNamespace // other namespaces, by cookie
 	learned  pool.Knowledge             // about our own namespace
@@ -79,7 +80,7 @@ func open(cfg Config) (*Scanner, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), tick: tick, dial: sockdiag.Dial, dialNAT: conntrack.Dial, buffer: make([]byte, sockdiag.BufferSize)}
+	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), tick: tick, dial: sockdiag.Dial, dialNAT: conntrack.Dial, buffer: make([]byte, sockdiag.BufferSize), table: new(pool.Table)}
 	s.cfg.Limits.Seed = maphash.MakeSeed()
 	s.fill = s.dump
 	if err := s.readKernel(); err != nil {
@@ -240,6 +241,7 @@ func (s *Scanner) Scan(ctx context.Context) Snapshot {
 // scan is Scan without logging.
 func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	s.scans++
+	defer func() { s.table.Release() }()
 	b := newBudget(deadline)
 	self := Namespace{Name: Self}
 	s.addConntrack(&self, &s.counters)

@@ -89,7 +89,7 @@ func (t *Table) Report(limits limit.Limits) Report {
 	smallest, series := min(limits.Small(), half), min(limits.Series(r.CapacityPorts), half)
 	var candidates []candidate
 	var low, over []candidate // the first of those that hold too few ports for series, and of those beyond the limit
-	small := limit.Top[smallPool]{Order: smallByDanger}
+	small := limit.Top[smallPool]{Most: limit.Listed, Order: smallByDanger}
 	anyKnown := false
 	for key, i := range t.pools {
 		c := t.counts.At(int(i))

@@ -43,20 +43,23 @@ func Rest(most, series int) int { return max(most-series, 0) + Listed }
 
 // A Top has the first items of those that were added.
 type Top[T any] struct {
-	Items []T // in order, at most Listed
+	Items []T // in order
+	Most  int // at most that many
 	Order func(a, b T) int
 }
 
-// Add adds an item.
-func (t *Top[T]) Add(item T) {
-	if len(t.Items) == Listed {
-		if t.Order(item, t.Items[Listed-1]) >= 0 {
-			return
+// Add adds an item. It returns the one for which there is no room then, if there is one.
+func (t *Top[T]) Add(item T) (left T, ok bool) {
+	if len(t.Items) >= t.Most {
+		if t.Most == 0 || t.Order(item, t.Items[t.Most-1]) >= 0 {
+			return item, true
 		}
-		t.Items = t.Items[:Listed-1]
+		left, ok = t.Items[t.Most-1], true
+		t.Items = t.Items[:t.Most-1]
 	}
 	i, _ := slices.BinarySearchFunc(t.Items, item, t.Order)
 	t.Items = slices.Insert(t.Items, i, item)
+	return left, ok
 }
 
 // Shares returns how many items each report keeps of one of its lists, which are in that order, if all

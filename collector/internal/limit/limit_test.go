@@ -64,16 +64,22 @@ func TestLimits(t *testing.T) {
 
 // TestTop adds numbers in any order.
 func TestTop(t *testing.T) {
-	top := Top[int]{Order: cmp.Compare[int]}
-	for i := range 1000 {
-		top.Add(i * 7919 % 1000)
-	}
-	for i, got := range top.Items {
-		if got != i {
-			t.Fatalf("got %v, want the least 20 in order", top.Items)
+	for _, most := range []int{0, 1, 20, 2000} {
+		top := Top[int]{Most: most, Order: cmp.Compare[int]}
+		var left []int
+		for i := range 1000 {
+			if item, ok := top.Add(i * 7919 % 1000); ok {
+				left = append(left, item)
+			}
 		}
-	}
-	if len(top.Items) != Listed {
-		t.Errorf("%d items, want %d", len(top.Items), Listed)
+		slices.Sort(left)
+		for i, got := range slices.Concat(top.Items, left) {
+			if got != i {
+				t.Fatalf("most %d: got %v, and %v is left", most, top.Items, left)
+			}
+		}
+		if want := min(most, 1000); len(top.Items) != want || len(left) != 1000-want {
+			t.Errorf("%d items, want %d; %d are left", len(top.Items), want, len(left))
+		}
 	}
 }
