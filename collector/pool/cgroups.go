@@ -21,10 +21,5 @@ func (c *cgroups) number(cgroup uint64) int {
 	return c.lastNumber
 }
 
-// of returns the control group with a number.
-func (c *cgroups) of(number int) uint64 {
-	if number == 0 {
-		return 0
-	}
-	return c.numbers.At(number - 1).Key
-}
+// of returns the control group with a number that is not 0.
+func (c *cgroups) of(number int) uint64 { return c.numbers.At(number - 1).Key }

@@ -88,13 +88,10 @@ const (
 	markOpenEarlier // not in a short entry
 )
 
-// add counts a socket, without its list.
+// add counts a socket, without its owner and its list.
 func (c *poolCounts) add(e *entry) {
 	c.states[e.state]++
 	c.held++
-	if e.cgroup != 0 {
-		c.owners.Add(e.cgroup)
-	}
 	switch e.list {
 	case open:
 		c.openInterface = cmp.Or(c.openInterface, e.device)
@@ -149,15 +146,16 @@ func (e *entry) short(cgroup int) (s shortEntry, ok bool) {
 	return shortEntry(e.port) | shortEntry(e.state)<<16 | shortEntry(e.list)<<20 | shortEntry(e.closed)<<22 | shortEntry(e.marks)<<30 | shortEntry(cgroup)<<39, true
 }
 
-// long returns the entry without its control group, and the number of that.
-func (s shortEntry) long() (e entry, cgroup int) {
+// long returns the entry without its control group.
+func (s shortEntry) long() entry {
 	return entry{
 		port: s.port(), state: tcpstate.State(s >> 16 & 0xf), list: s.list(), closed: closedBin(s >> 22), marks: marks(s >> 30 & maxShortMarks),
-	}, int(s >> 39 & maxShortCgroup)
+	}
 }
 
 func (s shortEntry) port() uint16 { return uint16(s) }
 func (s shortEntry) list() list   { return list(s >> 20 & 3) }
+func (s shortEntry) cgroup() int  { return int(s >> 39 & maxShortCgroup) }
 
 // Most pools of a host with many have a socket or a few. These take 8 bytes for the only one, in the place of the counts, or 32 for
 // each three of them. The counts of a pool are made of its entries when somebody asks for them.
@@ -240,7 +238,27 @@ func (t *Table) eachEntry(c contents, f func(e shortEntry)) {
 	}
 }
 
-// countsOf returns the counts of a pool. If it has none of its own, they are in room, and changes of them are lost.
+// ownersOf returns the owners of a pool.
+func (t *Table) ownersOf(n int32) *ownerCounts {
+	c := t.pools.at(n).contents()
+	if c&hasCounts != 0 {
+		return &t.counts.At(c.index()).owners
+	}
+	var owners ownerCounts
+	t.addOwners(c, &owners)
+	return &owners
+}
+
+// addOwners adds those of a pool that has no counts.
+func (t *Table) addOwners(c contents, owners *ownerCounts) {
+	t.eachEntry(c, func(e shortEntry) {
+		if number := e.cgroup(); number != 0 {
+			owners.Add(t.cgroups.of(number))
+		}
+	})
+}
+
+// countsOf returns the counts of a pool. If it has none of its own, they are in room without its owners, and changes of them are lost.
 func (t *Table) countsOf(n int32, room *poolCounts) *poolCounts {
 	c := t.pools.at(n).contents()
 	if c&hasCounts != 0 {
@@ -248,8 +266,7 @@ func (t *Table) countsOf(n int32, room *poolCounts) *poolCounts {
 	}
 	t.setUp(n, room)
 	t.eachEntry(c, func(short shortEntry) {
-		e, cgroup := short.long()
-		e.cgroup = t.cgroups.of(cgroup)
+		e := short.long()
 		room.add(&e)
 	})
 	if t.allSince {
@@ -278,6 +295,7 @@ func (t *Table) give(n int32) *poolCounts {
 	}
 	c := t.counts.Add(poolCounts{})
 	t.countsOf(n, c)
+	t.addOwners(old, &c.owners)
 	t.recallOf(n, c)
 	if !t.boundKnown {
 		t.eachEntry(old, func(e shortEntry) { t.lists.Add(&c.lists[e.list()], e.port()) })

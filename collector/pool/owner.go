@@ -35,7 +35,7 @@ func (t *Table) boundOwners() []Owner {
 	}
 	for n := range t.pools.all() {
 		if c := t.countsOf(n, &t.room); 2*int(c.bound) > c.held {
-			bound.Merge(&c.owners.Counts)
+			bound.Merge(&t.ownersOf(n).Counts)
 		}
 	}
 	return bound.largest()

@@ -278,7 +278,7 @@ func (t *Table) listed(r *Report, limits Limits) []Destination {
 			r.takeIn(d.Ports)
 		}
 		t.setLoad(&d, c)
-		d.Owners = c.owners.largest()
+		d.Owners = t.ownersOf(pool.pool).largest()
 		destinations = append(destinations, d)
 	}
 	return destinations

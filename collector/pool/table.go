@@ -170,6 +170,9 @@ func (t *Table) Add(s *Socket) {
 // addTo counts a socket in the counts of its pool, with its list.
 func (t *Table) addTo(c *poolCounts, e *entry) {
 	c.add(e)
+	if e.cgroup != 0 {
+		c.owners.Add(e.cgroup)
+	}
 	if !t.boundKnown {
 		t.lists.Add(&c.lists[e.list], e.port)
 	}

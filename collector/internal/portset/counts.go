@@ -16,8 +16,18 @@ const maxOthers = 128
 type Counts[K comparable] struct {
 	first  K // zero if there is none
 	ports  uint32
-	others map[K]*uint32 // pointers, so that a port costs one look into the map
+	others *others[K] // nil if there are none
 }
+
+// others are keys besides the first. There can be very many pools with a few, so these are in one piece.
+type others[K comparable] struct {
+	few   [fewOthers]K
+	ports [fewOthers]uint32
+	n     int           // elements of few in use
+	more  map[K]*uint32 // pointers, so that a port costs one look into the map
+}
+
+const fewOthers = 3
 
 // A Count is how many ports a key has.
 type Count[K comparable] struct {
@@ -34,9 +44,28 @@ func (c *Counts[K]) Merge(other *Counts[K]) {
 	if other.first == nobody {
 		return
 	}
-	c.add(other.first, other.ports)
-	for key, n := range other.others {
-		c.add(key, *n)
+	for key, n := range other.all() {
+		c.add(key, n)
+	}
+}
+
+// all returns the keys without nobody, and their ports.
+func (c *Counts[K]) all() iter.Seq2[K, uint32] {
+	return func(yield func(K, uint32) bool) {
+		var nobody K
+		if c.first == nobody || !yield(c.first, c.ports) || c.others == nil {
+			return
+		}
+		for i := range c.others.n {
+			if !yield(c.others.few[i], c.others.ports[i]) {
+				return
+			}
+		}
+		for key, n := range c.others.more {
+			if !yield(key, *n) {
+				return
+			}
+		}
 	}
 }
 
@@ -55,27 +84,39 @@ func (c *Counts[K]) add(key K, ports uint32) {
 
 // addOther counts ports of a key that is not the first.
 func (c *Counts[K]) addOther(key K, ports uint32) {
-	if n, ok := c.others[key]; ok {
-		*n += ports
-		return
-	}
-	if len(c.others) >= maxOthers {
-		return
-	}
 	if c.others == nil {
-		c.others = map[K]*uint32{}
+		c.others = new(others[K])
 	}
-	c.others[key] = &ports
+	o := c.others
+	for i := range o.n {
+		if o.few[i] == key {
+			o.ports[i] += ports
+			return
+		}
+	}
+	if o.n < fewOthers {
+		o.few[o.n], o.ports[o.n] = key, ports
+		o.n++
+		return
+	}
+	if before, ok := o.more[key]; ok {
+		*before += ports
+		return
+	}
+	if fewOthers+len(o.more) >= maxOthers {
+		return
+	}
+	if o.more == nil {
+		o.more = map[K]*uint32{}
+	}
+	n := ports // only what is kept moves to the heap
+	o.more[key] = &n
 }
 
 // Keys returns the keys that are counted, without nobody.
 func (c *Counts[K]) Keys() iter.Seq[K] {
 	return func(yield func(K) bool) {
-		var nobody K
-		if c.first == nobody || !yield(c.first) {
-			return
-		}
-		for key := range c.others {
+		for key := range c.all() {
 			if !yield(key) {
 				return
 			}
@@ -85,13 +126,9 @@ func (c *Counts[K]) Keys() iter.Seq[K] {
 
 // Largest returns those with most ports, at most that many, in descending order, and then by key.
 func (c *Counts[K]) Largest(most int, compare func(a, b K) int) []Count[K] {
-	var nobody K
-	if c.first == nobody {
-		return nil
-	}
-	counts := []Count[K]{{c.first, int(c.ports)}}
-	for key, n := range c.others {
-		counts = append(counts, Count[K]{key, int(*n)})
+	var counts []Count[K]
+	for key, n := range c.all() {
+		counts = append(counts, Count[K]{key, int(n)})
 	}
 	slices.SortFunc(counts, func(a, b Count[K]) int {
 		return cmp.Or(cmp.Compare(b.Ports, a.Ports), compare(a.Key, b.Key))
