@@ -92,14 +92,8 @@ func (t *Table) Release() {
 }
 
 // kept returns the parts of a Table that keep their memory.
-func (t *Table) kept() [7]interface {
-	Clear()
-	Trim()
-} {
-	return [...]interface {
-		Clear()
-		Trim()
-	}{&t.pools.ipv4, &t.pools.ipv6, &t.entries, &t.counts, &t.sources, &t.cgroups.numbers, &t.lists}
+func (t *Table) kept() [7]portset.Kept {
+	return [...]portset.Kept{&t.pools.ipv4, &t.pools.ipv6, &t.entries, &t.counts, &t.sources, &t.cgroups.numbers, &t.lists}
 }
 
 // Block counts a listener.

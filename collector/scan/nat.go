@@ -116,7 +116,7 @@ func (s *Scanner) addNAT(n *Namespace, drops *dropCounter, deadline time.Time) {
 	n.NAT = NAT{Result: Result{Outcome: Collected}, Report: table.Report(s.cfg.Limits), Duration: time.Since(start)}
 }
 
-// fillNATTable returns a table of the calling thread's namespace. drops is snat.Settings.Drops.
+// fillNATTable returns a table of the calling thread's namespace, valid until the next call. drops is snat.Settings.Drops.
 func (s *Scanner) fillNATTable(drops bool, deadline time.Time) (*snat.Table, error) {
 	if !time.Now().Before(deadline) {
 		return nil, os.ErrDeadlineExceeded
@@ -138,7 +138,8 @@ func (s *Scanner) fillNATTable(drops bool, deadline time.Time) (*snat.Table, err
 		return nil, err
 	}
 	defer conn.Close()
-	table := snat.NewTable(settings)
+	table := s.natTable
+	table.Reset(settings)
 	var row snat.Flow
 	err = conn.Flows(func(f *conntrack.Flow) {
 		// Other flows that are not translated keep an address that is not ours: they take no port of a pool.

@@ -46,6 +46,7 @@ type Scanner struct {
 	mu       sync.Mutex                 // guards the fields below; no two scans walk the kernel's table at once
 	buffer   []byte                     // for the answers of the kernel
 	table    *pool.Table                // of the namespace that is read, which keeps its memory
+	natTable *snat.Table                // the same
 	logged   map[string]bool            // failures of the last scan, see logFailures
 	known    map[uint64]*knownNamespace // other namespaces, by cookie
 	learned  pool.Knowledge             // about our own namespace
@@ -80,7 +81,7 @@ func open(cfg Config) (*Scanner, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), tick: tick, dial: sockdiag.Dial, dialNAT: conntrack.Dial, buffer: make([]byte, sockdiag.BufferSize), table: new(pool.Table)}
+	s := &Scanner{cfg: cfg, proc: procfs.NewFS(cfg.Proc), tick: tick, dial: sockdiag.Dial, dialNAT: conntrack.Dial, buffer: make([]byte, sockdiag.BufferSize), table: new(pool.Table), natTable: new(snat.Table)}
 	s.cfg.Limits.Seed = maphash.MakeSeed()
 	s.fill = s.dump
 	if err := s.readKernel(); err != nil {
@@ -241,7 +242,10 @@ func (s *Scanner) Scan(ctx context.Context) Snapshot {
 // scan is Scan without logging.
 func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	s.scans++
-	defer func() { s.table.Release() }()
+	defer func() {
+		s.table.Release()
+		s.natTable.Release()
+	}()
 	b := newBudget(deadline)
 	self := Namespace{Name: Self}
 	s.addConntrack(&self, &s.counters)

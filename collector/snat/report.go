@@ -89,16 +89,15 @@ func (t *Table) Report(limits limit.Limits) Report {
 	smallest, series := min(limits.Small(), half), min(limits.Series(r.CapacityPorts), half)
 	var candidates []candidate
 	var low, over []candidate // the first of those that hold too few ports for series, and of those beyond the limit
-	small := limit.Top[smallPool]{Most: limit.Listed, Order: smallByDanger}
+	small := limit.Top[smallPool]{Most: limit.Listed, Order: t.compareSmall}
 	anyKnown := false
-	for key, i := range t.pools {
-		c := t.counts.At(int(i))
-		p := t.pool(key, c)
+	for n, c := range t.all() {
+		p := t.pool(n, c)
 		if p.Held+p.Outside < smallest {
 			if p.Known() {
 				anyKnown = true
 				r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
-				small.Add(smallPool{p.Utilization, p.Held + p.Outside, key, c})
+				small.Add(smallPool{p.Utilization, p.Held + p.Outside, n})
 			}
 			r.leaveOut(&p)
 			continue
@@ -121,7 +120,7 @@ func (t *Table) Report(limits limit.Limits) Report {
 		}
 		candidates = append(candidates, candidate{p, c, searched})
 	}
-	if len(t.pools) > 0 && !anyKnown {
+	if t.len() > 0 && !anyKnown {
 		r.MaxUtilization = math.NaN()
 	}
 	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(&a.Pool, &b.Pool) })
@@ -157,7 +156,8 @@ func (t *Table) Report(limits limit.Limits) Report {
 	}
 	others := slices.Concat(low, over)
 	for _, p := range small.Items {
-		others = append(others, candidate{t.pool(p.key, p.counts), p.counts, false})
+		c := t.at(p.number)
+		others = append(others, candidate{t.pool(p.number, c), c, false})
 	}
 	slices.SortFunc(others, func(a, b candidate) int { return byDanger(&a.Pool, &b.Pool) })
 	for i := range others[:min(len(others), limit.Listed)] {
@@ -185,18 +185,22 @@ func (r *Report) Listed() []Pool { return slices.Concat(r.Pools, r.Others) }
 type smallPool struct {
 	utilization float64
 	held        int // with those outside
-	key         poolKey
-	counts      *poolCounts
+	number      int
 }
 
-// smallByDanger orders small pools as byDanger, but for equal ones by key, which takes less time: there can be very many.
-func smallByDanger(a, b smallPool) int {
+// compareSmall orders small pools as byDanger, but for equal ones by key, which takes less time: there can be very many.
+func (t *Table) compareSmall(a, b smallPool) int {
 	if c := cmp.Or(cmp.Compare(b.utilization, a.utilization), cmp.Compare(b.held, a.held)); c != 0 {
 		return c
 	}
+	if ipv4 := &t.ipv4.counts; max(a.number, b.number) < ipv4.Len() {
+		x, y := ipv4.At(a.number).Key, ipv4.At(b.number).Key
+		return slices.Compare(x[:], y[:])
+	}
+	x, y := t.key(a.number), t.key(b.number)
 	return cmp.Or(
-		bytes.Compare(a.key.translated[:], b.key.translated[:]), bytes.Compare(a.key.destination[:], b.key.destination[:]),
-		cmp.Compare(a.key.port, b.key.port), cmp.Compare(a.key.zone, b.key.zone), cmp.Compare(a.key.udp, b.key.udp),
+		bytes.Compare(x.translated[:], y.translated[:]), bytes.Compare(x.destination[:], y.destination[:]),
+		cmp.Compare(x.port, y.port), cmp.Compare(x.zone, y.zone), cmp.Compare(x.udp, y.udp),
 	)
 }
 
@@ -276,7 +280,8 @@ func (t *Table) taken(c *poolCounts) *portset.Map {
 }
 
 // pool returns the report of one pool without SearchFailure and Clients.
-func (t *Table) pool(key poolKey, c *poolCounts) Pool {
+func (t *Table) pool(n int, c *poolCounts) Pool {
+	key := t.key(n)
 	p := Pool{
 		Protocol: TCP,
 		Source:   key.source(),

@@ -1,32 +1,42 @@
 package snat
 
 import (
+	"encoding/binary"
+	"iter"
 	"net/netip"
 
 	"ephemeral_port_exporter/collector/internal/portset"
 )
 
 // A Table counts the flows of one network namespace by the pool of source NAT that they hold a
-// port of. Its memory grows with the number of pools, by 2 bytes for each flow of source NAT, and by 48 for
-// each flow of an own socket.
+// port of. Its memory grows with the number of pools, by 2 bytes for each flow of source NAT, and by 20 or 44 for
+// each flow of an own socket, of IPv4 or IPv6.
 type Table struct {
 	settings Settings
-	ports    portset.Map       // of the settings
-	pools    map[poolKey]int32 // index into counts
-	counts   portset.Blocks[poolCounts]
-	own      portset.Blocks[ownFlow] // not counted yet
+	ports    portset.Map // of the settings
+	ipv4     pools[ipv4Key]
+	ipv6     pools[poolKey]
 	lists    portset.Lists
 	flows    int
 	outside  int // of flows, those outside the ports
 }
 
+// pools are those of some keys, and the flows of own sockets that may be in them.
+type pools[K comparable] struct {
+	counts portset.Index[K, poolCounts]
+	own    portset.Blocks[ownFlow[K]] // not counted yet
+}
+
 // A poolKey identifies a pool: the ports of a translated address for one destination. It has no
-// pointers and no padding, because a map is searched for it for each flow.
+// pointers and no padding, because the table is searched for it for each flow.
 type poolKey struct {
 	translated, destination [16]byte // IPv6 or IPv4-mapped
 	port, zone              uint16
 	udp                     uint32 // 0 or 1
 }
+
+// An ipv4Key is the poolKey of a pool of IPv4: the translated address, the destination, its port and the zone, and the protocol.
+type ipv4Key [4]uint32
 
 // poolCounts are the flows of one pool.
 type poolCounts struct {
@@ -39,17 +49,39 @@ type poolCounts struct {
 
 // An ownFlow is a flow of an own socket. It counts if source NAT has the pool too: own sockets alone get their
 // ports by connect(), and they can have any number of destinations.
-type ownFlow struct {
-	key   poolKey
+type ownFlow[K comparable] struct {
+	key   K
 	port  uint16
 	state State
 }
 
 // NewTable returns an empty Table.
 func NewTable(s Settings) *Table {
-	t := &Table{settings: s, pools: make(map[poolKey]int32)}
-	t.ports.AddRanges(s.PortRanges)
+	t := new(Table)
+	t.Reset(s)
 	return t
+}
+
+// Reset makes the Table one that NewTable returns. It keeps memory for as many pools and flows as it had.
+func (t *Table) Reset(s Settings) {
+	*t = Table{settings: s, ipv4: t.ipv4, ipv6: t.ipv6, lists: t.lists}
+	for _, kept := range t.kept() {
+		kept.Clear()
+	}
+	t.ports.AddRanges(s.PortRanges)
+}
+
+// Release empties the Table, and gives back memory that was not needed since the last calls.
+func (t *Table) Release() {
+	t.Reset(Settings{})
+	for _, kept := range t.kept() {
+		kept.Trim()
+	}
+}
+
+// kept returns the parts of a Table that keep their memory.
+func (t *Table) kept() [5]portset.Kept {
+	return [...]portset.Kept{&t.ipv4.counts, &t.ipv4.own, &t.ipv6.counts, &t.ipv6.own, &t.lists}
 }
 
 // Add counts a flow. The caller may reuse f afterwards.
@@ -60,18 +92,22 @@ func (t *Table) Add(f *Flow) {
 	if !inside && (!f.SNAT || f.Expected || port < lowPorts && f.ClientPort < lowPorts) {
 		return
 	}
-	key := newPoolKey(f)
+	if key, ok := newIPv4Key(f); ok {
+		add(t, &t.ipv4, key, f, inside)
+	} else {
+		add(t, &t.ipv6, newPoolKey(f), f, inside)
+	}
+}
+
+// add counts a flow in its pool. inside says that its port is one of those of the settings.
+func add[K comparable](t *Table, p *pools[K], key K, f *Flow, inside bool) {
+	port := f.Translated.Port()
 	if !f.SNAT {
-		t.own.Add(ownFlow{key, port, f.State})
+		p.own.Add(ownFlow[K]{key, port, f.State})
 		return
 	}
-	i, ok := t.pools[key]
-	if !ok {
-		i = int32(t.counts.Len())
-		t.pools[key] = i
-		t.counts.Add(poolCounts{})
-	}
-	c := t.counts.At(int(i))
+	i, _ := p.counts.Add(key)
+	c := &p.counts.At(i).Value
 	c.clients.Add(f.Client)
 	if !inside {
 		t.outside++
@@ -95,29 +131,90 @@ const lowPorts = 1024
 
 // addOwn counts the flows of own sockets in the pools of source NAT.
 func (t *Table) addOwn() {
-	for i := range t.own.Len() {
-		f := t.own.At(i)
-		if pool, ok := t.pools[f.key]; ok {
-			c := t.counts.At(int(pool))
+	addOwn(t, &t.ipv4, func(k ipv4Key) poolKey { return k.poolKey() })
+	addOwn(t, &t.ipv6, func(k poolKey) poolKey { return k })
+}
+
+func addOwn[K comparable](t *Table, p *pools[K], long func(K) poolKey) {
+	for i := range p.own.Len() {
+		f := p.own.At(i)
+		if pool, ok := p.counts.Find(f.key); ok {
+			c := &p.counts.At(pool).Value
 			c.states[f.state]++
 			c.kept++
-			c.clients.Add(f.key.source())
+			c.clients.Add(long(f.key).source())
 			t.lists.Add(&c.fixed, f.port)
 		}
 	}
-	t.own = portset.Blocks[ownFlow]{}
+	p.own.Clear()
+}
+
+// all returns the pools, by number: those of IPv4 come first.
+func (t *Table) all() iter.Seq2[int, *poolCounts] {
+	return func(yield func(int, *poolCounts) bool) {
+		for n := range t.len() {
+			if !yield(n, t.at(n)) {
+				return
+			}
+		}
+	}
+}
+
+// len returns the number of pools.
+func (t *Table) len() int { return t.ipv4.counts.Len() + t.ipv6.counts.Len() }
+
+// at returns the counts of a pool.
+func (t *Table) at(n int) *poolCounts {
+	if first := t.ipv4.counts.Len(); n >= first {
+		return &t.ipv6.counts.At(n - first).Value
+	}
+	return &t.ipv4.counts.At(n).Value
+}
+
+// key returns the key of a pool.
+func (t *Table) key(n int) poolKey {
+	if first := t.ipv4.counts.Len(); n >= first {
+		return t.ipv6.counts.At(n - first).Key
+	}
+	return t.ipv4.counts.At(n).Key.poolKey()
 }
 
 // newPoolKey returns the key of a flow's pool.
 func newPoolKey(f *Flow) poolKey {
-	key := poolKey{
+	return poolKey{
 		translated: f.Translated.Addr().As16(), destination: f.Destination.Addr().As16(),
-		port: f.Destination.Port(), zone: f.Zone,
+		port: f.Destination.Port(), zone: f.Zone, udp: udpOf(f),
 	}
+}
+
+// newIPv4Key returns the key of a flow's pool, if it is one of IPv4.
+func newIPv4Key(f *Flow) (key ipv4Key, ok bool) {
+	translated, destination := f.Translated.Addr(), f.Destination.Addr()
+	if !translated.Is4() || !destination.Is4() {
+		return ipv4Key{}, false
+	}
+	from, to := translated.As4(), destination.As4()
+	return ipv4Key{
+		binary.BigEndian.Uint32(from[:]), binary.BigEndian.Uint32(to[:]), uint32(f.Destination.Port())<<16 | uint32(f.Zone), udpOf(f),
+	}, true
+}
+
+// udpOf returns 1 for UDP and 0 for TCP.
+func udpOf(f *Flow) uint32 {
 	if f.Protocol == UDP {
-		key.udp = 1
+		return 1
 	}
-	return key
+	return 0
+}
+
+// poolKey returns the key as others have it.
+func (k ipv4Key) poolKey() poolKey {
+	var from, to [4]byte
+	binary.BigEndian.PutUint32(from[:], k[0])
+	binary.BigEndian.PutUint32(to[:], k[1])
+	return poolKey{
+		translated: netip.AddrFrom4(from).As16(), destination: netip.AddrFrom4(to).As16(), port: uint16(k[2] >> 16), zone: uint16(k[2]), udp: k[3],
+	}
 }
 
 // source returns the translated address.

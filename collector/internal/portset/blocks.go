@@ -1,5 +1,11 @@
 package portset
 
+// A Kept list keeps its memory when it is cleared.
+type Kept interface {
+	Clear() // remove all items
+	Trim()  // give back memory that was not needed since the last calls; the list must be clear
+}
+
 // Blocks is a list whose items do not move when it grows. It keeps its memory when it is cleared.
 type Blocks[T any] struct {
 	blocks [][]T // all of blockSize

@@ -16,18 +16,17 @@ const maxOthers = 128
 type Counts[K comparable] struct {
 	first  K // zero if there is none
 	ports  uint32
-	others *others[K] // nil if there are none
+	others []other[K]
+	index  map[K]int32 // of others; nil up to fewOthers: there can be very many pools with a few
 }
 
-// others are keys besides the first. There can be very many pools with a few, so these are in one piece.
-type others[K comparable] struct {
-	few   [fewOthers]K
-	ports [fewOthers]uint32
-	n     int           // elements of few in use
-	more  map[K]*uint32 // pointers, so that a port costs one look into the map
+// An other is a key besides the first.
+type other[K comparable] struct {
+	key   K
+	ports uint32
 }
 
-const fewOthers = 3
+const fewOthers = 16
 
 // A Count is how many ports a key has.
 type Count[K comparable] struct {
@@ -53,16 +52,11 @@ func (c *Counts[K]) Merge(other *Counts[K]) {
 func (c *Counts[K]) all() iter.Seq2[K, uint32] {
 	return func(yield func(K, uint32) bool) {
 		var nobody K
-		if c.first == nobody || !yield(c.first, c.ports) || c.others == nil {
+		if c.first == nobody || !yield(c.first, c.ports) {
 			return
 		}
-		for i := range c.others.n {
-			if !yield(c.others.few[i], c.others.ports[i]) {
-				return
-			}
-		}
-		for key, n := range c.others.more {
-			if !yield(key, *n) {
+		for _, o := range c.others {
+			if !yield(o.key, o.ports) {
 				return
 			}
 		}
@@ -84,33 +78,41 @@ func (c *Counts[K]) add(key K, ports uint32) {
 
 // addOther counts ports of a key that is not the first.
 func (c *Counts[K]) addOther(key K, ports uint32) {
-	if c.others == nil {
-		c.others = new(others[K])
+	if i := c.find(key); i >= 0 {
+		c.others[i].ports += ports
+		return
 	}
-	o := c.others
-	for i := range o.n {
-		if o.few[i] == key {
-			o.ports[i] += ports
-			return
+	switch len(c.others) {
+	case maxOthers:
+		return
+	case 0:
+		c.others = make([]other[K], 0, 2)
+	case fewOthers:
+		c.index = make(map[K]int32, 2*fewOthers)
+		for i, o := range c.others {
+			c.index[o.key] = int32(i)
 		}
 	}
-	if o.n < fewOthers {
-		o.few[o.n], o.ports[o.n] = key, ports
-		o.n++
-		return
+	if c.index != nil {
+		c.index[key] = int32(len(c.others))
 	}
-	if before, ok := o.more[key]; ok {
-		*before += ports
-		return
+	c.others = append(c.others, other[K]{key, ports})
+}
+
+// find returns the place of a key among others, or -1.
+func (c *Counts[K]) find(key K) int {
+	if c.index != nil {
+		if i, ok := c.index[key]; ok {
+			return int(i)
+		}
+		return -1
 	}
-	if fewOthers+len(o.more) >= maxOthers {
-		return
+	for i := range c.others {
+		if c.others[i].key == key {
+			return i
+		}
 	}
-	if o.more == nil {
-		o.more = map[K]*uint32{}
-	}
-	n := ports // only what is kept moves to the heap
-	o.more[key] = &n
+	return -1
 }
 
 // Keys returns the keys that are counted, without nobody.
