@@ -13,21 +13,21 @@ const clientBits = 64
 
 // setTurns sets the turn of pools that are in the order of byDanger: the addresses of a prefix take turns, and so do the
 // prefixes.
-func setTurns(candidates []candidate) {
+func (t *Table) setTurns(candidates []candidate) {
 	pools := make([]*candidate, len(candidates))
 	for i := range candidates {
 		pools[i] = &candidates[i]
 	}
-	if onlyIPv4 := takeTurns(pools, 128); onlyIPv4 {
+	if onlyIPv4 := t.takeTurns(pools, 128); onlyIPv4 {
 		return // these have no prefixes
 	}
 	slices.SortStableFunc(pools, func(a, b *candidate) int { return cmp.Compare(a.turn, b.turn) })
-	takeTurns(pools, clientBits)
+	t.takeTurns(pools, clientBits)
 }
 
 // takeTurns sets the turn of pools for their clients, those of one prefix of IPv6 together. A pool of several clients comes with
 // the first of them, and is one of each. It reports whether all clients have IPv4.
-func takeTurns(pools []*candidate, bits int) (onlyIPv4 bool) {
+func (t *Table) takeTurns(pools []*candidate, bits int) (onlyIPv4 bool) {
 	type turns struct{ n, last int } // last is the pool that was counted last, from 1 on
 	var all []turns
 	index := map[[16]byte]int{} // without pointers: it can be large
@@ -36,7 +36,8 @@ func takeTurns(pools []*candidate, bits int) (onlyIPv4 bool) {
 	for i, p := range pools {
 		its = its[:0]
 		p.turn = i
-		for client := range p.counts.clients.Keys() {
+		for number := range p.counts.clients.Keys() {
+			client := t.client(number)
 			if client.Is6() {
 				onlyIPv4 = false
 				prefix, _ := client.Prefix(bits) // the number of bits is right

@@ -134,7 +134,7 @@ func (t *Table) Report(limits limit.Limits) Report {
 		}
 		return true
 	})
-	setTurns(candidates)
+	t.setTurns(candidates)
 	pools := make([]*Pool, len(candidates))
 	for i := range candidates {
 		pools[i] = &candidates[i].Pool
@@ -172,8 +172,9 @@ func (t *Table) complete(c *candidate) Pool {
 	if !c.searched && p.Known() {
 		p.SearchFailure = t.searchFailure(c.counts)
 	}
-	for _, n := range c.counts.clients.Largest(MaxClients, netip.Addr.Compare) {
-		p.Clients = append(p.Clients, Client{n.Key, n.Ports})
+	byAddress := func(a, b uint32) int { return t.client(a).Compare(t.client(b)) }
+	for _, n := range c.counts.clients.Largest(MaxClients, byAddress) {
+		p.Clients = append(p.Clients, Client{t.client(n.Key), n.Ports})
 	}
 	return p
 }

@@ -16,6 +16,7 @@ type Table struct {
 	ports    portset.Map // of the settings
 	ipv4     pools[ipv4Key]
 	ipv6     pools[poolKey]
+	clients  portset.Index[[16]byte, struct{}] // IPv6 or IPv4-mapped
 	lists    portset.Lists
 	flows    int
 	outside  int // of flows, those outside the ports
@@ -42,9 +43,9 @@ type ipv4Key [4]uint32
 type poolCounts struct {
 	states          [numStates]uint32
 	outside         uint32
-	kept            uint32       // of those inside, on the port that the client or the own socket had
-	fixed, reusable portset.List // their ports
-	clients         portset.Counts[netip.Addr]
+	kept            uint32                 // of those inside, on the port that the client or the own socket had
+	fixed, reusable portset.List           // their ports
+	clients         portset.Counts[uint32] // by number
 }
 
 // An ownFlow is a flow of an own socket. It counts if source NAT has the pool too: own sockets alone get their
@@ -64,7 +65,7 @@ func NewTable(s Settings) *Table {
 
 // Reset makes the Table one that NewTable returns. It keeps memory for as many pools and flows as it had.
 func (t *Table) Reset(s Settings) {
-	*t = Table{settings: s, ipv4: t.ipv4, ipv6: t.ipv6, lists: t.lists}
+	*t = Table{settings: s, ipv4: t.ipv4, ipv6: t.ipv6, clients: t.clients, lists: t.lists}
 	for _, kept := range t.kept() {
 		kept.Clear()
 	}
@@ -80,8 +81,8 @@ func (t *Table) Release() {
 }
 
 // kept returns the parts of a Table that keep their memory.
-func (t *Table) kept() [5]portset.Kept {
-	return [...]portset.Kept{&t.ipv4.counts, &t.ipv4.own, &t.ipv6.counts, &t.ipv6.own, &t.lists}
+func (t *Table) kept() [6]portset.Kept {
+	return [...]portset.Kept{&t.ipv4.counts, &t.ipv4.own, &t.ipv6.counts, &t.ipv6.own, &t.clients, &t.lists}
 }
 
 // Add counts a flow. The caller may reuse f afterwards.
@@ -108,7 +109,7 @@ func add[K comparable](t *Table, p *pools[K], key K, f *Flow, inside bool) {
 	}
 	i, _ := p.counts.Add(key)
 	c := &p.counts.At(i).Value
-	c.clients.Add(f.Client)
+	c.clients.Add(t.clientNumber(f.Client))
 	if !inside {
 		t.outside++
 		c.outside++
@@ -142,11 +143,25 @@ func addOwn[K comparable](t *Table, p *pools[K], long func(K) poolKey) {
 			c := &p.counts.At(pool).Value
 			c.states[f.state]++
 			c.kept++
-			c.clients.Add(long(f.key).source())
+			c.clients.Add(t.clientNumber(long(f.key).source()))
 			t.lists.Add(&c.fixed, f.port)
 		}
 	}
 	p.own.Clear()
+}
+
+// clientNumber returns the number of a client, from 1 on. It is 0 for none.
+func (t *Table) clientNumber(client netip.Addr) uint32 {
+	if !client.IsValid() {
+		return 0
+	}
+	i, _ := t.clients.Add(client.As16())
+	return uint32(i + 1)
+}
+
+// client returns the client with a number.
+func (t *Table) client(number uint32) netip.Addr {
+	return netip.AddrFrom16(t.clients.At(int(number) - 1).Key).Unmap()
 }
 
 // all returns the pools, by number: those of IPv4 come first.
