@@ -137,8 +137,34 @@ func BenchmarkDestinations(b *testing.B) {
 	compareWithBareLoop(b)
 }
 
+// BenchmarkGrowth has a connection to each of more and more destinations, and then a second one.
+func BenchmarkGrowth(b *testing.B) {
+	netnstest.Sysctl(b, "ipv4/ip_local_port_range", "1024 65535")
+	const most = 500_000
+	var held, children int
+	hold := func(n int) {
+		for left := n - held; left > 0; left = n - held {
+			each := min(19900, left)
+			netnstest.HoldInChild(b, netnstest.Holding{
+				Client:              netnstest.Client{Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(children%26 + 1)}), 10000)},
+				Count:               each,
+				NextDestinationPort: true,
+			})
+			held += each
+			children++
+		}
+	}
+	for _, destinations := range []int{10_000, 30_000, 100_000, 300_000, most} {
+		hold(destinations)
+		b.Run(fmt.Sprint(destinations), compareWithBareLoop)
+	}
+	children = 26
+	hold(2 * most)
+	b.Run("twice", compareWithBareLoop)
+}
+
 // BenchmarkInbound has 20,000 inbound connections to one listener and 2,000 outbound ones.
-// The yardstick dumps all of them. The exporter lets the kernel filter by port.
+// The kernel filters by port for the exporter and for the yardstick.
 func BenchmarkInbound(b *testing.B) {
 	const inbound, outbound = 20000, 2000
 	netnstest.Sysctl(b, "ipv4/ip_local_port_range", "32768 60999")
@@ -153,7 +179,7 @@ func BenchmarkInbound(b *testing.B) {
 		netnstest.HoldInChild(b, netnstest.Holding{Client: in, Count: inbound / 2, NextDestinationPort: true})
 		in.Destination = netip.MustParseAddrPort("192.0.2.3:10000")
 	}
-	compareWithBareLoop(b)
+	compareWith(b, "outbound")
 }
 
 // BenchmarkNamespaces has 10 namespaces with 11,940 connections each, and 1,990 idle ones,
@@ -204,13 +230,16 @@ func BenchmarkNamespaces(b *testing.B) {
 
 // compareWithBareLoop scrapes the exporter, with and without --exact, and runs the bare loop, in
 // turns.
-func compareWithBareLoop(b *testing.B) {
+func compareWithBareLoop(b *testing.B) { compareWith(b, "tcp") }
+
+// compareWith is compareWithBareLoop with a yardstick of bareRequests.
+func compareWith(b *testing.B, yardstick string) {
 	b.Helper()
 	exporters := map[string]benchProcess{"": startBench(b, benchAddress)}
 	if netnstest.IsHostRoot() {
 		exporters["exact-"] = startBench(b, "127.0.0.1:996", "--exact")
 	}
-	loop := startBareLoop(b, "tcp")
+	loop := startBareLoop(b, yardstick)
 	figures := map[string][]float64{}
 	add := func(name string, value float64) { figures[name] = append(figures[name], value) }
 	sockets := 0
@@ -233,6 +262,8 @@ func compareWithBareLoop(b *testing.B) {
 	}
 	for mode, e := range exporters {
 		b.ReportMetric(e.rss(b), mode+"RSS-MB")
+		cpu := figures[mode+"cpu-ms/scrape"]
+		b.ReportMetric(slices.Max(cpu)/median(cpu), mode+"slowest/median")
 	}
 }
 
@@ -385,7 +416,7 @@ func (p benchProcess) rss(b *testing.B) float64 {
 	return 0
 }
 
-// envBareLoop makes the test binary the yardstick, of "tcp" or "udp" sockets, or of "flows".
+// envBareLoop makes the test binary the yardstick, of one of bareRequests.
 const envBareLoop = "BENCH_BARE_LOOP"
 
 // startBareLoop runs the yardstick until the benchmark ends.
@@ -453,15 +484,16 @@ func bareLoopMain() {
 	}
 }
 
-// bareRequests are what the yardstick asks for: all TCP sockets except listeners, all UDP sockets, or all
+// bareRequests are what the yardstick asks for: all TCP sockets except listeners, those on ports of the default range, all UDP sockets, or all
 // flows of connection tracking.
 var bareRequests = map[string][]bareRequest{
-	"tcp": {{unix.NETLINK_SOCK_DIAG, tcpdiagGetSock, tcpdiagGetSock, 60, 0, 0, 52, 0xb7e}}, // all but TCP_CLOSE and TCP_LISTEN
+	"tcp":      {{unix.NETLINK_SOCK_DIAG, tcpdiagGetSock, tcpdiagGetSock, 60, 0, 0, 52, 0xb7e, 0, 0}}, // all but TCP_CLOSE and TCP_LISTEN
+	"outbound": {{unix.NETLINK_SOCK_DIAG, tcpdiagGetSock, tcpdiagGetSock, 60, 0, 0, 52, 0xb7e, 32768, 60999}},
 	"udp": {
-		{unix.NETLINK_SOCK_DIAG, unix.SOCK_DIAG_BY_FAMILY, unix.SOCK_DIAG_BY_FAMILY, 56, unix.AF_INET, unix.IPPROTO_UDP, 4, ^uint32(0)},
-		{unix.NETLINK_SOCK_DIAG, unix.SOCK_DIAG_BY_FAMILY, unix.SOCK_DIAG_BY_FAMILY, 56, unix.AF_INET6, unix.IPPROTO_UDP, 4, ^uint32(0)},
+		{unix.NETLINK_SOCK_DIAG, unix.SOCK_DIAG_BY_FAMILY, unix.SOCK_DIAG_BY_FAMILY, 56, unix.AF_INET, unix.IPPROTO_UDP, 4, ^uint32(0), 0, 0},
+		{unix.NETLINK_SOCK_DIAG, unix.SOCK_DIAG_BY_FAMILY, unix.SOCK_DIAG_BY_FAMILY, 56, unix.AF_INET6, unix.IPPROTO_UDP, 4, ^uint32(0), 0, 0},
 	},
-	"flows": {{unix.NETLINK_NETFILTER, ctGet, ctNew, 4, 0, 0, 0, 0}},
+	"flows": {{unix.NETLINK_NETFILTER, ctGet, ctNew, 4, 0, 0, 0, 0, 0, 0}},
 }
 
 // Types of messages: TCPDIAG_GETSOCK of linux/inet_diag.h, IPCTNL_MSG_CT_GET and _NEW of
@@ -480,6 +512,29 @@ type bareRequest struct {
 	family, protocol byte // the first bytes
 	statesAt         int
 	states           uint32
+	low, high        uint16 // local ports; 0 for all
+}
+
+// filter returns the attribute INET_DIAG_REQ_BYTECODE with two struct inet_diag_bc_op of linux/inet_diag.h, each with a port, if
+// there is a range.
+func (r bareRequest) filter() []byte {
+	if r.high == 0 {
+		return nil
+	}
+	const sourceAtLeast, sourceAtMost = 2, 3 // INET_DIAG_BC_S_GE, INET_DIAG_BC_S_LE
+	var b []byte
+	for i, op := range []struct {
+		code byte
+		port uint16
+	}{{sourceAtLeast, r.low}, {sourceAtMost, r.high}} {
+		left := uint16(16 - 8*i)
+		b = append(b, op.code, 8) // to the next one if it holds
+		b = binary.NativeEndian.AppendUint16(b, left+4)
+		b = append(b, 0, 0)
+		b = binary.NativeEndian.AppendUint16(b, op.port)
+	}
+	attr := binary.NativeEndian.AppendUint16(nil, uint16(4+len(b)))
+	return append(binary.NativeEndian.AppendUint16(attr, 1), b...)
 }
 
 // bareDump requests rows and discards the answer.
@@ -490,7 +545,7 @@ func bareDump(r bareRequest, buf []byte) (rows int, err error) {
 	}
 	defer unix.Close(fd)
 
-	req := make([]byte, 16+r.size)
+	req := append(make([]byte, 16+r.size), r.filter()...)
 	binary.NativeEndian.PutUint32(req[0:], uint32(len(req)))
 	binary.NativeEndian.PutUint16(req[4:], r.typ)
 	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -14,13 +15,18 @@ import (
 	"ephemeral_port_exporter/collector/netns/netnstest"
 )
 
-// BenchmarkSNAT has 300,000 flows with source NAT to 20 destinations, of 50 clients. The yardstick
+// BenchmarkSNAT has flows with source NAT, of 50 clients. The yardstick
 // receives the same dump of flows. It needs root of the host: it raises net.netfilter.nf_conntrack_max meanwhile.
 func BenchmarkSNAT(b *testing.B) {
-	const flows, destinations = 300_000, 20
+	for _, host := range []struct{ flows, destinations int }{{300_000, 20}, {300_000, 100_000}, {1_000_000, 20}} {
+		b.Run(fmt.Sprintf("%d-to-%d", host.flows, host.destinations), func(b *testing.B) { benchmarkSNAT(b, host.flows, host.destinations) })
+	}
+}
+
+func benchmarkSNAT(b *testing.B, flows, destinations int) {
 	netnstest.RaiseConntrackLimit(b, 2*flows)
 	translate(b, flows, destinations)
-	e := startBench(b, benchAddress, "--snat")
+	e := startBench(b, benchAddress, "--snat", "--collect.timeout=30s")
 	loop := startBareLoop(b, "flows")
 	var bare, ours, ratio, wall []float64
 	for b.Loop() {
@@ -28,11 +34,11 @@ func BenchmarkSNAT(b *testing.B) {
 		start := time.Now()
 		cpu, metrics := e.scrape(b)
 		wall = append(wall, time.Since(start).Seconds()*1000)
-		if got := sample(b, metrics, `ephemeral_port_snat_collect_flows{netns="self"} `); rows < flows || got < flows {
+		if got := sample(b, metrics, `ephemeral_port_snat_collect_flows{netns="self"} `); rows < flows || got < float64(flows) {
 			b.Fatalf("%d and %v flows, want %d", rows, got, flows)
 		}
-		bare = append(bare, float64(loopCPU.Nanoseconds())/flows)
-		ours = append(ours, float64(cpu.Nanoseconds())/flows)
+		bare = append(bare, float64(loopCPU.Nanoseconds())/float64(flows))
+		ours = append(ours, float64(cpu.Nanoseconds())/float64(flows))
 		ratio = append(ratio, cpu.Seconds()/loopCPU.Seconds())
 	}
 	b.ReportMetric(0, "ns/op")
@@ -51,7 +57,7 @@ func translate(b *testing.B, flows, destinations int) {
 	netnstest.Mount(b, peer, nil)
 	netnstest.IP(b,
 		"link add translated type veth peer name eth0 netns "+peer, "addr add 10.202.0.1/24 dev translated", "link set translated up",
-		"neigh add 10.202.0.2 lladdr 02:00:00:00:00:02 dev translated", "route add 10.200.0.0/16 via 10.202.0.2",
+		"neigh add 10.202.0.2 lladdr 02:00:00:00:00:02 dev translated", "route add 10.128.0.0/10 via 10.202.0.2",
 	)
 	netnstest.In(b, peer, func() { netnstest.IP(b, "link set eth0 up") })
 	b.Cleanup(func() { netnstest.IP(b, "link del translated") })
@@ -63,6 +69,7 @@ func translate(b *testing.B, flows, destinations int) {
 }
 `)
 	b.Cleanup(func() { nft(b, "delete table ip translated\n") })
+	b.Cleanup(func() { deleteFlows(b) })
 	netnstest.Sysctl(b, "netfilter/nf_conntrack_tcp_timeout_syn_sent", "36000")
 
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -71,17 +78,44 @@ func translate(b *testing.B, flows, destinations int) {
 	}
 	defer unix.Close(fd)
 	each := flows / destinations
+	low := min(30000, 65536-each)
 	packet := make([]byte, 40) // IPv4 and TCP headers; the kernel fills in what is 0
 	packet[0], packet[8], packet[9] = 4<<4|5, 64, unix.IPPROTO_TCP
 	packet[32], packet[33] = 5<<4, 1<<1 // SYN
 	for i := range flows {
-		source, destination := [4]byte{10, 201, 0, byte(i % 50)}, [4]byte{10, 200, 0, byte(1 + i/each)}
+		d := 1 + i/each
+		source, destination := [4]byte{10, 201, 0, byte(i % 50)}, [4]byte{10, 128 + byte(d>>16), byte(d >> 8), byte(d)}
 		copy(packet[12:], source[:])
 		copy(packet[16:], destination[:])
-		binary.BigEndian.PutUint16(packet[20:], uint16(30000+i%each))
+		binary.BigEndian.PutUint16(packet[20:], uint16(low+i%each))
 		binary.BigEndian.PutUint16(packet[22:], 443)
 		if err := unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: destination}); err != nil {
 			b.Fatalf("packet %d to %v: %v", i, netip.AddrFrom4(destination), err)
 		}
+	}
+}
+
+// deleteFlows deletes all flows of the network namespace.
+func deleteFlows(b *testing.B) {
+	b.Helper()
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Close(fd)
+	const ctDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
+	request := make([]byte, 16+4)                      // struct nlmsghdr and nfgenmsg
+	binary.NativeEndian.PutUint32(request, uint32(len(request)))
+	binary.NativeEndian.PutUint16(request[4:], ctDelete)
+	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	if _, err := unix.Write(fd, request); err != nil {
+		b.Fatal(err)
+	}
+	answer := make([]byte, 64)
+	if _, err := unix.Read(fd, answer); err != nil {
+		b.Fatal(err)
+	}
+	if errno := -int32(binary.NativeEndian.Uint32(answer[16:])); errno != 0 {
+		b.Fatalf("delete flows: %v", unix.Errno(errno))
 	}
 }
