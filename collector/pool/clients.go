@@ -1,6 +1,10 @@
 package pool
 
-import "ephemeral_port_exporter/collector/internal/portset"
+import (
+	"iter"
+
+	"ephemeral_port_exporter/collector/internal/portset"
+)
 
 // connect() and bind(ip, 0) look for a free port in opposite orders. connect() first takes the ports
 // with the parity of the low end of the range, here called those of connect parity. It takes the
@@ -97,18 +101,19 @@ func (v *verdicts) sets() [5]*portset.Set {
 	return [...]*portset.Set{&v.bound, &v.likely, &v.suspects, &v.beside, &v.plain}
 }
 
-// join returns those of several groups of clients. It takes no time for what they share with v: clients of many pools can have
-// been judged together.
-func (v verdicts) join(others ...verdicts) (all verdicts) {
-	for i, set := range all.sets() {
-		own := v.sets()[i]
-		set.AddAll(own)
-		for j := range others {
-			if other := others[j].sets()[i]; !other.Is(own) {
-				set.AddAll(other)
-			}
+// join adds those of another group of clients to v, which shares no memory with it. It takes no time for what the other one shares with
+// own: clients of many pools can have been judged together.
+func (v *verdicts) join(other, own *verdicts) {
+	for i, set := range v.sets() {
+		if !other.sets()[i].Is(own.sets()[i]) {
+			set.AddAll(other.sets()[i])
 		}
 	}
+}
+
+// clone returns a copy that shares no memory.
+func (v *verdicts) clone() (all verdicts) {
+	all.join(v, new(verdicts))
 	return all
 }
 
@@ -146,7 +151,8 @@ func (c clients) presume(others clients, e evidence) clients {
 	case e.overflows && c.score == 0:
 		c.connects = true
 		if c.turnedOver(e) {
-			c.verdicts, c.gone = c.join(verdicts{plain: c.suspects}), 0
+			c.verdicts, c.gone = c.clone(), 0
+			c.plain.AddAll(&c.suspects)
 			c.suspects = portset.Set{}
 		}
 	}
@@ -162,15 +168,20 @@ func (c *clients) forgetChoices(swapped bool) {
 }
 
 // take adds what is known of clients that are parts of c from now on.
-func (c *clients) take(parts []clients) {
-	others := make([]verdicts, len(parts))
-	for i := range parts {
-		part := &parts[i]
-		c.mixed = c.mixed || c.plain.Size() > 0 || part.mixed || part.connects || len(parts) > 1 && part.plain.Size() > 0
+func (c *clients) take(parts iter.Seq[*clients]) {
+	all, n, plain := verdicts{}, 0, false
+	for part := range parts {
+		if n++; n == 1 {
+			all = c.clone()
+		}
+		plain = plain || part.plain.Size() > 0
+		c.mixed = c.mixed || c.plain.Size() > 0 || part.mixed || part.connects
 		c.connects = c.connects && part.onlyConnect()
-		others[i] = part.verdicts
+		all.join(&part.verdicts, &c.verdicts)
 	}
-	c.verdicts = c.join(others...)
+	if n > 0 {
+		c.verdicts, c.mixed = all, c.mixed || n > 1 && plain
+	}
 }
 
 // turnedOver reports whether the suspects of bind parity come and go like the other ports: those of long-lived clients that

@@ -2,9 +2,7 @@ package pool
 
 import (
 	"encoding/binary"
-	"maps"
 	"net/netip"
-	"slices"
 
 	"ephemeral_port_exporter/collector/internal/portset"
 )
@@ -135,25 +133,32 @@ func (k *Knowledge) Keep(r *Report) {
 			delete(k.peers, destination)
 		}
 	}
-	var few []clients
-	for key, known := range k.sources {
-		if !sources[keyAddr(key.address, key.zone)] {
-			few = slices.AppendSeq(few, maps.Values(known.pools))
+	var part clients // one for all: there can be very many
+	k.few.take(func(yield func(*clients) bool) {
+		for key, known := range k.sources {
+			if sources[keyAddr(key.address, key.zone)] {
+				continue
+			}
+			for _, c := range known.pools {
+				part = c
+				yield(&part)
+			}
 			known.others.connects = false // that can be to know of none
-			few = append(few, known.others)
+			yield(&known.others)
 			delete(k.sources, key)
 			k.forgot = true
-			continue
 		}
-		var others []clients // from now on
-		for key, c := range known.pools {
-			if !pools[pool{key.sourceAddr(), key.destinationAddr()}] {
-				delete(known.pools, key)
-				known.complete = false
-				others = append(others, c)
+	})
+	for _, known := range k.sources {
+		known.others.take(func(yield func(*clients) bool) {
+			for key, c := range known.pools {
+				if !pools[pool{key.sourceAddr(), key.destinationAddr()}] {
+					delete(known.pools, key)
+					known.complete = false
+					part = c
+					yield(&part) // it is one of them from now on
+				}
 			}
-		}
-		known.others.take(others)
+		})
 	}
-	k.few.take(few)
 }
