@@ -203,7 +203,7 @@ func newUnit(key unitKey, before Knowledge, now *knownSource) *unit {
 	}
 	u := &unit{old: source.ports, bindFree: now.bindFree}
 	if known, ok := source.pools[key.pool]; ok {
-		u.clients = known
+		u.clients = *known
 	} else if key.pool == (poolKey{}) {
 		u.clients = source.others
 		u.connectChoice = before.connectChoice
@@ -424,7 +424,8 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 		if key.pool == (poolKey{}) {
 			source.others = u.clients
 		} else {
-			source.learn(key.pool, u.clients)
+			learned := u.clients
+			source.learn(key.pool, &learned)
 		}
 	}
 	for _, source := range sources {
@@ -432,6 +433,8 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 			source.binds, source.others = true, clients{}
 		}
 	}
+	plain := map[bool]*clients{false: {connects: true}, true: {connects: true, connectChoice: true}}
+	others := map[*knownSource]*clients{}
 	for i := range t.counts.Len() { // pools with as many ports have counts
 		c := t.counts.At(i)
 		pool := t.pools.key(c.pool)
@@ -440,17 +443,21 @@ func (t *Table) learn(sources map[sourceKey]*knownSource, units map[unitKey]*uni
 			continue
 		}
 		if source.plain {
-			source.learn(pool, clients{connects: true, connectChoice: s.choice(c.held - int(c.reusable))})
-		} else {
-			source.learn(pool, source.others)
+			source.learn(pool, plain[s.choice(c.held-int(c.reusable))])
+			continue
 		}
+		if others[source] == nil {
+			copied := source.others
+			others[source] = &copied
+		}
+		source.learn(pool, others[source])
 	}
 }
 
 // learn sets what is known of the clients of a pool.
-func (s *knownSource) learn(pool poolKey, c clients) {
+func (s *knownSource) learn(pool poolKey, c *clients) {
 	if s.pools == nil {
-		s.pools = map[poolKey]clients{}
+		s.pools = map[poolKey]*clients{}
 	}
 	s.pools[pool] = c
 }

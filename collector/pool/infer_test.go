@@ -628,7 +628,7 @@ func TestUnits(t *testing.T) {
 	key := poolKey{
 		source: netip.MustParseAddr("10.0.0.1").As16(), destination: netip.MustParseAddr("10.0.1.1").As16(), port: 80,
 	}
-	known := func(complete bool, pools map[poolKey]clients) *knownSource {
+	known := func(complete bool, pools map[poolKey]*clients) *knownSource {
 		return &knownSource{ports: portSetOf(40099), bindChoice: [2]bool{true, false}, complete: complete, pools: pools, others: ofOthers, binds: true}
 	}
 	with := func(c clients) clients { c.connectChoice = true; return c }
@@ -644,7 +644,7 @@ func TestUnits(t *testing.T) {
 		want   map[string]found
 	}{
 		{"first scan", nil, map[string]found{"large": {Pools: 1, BindChoice: [2]bool{true, true}}, "others": {Pools: 1, BindChoice: [2]bool{true, true}}}},
-		{"known pool", known(false, map[poolKey]clients{key: ofPool}), map[string]found{
+		{"known pool", known(false, map[poolKey]*clients{key: &ofPool}), map[string]found{
 			"large":  {Clients: ofPool, Pools: 1, Old: true, BindChoice: [2]bool{true, false}},
 			"others": {Clients: with(ofOthers), Pools: 1, Old: true, BindChoice: [2]bool{true, false}},
 		}},
@@ -927,8 +927,8 @@ func TestClientsOf(t *testing.T) {
 	}{
 		{"unknown source", nil, clients{contrary: 7}},
 		{"few ports", &knownSource{few: true, others: binding}, clients{contrary: 7}},
-		{"told apart", &knownSource{pools: map[poolKey]clients{pool: binding}}, binding},
-		{"one of the others", &knownSource{pools: map[poolKey]clients{other: {}}, others: binding}, binding},
+		{"told apart", &knownSource{pools: map[poolKey]*clients{pool: &binding}}, binding},
+		{"one of the others", &knownSource{pools: map[poolKey]*clients{other: {}}, others: binding}, binding},
 	} {
 		k := Knowledge{few: clients{contrary: 7}}
 		if tt.source != nil {

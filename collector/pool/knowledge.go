@@ -26,16 +26,16 @@ type Knowledge struct {
 
 // A knownSource is what is known of the clients with one source address.
 type knownSource struct {
-	ports      *portset.Set // that were held
-	bindChoice [2]bool      // bind() had a choice, in each half of the range
-	bindFull   [2]bool      // nearly all ports of bind parity were held, in each half of the range
-	bindFree   bool         // bind() had a choice
-	pools      map[poolKey]clients
-	complete   bool    // no pool was forgotten
-	plain      bool    // nobody binds: there was no port of bind parity, and nobody did before
-	binds      bool    // some of the clients may bind first
-	few        bool    // it did not tell by itself, see Knowledge.tells
-	others     clients // of all pools together that are not in pools: most hold few ports
+	ports      *portset.Set         // that were held
+	bindChoice [2]bool              // bind() had a choice, in each half of the range
+	bindFull   [2]bool              // nearly all ports of bind parity were held, in each half of the range
+	bindFree   bool                 // bind() had a choice
+	pools      map[poolKey]*clients // pools that were judged together share one
+	complete   bool                 // no pool was forgotten
+	plain      bool                 // nobody binds: there was no port of bind parity, and nobody did before
+	binds      bool                 // some of the clients may bind first
+	few        bool                 // it did not tell by itself, see Knowledge.tells
+	others     clients              // of all pools together that are not in pools: most hold few ports
 }
 
 // clientsOf returns what is known of the clients of a pool.
@@ -45,8 +45,7 @@ func (k *Knowledge) clientsOf(pool poolKey) *clients {
 		return &k.few
 	}
 	if known, ok := source.pools[pool]; ok {
-		found := known // only what is found moves to the heap
-		return &found
+		return known
 	}
 	return &source.others
 }
@@ -104,9 +103,8 @@ func (k *Knowledge) forgetChoices(low uint16) {
 	for _, source := range k.sources {
 		source.bindChoice, source.bindFull = [2]bool{}, [2]bool{}
 		source.others.forgetChoices(swapped)
-		for key, known := range source.pools {
+		for _, known := range source.pools {
 			known.forgetChoices(swapped)
-			source.pools[key] = known
 		}
 	}
 }
@@ -133,15 +131,13 @@ func (k *Knowledge) Keep(r *Report) {
 			delete(k.peers, destination)
 		}
 	}
-	var part clients // one for all: there can be very many
 	k.few.take(func(yield func(*clients) bool) {
 		for key, known := range k.sources {
 			if sources[keyAddr(key.address, key.zone)] {
 				continue
 			}
 			for _, c := range known.pools {
-				part = c
-				yield(&part)
+				yield(c)
 			}
 			known.others.connects = false // that can be to know of none
 			yield(&known.others)
@@ -155,8 +151,7 @@ func (k *Knowledge) Keep(r *Report) {
 				if !pools[pool{key.sourceAddr(), key.destinationAddr()}] {
 					delete(known.pools, key)
 					known.complete = false
-					part = c
-					yield(&part) // it is one of them from now on
+					yield(c) // it is one of them from now on
 				}
 			}
 		})
