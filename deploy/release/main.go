@@ -45,6 +45,7 @@ var documents = []string{
 	"docs/alerts.md",
 	"docs/cost.md",
 	"docs/development.md",
+	"docs/growth.svg",
 	"docs/install.md",
 	"docs/kernel-facts.md",
 	"docs/kernels.md",
