@@ -20,6 +20,11 @@ var podLogs = regexp.MustCompile(`^([a-z0-9][-a-z0-9]*)_([a-z0-9][-.a-z0-9]*)_([
 // has a directory for the logs of each pod, /var/log/pods by default: it reads their names, and nothing in them. Of a
 // directory with more than maxPods entries, some pods are missing. A UID of two pods has an empty name.
 func Pods(dir string) (map[string]string, error) {
+	if info, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("cgroup: pods: %w", err)
+	} else if !info.IsDir() { // a FIFO would wait for a writer
+		return nil, fmt.Errorf("cgroup: pods: %s is not a directory", dir)
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("cgroup: pods: %w", err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -52,7 +53,11 @@ func TestPods(t *testing.T) {
 	if got, err := Pods(makePodLogs(t)); err != nil || len(got) > 0 {
 		t.Errorf("empty: %v, %v", got, err)
 	}
-	for name, path := range map[string]string{"absent": filepath.Join(dir, "absent"), "a file": "/proc/self/comm"} {
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, path := range map[string]string{"absent": filepath.Join(dir, "absent"), "a file": "/proc/self/comm", "a FIFO": fifo} {
 		if got, err := Pods(path); err == nil || len(got) > 0 {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
