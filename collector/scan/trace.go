@@ -423,11 +423,12 @@ func (p parties) pools(tenant uint64) int {
 
 // largest returns the party that has to give up a pool for another: the largest one of the largest
 // tenant, or of the same tenant if that is one of the largest. It returns the other itself if
-// nobody would still have as many pools as that one then.
+// nobody would still have as many pools as that one then. Of equal ones, it is always the same.
 func (p parties) largest(other party) party {
 	from := other.tenant
 	for tenant := range p {
-		if n := p.pools(tenant); n > p.pools(other.tenant)+1 && n > p.pools(from) {
+		n, most := p.pools(tenant), p.pools(from)
+		if n > p.pools(other.tenant)+1 && (n > most || n == most && tenant < from) {
 			from = tenant
 		}
 	}
@@ -437,7 +438,7 @@ func (p parties) largest(other party) party {
 	}
 	largest := other
 	for of, n := range p[from] {
-		if n > least {
+		if n > least || n == least && largest != other && of.ancestor < largest.ancestor {
 			largest, least = of, n
 		}
 	}
