@@ -70,7 +70,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 	}
 	p.judgeUnread(s, c, unknown, "The flows of connection tracking", []string{"EphemeralPortsSNATCollectFailing"}, func(n *scan.Namespace) error { return n.NAT.Err })
 	if f := s.Trace; f != nil && f.Err != nil {
-		p.find(warning, nil, "Failed connects could not be counted: %s", c.sentence(f.Err.Error()))
+		p.find(warning, nil, "Failed connects and closes could not be counted: %s", c.sentence(f.Err.Error()))
 	}
 	if n := count(s, scan.Failed, scan.Deadline); n > 0 {
 		p.find(unknown, []string{"EphemeralPortsNamespacesUnread"}, "%s could not be read: nothing is known of the ports in there.", plural(n, "network namespace", "network namespaces"))

@@ -355,7 +355,7 @@ func TestHeadline(t *testing.T) {
 			warning, []string{"1 destination in danger: 10.0.0.3:5432 had 2 connects that failed, the last within 15 minutes; connects of /a failed."}},
 		{"failures elsewhere", "", failure(quiet(), scan.FailedPool{Source: netip.MustParseAddr("10.0.0.9"), Destination: netip.MustParseAddrPort("10.0.0.3:5432"), Failures: 2}),
 			warning, []string{"1 pool that holds few ports now had failed connects within 15 minutes."}},
-		{"failures not counted", "", broken, warning, []string{"Failed connects could not be counted: bpf: gone", "No destination is in danger"}},
+		{"failures not counted", "", broken, warning, []string{"Failed connects and closes could not be counted: bpf: gone", "No destination is in danger"}},
 		{"TIME_WAIT not counted", "", uncounted, warning, []string{"The counters of TIME_WAIT could not be read: sockstat: gone", "No destination is in danger"}},
 		{"TIME_WAIT not counted elsewhere", "", uncountedElsewhere, warning, []string{"The counters of TIME_WAIT could not be read in 1 network namespace.", "No destination is in danger"}},
 		{"no port", "", with(func(r *pool.Report) { r.CapacityPorts, r.MaxUtilization, r.Destinations = 0, 1, nil }), exhausted, []string{"No port is left for outgoing connections: connect() fails"}},

@@ -186,20 +186,29 @@ func (w *who) addClosers(d *pool.Destination, closed int, closers []*scan.Closed
 	all := max(seen, uint64(closed-d.Reusable))
 	share := func(of *scan.ClosedPool) float64 { return float64(of.Recent) / float64(all) }
 	if seen > 0 {
-		sentence := "Closed first in the last " + seconds(t.Window.Seconds()) + " by " + named(closers, func(of *scan.ClosedPool) string {
+		by := named(closers, func(of *scan.ClosedPool) string {
 			return fmt.Sprintf("%s (%s%s)", ownerName(&of.Cgroup, c), percent(share(of)), last(of.Last, c))
 		})
-		if unknown := all - seen; 10*unknown > all {
-			sentence += fmt.Sprintf("; who closed %s is not known", percent(float64(unknown)/float64(all)))
+		unknown, window := float64(all-seen)/float64(all), seconds(t.Window.Seconds())
+		switch {
+		case unknown > 0.5:
+			w.Sentences = append(w.Sentences, fmt.Sprintf("Who closed %s of its connections first in the last %s is not known. The others were closed by %s.", percent(unknown), window, by))
+		case unknown > 0.1:
+			w.Sentences = append(w.Sentences, fmt.Sprintf("Closed first in the last %s by %s; who closed %s is not known.", window, by, percent(unknown)))
+		default:
+			w.Sentences = append(w.Sentences, fmt.Sprintf("Closed first in the last %s by %s.", window, by))
 		}
-		w.Sentences = append(w.Sentences, sentence+".")
 		if most := closers[0]; 2*share(most)*float64(closed-d.Reusable) > float64(inUse(d)) && blamable(&most.Cgroup) {
 			fills = &most.Cgroup
 			w.culprit = fmt.Sprintf("%s closed %s of its connections", ownerName(fills, c), percent(share(most)))
 		}
-		w.InRow = append(w.InRow, "closed by "+named(closers, func(of *scan.ClosedPool) string {
+		inRow := "closed by " + named(closers, func(of *scan.ClosedPool) string {
 			return fmt.Sprintf("%s (%s)", ownerName(&of.Cgroup, c), percent(share(of)))
-		}))
+		})
+		if unknown > 0.5 {
+			inRow = fmt.Sprintf("who closed %s is not known", percent(unknown))
+		}
+		w.InRow = append(w.InRow, inRow)
 	} else {
 		w.Sentences = append(w.Sentences, "Who closed its connections first is not known: that was before the exporter started, or their closes are not attributed.")
 	}

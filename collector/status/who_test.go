@@ -57,8 +57,8 @@ func TestWho(t *testing.T) {
 				"Failed connects are of /proxy (12, last haproxy with pid 8).",
 				"/job fills the pool, so that /proxy cannot connect: what helps has to change the first.",
 			}, "/job closed 97% of its connections"},
-		{"most is not known", waiting, nil, traced{closers: []*scan.ClosedPool{closes("/job", 300)}}, counted, []string{"closed by /job (9%)"}, []string{
-			"Closed first in the last 61 s by /job (9%, last curl with pid 7); who closed 90% is not known.",
+		{"most is not known", waiting, nil, traced{closers: []*scan.ClosedPool{closes("/job", 300)}}, counted, []string{"who closed 90% is not known"}, []string{
+			"Who closed 90% of its connections first in the last 61 s is not known. The others were closed by /job (9%, last curl with pid 7).",
 		}, ""},
 		{"nothing is known", waiting, nil, traced{}, counted, nil, []string{
 			"Who closed its connections first is not known: that was before the exporter started, or their closes are not attributed.",
