@@ -68,6 +68,8 @@ func (d *destination) problem() string {
 		return "has " + percent(p.Utilization) + " or " + percent(p.PossibleUtilization) + " of its ports in use: " + advice.Doubt(p.MayBeBound, p.MayBeHeld, p.TimestampsShare > 0)
 	case p.Utilization >= 1:
 		return "is out of ports"
+	case d.Level == exhausted:
+		return "has " + percent(p.Utilization) + " of its ports in use: connect() can fail at any moment"
 	case d.reached.Has(advice.Exhaustion):
 		return "runs out of ports in " + seconds(p.SureExhaustion)
 	case d.reached.Has(advice.MayExhaust):
