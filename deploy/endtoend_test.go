@@ -165,7 +165,7 @@ func TestEndToEndTrace(t *testing.T) {
 	w.wait(t, "pager: EphemeralPortsConnectFailing 192.0.2.3 firing")
 	eventually(t, "failing connects mute the others", func() error {
 		alerts := firing(t)
-		muted := alerts["EphemeralPortsExhausted 192.0.2.3"] && alerts["EphemeralPortsNearlyExhausted 192.0.2.3"] && alerts["EphemeralPortsHalfUsed 192.0.2.3"]
+		muted := alerts["EphemeralPortsExhausted 192.0.2.3"] && alerts["EphemeralPortsNearlyExhausted 192.0.2.3"]
 		if failing, ok := alerts["EphemeralPortsConnectFailing 192.0.2.3"]; !ok || failing || !muted {
 			return fmt.Errorf("muted: %v", alerts)
 		}

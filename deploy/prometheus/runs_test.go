@@ -89,8 +89,19 @@ type outcome struct {
 	alert, severity string
 }
 
-// replay returns which alerts fire in the runs.
-func replay(t *testing.T, runs []recordedRun, seconds int) map[outcome]float64 {
+// groupNames returns the groups of rules.yml in their order.
+func groupNames(t *testing.T) (names []string) {
+	t.Helper()
+	var rules ruleGroups
+	deploytest.Unmarshal(t, "rules.yml", &rules)
+	for _, g := range rules.Groups {
+		names = append(names, g.Name)
+	}
+	return names
+}
+
+// replay returns which alerts fire in the runs, with the groups of rules evaluated in that order.
+func replay(t *testing.T, runs []recordedRun, seconds int, groups []string) map[outcome]float64 {
 	t.Helper()
 	rules, err := filepath.Abs("rules.yml")
 	if err != nil {
@@ -106,7 +117,7 @@ func replay(t *testing.T, runs []recordedRun, seconds int) map[outcome]float64 {
 		Expr: fmt.Sprintf(`min by (alertname, job, severity) (min_over_time(timestamp(ALERTS{alertstate="firing"})[%ds:%ds]))`, end+1, step),
 		Time: fmt.Sprintf("%ds", end),
 	}}
-	b, err := yaml.Marshal(map[string]any{"rule_files": []string{rules}, "evaluation_interval": fmt.Sprintf("%ds", step), "tests": []rulesTest{test}})
+	b, err := yaml.Marshal(map[string]any{"rule_files": []string{rules}, "evaluation_interval": fmt.Sprintf("%ds", step), "group_eval_order": groups, "tests": []rulesTest{test}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,18 +152,32 @@ func TestRuns(t *testing.T) {
 				deploytest.Unmarshal(t, path, &r)
 				runs = append(runs, r)
 			}
+			groups := groupNames(t)
 			outcomes := map[outcome]float64{}
-			for _, seconds := range replayed {
-				maps.Copy(outcomes, replay(t, runs, seconds))
-			}
-			for _, r := range runs {
+			// Prometheus evaluates groups at once: an alert reads what was recorded now, or by the evaluation before.
+			for _, order := range [][]string{reversed(groups), groups} {
 				for _, seconds := range replayed {
-					r.check(t, outcomes, seconds)
+					maps.Copy(outcomes, replay(t, runs, seconds, order))
+				}
+				for _, r := range runs {
+					for _, seconds := range replayed {
+						r.check(t, outcomes, seconds)
+					}
+				}
+				if !slices.Equal(order, groups) {
+					clear(outcomes)
 				}
 			}
 			checkDocument(t, corpus, table(runs, outcomes))
 		})
 	}
+}
+
+// reversed returns names in the opposite order.
+func reversed(names []string) []string {
+	names = slices.Clone(names)
+	slices.Reverse(names)
+	return names
 }
 
 // checkDocument compares the table of a corpus with that of alerts.md, or writes it.

@@ -225,6 +225,7 @@ tests:
               description: >-
                 Up to 90% of the ports from 10.0.0.1 to 10.0.0.2:443 are in use on proxy-1 (network namespace self). At 100%, connect()
                 fails with EADDRNOTAVAIL.
+              filled_by: 'not known: --trace tells who closes connections'
               runbook_url: https://wiki.example.com/runbook#ephemeralportsnearlyexhausted
               status_url: https://exporters.example.com/proxy-1/?destination=10.0.0.2:443
       - alertname: EphemeralPortExporterDown
