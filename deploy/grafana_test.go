@@ -493,7 +493,7 @@ func testDashboardQueries(t *testing.T, failures bool) {
 	asked := 0
 	for _, p := range readDashboard(t).all() {
 		for _, target := range p.Targets {
-			if strings.Contains(target.Expr, "connect_failures") != failures || strings.Contains(target.Expr, "bind_failures") || regexp.MustCompile("shared|bind_first|kube_service|closes_total|_(snat|conntrack|udp)_").MatchString(target.Expr) {
+			if regexp.MustCompile("connect_failures|port_trace_").MatchString(target.Expr) != failures || strings.Contains(target.Expr, "bind_failures") || regexp.MustCompile("shared|bind_first|kube_service|closes_total|_(snat|conntrack|udp)_").MatchString(target.Expr) {
 				continue
 			}
 			asked++
