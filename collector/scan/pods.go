@@ -10,14 +10,23 @@ import (
 	"ephemeral_port_exporter/collector/cgroup"
 )
 
-// checkPods logs if the names of pods cannot be read. Most hosts run no pods, or do not show them: that is no reason to log.
+// checkPods logs if the names of pods cannot be read.
 func (s *Scanner) checkPods() {
-	if s.cfg.PodLogs == "" {
-		return
+	if s.cfg.PodLogs != "" {
+		_, err := cgroup.Pods(s.cfg.PodLogs)
+		s.logPodsError(err)
 	}
-	_, err := cgroup.Pods(s.cfg.PodLogs)
-	noPods := s.cfg.PodLogs == DefaultPodLogs && errors.Is(err, fs.ErrNotExist)
-	if err != nil && !noPods {
+}
+
+// logPodsError logs an error of [cgroup.Pods]. Most hosts run no pods: that is no reason to log. And kubelet lets only root and
+// root's group read the names: that is no reason to warn those who did not ask for them.
+func (s *Scanner) logPodsError(err error) {
+	byDefault := s.cfg.PodLogs == DefaultPodLogs
+	switch {
+	case err == nil, byDefault && errors.Is(err, fs.ErrNotExist):
+	case byDefault:
+		s.cfg.Logger.Info("Pods are shown without their names", "err", err)
+	default:
 		s.cfg.Logger.Warn("Pods are shown without their names: make --path.pod-logs readable", "err", err)
 	}
 }

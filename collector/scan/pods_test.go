@@ -4,10 +4,12 @@ package scan
 
 import (
 	"bytes"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"ephemeral_port_exporter/collector/cgroup"
@@ -44,12 +46,31 @@ func TestNamePods(t *testing.T) {
 	}
 }
 
-// TestCheckPods warns of a directory that cannot be read, unless the host has no pods.
-func TestCheckPods(t *testing.T) {
-	if _, err := os.Stat(DefaultPodLogs); err == nil {
-		t.Skip("this host has pods")
+// TestCheckPodsError logs why the names of pods are absent, unless nobody asked for them and the host has no pods.
+func TestCheckPodsError(t *testing.T) {
+	absent, denied := &fs.PathError{Op: "stat", Path: "dir", Err: syscall.ENOENT}, &fs.PathError{Op: "open", Path: "dir", Err: syscall.EACCES}
+	for _, test := range []struct {
+		path  string
+		err   error
+		level string
+	}{
+		{DefaultPodLogs, nil, ""}, {DefaultPodLogs, absent, ""}, {DefaultPodLogs, denied, "INFO"},
+		{"/host/var/log/pods", nil, ""}, {"/host/var/log/pods", absent, "WARN"}, {"/host/var/log/pods", denied, "WARN"},
+	} {
+		var log bytes.Buffer
+		s := &Scanner{cfg: Config{PodLogs: test.path, Logger: slog.New(slog.NewTextHandler(&log, nil))}}
+		s.logPodsError(test.err)
+		_, got, _ := strings.Cut(log.String(), "level=")
+		got, _, _ = strings.Cut(got, " ")
+		if got != test.level {
+			t.Errorf("%s, %v: level %q, want %q", test.path, test.err, got, test.level)
+		}
 	}
-	for path, warns := range map[string]bool{DefaultPodLogs: false, "": false, t.TempDir(): false, "/nonexistent": true, "/proc/self/comm": true} {
+}
+
+// TestCheckPods warns of a directory that cannot be read.
+func TestCheckPods(t *testing.T) {
+	for path, warns := range map[string]bool{"": false, t.TempDir(): false, "/nonexistent": true, "/proc/self/comm": true} {
 		var log bytes.Buffer
 		s := &Scanner{cfg: Config{PodLogs: path, Logger: slog.New(slog.NewTextHandler(&log, nil))}}
 		s.checkPods()
