@@ -175,6 +175,9 @@ func TestFeatures(t *testing.T) {
 		added := &c.SecurityContext.Capabilities.Add
 		slices.Sort(*added)
 		*added = slices.Compact(*added)
+		if slices.Contains(flags, "--path.pod-logs=/host/var/log/pods") { // kubelet makes it with mode 0750, as root
+			pod.SecurityContext.RunAsGroup = new(int64(0))
+		}
 		if len(*added) > 0 { // Kubernetes has no ambient capabilities
 			pod.SecurityContext.RunAsNonRoot, pod.SecurityContext.RunAsUser, pod.SecurityContext.RunAsGroup = new(false), new(int64(0)), new(int64(0))
 		}
