@@ -219,7 +219,7 @@ func (tr *traffic) checkCloseRate(s pool.Settings, d pool.Destination, before, a
 		}
 	}
 	// On a busy machine a late segment can end TIME_WAIT, see RFC 1337.
-	if n := int(math.Round(d.CloseRate * window.Seconds())); n < least-1-least/50 || n > most {
+	if n := int(math.Round(d.CloseRate * window.Seconds())); n < least-1-least/20 || n > most {
 		tr.t.Errorf("close rate: got %v, so %d connections of the last %v, want %d to %d: %+v", d.CloseRate, n, window, least, most, d)
 	}
 }
