@@ -270,7 +270,7 @@ type FailedPool struct {
 // its place. A pool that has no series is listed while it has recent closes.
 type ClosedPool struct {
 	Netns       string         // as of FailedPool
-	Cgroup      cgroup.Group   // of the process that closed; if that had ended, of the one that made the socket
+	Cgroup      cgroup.Group   // of the process that opened the connections; before Linux 5.15, of the one that closed
 	Source      netip.Addr     // without a zone
 	Destination netip.AddrPort // without a zone
 	Closes      uint64         // since it has series; never falls. It is 0 for a pool without series, whose closes are unattributed.

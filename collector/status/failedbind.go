@@ -71,20 +71,12 @@ func (p *page) failedBindTable(counts *scan.Trace) table {
 func binds(n uint64) string { return plural(int(n), "bind", "binds") }
 
 type documentFailedBind struct {
-	Netns       string `json:"netns,omitempty"`
-	Cgroup      string `json:"cgroup"`
-	PodUID      string `json:"pod_uid,omitempty"`
-	Pod         string `json:"pod,omitempty"`
-	ContainerID string `json:"container_id,omitempty"`
-	Protocol    string `json:"protocol"`
-	Source      string `json:"source_ip"`
-	Failures    uint64 `json:"failures"`
-	Command     string `json:"command,omitempty"`
-	PID         int    `json:"pid,omitempty"`
+	documentParty
+	Protocol string `json:"protocol"`
+	Source   string `json:"source_ip"`
+	Failures uint64 `json:"failures"`
 }
 
 func newDocumentFailedBind(b *scan.FailedBind) documentFailedBind {
-	return documentFailedBind{
-		b.Netns, b.Cgroup.Path, b.Cgroup.PodUID, b.Cgroup.Pod, b.Cgroup.ContainerID, b.Protocol(), b.Source.String(), b.Failures, b.Last.Command, b.Last.PID,
-	}
+	return documentFailedBind{newDocumentParty(b.Netns, &b.Cgroup, b.Last), b.Protocol(), b.Source.String(), b.Failures}
 }

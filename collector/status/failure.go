@@ -27,7 +27,7 @@ func (p *page) addFailed(f *scan.Trace, byPool tracedPools, c cleaner) {
 	}
 	for i := range f.Pools {
 		of := &f.Pools[i]
-		if byPool[keyOf(of.Netns, of.Source, of.Destination)].shown || !p.View.showsFailed(of) {
+		if byPool[keyOf(of.Netns, of.Source, of.Destination)].shown || !p.View.showsTraced(of.Destination) {
 			continue
 		}
 		p.Failed = append(p.Failed, failed{
@@ -37,10 +37,10 @@ func (p *page) addFailed(f *scan.Trace, byPool tracedPools, c cleaner) {
 	slices.SortStableFunc(p.Failed, func(a, b failed) int { return cmp.Compare(b.pool.Failures, a.pool.Failures) })
 }
 
-// showsFailed reports whether the view has a pool with failed connects, whose addresses have no zone.
-func (v View) showsFailed(of *scan.FailedPool) bool {
+// showsTraced reports whether the view has a destination that is traced, whose address has no zone.
+func (v View) showsTraced(destination netip.AddrPort) bool {
 	v.Destination = netip.AddrPortFrom(v.Destination.Addr().WithZone(""), v.Destination.Port())
-	return v.has(of.Destination)
+	return v.has(destination)
 }
 
 // failedTable shows the pools with failed connects that no destination shows.
@@ -78,24 +78,39 @@ func (p *page) judgeFailed(f *scan.Trace) {
 	}
 }
 
-type documentFailed struct {
+// A documentParty is a control group, and what it had to do with a pool.
+type documentParty struct {
 	Netns       string `json:"netns,omitempty"`
 	Cgroup      string `json:"cgroup"`
 	PodUID      string `json:"pod_uid,omitempty"`
 	Pod         string `json:"pod,omitempty"`
 	ContainerID string `json:"container_id,omitempty"`
-	Source      string `json:"source_ip"`
-	Destination string `json:"destination_ip"`
-	Port        uint16 `json:"destination_port"`
-	Failures    uint64 `json:"failures"`
-	Recent      uint64 `json:"recent_failures"`
 	Command     string `json:"command,omitempty"`
 	PID         int    `json:"pid,omitempty"`
 }
 
+func newDocumentParty(netns string, g *scan.Group, last scan.Process) documentParty {
+	return documentParty{netns, g.Path, g.PodUID, g.Pod, g.ContainerID, last.Command, last.PID}
+}
+
+// A documentPool is a pool that is traced.
+type documentPool struct {
+	Source      string `json:"source_ip"`
+	Destination string `json:"destination_ip"`
+	Port        uint16 `json:"destination_port"`
+}
+
+func newDocumentPool(source netip.Addr, destination netip.AddrPort) documentPool {
+	return documentPool{source.String(), destination.Addr().String(), destination.Port()}
+}
+
+type documentFailed struct {
+	documentParty
+	documentPool
+	Failures uint64 `json:"failures"`
+	Recent   uint64 `json:"recent_failures"`
+}
+
 func newDocumentFailed(f *scan.FailedPool) documentFailed {
-	return documentFailed{
-		f.Netns, f.Cgroup.Path, f.Cgroup.PodUID, f.Cgroup.Pod, f.Cgroup.ContainerID, f.Source.String(), f.Destination.Addr().String(), f.Destination.Port(),
-		f.Failures, f.Recent, f.Last.Command, f.Last.PID,
-	}
+	return documentFailed{newDocumentParty(f.Netns, &f.Cgroup, f.Last), newDocumentPool(f.Source, f.Destination), f.Failures, f.Recent}
 }

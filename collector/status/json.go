@@ -148,7 +148,7 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 		recent := f.Window.Seconds()
 		d.RecentSeconds = &recent
 		for i := range f.Pools {
-			if v.showsFailed(&f.Pools[i]) {
+			if v.showsTraced(f.Pools[i].Destination) {
 				d.Failed = append(d.Failed, newDocumentFailed(&f.Pools[i]))
 			}
 		}
@@ -159,7 +159,7 @@ func newDocument(s *scan.Snapshot, info Info, v View) document {
 			d.UnattributedCloses = &f.ClosesUnattributed
 		}
 		for i := range f.Closes {
-			if v.showsClosed(&f.Closes[i]) {
+			if v.showsTraced(f.Closes[i].Destination) {
 				d.Closes = append(d.Closes, newDocumentClosed(&f.Closes[i]))
 			}
 		}

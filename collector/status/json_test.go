@@ -47,6 +47,10 @@ var shared = map[reflect.Type]string{
 // fieldsOf returns the fields of a type as reference.md has them.
 func fieldsOf(typ reflect.Type, path string) (fields []string) {
 	for f := range typ.Fields() {
+		if f.Anonymous && f.Type.Kind() == reflect.Struct {
+			fields = append(fields, fieldsOf(f.Type, path)...)
+			continue
+		}
 		if f.Anonymous {
 			if _, ok := shared[f.Type.Elem()]; ok {
 				continue
