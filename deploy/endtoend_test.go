@@ -153,7 +153,7 @@ func TestEndToEnd(t *testing.T) {
 // TestEndToEndTrace continues to connect when no port is left. It checks that
 // EphemeralPortsConnectFailing is sent and mutes the other alerts of the destination.
 func TestEndToEndTrace(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	smallRange(t)
 	w := startAlertmanager(t)
 	startExporter(t, "--trace")

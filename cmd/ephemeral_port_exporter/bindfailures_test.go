@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -28,17 +27,9 @@ func countsBinds(t *testing.T) bool {
 }
 
 // bindsFrom returns the sum of the series of an address.
-func bindsFrom(t *testing.T, metrics, protocol, source string) (sum float64) {
+func bindsFrom(t *testing.T, metrics, protocol, source string) float64 {
 	t.Helper()
-	series := regexp.MustCompile(`(?m)^ephemeral_port_bind_failures_total\{.*protocol="` + protocol + `",source_ip="` + regexp.QuoteMeta(source) + `"\} (.*)$`)
-	for _, m := range series.FindAllStringSubmatch(metrics, -1) {
-		value, err := strconv.ParseFloat(m[1], 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum += value
-	}
-	return sum
+	return sumOfSeries(t, metrics, `bind_failures_total\{.*protocol="`+protocol+`",source_ip="`+regexp.QuoteMeta(source)+`"\}`)
 }
 
 const unattributedBinds = "ephemeral_port_bind_failures_unattributed_total"
@@ -48,7 +39,7 @@ const unattributedBinds = "ephemeral_port_bind_failures_unattributed_total"
 // so once, and there are no counts.
 func TestBindFailures(t *testing.T) {
 	const address, source, ports, tries = "127.0.0.1:10179", "127.82.0.1", 10, 25
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	counted := countsBinds(t)
 	e := start(t, command(t, "--trace", "--web.listen-address="+address), "http://"+address)
 	refused := map[string]float64{}

@@ -94,7 +94,7 @@ func TestDropCapabilities(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			counts := slices.Contains(tt.args, "--trace")
 			if counts {
-				netnstest.Tracefs(t)
+				netnstest.LockTraces(t)
 			}
 			if slices.Contains(tt.args, "--exact") {
 				netnstest.HostRoot(t)

@@ -46,7 +46,7 @@ func accept(t *testing.T, destination string) {
 // TestTraceCloses has a proxy that keeps its connections, and a job that closes one after the other. The proxy owns all that are open. The job
 // has closed nearly all that are in TIME_WAIT.
 func TestTraceCloses(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	const kept, ofProxy, ofJob = 20, 3, 200
 	destination := netip.MustParseAddrPort("198.51.100.7:7120")
 	mount := netnstest.Cgroups(t)

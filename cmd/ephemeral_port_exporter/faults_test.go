@@ -208,7 +208,7 @@ func TestKernelFails(t *testing.T) {
 	const address, destination = "127.0.0.1:10350", "192.0.2.9:7171"
 	args := []string{"--snat", "--snat.port-range=40000-40063", "--namespaces=named"}
 	if netnstest.IsHostRoot() {
-		netnstest.Tracefs(t)
+		netnstest.LockTraces(t)
 		args = append(args, "--exact", "--trace")
 	}
 	netnstest.HoldInChild(t, netnstest.Holding{Client: netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:7170")}, Count: 500},

@@ -38,7 +38,7 @@ const (
 // startOn starts an exporter on a CPU.
 func startOn(t *testing.T, address string, cpu int) *watched {
 	t.Helper()
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	netnstest.HoldInChild(t, netnstest.Holding{Client: netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:7150")}, Count: watchedSockets})
 	dir, pools := openTempDir(t), openTempDir(t)
 	w := &watched{gateway: newGateway(t, filepath.Join(dir, "gateway")), pool: filepath.Join(pools, "full")}

@@ -51,7 +51,7 @@ func TestMemoryOverScrapes(t *testing.T) {
 			case "exact":
 				netnstest.HostRoot(t)
 			case "connect failures":
-				netnstest.Tracefs(t)
+				netnstest.LockTraces(t)
 			}
 			address := "127.0.0.1:" + strconv.Itoa(10290+i)
 			// Not command: many scrapes take longer than that allows.

@@ -19,7 +19,7 @@ func TestProgramsRate(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes half a minute")
 	}
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	for i, name := range []string{
 		"HAProxy, `mode tcp`", "nginx", "Squid, `server_persistent_connections off`", "Squid, `server_persistent_connections off`, `tcp_outgoing_address`",
 		"Apache, `disablereuse=on`", "Go, `DisableKeepAlives`", "Go, `DisableKeepAlives`, `LocalAddr`",

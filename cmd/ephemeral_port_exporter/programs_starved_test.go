@@ -14,7 +14,7 @@ import (
 // another destination, gets the rest, and the exporter says so, with privileges and without. The ports in TIME_WAIT stay
 // lost with tcp_tw_reuse.
 func TestProgramsStarved(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	for i, p := range programs {
 		if p.ports == byConnect {
 			continue

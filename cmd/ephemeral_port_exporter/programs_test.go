@@ -343,7 +343,7 @@ func (r *running) failures(t *testing.T) (connect, bind int) {
 // TestPrograms lets real programs take the ports of a small range one by one, with a scrape before each.
 // The origin keeps connections open, closes them first, or does not answer.
 func TestPrograms(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	tests := []struct {
 		kind originKind
 		test func(*testing.T, *host, *running)

@@ -231,7 +231,7 @@ func TestSystemCalls(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			counts := slices.Contains(tt.args, "--trace")
 			if counts {
-				netnstest.Tracefs(t)
+				netnstest.LockTraces(t)
 			}
 			if slices.Contains(tt.args, "--exact") {
 				netnstest.HostRoot(t)

@@ -53,12 +53,16 @@ func closesTo(t *testing.T, metrics, destination string) float64 {
 }
 
 // sumOf returns the sum of the series of a destination.
-func sumOf(t *testing.T, metrics, name, destination string) (sum float64) {
+func sumOf(t *testing.T, metrics, name, destination string) float64 {
 	t.Helper()
 	to := netip.MustParseAddrPort(destination)
-	series := regexp.MustCompile(`(?m)^ephemeral_port_` + name + `\{.*destination_ip="` + regexp.QuoteMeta(to.Addr().String()) +
-		`",destination_port="` + strconv.Itoa(int(to.Port())) + `".*\} (.*)$`)
-	for _, m := range series.FindAllStringSubmatch(metrics, -1) {
+	return sumOfSeries(t, metrics, name+`\{.*destination_ip="`+regexp.QuoteMeta(to.Addr().String())+`",destination_port="`+strconv.Itoa(int(to.Port()))+`".*\}`)
+}
+
+// sumOfSeries returns the sum of the series that match a regular expression.
+func sumOfSeries(t *testing.T, metrics, series string) (sum float64) {
+	t.Helper()
+	for _, m := range regexp.MustCompile(`(?m)^ephemeral_port_`+series+` (.*)$`).FindAllStringSubmatch(metrics, -1) {
 		value, err := strconv.ParseFloat(m[1], 64)
 		if err != nil {
 			t.Fatal(err)
@@ -92,7 +96,7 @@ func checkStartFails(t *testing.T, cmd *exec.Cmd, want ...string) {
 // TestTrace checks that each run counts from 0 and leaves nothing in the kernel, even if it
 // is killed.
 func TestTrace(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	const address, destination = "127.0.0.1:10180", "192.0.2.1:7101"
 	for i, signal := range []os.Signal{unix.SIGTERM, unix.SIGKILL} {
 		t.Run(signal.String(), func(t *testing.T) {
@@ -127,7 +131,7 @@ func TestTrace(t *testing.T) {
 
 // TestTraceLimit checks the limit of series.
 func TestTraceLimit(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	const address = "127.0.0.1:10183"
 	e := start(t, command(t, "--trace", "--destination.limit=0", "--web.listen-address="+address), "http://"+address)
 	failToConnect(t, "192.0.2.1:7102", 3)
@@ -162,7 +166,7 @@ func portless(t *testing.T) (fd int, netns string) {
 // TestTraceFair floods the exporter with failures of 10,000 pools, and goes on. Meanwhile
 // connects fail in another network namespace: within two scrapes, they have a series that names it.
 func TestTraceFair(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	const address = "127.0.0.1:10186"
 	e := start(t, command(t, "--trace", "--destination.limit=32", "--web.listen-address="+address), "http://"+address)
 
@@ -291,7 +295,7 @@ func TestTraceCapabilities(t *testing.T) {
 	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.missing == "" {
-				netnstest.Tracefs(t)
+				netnstest.LockTraces(t)
 			}
 			address := "127.0.0.1:" + strconv.Itoa(10200+i)
 			cmd := command(t, "--trace", "--web.listen-address="+address)
@@ -365,7 +369,7 @@ func TestTraceStartFails(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			netnstest.Tracefs(t)
+			netnstest.LockTraces(t)
 			cmd := command(t, "--trace", "--web.listen-address=127.0.0.1:10181")
 			for _, fault := range tt.fault {
 				fault(t)
@@ -401,7 +405,7 @@ exit 0`
 // TestTraceCgroup checks that series name the control groups of the clients: those of two
 // pods with the same addresses, and of one whose control group is gone.
 func TestTraceCgroup(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	const address, port, failures = "127.0.0.1:10188", "7107", 3
 	const blue, green = "3f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b", "4f8e1c2a-5b6d-4e7f-8a9b-0c1d2e3f4a5b"
 	container := strings.Repeat("9b1c7a0d", 8)
@@ -443,7 +447,7 @@ func TestTraceCgroup(t *testing.T) {
 // TestTraceCgroupShare checks that one who makes control groups below his own takes only its
 // share of the table, and of the series.
 func TestTraceCgroupShare(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	const address, port, children, share = "127.0.0.1:10189", "7108", 80, 64
 	mount := netnstest.Cgroups(t)
 	slice := "/user-" + strconv.Itoa(os.Getpid())
@@ -483,7 +487,7 @@ func TestNoTrace(t *testing.T) {
 		})
 	}
 	t.Run("with the flag", func(t *testing.T) {
-		netnstest.Tracefs(t)
+		netnstest.LockTraces(t)
 		cmd := command(t, "--web.listen-address="+address, "--trace")
 		killBPF(t)
 		if out, err := cmd.CombinedOutput(); err == nil || err.Error() != "signal: bad system call" {

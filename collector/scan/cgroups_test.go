@@ -10,12 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf/btf"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
@@ -69,19 +67,6 @@ func (c cgroupTree) owners(snapshot Snapshot, n Namespace) map[string]string {
 	return all
 }
 
-// hasExactOwners reports whether the kernel has a socket's control group where an iterator can read it: since
-// Linux 5.15, and with CONFIG_SOCK_CGROUP_DATA.
-func hasExactOwners(t *testing.T) bool {
-	t.Helper()
-	spec, err := btf.LoadKernelSpec()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var data *btf.Struct
-	err = spec.TypeByName("sock_cgroup_data", &data)
-	return err == nil && slices.ContainsFunc(data.Members, func(m btf.Member) bool { return m.Name == "cgroup" })
-}
-
 // TestOwnersKernel checks the owners of destinations against real control groups: of services, of
 // nested containers, of a user that passes for a pod, of processes that have moved, and removed ones. Ports in TIME_WAIT have none.
 func TestOwnersKernel(t *testing.T) {
@@ -127,7 +112,7 @@ func TestOwnersKernel(t *testing.T) {
 	exact := cfg
 	exact.Exact = true
 	s = newScanner(t, exact)
-	if hasExactOwners(t) {
+	if netnstest.TellsSocketCgroup(t) {
 		check(want)
 	} else {
 		check(map[string]string{"192.0.2.1:443": "", "192.0.2.2:443": "", "192.0.2.3:443": "", "192.0.2.4:443": "", "198.51.100.7:80": ""})

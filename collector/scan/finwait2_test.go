@@ -96,7 +96,7 @@ func TestFinWait2Trial(t *testing.T) {
 // TestFinWait2TrialFailures checks that no connect() of a trial fails: an exporter on the host would count it.
 func TestFinWait2TrialFailures(t *testing.T) {
 	t.Parallel()
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	probe, err := trace.Attach()
 	if err != nil {
 		t.Fatal(err)

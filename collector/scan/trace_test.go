@@ -499,7 +499,7 @@ func (f poolFailures) of(t *testing.T, probe *trace.Probe, c oracleClient) uint6
 // TestOracleTrace compares utilization with failures: below 1, no connect() fails; at 1,
 // each connect() fails.
 func TestOracleTrace(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	probe, err := trace.Attach()
 	if err != nil {
 		t.Fatal(err)

@@ -247,7 +247,7 @@ func TestSocketsDump(t *testing.T) {
 		if listeners >= 0 && slices.ContainsFunc(rows[listeners:], func(s Socket) bool { return s.State == tcpstate.Listen }) {
 			t.Errorf("%v: a listener behind other sockets", r)
 		}
-		if !tellsCgroups(t) {
+		if !netnstest.TellsSocketCgroup(t) {
 			for i := range before {
 				before[i].Cgroup = 0
 			}
@@ -278,21 +278,6 @@ func TestSocketsDump(t *testing.T) {
 			t.Errorf("states: got %v, want 8", states)
 		}
 	}
-}
-
-// tellsCgroups reports whether the kernel has sock_cgroup_data.cgroup, as Linux 5.15 has. Without it, an Iterator
-// does not tell control groups.
-func tellsCgroups(t *testing.T) bool {
-	t.Helper()
-	spec, err := btf.LoadKernelSpec()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var data *btf.Struct
-	if err := spec.TypeByName("sock_cgroup_data", &data); err != nil {
-		return false
-	}
-	return slices.ContainsFunc(data.Members, func(m btf.Member) bool { return m.Name == "cgroup" })
 }
 
 // TestSocketsFacts checks what a dump does not tell.

@@ -19,7 +19,7 @@ import (
 func BenchmarkConnect(b *testing.B) {
 	local := netip.MustParseAddrPort("198.51.100.7:7301")
 	b.Run("succeeds", func(b *testing.B) {
-		netnstest.Tracefs(b)
+		netnstest.LockTraces(b)
 		netnstest.New(b)
 		listener := netnstest.Listen(b, local.String(), false)
 		compare(b, func() error {
@@ -41,7 +41,7 @@ func BenchmarkConnect(b *testing.B) {
 		})
 	})
 	b.Run("closes", func(b *testing.B) {
-		netnstest.Tracefs(b)
+		netnstest.LockTraces(b)
 		netnstest.New(b)
 		netnstest.Sysctl(b, "ipv4/tcp_max_tw_buckets", "0") // no TIME_WAIT, with which each connect() would be slower than the last
 		listener := netnstest.Listen(b, local.String(), false)
@@ -61,7 +61,7 @@ func BenchmarkConnect(b *testing.B) {
 		})
 	})
 	b.Run("fails", func(b *testing.B) {
-		netnstest.Tracefs(b)
+		netnstest.LockTraces(b)
 		netnstest.New(b)
 		netnstest.Sysctl(b, "ipv4/ip_local_port_range", "40000 40001")
 		netnstest.Client{Destination: local}.Hold(b, 2)
@@ -133,7 +133,7 @@ func threadTime(b *testing.B) time.Duration {
 
 // BenchmarkCounts reads a full table.
 func BenchmarkCounts(b *testing.B) {
-	netnstest.Tracefs(b)
+	netnstest.LockTraces(b)
 	netnstest.New(b)
 	noPorts(b)
 	p, err := Attach()

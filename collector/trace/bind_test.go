@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -113,7 +114,7 @@ func binds(t *testing.T, p *counter) map[bindCount]uint64 {
 // amd64, trampolines of BPF can too.
 func tracesFunctions(t *testing.T) bool {
 	t.Helper()
-	file, err := os.Open("/sys/kernel/tracing/available_filter_functions") // see netnstest.Tracefs
+	file, err := os.Open(filepath.Join(netnstest.Tracefs(t), "available_filter_functions"))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
 		return false // the kernel has no functions to trace, or forbids it
 	} else if err != nil {
@@ -169,7 +170,7 @@ func TestBinds(t *testing.T) {
 // TestBindsAndConnects has binds and connects that fail from one address: each counts as what it is, in a table that is
 // full too.
 func TestBindsAndConnects(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	for _, tt := range []struct {
 		name  string
 		slots uint32

@@ -9,13 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"ephemeral_port_exporter/collector/netns/netnstest"
@@ -381,27 +379,13 @@ func TestClosesPassed(t *testing.T) {
 		t.Fatalf("counted %d closes, want 1: %+v", sum, counts)
 	}
 	switch c := counts[0]; {
-	case !tellsSocketCgroup(t): // it is the caller's then
+	case !netnstest.TellsSocketCgroup(t): // it is the caller's then
 		if c.Cgroup == id || c.Last.PID != os.Getpid() {
 			t.Errorf("closed by %+v in control group %d, want this process", c.Last, c.Cgroup)
 		}
 	case c.Cgroup != id || c.Last != (Process{}):
 		t.Errorf("closed by %+v in control group %d, want no process in %d", c.Last, c.Cgroup, id)
 	}
-}
-
-// tellsSocketCgroup reports whether the program can read the control group that made a socket: from Linux 5.15 on.
-func tellsSocketCgroup(t *testing.T) bool {
-	t.Helper()
-	spec, err := btf.LoadKernelSpec()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var data *btf.Struct
-	if err := spec.TypeByName("sock_cgroup_data", &data); err != nil {
-		t.Fatal(err)
-	}
-	return slices.ContainsFunc(data.Members, func(m btf.Member) bool { return m.Name == "cgroup" })
 }
 
 // ownCgroup returns the path of the control group of this process.

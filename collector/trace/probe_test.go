@@ -39,7 +39,7 @@ func newCounter(p *Probe) *counter { return &counter{Probe: p, pools: map[pool]u
 // attachProbe attaches a Probe until the test ends.
 func attachProbe(t *testing.T) *counter {
 	t.Helper()
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	p, err := Attach()
 	if err != nil {
 		t.Fatal(err)
@@ -450,7 +450,7 @@ func TestUsedSocketNotCounted(t *testing.T) {
 
 // TestTableFull checks that every failure counts: rest has those of pools without a slot.
 func TestTableFull(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	// This table has slots for all pools, those of tests in other packages too.
 	attached, err := attach(1 << 16)
 	if err != nil {
@@ -583,7 +583,7 @@ func TestFirstFailures(t *testing.T) {
 
 // TestClose checks that a Probe leaves nothing behind, and that the next one starts at 0.
 func TestClose(t *testing.T) {
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	netnstest.New(t)
 	smallRange(t)
 	client := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:7008")}

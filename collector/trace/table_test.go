@@ -63,7 +63,7 @@ func ofPort(pools map[pool]uint64, port uint16) (n int, failures uint64) {
 // fail again, and that nothing is lost.
 func TestReclaim(t *testing.T) {
 	const port, pools, size = 7020, 8, 64
-	netnstest.Tracefs(t)
+	netnstest.LockTraces(t)
 	attached, err := attach(size)
 	if err != nil {
 		t.Fatal(err)

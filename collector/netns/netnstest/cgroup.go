@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
@@ -93,4 +95,17 @@ func HoldInCgroup(tb testing.TB, dir string, holdings ...Holding) (pid int) {
 	}
 	defer f.Close()
 	return hold(tb, attr, holdings)
+}
+
+// TellsSocketCgroup reports whether the kernel has a socket's control group where programs of BPF can read it
+// (sock_cgroup_data.cgroup): since Linux 5.15, with CONFIG_SOCK_CGROUP_DATA.
+func TellsSocketCgroup(tb testing.TB) bool {
+	tb.Helper()
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var data *btf.Struct
+	err = spec.TypeByName("sock_cgroup_data", &data)
+	return err == nil && slices.ContainsFunc(data.Members, func(m btf.Member) bool { return m.Name == "cgroup" })
 }

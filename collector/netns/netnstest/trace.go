@@ -32,10 +32,10 @@ type Trace struct {
 }
 
 // TraceCalls starts a process and records these system calls of it and of its children. The test must have called
-// Tracefs, and New, which keeps it on one thread.
+// HostRoot or LockTraces, and New, which keeps it on one thread.
 func TraceCalls(tb testing.TB, cmd *exec.Cmd, names ...string) *Trace {
 	tb.Helper()
-	dir, err := os.MkdirTemp(filepath.Join(tracefs, "instances"), "netnstest-")
+	dir, err := os.MkdirTemp(filepath.Join(Tracefs(tb), "instances"), "netnstest-")
 	if err != nil {
 		tb.Fatalf("new trace: %v", err)
 	}
