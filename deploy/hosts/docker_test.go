@@ -17,32 +17,6 @@ import (
 	"ephemeral_port_exporter/deploy/deploytest"
 )
 
-// Containers that take ports of 198.18.0.3, beyond the gateway of the host.
-var workloads = map[string]struct {
-	flags []string // of docker run
-	hold  string
-	ready string // its log then has this line
-}{
-	"behind":  {nil, "tcp 198.18.0.3:8080 400", "400 sockets"}, // masqueraded
-	"full":    {[]string{"--sysctl", fewPorts}, "tcp 198.18.0.3:8081 400", "200 sockets: dial tcp 198.18.0.3:8081: connect: cannot assign requested address"},
-	"hostnet": {[]string{"--network", "host"}, "tcp 198.18.0.3:8082 250", "250 sockets"},
-	"udp":     {[]string{"--sysctl", fewPorts}, "udp 198.18.0.3:53 150", "150 sockets"},
-}
-
-const fewPorts = "net.ipv4.ip_local_port_range=40000 40199"
-
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
-		fmt.Fprintln(os.Stderr, work(os.Args[1:]))
-		os.Exit(1)
-	}
-	if err := prepare(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run()) // dockerd and its containers end with the host
-}
-
 // prepare starts dockerd, loads the image of the release by the line of install.md, and starts the workloads.
 func prepare() error {
 	log, err := os.Create("/tmp/dockerd.log")
@@ -79,7 +53,14 @@ func prepare() error {
 		return err
 	}
 	for name, w := range workloads {
-		args := slices.Concat([]string{"run", "--detach", "--name", name}, w.flags, []string{"load", "hold"}, strings.Fields(w.hold))
+		args := []string{"run", "--detach", "--name", name}
+		if w.host {
+			args = append(args, "--network", "host")
+		}
+		if w.few {
+			args = append(args, "--sysctl", fewPorts+"="+fewPortsRange)
+		}
+		args = slices.Concat(args, []string{"load", "hold"}, strings.Fields(w.hold))
 		if out, err := exec.Command("docker", args...).CombinedOutput(); err != nil {
 			return fmt.Errorf("docker run %s: %w: %s", name, err, out)
 		}
@@ -108,73 +89,6 @@ func id(t *testing.T, name string) string {
 func address(t *testing.T, name string) string {
 	t.Helper()
 	return must(t, "docker inspect --format '{{.NetworkSettings.Networks.bridge.IPAddress}}' "+name)
-}
-
-// A sample is a line of the metrics: a name behind ephemeral_port_, some of its labels, and the value, or "" for any above 0.
-type sample struct {
-	name, labels, value string
-}
-
-// find reports whether the metrics have a sample. Labels are in the order of the alphabet.
-func find(metrics string, s sample) error {
-	expression := `(?m)^ephemeral_port_` + s.name + `\{`
-	for label := range strings.FieldsSeq(s.labels) {
-		expression += `.*\b` + regexp.QuoteMeta(label)
-	}
-	expression += `.*\} (\S+)$`
-	found := regexp.MustCompile(expression).FindAllStringSubmatch(metrics, -1)
-	if len(found) == 1 && (found[0][1] == s.value || s.value == "" && found[0][1] != "0") {
-		return nil
-	}
-	var have []string
-	for line := range strings.Lines(metrics) {
-		if strings.HasPrefix(line, "ephemeral_port_"+s.name+"{") {
-			have = append(have, line)
-		}
-	}
-	return fmt.Errorf("want one %s{%s} %s, have\n%s", s.name, s.labels, s.value, strings.Join(have, ""))
-}
-
-// netns returns the label of the network namespace of a container.
-func netns(metrics, container string) string {
-	if m := regexp.MustCompile(`(?m)^ephemeral_port_netns_info\{.*container_id="` + container + `".*,(netns="[^"]+")`).FindStringSubmatch(metrics); m != nil {
-		return m[1]
-	}
-	return `netns="of no container"`
-}
-
-// samples returns what the metrics must say of the workloads with the flag of a line.
-func samples(t *testing.T, flag, metrics string) []sample {
-	t.Helper()
-	const to = `destination_ip="198.18.0.3" destination_port=`
-	of := func(name string) string { return `container_id="` + id(t, name) + `" ` }
-	all := []sample{
-		{"collect_success", `netns="self"`, "1"},
-		{"destination_ports", to + `"8082" netns="self" source_ip="198.18.0.2" state="established"`, "250"},
-		{"destination_owner_ports", of("hostnet") + to + `"8082" netns="self"`, "250"},
-	}
-	switch flag {
-	case "--namespaces=all":
-		behind, full, udp := netns(metrics, id(t, "behind")), netns(metrics, id(t, "full")), netns(metrics, id(t, "udp"))
-		return append(all,
-			sample{"netns_info", `command="hosts.test" ` + of("full") + full, "1"},
-			sample{"destination_ports", to + `"8080" ` + behind + ` source_ip="` + address(t, "behind") + `" state="established"`, "400"},
-			sample{"destination_owner_ports", of("behind") + to + `"8080" ` + behind, "400"},
-			sample{"destination_utilization_ratio", to + `"8081" ` + full, "1"},
-			sample{"destination_owner_ports", of("full") + to + `"8081" ` + full, "200"},
-			sample{"udp_utilization_ratio", `family="ipv4" ` + udp, "0.75"},
-			sample{"udp_owner_ports", of("udp") + `family="ipv4" ` + udp, "150"},
-		)
-	case "--snat":
-		return append(all,
-			sample{"snat_collect_success", `netns="self"`, "1"},
-			sample{"snat_ports", to + `"8080" netns="self" protocol="tcp" source_ip="198.18.0.2" state="established"`, "400"},
-			sample{"snat_owner_ports", to + `"8080" netns="self" original_ip="` + address(t, "behind") + `"`, "400"},
-		)
-	case "--trace":
-		return append(all, sample{"connect_failures_total", of("full") + to + `"8081" source_ip="` + address(t, "full") + `"`, ""})
-	}
-	return all
 }
 
 // checkRun runs the exporter by a line of a document, and compares its metrics with the workloads.

@@ -1,7 +1,8 @@
-//go:build docker || systemd
+//go:build docker || kubernetes || systemd
 
 // Package hosts runs the release on real hosts, by the commands of the documents as they are. With the build tag docker, its
-// tests run in Docker, on a host that .ci/docker makes; with systemd, as root of the machine that .ci/systemd boots.
+// tests run in Docker, on a host that .ci/docker makes; with kubernetes, in a cluster of one node, on a host that .ci/kubernetes
+// makes; with systemd, as root of the machine that .ci/systemd boots.
 package hosts
 
 import (
