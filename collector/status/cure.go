@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 
 	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/scan"
@@ -27,6 +28,9 @@ func newCures(n *scan.Namespace, a *advice.Advice, ports string) (cures []cure) 
 	for _, of := range a.Cures {
 		row := cure{Title: of.Title, Anchor: of.Anchor(), Sentence: of.Sentence, Condition: of.Condition, Gains: gainsOf(of, ports)}
 		row.Command, row.Undo = inside(n, of.Command), inside(n, of.Undo)
+		if n.Name != scan.Self && strings.Contains(of.Command, "sysctl -w") {
+			row.Sentence += " The next container or pod has the old setting: set it there too."
+		}
 		if of.Then.NoPort {
 			row.Sentence += " Then its connections need no port."
 		}
