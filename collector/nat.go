@@ -18,6 +18,7 @@ type natDescs struct {
 	unreportedMax                                               *prometheus.Desc
 	outsideFlows, unknownPools                                  *prometheus.Desc
 	collectSuccess, collectDuration, collectFlows               *prometheus.Desc
+	ciliumSuccess                                               *prometheus.Desc
 	entries, limitEntries, insertFailed, dropped, earlyDropped  *prometheus.Desc
 }
 
@@ -50,7 +51,7 @@ func newNATDescs() natDescs {
 			"Ports that source NAT has for each translated address and destination: those of --snat.port-range. Only with --snat.",
 			[]string{"netns", "protocol"}, nil),
 		maxUtilization: prometheus.NewDesc("ephemeral_port_snat_max_utilization_ratio",
-			"Highest utilization of a pool of source NAT, including those without series of their own. Pools whose utilization is not known are left out, see snat_unknown_pools; absent if there are no others. Only with --snat.",
+			"Highest utilization of a pool of source NAT, including those without series of their own. Pools whose utilization is not known are left out, see snat_unknown_pools; absent if there are no others, or if snat_cilium_collect_success is 0. Only with --snat.",
 			namespace, nil),
 		unreportedPools: prometheus.NewDesc("ephemeral_port_snat_unreported_pools",
 			"Pools of source NAT without series of their own, see --destination.min-ports and --destination.limit. Only with --snat.",
@@ -78,6 +79,10 @@ func newNATDescs() natDescs {
 			"Flows that were counted: those of source NAT, and those of own sockets. Only with --snat.",
 			namespace, nil),
 
+		ciliumSuccess: prometheus.NewDesc("ephemeral_port_snat_cilium_collect_success",
+			"0 if Cilium runs on the host and its source NAT is not known: a full pool of it then shows nowhere. Absent where Cilium does not run. Only with --snat.",
+			namespace, nil),
+
 		entries: prometheus.NewDesc("ephemeral_port_conntrack_entries",
 			"Flows that the kernel tracks, sysctl net.netfilter.nf_conntrack_count. Absent where it tracks none for want of the module.",
 			namespace, nil),
@@ -103,6 +108,7 @@ func (d *natDescs) describe(ch chan<- *prometheus.Desc) {
 		d.capacity, d.maxUtilization, d.unreportedPools, d.unreportedPorts, d.unreportedMax,
 		d.outsideFlows, d.unknownPools,
 		d.collectSuccess, d.collectDuration, d.collectFlows,
+		d.ciliumSuccess,
 		d.entries, d.limitEntries, d.insertFailed, d.dropped, d.earlyDropped,
 	} {
 		ch <- desc
@@ -133,6 +139,12 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 		send(desc, prometheus.GaugeValue, value, labels...)
 	}
 	switch {
+	case n.Cilium.Err != nil:
+		gauge(d.ciliumSuccess, 0)
+	case n.Cilium.Outcome == scan.Collected:
+		gauge(d.ciliumSuccess, 1)
+	}
+	switch {
 	case n.NAT.Outcome == "":
 		return
 	case n.NAT.Err != nil:
@@ -146,7 +158,7 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 	for _, protocol := range []snat.Protocol{snat.TCP, snat.UDP} {
 		gauge(d.capacity, float64(r.CapacityPorts), string(protocol))
 	}
-	if !math.IsNaN(r.MaxUtilization) {
+	if !math.IsNaN(r.MaxUtilization) && n.Cilium.Err == nil {
 		gauge(d.maxUtilization, r.MaxUtilization)
 	}
 	gauge(d.unreportedPools, float64(r.UnreportedPools))

@@ -36,6 +36,14 @@ func TestMetricsNAT(t *testing.T) {
 		{"flows cannot be read", scan.Namespace{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}, Conntrack: size, NAT: scan.NAT{Result: scan.Result{Outcome: scan.Failed, Err: failed}}}, []string{
 			`collect_success{netns="a"} 1`, `conntrack_entries{netns="a"} 7`, `snat_collect_success{netns="a"} 0`,
 		}},
+		{"Cilium is not read", scan.Namespace{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, Cilium: scan.Cilium{Result: scan.Result{Outcome: scan.Failed, Err: failed}, Found: true}, NAT: scan.NAT{Result: read, Report: snat.Report{
+			CapacityPorts: 100, MaxUtilization: 0.5, UnreportedMaxUtilization: math.NaN(), Flows: 50,
+		}}}, []string{
+			`collect_success{netns="a"} 0`,
+			`snat_capacity_ports{netns="a",protocol="tcp"} 100`, `snat_capacity_ports{netns="a",protocol="udp"} 100`, `snat_cilium_collect_success{netns="a"} 0`,
+			`snat_collect_duration_seconds{netns="a"} 0`, `snat_collect_flows{netns="a"} 50`, `snat_collect_success{netns="a"} 1`,
+			`snat_outside_flows{netns="a"} 0`, `snat_unknown_pools{netns="a"} 0`, `snat_unreported_pools{netns="a"} 0`, `snat_unreported_ports{netns="a"} 0`,
+		}},
 		{"sockets cannot be read", scan.Namespace{Name: "a", TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed, Err: failed}}, NAT: scan.NAT{Result: read, Report: snat.Report{
 			CapacityPorts: 100, MaxUtilization: 0.5, UnreportedMaxUtilization: math.NaN(), Flows: 50, Outside: 3,
 		}}}, []string{

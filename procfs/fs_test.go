@@ -303,14 +303,18 @@ func TestKernel(t *testing.T) {
 	}
 }
 
-// TestHasServiceProxy finds the signs of service proxies, each alone.
+// TestHasServiceProxy finds the signs of service proxies and of Cilium, each alone.
 func TestHasServiceProxy(t *testing.T) {
 	for file, want := range map[string]bool{
 		"sys/net/ipv4/vs/conn_reuse_mode": true, "sys/net/ipv4/conf/kube-ipvs0/forwarding": true, "sys/net/ipv4/conf/cilium_host/forwarding": true,
 		"sys/net/ipv4/conf/eth0/forwarding": false,
 	} {
-		if got := open(t, mount(t, map[string]string{file: "1\n"})).HasServiceProxy(); got != want {
+		ns := open(t, mount(t, map[string]string{file: "1\n"}))
+		if got := ns.HasServiceProxy(); got != want {
 			t.Errorf("%s: got %v", file, got)
+		}
+		if got, want := ns.HasCilium(), strings.Contains(file, "cilium"); got != want {
+			t.Errorf("%s: Cilium %v", file, got)
 		}
 	}
 }

@@ -85,6 +85,9 @@ func (ns *Namespace) HasServiceProxy() bool {
 	return slices.ContainsFunc([]string{"vs", "conf/kube-ipvs0", "conf/cilium_host"}, ns.ipv4.has)
 }
 
+// HasCilium reports whether a network interface of Cilium is there.
+func (ns *Namespace) HasCilium() bool { return ns.ipv4.has("conf/cilium_host") }
+
 // parseLocalPortRange parses "32768	60999".
 func parseLocalPortRange(content string) (PortRange, bool) {
 	fields := strings.Fields(content)

@@ -48,6 +48,7 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, overflows *overfl
 	}
 	settings.NodePorts = s.cfg.NodePorts
 	settings.MayRedirect = n.Conntrack.Entries > 0 || ns.HasServiceProxy()
+	n.Cilium.Found = n.Name == Self && ns.HasCilium()
 	n.UDP = s.countUDP(settings)
 	b.due[udpPart] = n.UDP.Outcome == Collected
 	if n.TCP, err = s.collectTCP(ns, settings, known, b.until(tcpPart)); err != nil {

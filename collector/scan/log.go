@@ -78,6 +78,7 @@ func (s *Scanner) logDetails(n Namespace, logged map[string]bool) {
 	}{
 		{"It is not known whether destinations use TCP timestamps, so ports in TIME_WAIT may count as used", n.TCP.TimestampsErr},
 		{"The counters of TIME_WAIT cannot be read", n.TimeWait.Err},
+		{"The source NAT of Cilium is not known", n.Cilium.Err},
 	} {
 		if detail.err == nil || errors.Is(detail.err, os.ErrDeadlineExceeded) && n.Name != Self {
 			continue

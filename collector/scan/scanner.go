@@ -255,6 +255,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	s.collect(&self, &s.learned, &s.overflows, b)
 	if s.cfg.SNAT {
 		s.addNAT(&self, &s.natDrops, b.until(natPart))
+		addCilium(&self)
 	}
 	var (
 		namespaces []Namespace

@@ -75,6 +75,7 @@ type Namespace struct {
 	TimeWait  TimeWait
 	Conntrack Conntrack
 	NAT       NAT
+	Cilium    Cilium
 }
 
 // TCP is what is known of the TCP sockets of a namespace. Its outcome is that of the namespace.
@@ -133,6 +134,13 @@ type NAT struct {
 	Result
 	Report   snat.Report   // known if Collected
 	Duration time.Duration // of reading the flows
+}
+
+// Cilium is what is known of its source NAT, which leaves no flows in connection tracking. It is that of the host, so only our own
+// namespace has it.
+type Cilium struct {
+	Result      // of reading the map of its source NAT, zero if nobody asked for it
+	Found  bool // it runs here; it may leave source NAT to the kernel
 }
 
 // A Workload is what a namespace belongs to. Unknown fields are empty.

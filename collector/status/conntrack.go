@@ -123,6 +123,7 @@ type documentConntrack struct {
 	OutsideFlows    *int           `json:"snat_outside_flows,omitempty"`
 	UnknownPools    *int           `json:"snat_unknown_pools,omitempty"`
 	Error           string         `json:"snat_error,omitempty"`
+	CiliumError     string         `json:"snat_cilium_error,omitempty"`
 }
 
 func newDocumentConntrack(n *scan.Namespace) *documentConntrack {
@@ -141,6 +142,9 @@ func newDocumentConntrack(n *scan.Namespace) *documentConntrack {
 			doc.InsertFailed, doc.Dropped, doc.EarlyDropped = &t.InsertFailed, &t.Dropped, &t.EarlyDropped
 		}
 	}
+	if n.Cilium.Err != nil {
+		doc.CiliumError = n.Cilium.Err.Error()
+	}
 	switch {
 	case n.NAT.Err != nil:
 		doc.Error = n.NAT.Err.Error()
@@ -148,7 +152,10 @@ func newDocumentConntrack(n *scan.Namespace) *documentConntrack {
 		doc.Error = n.Conntrack.Err.Error()
 	case n.NAT.Outcome == scan.Collected:
 		r := &n.NAT.Report
-		doc.MaxUtilization, doc.UnreportedPools, doc.UnreportedPorts = finite(r.MaxUtilization), &r.UnreportedPools, &r.UnreportedPorts
+		if n.Cilium.Err == nil {
+			doc.MaxUtilization = finite(r.MaxUtilization)
+		}
+		doc.UnreportedPools, doc.UnreportedPorts = &r.UnreportedPools, &r.UnreportedPorts
 		doc.UnreportedMax = finite(r.UnreportedMaxUtilization)
 		doc.OutsideFlows, doc.UnknownPools = &r.Outside, &r.UnknownPools
 	}

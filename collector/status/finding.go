@@ -69,6 +69,7 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.judgeUnread(s, c, warning, "The counters of TIME_WAIT", nil, func(n *scan.Namespace) error { return n.TimeWait.Err })
 	}
 	p.judgeUnread(s, c, unknown, "The flows of connection tracking", []string{"EphemeralPortsSNATCollectFailing"}, func(n *scan.Namespace) error { return n.NAT.Err })
+	p.judgeUnread(s, c, unknown, "The source NAT of Cilium", []string{"EphemeralPortsSNATCollectFailing"}, func(n *scan.Namespace) error { return n.Cilium.Err })
 	if f := s.Trace; f != nil && f.Err != nil {
 		p.find(warning, nil, "Failed connects and closes could not be counted: %s", c.sentence(f.Err.Error()))
 	}

@@ -86,7 +86,10 @@ func (p *page) addHints(s *scan.Snapshot) {
 		for i := range s.Namespaces {
 			flows += s.Namespaces[i].Conntrack.Entries
 		}
-		if flows > 0 {
+		switch {
+		case self.Cilium.Found:
+			add("--snat", "Source NAT", "judges the ports of source NAT. Cilium runs here: the ports that it masquerades with show nowhere else.")
+		case flows > 0:
 			add("--snat", "Source NAT", "shows the ports of source NAT. %s tracked here, and may have a translated source.", plural(flows, "flow is", "flows are"))
 		}
 	}

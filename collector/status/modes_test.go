@@ -62,6 +62,7 @@ func TestHints(t *testing.T) {
 			r.Sources = []pool.Source{{Address: netip.MustParseAddr("10.0.0.1"), Ports: 100, MayBound: 90, Capacity: 28222}}
 		}), Modes{SNAT: true}, View{}, "On: --snat. What would help here too:", []string{"--exact tells"}},
 		{"flows", flows, Modes{}, View{}, "None is on. What would help here:", []string{"--snat shows the ports of source NAT. 412 flows are tracked here, and may have a translated source."}},
+		{"Cilium", with(func(s *scan.Snapshot, _ *pool.Report) { s.Namespaces[0].Cilium.Found = true }), Modes{}, View{}, "None is on. What would help here:", []string{"--snat judges the ports of source NAT. Cilium runs here"}},
 		{"flows, on", flows, Modes{SNAT: true}, View{}, "On: --snat.", nil},
 		{"TIME_WAIT", inDanger(map[tcpstate.State]int{tcpstate.TimeWait: 16000, tcpstate.Established: 100}), Modes{}, View{}, "None is on. What would help here:", []string{"--trace counts the connects that fail, and names who closes the connections that hold ports in TIME_WAIT, 16000 to 10.0.0.2:443."}},
 		{"TIME_WAIT, on", inDanger(map[tcpstate.State]int{tcpstate.TimeWait: 16000}), Modes{Trace: true}, View{}, "On: --trace.", nil},
