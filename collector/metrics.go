@@ -375,11 +375,11 @@ func (d *descs) sendPools(ch chan<- prometheus.Metric, netns string, r pool.Repo
 	gauge(d.collectSockets, float64(r.Sockets))
 }
 
-// stateHasSeries reports whether the ports in a state have a series. Connections pass through some states within moments:
-// these have one only while they are not 0.
+// stateHasSeries reports whether the ports in a state have a series. Connections pass through some states within moments, and one is of
+// Cilium alone: these have one only while they are not 0.
 func stateHasSeries(state string, ports int) bool {
 	switch state {
-	case "syn_recv", "fin_wait1", "last_ack", "closing":
+	case "syn_recv", "fin_wait1", "last_ack", "closing", "no_connection":
 		return ports != 0
 	default:
 		return true

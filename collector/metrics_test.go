@@ -82,13 +82,17 @@ func TestMetrics(t *testing.T) {
 		Pools: []snat.Pool{
 			{
 				Protocol: snat.TCP, Source: netip.MustParseAddr("192.0.2.1"), Address: netip.MustParseAddrPort("198.51.100.1:443"),
-				Ports: [12]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, Held: 45, Reusable: 24, Utilization: 0.75, SearchFailure: 0.125, Ceiling: math.Inf(1),
+				Ports: [13]int{1, 2, 3, 4, 5, 6, 7, 8, 9}, Held: 45, Reusable: 24, Utilization: 0.75, SearchFailure: 0.125, Ceiling: math.Inf(1),
 				Clients: []snat.Client{{Address: netip.MustParseAddr("10.1.0.2"), Ports: 30}, {Address: netip.MustParseAddr("10.1.0.3"), Ports: 15}},
 			},
 			{
 				Protocol: snat.UDP, Source: netip.MustParseAddr("2001:db8::1"), Address: netip.MustParseAddrPort("[2001:db8::53]:53"),
-				Ports: [12]int{9: 10, 10: 20, 11: 30}, Held: 60, Utilization: 0.5, Ceiling: 2000.5,
+				Ports: [13]int{9: 10, 10: 20, 11: 30}, Held: 60, Utilization: 0.5, Ceiling: 2000.5,
 				Clients: []snat.Client{{Address: netip.MustParseAddr("2001:db8:1::2"), Ports: 60}},
+			},
+			{
+				Protocol: snat.TCP, Source: netip.MustParseAddr("192.0.2.9"), Address: netip.MustParseAddrPort("198.51.100.1:443"), Cilium: true, Capacity: 32768,
+				Ports: [13]int{snat.Established: 16000, snat.NoConnection: 384}, Held: 16384, Utilization: 0.5, SearchFailure: 0.055, Ceiling: math.NaN(),
 			},
 		},
 	}
@@ -109,7 +113,7 @@ func TestMetrics(t *testing.T) {
 				},
 				Conntrack: scan.Conntrack{Result: read, Entries: 64000, Limit: 262144, Counted: true, InsertFailed: 12, Dropped: 15, EarlyDropped: 2},
 				NAT:       scan.NAT{Result: read, Report: natReport, Duration: 1500 * time.Microsecond},
-				Cilium:    scan.Cilium{Result: read, Found: true},
+				Cilium:    scan.Cilium{Result: read, Found: true, Unassigned: 812},
 				UDP:       udpOf(15000, 12000, 300, 12250),
 			},
 			{TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}}, {TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}}, {TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed}}}, // without a label

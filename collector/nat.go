@@ -18,7 +18,7 @@ type natDescs struct {
 	unreportedMax                                               *prometheus.Desc
 	outsideFlows, unknownPools                                  *prometheus.Desc
 	collectSuccess, collectDuration, collectFlows               *prometheus.Desc
-	ciliumSuccess                                               *prometheus.Desc
+	ciliumSuccess, ciliumCapacity, ciliumUnassigned             *prometheus.Desc
 	entries, limitEntries, insertFailed, dropped, earlyDropped  *prometheus.Desc
 }
 
@@ -41,14 +41,14 @@ func newNATDescs() natDescs {
 			"Share of searches for a port that find none: the packet is dropped, and the client sees a timeout. The kernel searches if the client's own port is taken or outside the range, and always with random or fully-random in the rule. Only with --snat.",
 			pool, nil),
 		ceiling: prometheus.NewDesc("ephemeral_port_snat_ceiling_connections_per_second",
-			"Connections per second, each over within moments, that the pool sustains while those that are open now stay open. +Inf for TCP since Linux 6.5, which takes over the ports of closed connections, unless open ones hold all. Absent if the timeouts are hidden. Only with --snat.",
+			"Connections per second, each over within moments, that the pool sustains while those that are open now stay open. +Inf for TCP since Linux 6.5, which takes over the ports of closed connections, unless open ones hold all. Absent if the timeouts are hidden, and for pools of Cilium. Only with --snat.",
 			pool, nil),
 		owner: prometheus.NewDesc("ephemeral_port_snat_owner_ports",
 			"Ports of the pool by the source address before translation, such as that of a pod: the three that hold most. Only with --snat.",
 			with("original_ip"), nil),
 
 		capacity: prometheus.NewDesc("ephemeral_port_snat_capacity_ports",
-			"Ports that source NAT has for each translated address and destination: those of --snat.port-range. Only with --snat.",
+			"Ports that source NAT of the kernel has for each translated address and destination: those of --snat.port-range. Only with --snat.",
 			[]string{"netns", "protocol"}, nil),
 		maxUtilization: prometheus.NewDesc("ephemeral_port_snat_max_utilization_ratio",
 			"Highest utilization of a pool of source NAT, including those without series of their own. Pools whose utilization is not known are left out, see snat_unknown_pools; absent if there are no others, or if snat_cilium_collect_success is 0. Only with --snat.",
@@ -66,7 +66,7 @@ func newNATDescs() natDescs {
 			"Flows that source NAT gave a port outside --snat.port-range: the flag does not say what the rules do. Without clients on ports below 1024 that have such ports still. Only with --snat.",
 			namespace, nil),
 		unknownPools: prometheus.NewDesc("ephemeral_port_snat_unknown_pools",
-			"Pools of source NAT whose utilization is not known, because --snat.port-range does not say what the rules do: more than a tenth of their flows are outside, or nearly all taken ports are whole blocks and packets were dropped in the last 5 minutes. Only with --snat.",
+			"Pools of source NAT whose utilization is not known, because --snat.port-range does not say what the rules do: more than a tenth of their flows are outside, or nearly all taken ports are whole blocks and packets were dropped in the last 5 minutes. Of Cilium: its flows contradict --node-ports. Only with --snat.",
 			namespace, nil),
 
 		collectSuccess: prometheus.NewDesc("ephemeral_port_snat_collect_success",
@@ -81,6 +81,12 @@ func newNATDescs() natDescs {
 
 		ciliumSuccess: prometheus.NewDesc("ephemeral_port_snat_cilium_collect_success",
 			"0 if Cilium runs on the host and its source NAT is not known: a full pool of it then shows nowhere. Absent where Cilium does not run. Only with --snat.",
+			namespace, nil),
+		ciliumCapacity: prometheus.NewDesc("ephemeral_port_snat_cilium_capacity_ports",
+			"Ports that the pool has, if its flows are of Cilium's datapath: those above --node-ports. Absent for pools of the kernel. Only with --snat.",
+			pool, nil),
+		ciliumUnassigned: prometheus.NewDesc("ephemeral_port_snat_cilium_unassigned_total",
+			"Connections to which Cilium's datapath gave no port, because all that it tried were taken: it drops the packet, with \"No mapping for NAT masquerade\". 0 before Cilium 1.18, which does not count them. Only with --snat.",
 			namespace, nil),
 
 		entries: prometheus.NewDesc("ephemeral_port_conntrack_entries",
@@ -108,7 +114,7 @@ func (d *natDescs) describe(ch chan<- *prometheus.Desc) {
 		d.capacity, d.maxUtilization, d.unreportedPools, d.unreportedPorts, d.unreportedMax,
 		d.outsideFlows, d.unknownPools,
 		d.collectSuccess, d.collectDuration, d.collectFlows,
-		d.ciliumSuccess,
+		d.ciliumSuccess, d.ciliumCapacity, d.ciliumUnassigned,
 		d.entries, d.limitEntries, d.insertFailed, d.dropped, d.earlyDropped,
 	} {
 		ch <- desc
@@ -143,6 +149,7 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 		gauge(d.ciliumSuccess, 0)
 	case n.Cilium.Outcome == scan.Collected:
 		gauge(d.ciliumSuccess, 1)
+		send(d.ciliumUnassigned, prometheus.CounterValue, float64(n.Cilium.Unassigned))
 	}
 	switch {
 	case n.NAT.Outcome == "":
@@ -183,6 +190,9 @@ func (d *natDescs) sendPool(gauge func(*prometheus.Desc, float64, ...string), p 
 		}
 	}
 	gauge(d.reusable, float64(p.Reusable), labels...)
+	if p.Cilium {
+		gauge(d.ciliumCapacity, float64(p.Capacity), labels...)
+	}
 	if p.Known() {
 		gauge(d.utilization, p.Utilization, labels...)
 		gauge(d.searchFailure, p.SearchFailure, labels...)

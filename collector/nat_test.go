@@ -107,7 +107,7 @@ func TestMetricsNATBound(t *testing.T) {
 		r := &s.Namespaces[i%tracked].NAT.Report
 		r.Pools = append(r.Pools, snat.Pool{
 			Protocol: snat.TCP, Address: netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(i)), Clients: clients,
-			Ports: [12]int{snat.SynRecv: 1, snat.LastAck: 1},
+			Ports: [13]int{snat.SynRecv: 1, snat.LastAck: 1},
 		})
 	}
 	b, err := os.ReadFile("../deploy/docs/metrics.md")

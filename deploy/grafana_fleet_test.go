@@ -75,6 +75,7 @@ func busyHost(host int) scan.Snapshot {
 			MissedRunsKnown: true, Unattributed: 1, BindsCounted: true, BindsUnattributed: 1, ClosesCounted: true, ClosesUnattributed: 1,
 		},
 	}
+	s.Namespaces[0].Cilium = scan.Cilium{Result: scan.Result{Outcome: scan.Collected}, Found: true, Unassigned: 1}
 	source := netip.AddrFrom4([4]byte{10, 1, 0, byte(host)})
 	for i := range testDestinations {
 		n := &s.Namespaces[i%2]
@@ -93,7 +94,7 @@ func busyHost(host int) scan.Snapshot {
 		n.TCP.Report.Destinations = append(n.TCP.Report.Destinations, d)
 		n.TCP.Report.Sources = append(n.TCP.Report.Sources, ports.Source{Address: address.Addr(), Ports: 100, Bound: 90, Capacity: capacity, Utilization: 0.5})
 		nat := snat.Pool{
-			Protocol: []snat.Protocol{snat.TCP, snat.UDP}[i/2%2], Source: source, Address: address, Reusable: 100,
+			Protocol: []snat.Protocol{snat.TCP, snat.UDP}[i/2%2], Source: source, Address: address, Reusable: 100, Cilium: i%4 == 0, Capacity: 32768,
 			Utilization: 1 - float64(i)/1000, SearchFailure: 1 - float64(i)/1000, Ceiling: math.Inf(1),
 		}
 		for client := range snat.MaxClients {
@@ -182,7 +183,7 @@ func makeFleet(t *testing.T, data string) {
 	for host := range testHosts {
 		for name, value := range series(t, host) {
 			for at := fleetEnd.Add(-testRange - testBefore); !at.After(fleetEnd); at = at.Add(testStep) {
-				if strings.Contains(name, "_total{") && (strings.Contains(name, "_conntrack_") || strings.Contains(name, "_closes_")) {
+				if strings.Contains(name, "_total{") && (strings.Contains(name, "_conntrack_") || strings.Contains(name, "_closes_") || strings.Contains(name, "_cilium_")) {
 					value = strconv.FormatInt(at.Unix(), 10) // these rise
 				}
 				fmt.Fprintf(w, "%s %s %d\n", name, value, at.Unix())

@@ -56,6 +56,7 @@ type flags struct {
 	procfs         *string
 	cgroup         *string
 	podLogs        *string
+	bpffs          *string
 	minPorts       *int
 	limit          *int
 	timeWaitLength *time.Duration
@@ -105,7 +106,7 @@ func addFlags(app *kingpin.Application) *flags {
 			"The kernel is older than Linux 6.5, but has the change that lets new TCP connections take over the ports of closed ones. Without that change in the kernel, ports in use count as free.").Bool(),
 
 		nodePorts: portRangesFlag(app, "node-ports",
-			"Ports of the services of Kubernetes on each node, --service-node-port-range of the API server. Where a kubelet listens, the status page warns if they are in the ephemeral range. Cures keep them out. Repeatable.", "30000-32767"),
+			"Ports of the services of Kubernetes on each node, --service-node-port-range of the API server. Where a kubelet listens, the status page warns if they are in the ephemeral range. Cures keep them out. Cilium's source NAT has the ports above them. Repeatable.", "30000-32767"),
 
 		procfs: app.Flag("path.procfs",
 			"Mount point of procfs.").Default("/proc").String(),
@@ -113,6 +114,8 @@ func addFlags(app *kingpin.Application) *flags {
 			"Directory where cgroup2 is mounted, itself or in its subdirectory unified. It has the names of the owners of destinations. A container needs that of the host.").Default("/sys/fs/cgroup").String(),
 		podLogs: app.Flag("path.pod-logs",
 			"Directory in which kubelet has the logs of pods. The names in it are the names of pods, which the status page shows. No log is read.").Default(scan.DefaultPodLogs).String(),
+		bpffs: app.Flag("path.bpffs",
+			"Mount point of the BPF file system in which Cilium pins its maps. With --snat, the ports of its source NAT are read from them. A container needs that of the host.").Default("/sys/fs/bpf").String(),
 		minPorts: countFlag(app, "destination.min-ports",
 			"Give a destination, or a pool of source NAT, series of its own only if it holds at least this many ports. 0 means 0.5% of the ports that it can have, at least 10, or of a destination 100 connections without an answer. The status page lists the 20 in most danger whatever this is.", "0"),
 		limit: countFlag(app, "destination.limit",
@@ -152,6 +155,7 @@ func (f *flags) scanConfig(logger *slog.Logger) scan.Config {
 
 		SNAT:         *f.snat,
 		SNATPorts:    f.snatPorts.ranges,
+		BPFFS:        *f.bpffs,
 		NodePorts:    f.nodePorts.ranges,
 		SNATTakeover: *f.snatTakeover,
 	}

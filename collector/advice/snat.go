@@ -39,7 +39,7 @@ type snatPool struct {
 }
 
 func newSNATPool(r *snat.Report, p *snat.Pool, reached Reached) *snatPool {
-	n := &snatPool{report: r, pool: p, reached: reached, now: Outlook{Ports: r.CapacityPorts, Ceiling: p.Ceiling}, used: p.Held - p.Reusable}
+	n := &snatPool{report: r, pool: p, reached: reached, now: Outlook{Ports: p.Capacity, Ceiling: p.Ceiling}, used: p.Held - p.Reusable}
 	for state, ports := range p.Ports {
 		if snat.State(state).Open() {
 			n.open += ports
@@ -53,6 +53,14 @@ func newSNATPool(r *snat.Report, p *snat.Pool, reached Reached) *snatPool {
 func (n *snatPool) whyUnknown() string {
 	const compare = "Compare the flag with the rules: nft list ruleset, or iptables-save -t nat."
 	p, flag := n.pool, Ranges(n.report.Settings.PortRanges)
+	const compareCilium = "how many of it are free is not known. Compare the flag with its setting nodePort.range."
+	switch from := n.report.CiliumFrom; {
+	case p.Cilium && from > 0:
+		return fmt.Sprintf("Cilium chose many ports at random, and none below %d: its range does not begin at %d, above --node-ports, and %s", from, n.report.Settings.Cilium.Ports.Low, compareCilium)
+	case p.Cilium:
+		return fmt.Sprintf("Of %d flows of Cilium, %d have ports outside %s, which are those above --node-ports. So Cilium has another range, and %s",
+			p.Held+p.Outside, p.Outside, Ranges([]pool.PortRange{n.report.Settings.Cilium.Ports}), compareCilium)
+	}
 	if p.FullBlocks != nil {
 		return fmt.Sprintf("The pool looks full within these blocks of ports: %s. All of them are taken, no other part of %s is, and packets are dropped. If the rules name these blocks, repeat --snat.port-range for each. %s",
 			Ranges(p.FullBlocks), flag, compare)
@@ -75,7 +83,7 @@ func (n *snatPool) diagnosis() string {
 	p := n.pool
 	inUse := func(s snat.State) int {
 		switch {
-		case !n.report.Settings.TakesOver || !s.TakenOver():
+		case p.Cilium || !n.report.Settings.TakesOver || !s.TakenOver():
 			return p.Ports[s]
 		case s == snat.TimeWait: // stands for all closed ones: which of them are reusable is not known
 			return n.closed
@@ -84,13 +92,16 @@ func (n *snatPool) diagnosis() string {
 		}
 	}
 	state := slices.MaxFunc(snat.States(p.Protocol), func(a, b snat.State) int { return cmp.Compare(inUse(a), inUse(b)) })
-	text := fmt.Sprintf("%s. They hold %d of the %d ports in use; the pool has %d.", snatMeaning(state), inUse(state), n.used, n.report.CapacityPorts)
-	if free := n.report.CapacityPorts - p.Held; n.reached.Has(SearchFailure) && free > 0 {
-		reason := "it does not try all"
-		if len(n.report.Settings.PortRanges) > 1 {
+	text := fmt.Sprintf("%s. They hold %d of the %d ports in use; the pool has %d.", snatMeaning(state), inUse(state), n.used, n.pool.Capacity)
+	if free := n.pool.Capacity - p.Held; n.reached.Has(SearchFailure) && free > 0 {
+		whose, reason := "the kernel's", "it does not try all"
+		switch {
+		case p.Cilium:
+			whose, reason = "Cilium's", fmt.Sprintf("it tries %d at most", n.report.Settings.Cilium.Tries)
+		case len(n.report.Settings.PortRanges) > 1:
 			reason = "it tries those of one range only"
 		}
-		text += fmt.Sprintf(" %d%% of the kernel's searches for a port fail although %d are free, because %s.", int(100*p.SearchFailure), free, reason)
+		text += fmt.Sprintf(" %d%% of %s searches for a port fail although %d are free, because %s.", int(100*p.SearchFailure), whose, free, reason)
 	}
 	if n.oneClient() {
 		text += fmt.Sprintf(" %d are held for %v alone.", p.Clients[0].Ports, p.Clients[0].Address)
@@ -105,6 +116,8 @@ func snatMeaning(s snat.State) string {
 		return "Open connections hold most ports, or connections whose ends are gone: connection tracking keeps these for days"
 	case snat.SynSent, snat.Unreplied:
 		return "Flows without an answer hold most ports: the destination does not answer"
+	case snat.NoConnection:
+		return "Flows without a connection hold most ports: they are left over until Cilium's agent collects them"
 	case snat.TimeWait, snat.Close, snat.SynSent2:
 		return "Closed connections hold most ports"
 	case snat.Replied:
@@ -126,12 +139,18 @@ func (n *snatPool) considerable(ports int) bool { return ports > 0 && mainShare*
 
 // cures returns the cures that help.
 func (n *snatPool) cures() []Cure {
+	if n.pool.Cilium {
+		return helpful(Cure{}, n.moreDestinations(), n.withoutTranslation())
+	}
 	return helpful(Cure{}, n.fullyRandom(), n.useAllPorts(), n.moreAddresses(), n.shorterTimeout(), n.newerKernel(),
 		n.keepAlive(), n.moreDestinations(), n.withoutTranslation())
 }
 
 // outlook returns what a number of ports suffices for, with these settings.
 func (n *snatPool) outlook(ports int, s snat.Settings) Outlook {
+	if n.pool.Cilium {
+		return Outlook{Ports: ports, Ceiling: math.NaN()}
+	}
 	return Outlook{Ports: ports, Ceiling: s.Ceiling(n.pool.Protocol, ports-n.open)}
 }
 
@@ -187,8 +206,8 @@ func (n *snatPool) moreDestinations() Cure {
 
 // morePools returns a cure that adds pools, so many that less than half of all ports are in use.
 func (n *snatPool) morePools(title string) Cure {
-	more := max(2*n.used/n.report.CapacityPorts, 1)
-	return Cure{Title: title, N: more, Now: n.now, Then: n.outlook((1+more)*n.report.CapacityPorts, n.report.Settings)}
+	more := max(2*n.used/n.pool.Capacity, 1)
+	return Cure{Title: title, N: more, Now: n.now, Then: n.outlook((1+more)*n.pool.Capacity, n.report.Settings)}
 }
 
 // Timeouts that are short enough to help, and long enough for most: answers over UDP come within 10 s,
@@ -256,9 +275,13 @@ func (n *snatPool) withoutTranslation() Cure {
 	if !isPrivate(n.pool.Address.Addr()) {
 		return Cure{}
 	}
+	where := "Leave it out of the rule"
+	if n.pool.Cilium {
+		where = "Have Cilium leave it out: by ipv4NativeRoutingCIDR or ipv6NativeRoutingCIDR, or by nonMasqueradeCIDRs of its ip-masq-agent"
+	}
 	return Cure{
 		Title:     "Do not translate inside the network",
-		Sentence:  fmt.Sprintf("%v is a private address. Leave it out of the rule.", n.pool.Address.Addr()),
+		Sentence:  fmt.Sprintf("%v is a private address. %s.", n.pool.Address.Addr(), where),
 		Now:       n.now,
 		Then:      Outlook{Ports: n.now.Ports, Ceiling: math.Inf(1), NoPort: true},
 		Condition: "It has a route back to the clients.",

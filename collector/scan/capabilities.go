@@ -4,8 +4,10 @@ package scan
 
 import (
 	"fmt"
+	"os"
 	"slices"
 
+	"ephemeral_port_exporter/collector/cilium"
 	"ephemeral_port_exporter/collector/internal/capability"
 )
 
@@ -42,6 +44,13 @@ func (s *Scanner) DropCapabilities(listening bool) error {
 	}
 	if s.cfg.SNAT {
 		kept = append(kept, capability.NetAdmin)
+		// The others are for the maps of Cilium, whose agent can start later: see cilium.Open. Root owns them.
+		if os.Geteuid() != 0 {
+			kept = append(kept, capability.DACReadSearch)
+		}
+		if s.kernel.before(5, 19) && cilium.CheckFileSystem(s.cfg.BPFFS) == nil {
+			kept = append(kept, capability.BPF)
+		}
 	}
 	if s.cfg.Exact || s.cfg.Trace {
 		// Before Linux 5.19, bpf(2) asks for it also to open an iterator or run a program that is

@@ -49,8 +49,9 @@ type Config struct {
 
 	SNAT      bool             // count the ports of source NAT
 	SNATPorts []pool.PortRange // that its rules choose from
+	BPFFS     string           // mount point of the BPF file system in which Cilium has its maps
 
-	NodePorts []pool.PortRange // of Kubernetes, see pool.Settings
+	NodePorts []pool.PortRange // of Kubernetes, see pool.Settings; Cilium's source NAT has the ports above the highest
 
 	// SNATTakeover says that the kernel takes over the ports of closed flows although its release is
 	// older than that, see snat.Settings.

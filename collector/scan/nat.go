@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"ephemeral_port_exporter/collector/cilium"
 	"ephemeral_port_exporter/collector/conntrack"
 	"ephemeral_port_exporter/collector/internal/capability"
 	"ephemeral_port_exporter/collector/netns"
@@ -51,8 +52,14 @@ func (s *Scanner) openNAT() error {
 		s.cfg.Logger.Info("Ports of closed TCP connections count as held by source NAT: Linux takes them over since 6.5, see --snat.takeover for older kernels that do", "kernel", s.kernel)
 	}
 
+	if maps, err := cilium.Open(s.cfg.BPFFS); err == nil {
+		s.ciliumRead = true
+		maps.Close()
+	}
 	if _, err := s.proc.Conntrack(); errors.Is(err, fs.ErrNotExist) {
-		s.cfg.Logger.Warn("The kernel tracks no flows, so there is no source NAT to watch; scans look again", "err", err)
+		if !s.ciliumRead {
+			s.cfg.Logger.Warn("The kernel tracks no flows, so there is no source NAT to watch; scans look again", "err", err)
+		}
 		return nil
 	}
 	conn, err := s.dialConntrack(time.Now().Add(s.cfg.Timeout))
@@ -75,7 +82,7 @@ func (s *Scanner) natError(err error) error {
 	return nil
 }
 
-// A dropCounter remembers how many packets source NAT of a namespace had dropped at its last scan.
+// A dropCounter remembers how many packets source NAT of a namespace, or that of Cilium, had dropped at its last scan.
 type dropCounter struct {
 	scanned bool
 	last    uint64
@@ -105,10 +112,16 @@ func (s *Scanner) addNAT(n *Namespace, drops *dropCounter, deadline time.Time) {
 	}
 	start := time.Now()
 	lately := drops.observe(n.Conntrack.InsertFailed, start)
-	if n.Conntrack.Entries == 0 {
+	var maps *cilium.Maps
+	if n.Name == Self {
+		if maps = s.openCilium(n); maps != nil {
+			defer maps.Close()
+		}
+	}
+	if n.Conntrack.Entries == 0 && maps == nil {
 		return
 	}
-	table, err := s.fillNATTable(lately, deadline)
+	table, err := s.fillNATTable(n, lately, maps, deadline)
 	if err != nil {
 		n.NAT.Result = failure(err)
 		return
@@ -116,8 +129,9 @@ func (s *Scanner) addNAT(n *Namespace, drops *dropCounter, deadline time.Time) {
 	n.NAT = NAT{Result: Result{Outcome: Collected}, Report: table.Report(s.cfg.Limits), Duration: time.Since(start)}
 }
 
-// fillNATTable returns a table of the calling thread's namespace, valid until the next call. drops is snat.Settings.Drops.
-func (s *Scanner) fillNATTable(drops bool, deadline time.Time) (*snat.Table, error) {
+// fillNATTable returns a table of the calling thread's namespace, valid until the next call. drops is snat.Settings.Drops. maps are those of Cilium, or
+// nil. If these cannot be read, the table is that of the kernel alone.
+func (s *Scanner) fillNATTable(n *Namespace, drops bool, maps *cilium.Maps, deadline time.Time) (*snat.Table, error) {
 	if !time.Now().Before(deadline) {
 		return nil, os.ErrDeadlineExceeded
 	}
@@ -125,21 +139,43 @@ func (s *Scanner) fillNATTable(drops bool, deadline time.Time) (*snat.Table, err
 	if err != nil {
 		return nil, err
 	}
+	table := s.natTable
+	table.Reset(settings)
+	if maps != nil && !maps.Empty() {
+		settings.Cilium = s.ciliumSettings(maps)
+		table.Reset(settings)
+		until := deadline
+		if n.Conntrack.Entries > 0 {
+			until = half(deadline)
+		}
+		if s.addCilium(n, maps, table, until); n.Cilium.Err != nil {
+			table.Reset(settings)
+		}
+	}
+	if n.Conntrack.Entries == 0 {
+		return table, nil
+	}
+	if err := s.addFlows(table, deadline); err != nil {
+		return nil, err
+	}
+	return table, nil
+}
+
+// addFlows adds the flows of connection tracking to a table. After an error, some of them may have been added.
+func (s *Scanner) addFlows(table *snat.Table, deadline time.Time) error {
 	own, err := ownAddresses()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	before, err := s.proc.Conntrack()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	conn, err := s.dialConntrack(deadline)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer conn.Close()
-	table := s.natTable
-	table.Reset(settings)
 	var row snat.Flow
 	err = conn.Flows(func(f *conntrack.Flow) {
 		// Other flows that are not translated keep an address that is not ours: they take no port of a pool.
@@ -149,16 +185,16 @@ func (s *Scanner) fillNATTable(drops bool, deadline time.Time) (*snat.Table, err
 		}
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	after, err := s.proc.Conntrack()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if after.Buckets != before.Buckets {
-		return nil, fmt.Errorf("%w: nf_conntrack_buckets changed from %d to %d", conntrack.ErrInterrupted, before.Buckets, after.Buckets)
+		return fmt.Errorf("%w: nf_conntrack_buckets changed from %d to %d", conntrack.ErrInterrupted, before.Buckets, after.Buckets)
 	}
-	return table, nil
+	return nil
 }
 
 // natSettings returns the settings of the calling thread's namespace.

@@ -58,7 +58,11 @@ type Scanner struct {
 	counters  conntrackCounters // of our own namespace
 	natDrops  dropCounter       // of our own namespace
 	overflows overflowCounter   // of our own namespace
-	noUDP     bool              // it was logged that the kernel cannot list UDP sockets
+
+	ciliumRead  bool        // the start or the last scan could open maps of Cilium
+	ciliumDrops dropCounter // by Cilium.Unassigned
+
+	noUDP bool // it was logged that the kernel cannot list UDP sockets
 }
 
 // New returns a Scanner. The error names the capabilities that cfg needs and the process does not
@@ -249,13 +253,12 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	b := newBudget(deadline)
 	self := Namespace{Name: Self}
 	s.addConntrack(&self, &s.counters)
-	b.due[natPart] = s.cfg.SNAT && self.Conntrack.Entries > 0
+	b.due[natPart] = s.cfg.SNAT && (self.Conntrack.Entries > 0 || s.ciliumRead)
 	others := s.cfg.othersInScope()
 	b.due[surveyPart], b.due[socketsPart], b.due[flowsPart] = others, others, s.manyFlows()
 	s.collect(&self, &s.learned, &s.overflows, b)
 	if s.cfg.SNAT {
 		s.addNAT(&self, &s.natDrops, b.until(natPart))
-		addCilium(&self)
 	}
 	var (
 		namespaces []Namespace

@@ -128,7 +128,7 @@ type Conntrack struct {
 	EarlyDropped uint64 // flows that gave way to new ones because the table was full
 }
 
-// A NAT tells how the ports of source NAT are used in a namespace. It is zero where no flows are tracked,
+// A NAT tells how the ports of source NAT are used in a namespace. It is zero where no flows are tracked, if Cilium has none either,
 // in other namespaces that track few, and if nobody asked for it.
 type NAT struct {
 	Result
@@ -139,8 +139,14 @@ type NAT struct {
 // Cilium is what is known of its source NAT, which leaves no flows in connection tracking. It is that of the host, so only our own
 // namespace has it.
 type Cilium struct {
-	Result      // of reading the map of its source NAT, zero if nobody asked for it
+	Result      // of reading the maps of its source NAT, zero if nobody asked for it; if Collected, its pools are in the Report of NAT
 	Found  bool // it runs here; it may leave source NAT to the kernel
+
+	// Unassigned counts the connections that got no port, if Collected. It begins at what the datapath has counted, and falls if that is
+	// cleared. It is 0 before Cilium 1.18.
+	Unassigned uint64
+
+	Lately bool // Unassigned rose in the last 5 minutes
 }
 
 // A Workload is what a namespace belongs to. Unknown fields are empty.

@@ -16,7 +16,7 @@ const (
 // sockets of the two ends do.
 type State uint8
 
-// The states: first those of TCP, then those of UDP.
+// The states: first those of TCP, then those of UDP, then that of flows of Cilium of both.
 const (
 	SynSent State = iota
 	SynRecv
@@ -29,23 +29,24 @@ const (
 	SynSent2 // both ends sent a SYN
 	Unreplied
 	Replied
-	Assured // replied, and then used again
+	Assured      // replied, and then used again
+	NoConnection // Cilium tracks no connection that it is of: it is left until the agent collects it
 	numStates
 )
 
 // States returns the states of a protocol.
 func States(p Protocol) []State {
 	if p == UDP {
-		return []State{Unreplied, Replied, Assured}
+		return []State{Unreplied, Replied, Assured, NoConnection}
 	}
-	return []State{SynSent, SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close, SynSent2}
+	return []State{SynSent, SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close, SynSent2, NoConnection}
 }
 
 // String returns the kernel's name in lower case, without a prefix.
 func (s State) String() string {
 	return [...]string{
 		"syn_sent", "syn_recv", "established", "fin_wait", "close_wait", "last_ack", "time_wait", "close", "syn_sent2",
-		"unreplied", "replied", "assured",
+		"unreplied", "replied", "assured", "no_connection",
 	}[s]
 }
 
@@ -56,7 +57,7 @@ func (s State) TakenOver() bool { return s == TimeWait || s == Close || s == Syn
 // Open reports whether a flow holds its port as long as its ends use it. Of the others, only the time
 // until it expires is left.
 func (s State) Open() bool {
-	return s != TimeWait && s != Close && s != Unreplied && s != Replied
+	return s != TimeWait && s != Close && s != Unreplied && s != Replied && s != NoConnection
 }
 
 // A Flow is a flow whose packets leave this host with the address Translated: one that source NAT
@@ -75,6 +76,9 @@ type Flow struct {
 	// Expected is set if a helper expected this flow, as of a data connection of FTP. It gets the translated address of the flow
 	// that announced it, and any port: the range of a rule is not for it (nf_nat_follow_master of net/netfilter/nf_nat_helper.c).
 	Expected bool
+
+	// Cilium is set if the flow is in a map of Cilium's datapath, which then has the port, and not the kernel.
+	Cilium bool
 
 	// SNAT is set if the source is translated. Without it, this is a flow of an own socket.
 	SNAT bool

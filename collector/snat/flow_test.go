@@ -16,9 +16,9 @@ func TestStates(t *testing.T) {
 	want := map[Protocol][]state{
 		TCP: {
 			{"syn_sent", true, false}, {"syn_recv", true, false}, {"established", true, false}, {"fin_wait", true, false}, {"close_wait", true, false},
-			{"last_ack", true, false}, {"time_wait", false, true}, {"close", false, true}, {"syn_sent2", true, true},
+			{"last_ack", true, false}, {"time_wait", false, true}, {"close", false, true}, {"syn_sent2", true, true}, {"no_connection", false, false},
 		},
-		UDP: {{"unreplied", false, false}, {"replied", false, false}, {"assured", true, false}},
+		UDP: {{"unreplied", false, false}, {"replied", false, false}, {"assured", true, false}, {"no_connection", false, false}},
 	}
 	got := map[Protocol][]state{}
 	seen := map[State]bool{}

@@ -15,7 +15,7 @@ import (
 // A Report tells how the ports of source NAT are used in one network namespace.
 type Report struct {
 	Settings       Settings
-	CapacityPorts  int     // that each pool has
+	CapacityPorts  int     // that each pool of the kernel has
 	MaxUtilization float64 // of a pool, reported or not, without UnknownPools; NaN if there are none but these
 	Pools          []Pool  // see keep, in the order of byDanger
 	Others         []Pool  // those in most danger that are not reported, in the same order
@@ -26,7 +26,11 @@ type Report struct {
 	UnknownPools             int     // whose utilization is not known, reported or not; without those below the limit of ports
 
 	Flows   int // that were added to the Table
-	Outside int // of those, the translated ones with a port outside Settings.PortRanges
+	Outside int // of those, the translated ones with a port outside Settings.PortRanges, or of Cilium outside its Ports
+
+	// CiliumFrom is the lowest port of the flows of Cilium, if these show that its range begins above that of Settings.Cilium.
+	// It is 0 otherwise. Nothing is known of the pools of Cilium then.
+	CiliumFrom uint16
 }
 
 // A Pool is the ports of one translated source address for one destination. Clients that are
@@ -35,13 +39,15 @@ type Pool struct {
 	Protocol Protocol
 	Source   netip.Addr // translated
 	Address  netip.AddrPort
+	Cilium   bool // its ports are those of Cilium's datapath, and not of the kernel
+	Capacity int  // ports that it has
 
 	Ports    [numStates]int // held, by State
 	Held     int            // the sum of Ports
 	Outside  int            // further ones, outside Settings.PortRanges
 	Reusable int            // of flows that a new connection may take over
 
-	// Utilization is (Held - Reusable) / CapacityPorts. At 1, no port is free: the first packet of a
+	// Utilization is (Held - Reusable) / Capacity. At 1, no port is free: the first packet of a
 	// connection is dropped, unless it can take over one of the reusable ports. It is NaN if it is not known,
 	// as are SearchFailure and Ceiling: many flows are outside Settings.PortRanges, or there are FullBlocks.
 	Utilization float64
@@ -55,7 +61,7 @@ type Pool struct {
 	// kernel does not try all of them. NAT then drops the packet. It searches if the rule says so
 	// (random, fully-random), or if the client's own port is taken or not in the range. Where the size of
 	// the range does not divide 65536, up to 0.1% more fail. Where reusable ports alone are left, fewer
-	// may fail.
+	// may fail. Of Cilium, see Cilium.
 	SearchFailure float64
 
 	// Ceiling is how many connections per second the pool sustains while those that are open now stay
@@ -85,15 +91,16 @@ type Client struct {
 func (t *Table) Report(limits limit.Limits) Report {
 	t.addOwn()
 	r := Report{Settings: t.settings, CapacityPorts: t.settings.Ports(), Flows: t.flows, Outside: t.outside, UnreportedMaxUtilization: math.NaN()}
-	half := int(dangerousUtilization * float64(r.CapacityPorts))
-	smallest, series := min(limits.Small(), half), min(limits.Series(r.CapacityPorts), half)
+	if t.cilium.contradicts(t.settings.Cilium) {
+		r.CiliumFrom = t.cilium.lowest
+	}
 	var candidates []candidate
 	var low, over []candidate // the first of those that hold too few ports for series, and of those beyond the limit
 	small := limit.Top[smallPool]{Most: limit.Listed, Order: t.compareSmall}
 	anyKnown := false
 	for n, c := range t.all() {
 		p := t.pool(n, c)
-		if p.Held+p.Outside < smallest {
+		if p.Held+p.Outside < min(limits.Small(), p.half()) {
 			if p.Known() {
 				anyKnown = true
 				r.MaxUtilization = max(r.MaxUtilization, p.Utilization)
@@ -104,10 +111,13 @@ func (t *Table) Report(limits limit.Limits) Report {
 		}
 		// Below, few searches fail in one range. Of several, one can be full.
 		searched := p.Known() && (p.Utilization >= searchedFrom || len(t.settings.PortRanges) > 1)
-		if searched {
-			p.SearchFailure = t.searchFailure(c)
+		if p.Cilium {
+			searched = p.Known() && p.Utilization >= dangerousFailure
 		}
-		if t.settings.Drops && p.Utilization < searchedFrom && p.SearchFailure == 0 {
+		if searched {
+			p.SearchFailure = t.searchFailure(&p, c)
+		}
+		if t.settings.Drops && !p.Cilium && p.Utilization < searchedFrom && p.SearchFailure == 0 {
 			if p.FullBlocks = fullBlocks(t.taken(c), int(c.kept)); p.FullBlocks != nil {
 				p.unknown()
 			}
@@ -125,7 +135,7 @@ func (t *Table) Report(limits limit.Limits) Report {
 	}
 	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(&a.Pool, &b.Pool) })
 	candidates = slices.DeleteFunc(r.leaveOutTwins(candidates), func(c candidate) bool {
-		if c.Held+c.Outside >= series || c.rank() == 0 {
+		if c.Held+c.Outside >= min(limits.Series(c.Capacity), c.half()) || c.rank() == 0 {
 			return false
 		}
 		r.leaveOut(&c.Pool)
@@ -170,7 +180,7 @@ func (t *Table) Report(limits limit.Limits) Report {
 func (t *Table) complete(c *candidate) Pool {
 	p := c.Pool
 	if !c.searched && p.Known() {
-		p.SearchFailure = t.searchFailure(c.counts)
+		p.SearchFailure = t.searchFailure(&p, c.counts)
 	}
 	byAddress := func(a, b uint32) int { return t.client(a).Compare(t.client(b)) }
 	for _, n := range c.counts.clients.Largest(MaxClients, byAddress) {
@@ -201,7 +211,7 @@ func (t *Table) compareSmall(a, b smallPool) int {
 	x, y := t.key(a.number), t.key(b.number)
 	return cmp.Or(
 		bytes.Compare(x.translated[:], y.translated[:]), bytes.Compare(x.destination[:], y.destination[:]),
-		cmp.Compare(x.port, y.port), cmp.Compare(x.zone, y.zone), cmp.Compare(x.udp, y.udp),
+		cmp.Compare(x.port, y.port), cmp.Compare(x.zone, y.zone), cmp.Compare(x.kind, y.kind),
 	)
 }
 
@@ -251,7 +261,10 @@ func (r *Report) leaveOut(p *Pool) {
 const searchedFrom = 0.25
 
 // searchFailure returns Pool.SearchFailure.
-func (t *Table) searchFailure(c *poolCounts) float64 {
+func (t *Table) searchFailure(p *Pool, c *poolCounts) float64 {
+	if p.Cilium {
+		return t.settings.Cilium.searchFailure(t.taken(c))
+	}
 	ranges := t.settings.PortRanges
 	least := maxTries
 	for _, r := range ranges {
@@ -289,9 +302,13 @@ func (t *Table) pool(n int, c *poolCounts) Pool {
 		Address:  netip.AddrPortFrom(netip.AddrFrom16(key.destination).Unmap(), key.port),
 		Reusable: c.reusable.Len(),
 		Outside:  int(c.outside),
+		Capacity: t.settings.Ports(),
 	}
-	if key.udp == 1 {
+	if key.kind&udpKind != 0 {
 		p.Protocol = UDP
+	}
+	if key.kind&ciliumKind != 0 {
+		p.Cilium, p.Capacity = true, t.settings.Cilium.Ports.Size()
 	}
 	open := 0
 	for state, n := range c.states {
@@ -301,19 +318,25 @@ func (t *Table) pool(n int, c *poolCounts) Pool {
 			open += int(n)
 		}
 	}
-	if manyOutside*p.Outside > p.Held+p.Outside {
+	if manyOutside*p.Outside > p.Held+p.Outside || p.Cilium && t.cilium.contradicts(t.settings.Cilium) {
 		p.unknown()
 		return p
 	}
-	capacity := t.settings.Ports()
-	p.Utilization = min(float64(p.Held-p.Reusable)/float64(capacity), 1)
-	left := capacity - open
+	p.Utilization = min(float64(p.Held-p.Reusable)/float64(p.Capacity), 1)
+	if p.Cilium {
+		p.Ceiling = math.NaN() // its agent collects closed connections at times that depend on how many there are
+		return p
+	}
+	left := p.Capacity - open
 	if p.Protocol == TCP && t.settings.TakesOver { // but those of own sockets are not taken over
-		left = capacity - (p.Held - p.Reusable)
+		left = p.Capacity - (p.Held - p.Reusable)
 	}
 	p.Ceiling = t.settings.Ceiling(p.Protocol, left)
 	return p
 }
+
+// half returns how many of its ports make a pool dangerous.
+func (p *Pool) half() int { return int(dangerousUtilization * float64(p.Capacity)) }
 
 // manyOutside is 1 / 10%: with more flows outside the ranges, most of which are then wrong, nothing is known of a pool.
 // Fewer are left of another range, or are of another rule.

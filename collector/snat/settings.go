@@ -15,6 +15,9 @@ type Settings struct {
 	// one, from a pool that is not counted (nf_nat_l4proto_unique_tuple of net/netfilter/nf_nat_core.c).
 	PortRanges []portset.Range
 
+	// Cilium is how Cilium's datapath chooses ports. It is zero where its flows are not read.
+	Cilium Cilium
+
 	// Drops says that source NAT dropped packets lately, for want of a port or by a race.
 	Drops bool
 
@@ -29,7 +32,7 @@ type Settings struct {
 	UDP         time.Duration // nf_conntrack_udp_timeout
 }
 
-// Ports returns the number of ports that NAT chooses from.
+// Ports returns the number of ports that the kernel's NAT chooses from.
 func (s Settings) Ports() int {
 	n := 0
 	for _, r := range s.PortRanges {

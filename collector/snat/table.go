@@ -19,7 +19,8 @@ type Table struct {
 	clients  portset.Index[[16]byte, struct{}] // IPv6 or IPv4-mapped
 	lists    portset.Lists
 	flows    int
-	outside  int // of flows, those outside the ports
+	outside  int         // of flows, those outside the ports
+	cilium   ciliumPorts // of the flows of Cilium
 }
 
 // pools are those of some keys, and the flows of own sockets that may be in them.
@@ -33,10 +34,16 @@ type pools[K comparable] struct {
 type poolKey struct {
 	translated, destination [16]byte // IPv6 or IPv4-mapped
 	port, zone              uint16
-	udp                     uint32 // 0 or 1
+	kind                    uint32 // udpKind and ciliumKind, or not
 }
 
-// An ipv4Key is the poolKey of a pool of IPv4: the translated address, the destination, its port and the zone, and the protocol.
+// The kinds of pools.
+const (
+	udpKind    = 1
+	ciliumKind = 2
+)
+
+// An ipv4Key is the poolKey of a pool of IPv4: the translated address, the destination, its port and the zone, and the kind.
 type ipv4Key [4]uint32
 
 // poolCounts are the flows of one pool.
@@ -90,6 +97,10 @@ func (t *Table) Add(f *Flow) {
 	t.flows++
 	port := f.Translated.Port()
 	inside := t.ports.Has(port)
+	if f.Cilium {
+		inside = t.settings.Cilium.Ports.Contains(port)
+		t.cilium.add(port, f.ClientPort)
+	}
 	if !inside && (!f.SNAT || f.Expected || port < lowPorts && f.ClientPort < lowPorts) {
 		return
 	}
@@ -120,7 +131,7 @@ func add[K comparable](t *Table, p *pools[K], key K, f *Flow, inside bool) {
 		c.kept++
 	}
 	list := &c.fixed
-	if t.settings.TakesOver && f.State.TakenOver() {
+	if t.settings.TakesOver && f.State.TakenOver() && !f.Cilium {
 		list = &c.reusable
 	}
 	t.lists.Add(list, port)
@@ -198,7 +209,7 @@ func (t *Table) key(n int) poolKey {
 func newPoolKey(f *Flow) poolKey {
 	return poolKey{
 		translated: f.Translated.Addr().As16(), destination: f.Destination.Addr().As16(),
-		port: f.Destination.Port(), zone: f.Zone, udp: udpOf(f),
+		port: f.Destination.Port(), zone: f.Zone, kind: kindOf(f),
 	}
 }
 
@@ -210,16 +221,19 @@ func newIPv4Key(f *Flow) (key ipv4Key, ok bool) {
 	}
 	from, to := translated.As4(), destination.As4()
 	return ipv4Key{
-		binary.BigEndian.Uint32(from[:]), binary.BigEndian.Uint32(to[:]), uint32(f.Destination.Port())<<16 | uint32(f.Zone), udpOf(f),
+		binary.BigEndian.Uint32(from[:]), binary.BigEndian.Uint32(to[:]), uint32(f.Destination.Port())<<16 | uint32(f.Zone), kindOf(f),
 	}, true
 }
 
-// udpOf returns 1 for UDP and 0 for TCP.
-func udpOf(f *Flow) uint32 {
+// kindOf returns the kind of a flow's pool.
+func kindOf(f *Flow) (kind uint32) {
 	if f.Protocol == UDP {
-		return 1
+		kind |= udpKind
 	}
-	return 0
+	if f.Cilium {
+		kind |= ciliumKind
+	}
+	return kind
 }
 
 // poolKey returns the key as others have it.
@@ -228,7 +242,7 @@ func (k ipv4Key) poolKey() poolKey {
 	binary.BigEndian.PutUint32(from[:], k[0])
 	binary.BigEndian.PutUint32(to[:], k[1])
 	return poolKey{
-		translated: netip.AddrFrom4(from).As16(), destination: netip.AddrFrom4(to).As16(), port: uint16(k[2] >> 16), zone: uint16(k[2]), udp: k[3],
+		translated: netip.AddrFrom4(from).As16(), destination: netip.AddrFrom4(to).As16(), port: uint16(k[2] >> 16), zone: uint16(k[2]), kind: k[3],
 	}
 }
 

@@ -41,7 +41,7 @@ func tcpFlow(state State, port uint16) Flow {
 func TestReport(t *testing.T) {
 	established := tcpFlow(Established, 40000)
 	pool := Pool{
-		Protocol: TCP, Source: established.Translated.Addr(), Address: established.Destination,
+		Protocol: TCP, Source: established.Translated.Addr(), Address: established.Destination, Capacity: 100,
 		Ports: [numStates]int{Established: 20}, Held: 20, Utilization: 0.2, Ceiling: math.Inf(1),
 		Clients: []Client{{established.Client, 20}},
 	}

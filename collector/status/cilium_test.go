@@ -3,10 +3,12 @@ package status
 import (
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
+	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/scan"
 	"ephemeral_port_exporter/collector/snat"
 )
@@ -31,5 +33,65 @@ func TestCiliumUnread(t *testing.T) {
 	n := d.Namespaces[0]
 	if most, ok := n["snat_max_utilization_ratio"]; ok || n["snat_cilium_error"] != "not read" {
 		t.Errorf("utilization %v, error %v", most, n["snat_cilium_error"])
+	}
+}
+
+// TestCiliumPools checks what the page says of pools of Cilium: one where searches fail, and one on other ports than expected.
+func TestCiliumPools(t *testing.T) {
+	settings := snat.Settings{
+		PortRanges: []pool.PortRange{{Low: 1024, High: 65535}}, TakesOver: true,
+		Cilium: snat.Cilium{Ports: pool.PortRange{Low: 32768, High: 65535}, Tries: 32},
+	}
+	add := func(table *snat.Table, state snat.State, destination string, first, n int) {
+		for i := range n {
+			table.Add(&snat.Flow{
+				Protocol: snat.TCP, State: state, Cilium: true, SNAT: true,
+				Client: netip.AddrFrom4([4]byte{10, 1, 0, byte(i % 50)}), ClientPort: 20000,
+				Translated: netip.AddrPortFrom(netip.MustParseAddr("10.2.0.1"), uint16(first+i)), Destination: netip.MustParseAddrPort(destination),
+			})
+		}
+	}
+	for _, tt := range []struct {
+		name             string
+		add              func(*snat.Table)
+		level            level
+		says, details    string
+		cures, forbidden string
+	}{
+		{
+			"searches fail", func(table *snat.Table) {
+				add(table, snat.NoConnection, "10.0.0.2:443", 45037, 20499)
+				add(table, snat.NoConnection, "10.0.0.2:443", 32768, 1) // to which all searches come at the end
+			}, exhausted,
+			"1 pool of source NAT in danger: tcp to 10.0.0.2:443 from 10.2.0.1 has 62% of its ports in use, and 62% of the searches for one fail: packets are dropped.",
+			"Flows without a connection hold most ports: they are left over until Cilium's agent collects them. They hold 20500 of the 20500 ports in use; the pool has 32768. 62% of Cilium's searches for a port fail although 12268 are free, because it tries 32 at most.",
+			"nonMasqueradeCIDRs", "fully-random",
+		},
+		{
+			"other ports", func(table *snat.Table) { add(table, snat.Established, "198.51.100.7:443", 20000, 500) }, unknown,
+			"1 pool of source NAT may be full, as --node-ports does not say which ports Cilium has: tcp to 198.51.100.7:443 from 10.2.0.1 has 500 of 500 flows of Cilium on ports that are not above these.",
+			"Of 500 flows of Cilium, 500 have ports outside 32768-65535, which are those above --node-ports.", "", "--snat.port-range",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			table := snat.NewTable(settings)
+			tt.add(table)
+			s := quiet()
+			s.Namespaces[0].Cilium = scan.Cilium{Result: read, Found: true}
+			s.Namespaces[0].NAT = scan.NAT{Result: read, Report: table.Report(pool.Limits{MinPorts: 1, Most: 10})}
+			p := newPage(&s, testInfo, View{Format: Text}, visible)
+			if p.Level() != tt.level || p.Headline().Sentence != tt.says {
+				t.Errorf("%v %q, want %v %q", p.Level(), p.Headline().Sentence, tt.level, tt.says)
+			}
+			text := strings.Join(strings.Fields(draw(t, s, View{Format: Text, Destination: p.NAT[0].pool.Address})), " ")
+			for _, want := range []string{tt.details, tt.cures, "cilium-dbg bpf nat list | grep -F 'TCP IN " + p.NAT[0].Address + " -> 10.2.0.1:'"} {
+				if !strings.Contains(text, want) {
+					t.Errorf("the page lacks %q:\n%s", want, text)
+				}
+			}
+			if strings.Contains(text, tt.forbidden) || strings.Contains(text, "conntrack -L") {
+				t.Errorf("the page has advice for the kernel's source NAT:\n%s", text)
+			}
+		})
 	}
 }

@@ -52,6 +52,9 @@ func (p *page) judge(s *scan.Snapshot, c cleaner) {
 		p.judgeUDP()
 		p.judgeNAT(s, c)
 		p.judgeConntrack()
+		if self.Cilium.Lately {
+			p.find(warning, []string{"EphemeralPortsConntrackInsertFailed"}, "Cilium gave no port to connections in the last 5 minutes: it dropped their packets.")
+		}
 		p.judgeTimeWait()
 		p.judgeFailed(s.Trace)
 		p.judgeFailedBinds(s.Trace)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"strings"
 
 	"ephemeral_port_exporter/collector/advice"
 	"ephemeral_port_exporter/collector/history"
@@ -89,7 +90,11 @@ func (p *page) judgeNAT(s *scan.Snapshot, c cleaner) {
 		}
 	}
 	find(inDanger, "%s of source NAT in danger: %s.")
-	find(notKnown, "%s of source NAT may be full, as --snat.port-range does not say what the rules do: %s.")
+	flag := "--snat.port-range does not say what the rules do"
+	if len(notKnown) > 0 && notKnown[0].pool.Cilium {
+		flag = "--node-ports does not say which ports Cilium has"
+	}
+	find(notKnown, "%s of source NAT may be full, as "+flag+": %s.")
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		if worst := advice.ReachedUnreportedSNAT(&n.NAT.Report); n.NAT.Outcome == scan.Collected && worst.Level() > calm {
@@ -103,6 +108,10 @@ func (n *natPool) problem() string {
 	switch d := n.pool; {
 	case d.FullBlocks != nil:
 		return fmt.Sprintf("%s to %s from %s looks full within %s of ports, all of which are taken", n.Protocol, n.Address, n.Source, plural(len(d.FullBlocks), "block", "blocks"))
+	case !d.Known() && d.Cilium && n.namespace.NAT.Report.CiliumFrom > 0:
+		return fmt.Sprintf("%s to %s from %s has %d flows, and none of Cilium has a port below %d", n.Protocol, n.Address, n.Source, d.Held, n.namespace.NAT.Report.CiliumFrom)
+	case !d.Known() && d.Cilium:
+		return fmt.Sprintf("%s to %s from %s has %d of %d flows of Cilium on ports that are not above these", n.Protocol, n.Address, n.Source, d.Outside, d.Held+d.Outside)
 	case !d.Known():
 		return fmt.Sprintf("%s to %s from %s has %d of %d flows on ports outside it", n.Protocol, n.Address, n.Source, d.Outside, d.Held+d.Outside)
 	}
@@ -138,7 +147,7 @@ func natKindOf(s snat.State) string {
 		return "open"
 	case snat.SynSent, snat.Unreplied:
 		return "syn-sent"
-	case snat.TimeWait, snat.Close, snat.SynSent2, snat.Replied:
+	case snat.TimeWait, snat.Close, snat.SynSent2, snat.Replied, snat.NoConnection:
 		return "time-wait"
 	default:
 		return "closing"
@@ -152,14 +161,14 @@ func (n *natPool) bar() []segment {
 		ports[natKindOf(s)] += n.pool.Ports[s]
 	}
 	ports["time-wait"] -= n.pool.Reusable
-	return natKinds.bar(ports, n.namespace.NAT.Report.CapacityPorts)
+	return natKinds.bar(ports, n.pool.Capacity)
 }
 
 // natTable shows the pools of source NAT.
 func (p *page) natTable(s *scan.Snapshot) table {
 	t := table{
 		ID: "snat", Title: "Source NAT, worst first",
-		About:  "Failing: share of the kernel's searches for a port that find none, so that it drops the packet. Ceiling: - if closed connections are no limit.",
+		About:  "Failing: share of the searches for a port, the kernel's or Cilium's, that find none, so that the packet is dropped. Ceiling: - if closed connections are no limit, ? if it is not known.",
 		Legend: natKinds,
 		Columns: []column{
 			{"Destination", "DESTINATION", 23, addresses}, {"Protocol", "PROTO", 7, words}, {"Translated to", "TRANSLATED", 17, addresses}, {"Namespace", "NETNS", 14, words},
@@ -187,7 +196,7 @@ func (p *page) natTable(s *scan.Snapshot) table {
 
 // details tell what holds the ports of a pool, what helps, and how to see it.
 func (n *natPool) details() *details {
-	d, capacity := n.pool, n.namespace.NAT.Report.CapacityPorts
+	d, capacity := n.pool, n.pool.Capacity
 	ports := fmt.Sprintf("Of %d ports, flows of this pool hold %d", capacity, d.Held)
 	if d.Reusable > 0 {
 		ports += fmt.Sprintf(", of which new connections take over %d", d.Reusable)
@@ -211,6 +220,14 @@ func (n *natPool) details() *details {
 	}
 	more.Sentences = append(more.Sentences, n.advice.Diagnosis)
 	more.Alerts = advice.ReachedSNAT(d).Alerts()
+	if d.Cilium {
+		source := n.Source
+		if d.Source.Is6() {
+			source = "[" + source + "]"
+		}
+		more.Commands = []command{{"Its flows, in the pod of Cilium's agent on this node", fmt.Sprintf("cilium-dbg bpf nat list | grep -F '%s IN %s -> %s:'", strings.ToUpper(n.Protocol), n.Address, source)}}
+		return more
+	}
 	enter, ok := enterCommand(n.namespace)
 	if !ok {
 		more.Sentences = append(more.Sentences, enterFirst(n.namespace))
@@ -235,6 +252,7 @@ type documentNAT struct {
 	FullBlocks    []documentRange  `json:"full_blocks,omitempty"`
 	Reusable      int              `json:"reusable_ports"`
 	Capacity      int              `json:"capacity_ports"`
+	Cilium        bool             `json:"cilium,omitempty"`
 	Ceiling       *float64         `json:"ceiling_connections_per_second,omitempty"`
 	Clients       []documentClient `json:"clients,omitempty"`
 	Diagnosis     string           `json:"diagnosis,omitempty"`
@@ -259,7 +277,7 @@ func newDocumentNAT(n *natPool) documentNAT {
 	doc := documentNAT{
 		Netns: n.namespace.Name, Protocol: n.Protocol, Source: n.Source, Destination: d.Address.Addr().String(), Port: d.Address.Port(),
 		Level: n.Level.String(), Utilization: finite(d.Utilization), SearchFailure: finite(d.SearchFailure), Ports: map[string]int{}, Outside: d.Outside,
-		Reusable: d.Reusable, Capacity: n.namespace.NAT.Report.CapacityPorts, Ceiling: finite(d.Ceiling), documentPast: newDocumentPast(n.past, n.Level),
+		Reusable: d.Reusable, Capacity: d.Capacity, Cilium: d.Cilium, Ceiling: finite(d.Ceiling), documentPast: newDocumentPast(n.past, n.Level),
 	}
 	for _, r := range d.FullBlocks {
 		doc.FullBlocks = append(doc.FullBlocks, documentRange{r.Low, r.High})
@@ -268,7 +286,9 @@ func newDocumentNAT(n *natPool) documentNAT {
 		doc.Clients = append(doc.Clients, documentClient{c.Address.String(), c.Ports})
 	}
 	for _, s := range snat.States(d.Protocol) {
-		doc.Ports[s.String()] = d.Ports[s]
+		if s != snat.NoConnection || d.Cilium {
+			doc.Ports[s.String()] = d.Ports[s]
+		}
 	}
 	if n.advice != nil {
 		doc.Diagnosis, doc.Cures = n.advice.Diagnosis, newDocumentCures(n.Cures, n.advice)

@@ -14,6 +14,7 @@ func exporterRow() row {
 			query(ofHost("ephemeral_port_collect_success", `netns="self"`), "TCP").
 			query(ofHost("ephemeral_port_udp_collect_success", `netns="self"`), "UDP").
 			query(ofHost("ephemeral_port_snat_collect_success", `netns="self"`), "source NAT").
+			query(ofHost("ephemeral_port_snat_cilium_collect_success", `netns="self"`), "source NAT of Cilium").
 			query(ofHost("ephemeral_port_trace_collect_success"), "trace"),
 		newGraph("CPU", "CPU time of the exporter.", ratio, 6).
 			query("rate("+ofHost("process_cpu_seconds_total")+"[$__rate_interval])", "CPU").axisTo(0.1),

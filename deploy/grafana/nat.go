@@ -14,19 +14,21 @@ func natRow() row {
 	ofThese := func(expr string) string {
 		return "sum by (" + natPool + ") ((" + expr + ") and on (" + natPool + ") " + worst + ")"
 	}
+	// A pool of Cilium says how many ports it has, one of the kernel has as many as all others.
+	capacity := of("ephemeral_port_snat_cilium_capacity_ports") + " or 0 * " + of("ephemeral_port_snat_reusable_ports") + " + on (job, instance, netns, protocol) group_left () " + of("ephemeral_port_snat_capacity_ports") + " > 0"
 	share := func(expr string) string {
-		return withDestination(ofThese(expr) + " / on (job, instance, netns, protocol) group_left () (" + of("ephemeral_port_snat_capacity_ports") + " > 0)")
+		return withDestination(ofThese(expr) + " / on (" + natPool + ") (" + capacity + ")")
 	}
 	ports := func(matchers ...string) string { return of("ephemeral_port_snat_ports", matchers...) }
-	const closed = "time_wait|close|unreplied|replied"
+	const closed = "time_wait|close|unreplied|replied|no_connection"
 	insertFailed := of("ephemeral_port_conntrack_insert_failed_total")
 	percent := func(pixels int) []property { return []property{unit(ratio), decimals(0), width(pixels)} }
 
 	const poolLegend = "{{instance}}: {{destination}} {{protocol}} from {{source_ip}}, {{netns}}"
 	return row{title: "Source NAT", collapsed: true, panels: []*panel{
 		newTable("Worst pools of source NAT",
-			"The 20 pools with the highest utilization in the last minute: each is the ports of a translated address to one destination. Search failure: share of the kernel's searches that find no port, so that it drops the packet. "+
-				"Open, Closed, Reusable: ports of such connections, as a share of the capacity. Closed: in TIME_WAIT or CLOSE, of UDP those of single exchanges. Reusable: closed, and new connections may take them over. "+
+			"The 20 pools with the highest utilization in the last minute: each is the ports of a translated address to one destination. Search failure: share of the searches, the kernel's or Cilium's, that find no port, so that the packet is dropped. "+
+				"Open, Closed, Reusable: ports of such connections, as a share of the capacity. Closed: in TIME_WAIT or CLOSE, of UDP those of single exchanges, and what Cilium has left over. Reusable: closed, and new connections may take them over. "+
 				"Ceiling: short connections per second until ports run out. Client: the address before translation that holds most. "+
 				"Drops: packets per second that source NAT of the network namespace drops, where searches of the pool fail. Only with --snat.",
 			9, []order{{"Used", true}, {"Search failure", true}},
@@ -61,8 +63,9 @@ func natRow() row {
 		newGraph("Tracked connections, of their limit", "Flows of connection tracking, as a share of nf_conntrack_max: the 10 worst network namespaces. At 100%, the kernel drops the packets of new ones.", ratio, 6, limit{0.9, "red"}).
 			query(top(10, of("netns:ephemeral_port_conntrack_entries:ratio")), "{{instance}}, {{netns}}").
 			axisTo(0.1).noValue("Not tracked"),
-		newGraph("Drops of source NAT", "First packets per second that were dropped because source NAT found no port, or because two CPUs chose the same one: the 10 network namespaces with most.", "suffix:/s", 6).
+		newGraph("Drops of source NAT", "First packets per second that were dropped because source NAT found no port, or because two CPUs chose the same one: the 10 network namespaces with most, and the 10 hosts where Cilium found none most often.", "suffix:/s", 6).
 			query(topRates(insertFailed), "{{instance}}, {{netns}}").
+			query(topRates(of("ephemeral_port_snat_cilium_unassigned_total")), "{{instance}}, Cilium").
 			noValue("None reported"),
 		newGraph("All drops", "Packets per second that connection tracking dropped: those of source NAT, and others because its table was full.", "suffix:/s", 6).
 			query(topRates(of("ephemeral_port_conntrack_dropped_total")), "{{instance}}, {{netns}}").

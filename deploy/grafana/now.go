@@ -8,6 +8,7 @@ func nowRow() row {
 		alerts.query("count("+ourAlerts("ALERTS", `alertstate="firing"`, `severity="`+s.severity+`"`)+") or "+rulesLoaded, s.severity)
 		alerts.override(s.severity, property{"thresholds", statSteps([]limit{{1, s.color}})})
 	}
+	dropped, unassigned := "sum(increase("+of("ephemeral_port_conntrack_insert_failed_total")+"[5m]))", "sum(increase("+of("ephemeral_port_snat_cilium_unassigned_total")+"[5m]))"
 	total := of("instance:ephemeral_port_connect_failures_total:sum")
 	return row{title: "Now", panels: []*panel{
 		alerts,
@@ -18,7 +19,7 @@ func nowRow() row {
 		newStat("NAT drops",
 			"First packets of connections in the last 5 minutes that hosts dropped because source NAT found no port, or because two CPUs chose the same one, see the row Source NAT. Clients wait for a second or more.",
 			ports, 3, limit{1, "orange"}).
-			query("sum(increase("+of("ephemeral_port_conntrack_insert_failed_total")+"[5m]))", "dropped").noValue("Not tracked"),
+			query(dropped+" + "+unassigned+" or "+dropped+" or "+unassigned, "dropped").noValue("Not tracked"),
 		newStat("Worst utilization",
 			"The highest utilization in the last minute, also of what has no series of its own. TCP: of a destination. At 100%, connect() fails. Source NAT: of a pool, only with --snat. From 60% on, packets can be dropped. UDP: of a family of sockets. See the rows of these names.",
 			ratio, 5, used...).
