@@ -83,6 +83,9 @@ func TestHelmPrivileges(t *testing.T) {
 				if slices.Contains(added, "SYS_ADMIN") && (name == "BPF" || name == "PERFMON") {
 					continue // CAP_SYS_ADMIN includes them
 				}
+				if name == "BPF" && slices.Contains(added, "NET_ADMIN") && !slices.Contains(added, "PERFMON") {
+					continue // for the maps of Cilium, which may come later: scans say what is missing
+				}
 				if out, ok := listens(t, pod.SecurityContext.RunAsUser, slices.Delete(slices.Clone(added), i, i+1), escalation, args); ok {
 					t.Errorf("%q starts without %s:\n%s", args, name, out)
 				}

@@ -103,6 +103,7 @@ var hostMounts = map[string]struct {
 }{
 	"--path.cgroup=/host/sys/fs/cgroup":  {"cgroup", "/sys/fs/cgroup", core.HostPathDirectory, core.VolumeMount{MountPath: "/host/sys/fs/cgroup"}},
 	"--path.pod-logs=/host/var/log/pods": {"pod-logs", "/var/log/pods", core.HostPathDirectory, core.VolumeMount{MountPath: "/host/var/log/pods"}},
+	"--path.bpffs=/host/sys/fs/bpf":      {"bpf", "/sys/fs/bpf", core.HostPathDirectory, core.VolumeMount{MountPath: "/host/sys/fs/bpf", MountPropagation: new(core.MountPropagationHostToContainer)}},
 	"--namespaces=named":                 {"netns", "/run/netns", core.HostPathDirectoryOrCreate, core.VolumeMount{MountPath: "/run/netns", MountPropagation: new(core.MountPropagationHostToContainer)}},
 	"--namespaces=all":                   {"netns", "/run/netns", core.HostPathDirectoryOrCreate, core.VolumeMount{MountPath: "/run/netns", MountPropagation: new(core.MountPropagationHostToContainer)}},
 }
@@ -138,6 +139,8 @@ func TestFeatures(t *testing.T) {
 			flag = "--path.cgroup=/host/sys/fs/cgroup"
 		case "podNames":
 			flag = "--path.pod-logs=/host/var/log/pods"
+		case "cilium":
+			flag = "--path.bpffs=/host/sys/fs/bpf"
 		}
 		valueOf[flag] = name + ": true"
 		add(flag)

@@ -44,6 +44,17 @@ What each feature that is on needs, as a list in YAML. This is the only place to
 - args: [--snat]
   capabilities: [NET_ADMIN]
 {{- end }}
+{{- if .Values.cilium }}
+- args: [--path.bpffs=/host/sys/fs/bpf]
+  # Root owns the maps. Before Linux 5.19, and for the filter of system calls, bpf(2) needs this too.
+  capabilities: [BPF]
+  mounts:
+    - name: bpf
+      hostPath: /sys/fs/bpf
+      type: Directory
+      mountPath: /host/sys/fs/bpf
+      mountPropagation: HostToContainer
+{{- end }}
 {{- if .Values.exact }}
 - args: [--exact]
   capabilities: [BPF, PERFMON]
