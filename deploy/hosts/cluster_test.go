@@ -39,11 +39,6 @@ var configurations = map[string]string{
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
 `,
-	"cni/net.d/bridge.conflist": `{"cniVersion": "1.0.0", "name": "bridge", "plugins": [
-  {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
-   "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
-  {"type": "portmap", "capabilities": {"portMappings": true}}]}
-`,
 	"kubernetes/kubelet.yml": `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
@@ -59,11 +54,10 @@ localStorageCapacityIsolation: false
 `,
 }
 
-// prepare starts a cluster with the programs of .ci/kubernetes, imports the images, and starts the workloads.
+// prepare starts a cluster with the programs of .ci/kubernetes, and imports the images.
 func prepare() error {
 	for path, content := range configurations {
-		path = filepath.Join("/etc", path)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
+		if err := write(path, content); err != nil {
 			return err
 		}
 	}
@@ -111,10 +105,11 @@ current-context: context
 	}
 	if err := errors.Join(
 		start("kube-controller-manager", "--kubeconfig="+kubeconfig("system:kube-controller-manager"), "--leader-elect=false",
-			"--service-account-private-key-file=/etc/kubernetes/sa.key", "--root-ca-file=/run/kube-apiserver/apiserver.crt", "--use-service-account-credentials"),
+			"--service-account-private-key-file=/etc/kubernetes/sa.key", "--root-ca-file=/run/kube-apiserver/apiserver.crt", "--use-service-account-credentials",
+			"--allocate-node-cidrs", "--cluster-cidr=10.244.0.0/16"),
 		start("kube-scheduler", "--kubeconfig="+kubeconfig("system:kube-scheduler"), "--leader-elect=false"),
 		start("kubelet", "--config=/etc/kubernetes/kubelet.yml", "--kubeconfig="+kubeconfig("system:node:node1"), "--hostname-override=node1", "--node-ip="+nodeIP),
-		startProxy("nftables"),
+		startNetwork(),
 	); err != nil {
 		return err
 	}
@@ -127,17 +122,13 @@ current-context: context
 	}
 	fmt.Println(version)
 
-	for name, w := range workloads {
-		if err := apply(pod(name, w.host, w.few, "hold "+w.hold)); err != nil {
-			return err
-		}
-	}
-	for name, w := range workloads {
-		if err := ready("kubectl logs " + name + " | grep -Fx '" + w.ready + "'"); err != nil {
-			return err
-		}
-	}
 	return nil
+}
+
+// write writes a file below /etc.
+func write(path, content string) error {
+	path = filepath.Join("/etc", path)
+	return errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o600))
 }
 
 // kubeconfig returns the path of a user's configuration.
@@ -159,21 +150,6 @@ func start(name string, args ...string) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	running[name] = cmd
 	return cmd.Start()
-}
-
-// startProxy starts kube-proxy, after it has taken the rules of another mode away. It changes no settings of the machine.
-func startProxy(mode string) error {
-	if proxy := running["kube-proxy"]; proxy != nil {
-		if err := proxy.Process.Kill(); err != nil {
-			return err
-		}
-		_ = proxy.Wait() // killed
-		if _, err := command("kube-proxy --cleanup"); err != nil {
-			return err
-		}
-	}
-	return start("kube-proxy", "--kubeconfig="+kubeconfig("system:kube-proxy"), "--hostname-override=node1", "--proxy-mode="+mode, "--cluster-cidr=10.244.0.0/24",
-		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0")
 }
 
 // ready waits until a command of the shell succeeds. The error has the last events, and the ends of all logs.
@@ -249,11 +225,11 @@ func archive(files ...any) ([]byte, error) {
 	return out.Bytes(), w.Close()
 }
 
-// pod returns the manifest of a pod that runs this program.
-func pod(name string, host, few bool, args string) string {
+// pod returns the manifest of a pod that runs this program, with a portRange if one is given.
+func pod(name string, host bool, ports, args string) string {
 	var sysctls string
-	if few {
-		sysctls = fmt.Sprintf("{name: %s, value: %q}", fewPorts, fewPortsRange)
+	if ports != "" {
+		sysctls = fmt.Sprintf("{name: %s, value: %q}", portRange, ports)
 	}
 	return fmt.Sprintf(`
 apiVersion: v1

@@ -57,8 +57,8 @@ func prepare() error {
 		if w.host {
 			args = append(args, "--network", "host")
 		}
-		if w.few {
-			args = append(args, "--sysctl", fewPorts+"="+fewPortsRange)
+		if w.ports != "" {
+			args = append(args, "--sysctl", portRange+"="+w.ports)
 		}
 		args = slices.Concat(args, []string{"load", "hold"}, strings.Fields(w.hold))
 		if out, err := exec.Command("docker", args...).CombinedOutput(); err != nil {

@@ -75,14 +75,36 @@ func checkPod(t *testing.T) {
 	}
 }
 
-// TestChart installs the chart by the lines of install.md, upgrades it to each mode and to a newer release, and removes it.
-func TestChart(t *testing.T) {
-	install := block(t, installFile, "Then install the chart from the same folder")
-	imported := strings.Replace(install, " \\\n  --set image.repository=registry.example.com/ephemeral_port_exporter", "", 1)
-	if imported == install {
-		t.Fatalf("no --set image.repository, which install.md says to leave out, in\n%s", install)
+// checkLog waits until the log of a pod has a line.
+func checkLog(t *testing.T, pod, line string) {
+	t.Helper()
+	if err := ready("kubectl logs " + pod + " | grep -Fx '" + line + "'"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// install installs the chart by the lines of install.md.
+func install(t *testing.T) {
+	t.Helper()
+	commands := block(t, installFile, "Then install the chart from the same folder")
+	imported := strings.Replace(commands, " \\\n  --set image.repository=registry.example.com/ephemeral_port_exporter", "", 1)
+	if imported == commands {
+		t.Fatalf("no --set image.repository, which install.md says to leave out, in\n%s", commands)
 	}
 	must(t, "cd $RELEASE && "+imported)
+}
+
+// TestChart installs the chart, upgrades it to each mode and to a newer release, and removes it.
+func TestChart(t *testing.T) {
+	for name, w := range workloads {
+		if err := apply(pod(name, w.host, w.ports, "hold "+w.hold)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, w := range workloads {
+		checkLog(t, name, w.ready)
+	}
+	install(t)
 	for _, mode := range []struct {
 		name, values string
 		flags        []string
@@ -163,8 +185,8 @@ func testService(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer must(t, "kubectl delete --wait pod/client pod/hostclient pod/web service/web")
-			if err := apply(pod("web", false, false, "serve :8080") + "---" + pod("client", false, true, "hold tcp 10.96.0.80:80 120") +
-				"---" + pod("hostclient", true, false, "hold tcp 10.96.0.80:80 350") + fmt.Sprintf(`---
+			if err := apply(pod("web", false, "", "serve :8080") + "---" + pod("client", false, "40000 40199", "hold tcp 10.96.0.80:80 120") +
+				"---" + pod("hostclient", true, "", "hold tcp 10.96.0.80:80 350") + fmt.Sprintf(`---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -190,7 +212,7 @@ spec: {type: NodePort, clusterIP: 10.96.0.80, selector: {app: web}, ports: [{por
 
 // testNewPod checks that a pod is seen that is younger than the exporter.
 func testNewPod(t *testing.T) {
-	if err := apply(pod("late", false, true, "hold tcp 198.18.0.3:8080 110")); err != nil {
+	if err := apply(pod("late", false, "40000 40199", "hold tcp 198.18.0.3:8080 110")); err != nil {
 		t.Fatal(err)
 	}
 	defer must(t, "kubectl delete --wait pod/late")

@@ -16,19 +16,18 @@ import (
 
 // Containers that take ports of 198.18.0.3, beyond the gateway of the host.
 var workloads = map[string]struct {
-	host  bool // in the network of the host; else masqueraded
-	few   bool // fewPorts
+	host  bool   // in the network of the host; else masqueraded
+	ports string // its portRange, if that is not the default
 	hold  string
 	ready string // its log then has this line
 }{
 	"behind":  {hold: "tcp 198.18.0.3:8080 400", ready: "400 sockets"},
-	"full":    {few: true, hold: "tcp 198.18.0.3:8081 400", ready: "200 sockets: dial tcp 198.18.0.3:8081: connect: cannot assign requested address"},
+	"full":    {ports: "40000 40199", hold: "tcp 198.18.0.3:8081 400", ready: "200 sockets: dial tcp 198.18.0.3:8081: connect: cannot assign requested address"},
 	"hostnet": {host: true, hold: "tcp 198.18.0.3:8082 250", ready: "250 sockets"},
-	"udp":     {few: true, hold: "udp 198.18.0.3:53 150", ready: "150 sockets"},
+	"udp":     {ports: "40000 40199", hold: "udp 198.18.0.3:53 150", ready: "150 sockets"},
 }
 
-// The setting fewPorts gives a workload 200 ports.
-const fewPorts, fewPortsRange = "net.ipv4.ip_local_port_range", "40000 40199"
+const portRange = "net.ipv4.ip_local_port_range"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
