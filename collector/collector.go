@@ -1,6 +1,8 @@
 package collector
 
 import (
+	"sync"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ephemeral_port_exporter/collector/scan"
@@ -8,13 +10,16 @@ import (
 
 // A Collector is a prometheus.Collector for one Snapshot.
 type Collector struct {
-	descs    descs
+	descs    *descs
 	snapshot scan.Snapshot
 }
 
+// sharedDescs are the same for all Collectors: there is one for each scrape.
+var sharedDescs = sync.OnceValue(newDescs)
+
 // New returns a Collector that sends the metrics of a Snapshot.
 func New(snapshot scan.Snapshot) *Collector {
-	return &Collector{descs: newDescs(), snapshot: snapshot}
+	return &Collector{descs: sharedDescs(), snapshot: snapshot}
 }
 
 // Describe implements prometheus.Collector.

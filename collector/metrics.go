@@ -40,14 +40,14 @@ type descs struct {
 }
 
 // newDescs returns the name, help text and labels of every metric.
-func newDescs() descs {
+func newDescs() *descs {
 	namespace := []string{"netns"}
 	destination := []string{"netns", "source_ip", "destination_ip", "destination_port"}
 	destinationState := []string{"netns", "source_ip", "destination_ip", "destination_port", "state"}
 	destinationOwner := []string{"netns", "source_ip", "destination_ip", "destination_port", "cgroup", "pod_uid", "container_id"}
 	source := []string{"netns", "source_ip"}
 
-	return descs{
+	return &descs{
 		rangeLow: prometheus.NewDesc("ephemeral_port_range_low",
 			"Lowest port that the kernel chooses for outgoing connections, sysctl net.ipv4.ip_local_port_range.",
 			namespace, nil),
