@@ -2,6 +2,7 @@ package web
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
@@ -75,8 +76,12 @@ func (h *metricsHandler) gather(ctx context.Context, s *scanned) (families, erro
 	defer leave()
 	host := prometheus.NewRegistry()
 	host.MustRegister(collector.New(s.Snapshot))
-	list, err := prometheus.Gatherers{host, h.registry}.Gather()
-	return families{list, err}, nil
+	list, err := host.Gather()
+	others, othersErr := h.registry.Gather()
+	// prometheus.Gatherers would check each metric once more: no name is in both.
+	list = append(list, others...)
+	slices.SortFunc(list, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return families{list, errors.Join(err, othersErr)}, nil
 }
 
 // named returns the families with these names, or all if there are none, as promhttp does.
