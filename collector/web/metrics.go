@@ -23,6 +23,8 @@ type metricsHandler struct {
 	sender   *sender
 	registry *prometheus.Registry
 	opts     promhttp.HandlerOpts
+
+	compressor compressor
 }
 
 // newMetricsHandler returns a handler for the metrics of the registry and of scans.
@@ -33,6 +35,8 @@ func newMetricsHandler(c Config, scans *scans, sender *sender) http.Handler {
 			ErrorLog:        encodingLog{c.Logger},
 			ErrorHandling:   promhttp.ContinueOnError,
 			AcceptedFormats: expfmt.DefaultOpenMetricsAcceptedFormats(),
+
+			DisableCompression: true, // see compressor
 		},
 	}
 	if !c.ExporterMetrics {
@@ -119,9 +123,14 @@ func (k metricsKey) usual() bool {
 func (h *metricsHandler) encode(f families, key metricsKey) *answer {
 	gather := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return f.list, f.err })
 	a := newAnswer()
-	promhttp.HandlerFor(gather, h.opts).ServeHTTP(a, &http.Request{
-		URL: &url.URL{}, Header: http.Header{"Accept": {string(key.format)}, "Accept-Encoding": {key.encoding}},
-	})
+	write := func(w http.ResponseWriter) {
+		promhttp.HandlerFor(gather, h.opts).ServeHTTP(w, &http.Request{URL: &url.URL{}, Header: http.Header{"Accept": {string(key.format)}}})
+	}
+	if key.encoding == "gzip" {
+		h.compressor.compress(a, write)
+	} else {
+		write(a)
+	}
 	return a
 }
 
