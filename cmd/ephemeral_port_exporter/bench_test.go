@@ -50,6 +50,29 @@ func holdMany(b *testing.B, children, destinations int) {
 	}
 }
 
+// BenchmarkIdle has 20 connections. It also tells what a scrape costs without the metrics of Go and the process, and how long it
+// takes from the start of the exporter to its first answer.
+func BenchmarkIdle(b *testing.B) {
+	c := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:443")}
+	c.Hold(b, 20)
+	var first, cpu []float64
+	for range 10 {
+		start := time.Now()
+		p := runBench(b, "127.0.0.1:998")
+		p.scrape(b)
+		first = append(first, time.Since(start).Seconds()*1000)
+		p.stop()
+	}
+	e := startBench(b, "127.0.0.1:995", "--web.disable-exporter-metrics")
+	for range 50 {
+		used, _ := e.scrape(b)
+		cpu = append(cpu, used.Seconds()*1000)
+	}
+	compareWithBareLoop(b)
+	b.ReportMetric(median(cpu), "cpu-ms/scrape-without-exporter-metrics")
+	b.ReportMetric(median(first), "wall-ms-to-first-answer")
+}
+
 // BenchmarkScrape has 298,500 connections to 20 destinations. The yardstick is the least cost of a
 // dump: a loop that receives the same answer and discards it.
 func BenchmarkScrape(b *testing.B) {
@@ -124,8 +147,21 @@ func smallNamespaces(b *testing.B, n int) string {
 	return dir
 }
 
-// BenchmarkDestinations has 119,400 connections, each to a destination of its own.
+// BenchmarkDestinations has 119,400 connections, each to a destination of its own. It also tells what --trace adds, and what owners do.
 func BenchmarkDestinations(b *testing.B) {
+	holdCrawler(b)
+	exporters := startModes(b)
+	exporters["without-owners-"] = startBench(b, "127.0.0.1:994", "--path.cgroup=/nonexistent")
+	if netnstest.IsHostRoot() {
+		netnstest.LockTraces(b)
+		exporters["trace-"] = startBench(b, "127.0.0.1:993", "--trace")
+	}
+	compare(b, exporters, "tcp")
+}
+
+// holdCrawler keeps 119,400 connections open, each to a destination of its own.
+func holdCrawler(b *testing.B) {
+	b.Helper()
 	netnstest.Sysctl(b, "ipv4/ip_local_port_range", "1024 65535")
 	for i := range 6 {
 		netnstest.HoldInChild(b, netnstest.Holding{
@@ -134,7 +170,34 @@ func BenchmarkDestinations(b *testing.B) {
 			NextDestinationPort: true,
 		})
 	}
-	compareWithBareLoop(b)
+}
+
+// BenchmarkSteady tells how much scrapes vary: one a second, from the one that is the first to see 119,400 connections, each to a
+// destination of its own. The yardstick tells how much the machine varies. With -benchtime 30x, it takes half a minute.
+func BenchmarkSteady(b *testing.B) {
+	e := startBench(b, benchAddress)
+	loop := startBareLoop(b, "tcp")
+	holdCrawler(b)
+	figures := map[string][]float64{}
+	add := func(name string, value time.Duration) { figures[name] = append(figures[name], value.Seconds()*1000) }
+	for second := time.Tick(time.Second); b.Loop(); <-second {
+		start := time.Now()
+		cpu, _ := e.scrape(b)
+		add("wall-ms", time.Since(start))
+		add("cpu-ms", cpu)
+		start = time.Now()
+		cpu, _ = loop.dump(b)
+		add("bare-wall-ms", time.Since(start))
+		add("bare-cpu-ms", cpu)
+	}
+	b.ReportMetric(0, "ns/op")
+	for name, values := range figures {
+		first := values[0] // median sorts them
+		b.ReportMetric(first/median(values), name+"-first/median")
+		b.ReportMetric(slices.Max(values)/median(values), name+"-slowest/median")
+		b.ReportMetric(median(values), name)
+	}
+	b.ReportMetric(e.rss(b), "RSS-MB")
 }
 
 // BenchmarkGrowth has a connection to each of more and more destinations, and then a second one.
@@ -179,7 +242,7 @@ func BenchmarkInbound(b *testing.B) {
 		netnstest.HoldInChild(b, netnstest.Holding{Client: in, Count: inbound / 2, NextDestinationPort: true})
 		in.Destination = netip.MustParseAddrPort("192.0.2.3:10000")
 	}
-	compareWith(b, "outbound")
+	compare(b, startModes(b), "outbound")
 }
 
 // BenchmarkNamespaces has 10 namespaces with 11,940 connections each, and 1,990 idle ones,
@@ -228,17 +291,22 @@ func BenchmarkNamespaces(b *testing.B) {
 	b.ReportMetric(all.rss(b), "RSS-MB")
 }
 
-// compareWithBareLoop scrapes the exporter, with and without --exact, and runs the bare loop, in
-// turns.
-func compareWithBareLoop(b *testing.B) { compareWith(b, "tcp") }
+// compareWithBareLoop compares the modes with a loop that receives the same dump and discards it.
+func compareWithBareLoop(b *testing.B) { compare(b, startModes(b), "tcp") }
 
-// compareWith is compareWithBareLoop with a yardstick of bareRequests.
-func compareWith(b *testing.B, yardstick string) {
+// startModes starts an exporter, and one with --exact. The keys are what their figures begin with.
+func startModes(b *testing.B) map[string]benchProcess {
 	b.Helper()
 	exporters := map[string]benchProcess{"": startBench(b, benchAddress)}
 	if netnstest.IsHostRoot() {
 		exporters["exact-"] = startBench(b, "127.0.0.1:996", "--exact")
 	}
+	return exporters
+}
+
+// compare scrapes exporters, and runs a yardstick of bareRequests, in turns.
+func compare(b *testing.B, exporters map[string]benchProcess, yardstick string) {
+	b.Helper()
 	loop := startBareLoop(b, yardstick)
 	figures := map[string][]float64{}
 	add := func(name string, value float64) { figures[name] = append(figures[name], value) }
@@ -352,20 +420,23 @@ func runBench(b *testing.B, address string, args ...string) benchProcess {
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
-		_ = cmd.Process.Signal(unix.SIGTERM)
-		_ = cmd.Wait()
-	})
 	p := benchProcess{cmd: cmd, url: "http://" + address + "/metrics"}
-	for range 200 {
+	b.Cleanup(p.stop)
+	for range 10_000 {
 		if resp, err := http.Get("http://" + address + web.HealthyPath); err == nil {
 			resp.Body.Close()
 			return p
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(time.Millisecond)
 	}
 	b.Fatal("the exporter does not listen")
 	return p
+}
+
+// stop ends the process, which can have ended before.
+func (p benchProcess) stop() {
+	_ = p.cmd.Process.Signal(unix.SIGTERM)
+	_ = p.cmd.Wait()
 }
 
 // scrape returns the CPU time of a scrape, and its answer.
