@@ -52,18 +52,22 @@ func (c Cilium) scaledStarts(port uint16) int {
 	return first(place+1) - first(place)
 }
 
-// stepped is __snat_clamp_port_range up to Cilium 1.16. It never returns the last port.
+// stepped is __snat_clamp_port_range up to Cilium 1.16. It never returns the last port, unless that is the only one: Cilium would divide by
+// zero, and has no range like that.
 func (c Cilium) stepped(n uint16) uint16 {
-	return n%(c.Ports.High-c.Ports.Low) + c.Ports.Low
+	return n%uint16(c.steps()) + c.Ports.Low
 }
 
 func (c Cilium) steppedStarts(port uint16) int {
-	size, place := c.Ports.Size()-1, int(port-c.Ports.Low)
+	size, place := c.steps(), int(port-c.Ports.Low)
 	if place == size {
 		return 0
 	}
 	return (portset.MaxPorts - place + size - 1) / size
 }
+
+// steps returns how many ports stepped can return.
+func (c Cilium) steps() int { return max(c.Ports.Size()-1, 1) }
 
 // ciliumPorts are what the flows of Cilium tell of its range.
 type ciliumPorts struct {

@@ -153,3 +153,16 @@ func TestCiliumRange(t *testing.T) {
 		}
 	}
 }
+
+// TestCiliumOnePort has a version before Cilium 1.18, and --node-ports up to 65534 or 65535: one port is left.
+func TestCiliumOnePort(t *testing.T) {
+	s := settings
+	s.Cilium = Cilium{Ports: portset.Range{Low: 65535, High: 65535}, Tries: 128, Old: true}
+	table := NewTable(s)
+	f := tcpFlow(Established, 65535)
+	f.Cilium = true
+	table.Add(&f)
+	if r := table.Report(limit.Limits{MinPorts: 1, Most: 10}); len(r.Pools) != 1 || r.Pools[0].Utilization != 1 || r.Pools[0].SearchFailure != 1 {
+		t.Errorf("pools: %+v", r.Pools)
+	}
+}
