@@ -197,9 +197,9 @@ func (h *History) survey(s *scan.Snapshot) {
 					used := p.Held - p.Reusable
 					most := used
 					if !p.Known() {
-						most = r.CapacityPorts
+						most = p.Capacity
 					}
-					h.list(OfNAT(n, p), sampleOf(used, most, r.CapacityPorts), advice.ReachedSNAT(p).Level())
+					h.list(OfNAT(n, p), sampleOf(used, most, p.Capacity), advice.ReachedSNAT(p).Level())
 				}
 			}
 			known.of[NAT] = restOfNAT(r)

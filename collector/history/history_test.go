@@ -261,8 +261,9 @@ func TestKinds(t *testing.T) {
 	for i, family := range pool.UDPFamilies {
 		n.UDP.Report.Pools[i] = pool.UDPPool{Family: family, Ports: 3000, Utilization: 3000. / capacity}
 	}
-	nat := snat.Pool{Protocol: "tcp", Source: netip.MustParseAddr("192.0.2.1"), Address: address(1), Held: 4000, Reusable: 1000, Utilization: math.NaN()}
-	n.NAT.Result, n.NAT.Report = read, snat.Report{CapacityPorts: 6000, Pools: []snat.Pool{nat}}
+	nat := snat.Pool{Protocol: "tcp", Source: netip.MustParseAddr("192.0.2.1"), Address: address(1), Capacity: 6000, Held: 4000, Reusable: 1000, Utilization: math.NaN()}
+	cilium := snat.Pool{Protocol: "udp", Source: nat.Source, Address: nat.Address, Cilium: true, Capacity: 4000, Held: 3000, Utilization: 0.75}
+	n.NAT.Result, n.NAT.Report = read, snat.Report{CapacityPorts: 6000, Pools: []snat.Pool{nat, cilium}}
 	other := namespace("other", holds(1, 400, 400))
 	other.Inode = 7
 	s.Namespaces = append(s.Namespaces, other)
@@ -279,13 +280,14 @@ func TestKinds(t *testing.T) {
 		{OfSource(n, &bind), 2000, 0.5, 0.5},
 		{OfUDP(n, &n.UDP.Report.Pools[0]), 3000, share(3000), share(3000)},
 		{OfNAT(n, &nat), 3000, 0.5, 1}, // of which it is not known what the rules allow
+		{OfNAT(n, &cilium), 3000, 0.75, 0.75},
 	} {
 		p, ok := h.Of(tt.id, s)
 		if r := p.Readings()[Steps-1]; !ok || r.Ports != tt.ports || math.Abs(r.Utilization-tt.least) > 1e-4 || math.Abs(r.Possible-tt.possible) > 1e-4 {
 			t.Errorf("%+v: %v, %+v", tt.id, ok, r)
 		}
 	}
-	if len(h.pools) != 5+2 { // and the other families of UDP
+	if len(h.pools) != 6+2 { // and the other families of UDP
 		t.Errorf("%d pools", len(h.pools))
 	}
 }
