@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -184,5 +185,36 @@ func TestCiliumFaults(t *testing.T) {
 		if headline, _, _ := strings.Cut(page, "\n"); strings.Contains(headline, "The source NAT of Cilium could not be read") == step.flows {
 			t.Errorf("%s: %s", step.name, headline)
 		}
+	}
+}
+
+// TestCiliumForged has another user make what looks like a directory of Cilium, in a BPF file system where anyone may. Where Cilium does not run,
+// that is nothing to be told of. Where it does, and its maps are elsewhere, that is no sign that it has no source NAT.
+func TestCiliumForged(t *testing.T) {
+	const nobody = 65534
+	mount := ciliumtest.MountBPF(t)
+	pins := ciliumtest.Pins(t, mount)
+	for name, target := range map[string]string{"cilium_lxc": "/etc/passwd", "cilium_snat_v4_external": "cilium_snat_v4_external"} {
+		if err := os.Symlink(target, filepath.Join(pins, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{pins, filepath.Dir(pins)} {
+		if err := errors.Join(os.Chown(dir, nobody, nobody), os.Chmod(dir, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := start(t, command(t, "--snat", "--path.bpffs="+mount, "--web.listen-address=127.0.0.1:10396"), "http://127.0.0.1:10396")
+	if _, metrics := e.get(t, "/metrics"); strings.Contains(metrics, "\nephemeral_port_snat_cilium") || strings.Contains(e.log.String(), "of Cilium") {
+		t.Errorf("without Cilium: log\n%s", e.log)
+	}
+	if err := os.Remove(filepath.Join(pins, "cilium_snat_v4_external")); err != nil {
+		t.Fatal(err)
+	}
+	netnstest.IP(t, "link add cilium_host type veth peer name cilium_net")
+	t.Cleanup(func() { netnstest.IP(t, "link delete cilium_host") })
+	_, metrics := e.get(t, "/metrics")
+	if got := sample(t, metrics, `ephemeral_port_snat_cilium_collect_success{netns="self"} `); got != 0 || !strings.Contains(e.log.String(), "belongs to user 65534") {
+		t.Errorf("with Cilium: success %v; log\n%s", got, e.log)
 	}
 }

@@ -152,6 +152,11 @@ func TestOpenFails(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = unix.Unmount(mount, 0) })
 		}, cilium.ErrNoFileSystem, false},
+		{"a directory of another user", func(t *testing.T, mount string) {
+			if err := os.Chown(filepath.Join(mount, "tc/globals"), 65534, 65534); err != nil {
+				t.Fatal(err)
+			}
+		}, fs.ErrNotExist, false},
 		{"no connections", remove("cilium_ct4_global"), fs.ErrNotExist, false},
 		{"other entries", other("cilium_snat_v4_external", 14, 48), cilium.ErrUnknown, false},
 		{"other tuples", other("cilium_snat_v4_external", 16, 40), cilium.ErrUnknown, false},

@@ -40,7 +40,8 @@ type natMap struct {
 }
 
 // Open opens the maps that are pinned below the mount point of a BPF file system. The caller closes them. There is nothing to read
-// if that has maps of Cilium, but none for source NAT: then Maps are empty. The error is fs.ErrNotExist if it has no maps of Cilium.
+// if that has maps of Cilium, but none for source NAT: then Maps are empty. The error is fs.ErrNotExist if it has no maps of Cilium,
+// or if they are not below a directory of root.
 //
 // It needs the right to read files of root. Before Linux 5.19, or what a distribution has of it, it needs CAP_BPF too unless the sysctl
 // kernel.unprivileged_bpf_disabled is 0.
@@ -64,8 +65,27 @@ func CheckFileSystem(mount string) error {
 	return nil
 }
 
+// checkOwner returns an error if the directory of the pinned maps is not there, or is not root's: unless its mount says otherwise, anyone may make
+// directories and symbolic links in a BPF file system.
+func checkOwner(mount string) error {
+	for _, dir := range []string{filepath.Dir(globals), globals} {
+		path := filepath.Join(mount, dir)
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return &os.PathError{Op: "lstat", Path: path, Err: err}
+		}
+		if st.Uid != 0 {
+			return fmt.Errorf("%s belongs to user %d, and not to root as Cilium's: %w", path, st.Uid, fs.ErrNotExist)
+		}
+	}
+	return nil
+}
+
 func open(mount string) (*Maps, error) {
 	if err := CheckFileSystem(mount); err != nil {
+		return nil, err
+	}
+	if err := checkOwner(mount); err != nil {
 		return nil, err
 	}
 	dir, m := filepath.Join(mount, globals), &Maps{}
