@@ -15,13 +15,18 @@ func natRow() row {
 		return "sum by (" + natPool + ") ((" + expr + ") and on (" + natPool + ") " + worst + ")"
 	}
 	// A pool of Cilium says how many ports it has, one of the kernel has as many as all others.
-	capacity := of("ephemeral_port_snat_cilium_capacity_ports") + " or 0 * " + of("ephemeral_port_snat_reusable_ports") + " + on (job, instance, netns, protocol) group_left () " + of("ephemeral_port_snat_capacity_ports") + " > 0"
+	ciliumPorts := of("ephemeral_port_snat_cilium_capacity_ports")
+	capacity := ciliumPorts + " or 0 * " + of("ephemeral_port_snat_reusable_ports") + " + on (job, instance, netns, protocol) group_left () " + of("ephemeral_port_snat_capacity_ports") + " > 0"
 	share := func(expr string) string {
 		return withDestination(ofThese(expr) + " / on (" + natPool + ") (" + capacity + ")")
 	}
 	ports := func(matchers ...string) string { return of("ephemeral_port_snat_ports", matchers...) }
 	const closed = "time_wait|close|unreplied|replied|no_connection"
-	insertFailed := of("ephemeral_port_conntrack_insert_failed_total")
+	insertFailed, unassigned := of("ephemeral_port_conntrack_insert_failed_total"), of("ephemeral_port_snat_cilium_unassigned_total")
+	// drops returns the rate of a counter for each of these pools.
+	drops := func(counter string) string {
+		return "0 * " + worst + " + on (job, instance, netns) group_left () rate(" + counter + "[5m])"
+	}
 	percent := func(pixels int) []property { return []property{unit(ratio), decimals(0), width(pixels)} }
 
 	const poolLegend = "{{instance}}: {{destination}} {{protocol}} from {{source_ip}}, {{netns}}"
@@ -30,7 +35,7 @@ func natRow() row {
 			"The 20 pools with the highest utilization in the last minute: each is the ports of a translated address to one destination. Search failure: share of the searches, the kernel's or Cilium's, that find no port, so that the packet is dropped. "+
 				"Open, Closed, Reusable: ports of such connections, as a share of the capacity. Closed: in TIME_WAIT or CLOSE, of UDP those of single exchanges, and what Cilium has left over. Reusable: closed, and new connections may take them over. "+
 				"Ceiling: short connections per second until ports run out. Client: the address before translation that holds most. "+
-				"Drops: packets per second that source NAT of the network namespace drops, where searches of the pool fail. Only with --snat.",
+				"Drops: packets per second that source NAT of the network namespace drops, the kernel's or Cilium's, where searches of the pool fail. Only with --snat.",
 			9, []order{{"Used", true}, {"Search failure", true}},
 			column{field: "instance", title: "Host", properties: []property{links(toHost), width(150)}},
 			column{field: "netns", title: "Namespace", properties: []property{width(100)}},
@@ -49,7 +54,7 @@ func natRow() row {
 					map[string]any{"type": "range", "options": map[string]any{"from": 1e6, "to": nil, "result": map[string]any{"text": "no limit"}}},
 				),
 			}},
-			column{query: withDestination("sum by (" + natPool + ") (0 * " + worst + " + on (job, instance, netns) group_left () rate(" + insertFailed + "[5m]) and on (" + natPool + ") " + of("pool:ephemeral_port_snat_worst_search_failure:max1m") + ")"),
+			column{query: withDestination("sum by (" + natPool + ") ((" + drops(insertFailed) + " unless on (" + natPool + ") " + ciliumPorts + " or " + drops(unassigned) + " and on (" + natPool + ") " + ciliumPorts + ") and on (" + natPool + ") " + of("pool:ephemeral_port_snat_worst_search_failure:max1m") + ")"),
 				title: "Drops", properties: []property{unit("suffix:/s"), decimals(1), width(80), colored(limit{0.001, "red"}), cell("color-text")}},
 			column{field: "original_ip", title: "Client"},
 			column{query: withDestination("topk by (" + natPool + ") (1, sum by (" + natPool + ", original_ip) (" + of("ephemeral_port_snat_owner_ports") + " and on (" + natPool + ") " + worst + "))")},
@@ -65,7 +70,7 @@ func natRow() row {
 			axisTo(0.1).noValue("Not tracked"),
 		newGraph("Drops of source NAT", "First packets per second that were dropped because source NAT found no port, or because two CPUs chose the same one: the 10 network namespaces with most, and the 10 hosts where Cilium found none most often.", "suffix:/s", 6).
 			query(topRates(insertFailed), "{{instance}}, {{netns}}").
-			query(topRates(of("ephemeral_port_snat_cilium_unassigned_total")), "{{instance}}, Cilium").
+			query(topRates(unassigned), "{{instance}}, Cilium").
 			noValue("None reported"),
 		newGraph("All drops", "Packets per second that connection tracking dropped: those of source NAT, and others because its table was full.", "suffix:/s", 6).
 			query(topRates(of("ephemeral_port_conntrack_dropped_total")), "{{instance}}, {{netns}}").

@@ -21,7 +21,7 @@ func nowRow() row {
 			ports, 3, limit{1, "orange"}).
 			query(dropped+" + "+unassigned+" or "+dropped+" or "+unassigned, "dropped").noValue("Not tracked"),
 		newStat("Worst utilization",
-			"The highest utilization in the last minute, also of what has no series of its own. TCP: of a destination. At 100%, connect() fails. Source NAT: of a pool, only with --snat. From 60% on, packets can be dropped. UDP: of a family of sockets. See the rows of these names.",
+			"The highest utilization in the last minute, also of what has no series of its own. TCP: of a destination. At 100%, connect() fails. Source NAT: of a pool, only with --snat. From 60% on, of Cilium from 43% on, packets can be dropped. UDP: of a family of sockets. See the rows of these names.",
 			ratio, 5, used...).
 			query("max("+of("instance:ephemeral_port_utilization:max1m")+")", "TCP").
 			query("max(max_over_time("+of("ephemeral_port_snat_max_utilization_ratio")+"[1m]))", "source NAT").
