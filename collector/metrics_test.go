@@ -113,7 +113,7 @@ func TestMetrics(t *testing.T) {
 				},
 				Conntrack: scan.Conntrack{Result: read, Entries: 64000, Limit: 262144, Counted: true, InsertFailed: 12, Dropped: 15, EarlyDropped: 2},
 				NAT:       scan.NAT{Result: read, Report: natReport, Duration: 1500 * time.Microsecond},
-				Cilium:    scan.Cilium{Result: read, Found: true, Unassigned: 812},
+				Cilium:    scan.Cilium{Result: read, Found: true, Counted: true, Unassigned: 812},
 				UDP:       udpOf(15000, 12000, 300, 12250),
 			},
 			{TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}}, {TCP: scan.TCP{Result: scan.Result{Outcome: scan.Idle}}}, {TCP: scan.TCP{Result: scan.Result{Outcome: scan.Failed}}}, // without a label

@@ -86,7 +86,7 @@ func newNATDescs() natDescs {
 			"Ports that the pool has, if its flows are of Cilium's datapath: those above --node-ports. Absent for pools of the kernel. Only with --snat.",
 			pool, nil),
 		ciliumUnassigned: prometheus.NewDesc("ephemeral_port_snat_cilium_unassigned_total",
-			"Connections to which Cilium's datapath gave no port, because all that it tried were taken: it drops the packet, with \"No mapping for NAT masquerade\". 0 before Cilium 1.18, which does not count them. Only with --snat.",
+			"Connections to which Cilium's datapath gave no port, because all that it tried were taken: it drops the packet, with \"No mapping for NAT masquerade\". Absent before Cilium 1.18, which does not count them. Only with --snat.",
 			namespace, nil),
 
 		entries: prometheus.NewDesc("ephemeral_port_conntrack_entries",
@@ -149,7 +149,9 @@ func (d *natDescs) send(ch chan<- prometheus.Metric, n scan.Namespace) {
 		gauge(d.ciliumSuccess, 0)
 	case n.Cilium.Outcome == scan.Collected:
 		gauge(d.ciliumSuccess, 1)
-		send(d.ciliumUnassigned, prometheus.CounterValue, float64(n.Cilium.Unassigned))
+		if n.Cilium.Counted {
+			send(d.ciliumUnassigned, prometheus.CounterValue, float64(n.Cilium.Unassigned))
+		}
 	}
 	switch {
 	case n.NAT.Outcome == "":

@@ -75,7 +75,7 @@ func busyHost(host int) scan.Snapshot {
 			MissedRunsKnown: true, Unattributed: 1, BindsCounted: true, BindsUnattributed: 1, ClosesCounted: true, ClosesUnattributed: 1,
 		},
 	}
-	s.Namespaces[0].Cilium = scan.Cilium{Result: scan.Result{Outcome: scan.Collected}, Found: true, Unassigned: 1}
+	s.Namespaces[0].Cilium = scan.Cilium{Result: scan.Result{Outcome: scan.Collected}, Found: true, Counted: true, Unassigned: 1}
 	source := netip.AddrFrom4([4]byte{10, 1, 0, byte(host)})
 	for i := range testDestinations {
 		n := &s.Namespaces[i%2]

@@ -65,7 +65,9 @@ func (s *Scanner) addCilium(n *Namespace, maps *cilium.Maps, table *snat.Table, 
 		setCiliumRow(&row, f)
 		table.Add(&row)
 	})
-	if err == nil {
+	_, counted := maps.Tries()
+	if err == nil && counted {
+		n.Cilium.Counted = true
 		n.Cilium.Unassigned, err = maps.Failures()
 	}
 	if err != nil {

@@ -143,7 +143,8 @@ type Cilium struct {
 	Found  bool // it runs here; it may leave source NAT to the kernel
 
 	// Unassigned counts the connections that got no port, if Collected. It begins at what the datapath has counted, and falls if that is
-	// cleared. It is 0 before Cilium 1.18.
+	// cleared. It is known if Counted: not before Cilium 1.18, nor where it has no source NAT.
+	Counted    bool
 	Unassigned uint64
 
 	Lately bool // Unassigned rose in the last 5 minutes
