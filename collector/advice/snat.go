@@ -92,7 +92,7 @@ func (n *snatPool) diagnosis() string {
 		}
 	}
 	state := slices.MaxFunc(snat.States(p.Protocol), func(a, b snat.State) int { return cmp.Compare(inUse(a), inUse(b)) })
-	text := fmt.Sprintf("%s. They hold %d of the %d ports in use; the pool has %d.", snatMeaning(state), inUse(state), n.used, n.pool.Capacity)
+	text := fmt.Sprintf("%s. They hold %d of the %d ports in use; the pool has %d.", n.meaning(state), inUse(state), n.used, n.pool.Capacity)
 	if free := n.pool.Capacity - p.Held; n.reached.Has(SearchFailure) && free > 0 {
 		whose, reason := "the kernel's", "it does not try all"
 		switch {
@@ -109,10 +109,13 @@ func (n *snatPool) diagnosis() string {
 	return text
 }
 
-// snatMeaning says what it means that flows in a state hold most ports.
-func snatMeaning(s snat.State) string {
+// meaning says what it means that flows in a state hold most ports.
+func (n *snatPool) meaning(s snat.State) string {
 	switch s {
 	case snat.Established:
+		if n.pool.Cilium {
+			return "Open connections hold most ports, or connections whose ends are gone: Cilium tracks these for hours"
+		}
 		return "Open connections hold most ports, or connections whose ends are gone: connection tracking keeps these for days"
 	case snat.SynSent, snat.Unreplied:
 		return "Flows without an answer hold most ports: the destination does not answer"
@@ -123,6 +126,9 @@ func snatMeaning(s snat.State) string {
 	case snat.Replied:
 		return "Single exchanges over UDP hold most ports, until they expire"
 	case snat.Assured:
+		if n.pool.Cilium {
+			return "Exchanges over UDP hold most ports, single ones too"
+		}
 		return "Longer exchanges over UDP hold most ports"
 	default:
 		return "Connections that are being closed hold most ports"
@@ -199,14 +205,22 @@ func (n *snatPool) moreAddresses() Cure {
 
 func (n *snatPool) moreDestinations() Cure {
 	c := n.morePools("More destination addresses or ports")
-	c.Sentence = fmt.Sprintf("With at least %d more, less than half of the ports are in use.", c.N)
+	share := "half"
+	if n.pool.Cilium {
+		share = "40%"
+	}
+	c.Sentence = fmt.Sprintf("With at least %d more, less than %s of the ports are in use.", c.N, share)
 	c.Condition = "Clients use all of them alike."
 	return c
 }
 
-// morePools returns a cure that adds pools, so many that less than half of all ports are in use.
+// morePools returns a cure that adds pools, so many that less than half of all ports are in use, or of Cilium less than 40%: with more, its
+// searches fail.
 func (n *snatPool) morePools(title string) Cure {
 	more := max(2*n.used/n.pool.Capacity, 1)
+	if n.pool.Cilium {
+		more = max(5*n.used/(2*n.pool.Capacity), 1)
+	}
 	return Cure{Title: title, N: more, Now: n.now, Then: n.outlook((1+more)*n.pool.Capacity, n.report.Settings)}
 }
 
@@ -277,7 +291,8 @@ func (n *snatPool) withoutTranslation() Cure {
 	}
 	where := "Leave it out of the rule"
 	if n.pool.Cilium {
-		where = "Have Cilium leave it out: by ipv4NativeRoutingCIDR or ipv6NativeRoutingCIDR, or by nonMasqueradeCIDRs of its ip-masq-agent"
+		where = "Have Cilium leave it out: of masquerading by ipv4NativeRoutingCIDR or ipv6NativeRoutingCIDR, or by nonMasqueradeCIDRs of its ip-masq-agent; " +
+			"of an egress gateway by excludedCIDRs of its policy; of a service by externalTrafficPolicy: Local"
 	}
 	return Cure{
 		Title:     "Do not translate inside the network",

@@ -367,3 +367,40 @@ func TestSNATRunbook(t *testing.T) {
 		}
 	}
 }
+
+// TestSNATCilium has pools of Cilium: its datapath tells single exchanges over UDP from no others, drops packets before half of the ports are taken, and
+// does not only masquerade.
+func TestSNATCilium(t *testing.T) {
+	s := snatSettings
+	s.Cilium = snat.Cilium{Ports: pool.PortRange{Low: 40000, High: 40999}, Tries: 32}
+	for _, tt := range []struct {
+		name  string
+		flow  func(f *snat.Flow)
+		ports int
+		says  string
+		more  string
+	}{
+		{"open", func(*snat.Flow) {}, 950, "Open connections hold most ports, or connections whose ends are gone: Cilium tracks these for hours.", "With at least 2 more, less than 40% of the ports are in use."},
+		{"UDP", func(f *snat.Flow) { f.Protocol, f.State = snat.UDP, snat.Assured }, 600, "Exchanges over UDP hold most ports, single ones too.", "With at least 1 more, less than 40% of the ports are in use."},
+		{"full", func(*snat.Flow) {}, 1000, "Cilium tracks these for hours.", "With at least 2 more, less than 40% of the ports are in use."},
+	} {
+		f := tcpFlow(snat.Established, 40000)
+		f.Cilium, f.Destination = true, netip.MustParseAddrPort("10.0.0.7:443")
+		tt.flow(&f)
+		table := snat.NewTable(s)
+		manyClients(table, tt.ports, f)
+		r := table.Report(pool.Limits{MinPorts: 1, Most: 10})
+		a := SNAT(&r, &r.Pools[0])
+		if !strings.Contains(a.Diagnosis, tt.says) {
+			t.Errorf("%s: %s", tt.name, a.Diagnosis)
+		}
+		if len(a.Cures) != 2 || a.Cures[0].Sentence != tt.more {
+			t.Fatalf("%s: %+v", tt.name, a.Cures)
+		}
+		for _, want := range []string{"nonMasqueradeCIDRs", "egress gateway", "externalTrafficPolicy"} {
+			if !strings.Contains(a.Cures[1].Sentence, want) {
+				t.Errorf("%s: %s", tt.name, a.Cures[1].Sentence)
+			}
+		}
+	}
+}
