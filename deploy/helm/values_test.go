@@ -67,6 +67,7 @@ func TestBadValues(t *testing.T) {
 		"seLinuxOptions: {kind: spc_t}":           "'kind' not allowed",
 		"podAnnotations: {a: true}":               "'/podAnnotations/a'",
 		"nodePorts: 30000":                        "'/nodePorts'",
+		"cilium: true":                            "'/snat'",
 		"nodePorts: 30000-":                       "'/nodePorts'",
 	} {
 		_, err := template(load(t), values)
