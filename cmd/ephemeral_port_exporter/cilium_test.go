@@ -76,6 +76,20 @@ func pinCiliumMap(t *testing.T, mount, name string, key, value uint32) {
 	}
 }
 
+// TestCiliumNotAsked checks that there is nothing to be told of Cilium's source NAT where the user says that it has none.
+func TestCiliumNotAsked(t *testing.T) {
+	netnstest.IP(t, "link add cilium_host type veth peer name cilium_net")
+	t.Cleanup(func() { netnstest.IP(t, "link delete cilium_host") })
+	cmd := command(t, "--snat", "--path.bpffs=", "--web.listen-address=127.0.0.1:10397")
+	unprivileged(t, cmd, unix.CAP_NET_ADMIN)
+	e := start(t, cmd, "http://127.0.0.1:10397")
+	_, metrics := e.get(t, "/metrics")
+	_, page := e.get(t, "/?format=text")
+	if strings.Contains(metrics, "\nephemeral_port_snat_cilium") || strings.Contains(page, "Cilium") || strings.Contains(e.log.String(), "Cilium") {
+		t.Errorf("page\n%s\nlog\n%s", page, e.log)
+	}
+}
+
 // TestCiliumPrivileges finds out what the program needs to read Cilium's maps, and checks what it says without.
 func TestCiliumPrivileges(t *testing.T) {
 	mount := ciliumtest.MountBPF(t)

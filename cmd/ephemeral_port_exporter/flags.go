@@ -115,7 +115,7 @@ func addFlags(app *kingpin.Application) *flags {
 		podLogs: app.Flag("path.pod-logs",
 			"Directory in which kubelet has the logs of pods. The names in it are the names of pods, which the status page shows. No log is read.").Default(scan.DefaultPodLogs).String(),
 		bpffs: app.Flag("path.bpffs",
-			"Mount point of the BPF file system in which Cilium pins its maps. With --snat, the ports of its source NAT are read from them. A container needs that of the host.").Default("/sys/fs/bpf").String(),
+			"Mount point of the BPF file system in which Cilium pins its maps. With --snat, the ports of its source NAT are read from them. A container needs that of the host. Empty: Cilium has no source NAT of its own, and its maps are not read.").Default("/sys/fs/bpf").String(),
 		minPorts: countFlag(app, "destination.min-ports",
 			"Give a destination, or a pool of source NAT, series of its own only if it holds at least this many ports. 0 means 0.5% of the ports that it can have, at least 10, or of a destination 100 connections without an answer. The status page lists the 20 in most danger whatever this is.", "0"),
 		limit: countFlag(app, "destination.limit",

@@ -45,7 +45,7 @@ func (s *Scanner) DropCapabilities(listening bool) error {
 	if s.cfg.SNAT {
 		kept = append(kept, capability.NetAdmin)
 		// The others are for the maps of Cilium, whose agent can start later: see cilium.Open. Root owns them.
-		if os.Geteuid() != 0 {
+		if os.Geteuid() != 0 && s.cfg.BPFFS != "" {
 			kept = append(kept, capability.DACReadSearch)
 		}
 		if s.kernel.before(5, 19) && cilium.CheckFileSystem(s.cfg.BPFFS) == nil {

@@ -49,7 +49,7 @@ type Config struct {
 
 	SNAT      bool             // count the ports of source NAT
 	SNATPorts []pool.PortRange // that its rules choose from
-	BPFFS     string           // mount point of the BPF file system in which Cilium has its maps
+	BPFFS     string           // mount point of the BPF file system in which Cilium has its maps; if empty, nobody asks for these
 
 	NodePorts []pool.PortRange // of Kubernetes, see pool.Settings; Cilium's source NAT has the ports above the highest
 

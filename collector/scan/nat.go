@@ -113,7 +113,7 @@ func (s *Scanner) addNAT(n *Namespace, drops *dropCounter, deadline time.Time) {
 	start := time.Now()
 	lately := drops.observe(n.Conntrack.InsertFailed, start)
 	var maps *cilium.Maps
-	if n.Name == Self {
+	if n.Name == Self && s.cfg.BPFFS != "" {
 		if maps = s.openCilium(n); maps != nil {
 			defer maps.Close()
 		}
