@@ -63,7 +63,7 @@ func newNATDescs() natDescs {
 			"Highest utilization of those pools. Near 1, the limits hide a pool that is running out. Absent if there are none, or if none of them is known. Only with --snat.",
 			namespace, nil),
 		outsideFlows: prometheus.NewDesc("ephemeral_port_snat_outside_flows",
-			"Flows that source NAT gave a port outside --snat.port-range: the flag does not say what the rules do. Without clients on ports below 1024 that have such ports still. Only with --snat.",
+			"Flows that source NAT gave a port outside --snat.port-range, or Cilium one that is not above --node-ports: the flags do not say what the rules do. Without clients on ports below 1024 that have such ports still. Only with --snat.",
 			namespace, nil),
 		unknownPools: prometheus.NewDesc("ephemeral_port_snat_unknown_pools",
 			"Pools of source NAT whose utilization is not known, because --snat.port-range does not say what the rules do: more than a tenth of their flows are outside, or nearly all taken ports are whole blocks and packets were dropped in the last 5 minutes. Of Cilium: its flows contradict --node-ports. Only with --snat.",
