@@ -34,6 +34,17 @@ func TestCiliumUnread(t *testing.T) {
 	if most, ok := n["snat_max_utilization_ratio"]; ok || n["snat_cilium_error"] != "not read" {
 		t.Errorf("utilization %v, error %v", most, n["snat_cilium_error"])
 	}
+	if count, ok := n["snat_cilium_unassigned"]; ok {
+		t.Errorf("%v connections got no port", count)
+	}
+
+	s.Namespaces[0].Cilium = scan.Cilium{Result: read, Found: true, Counted: true, Unassigned: 3}
+	if err := json.Unmarshal([]byte(draw(t, s, View{Format: JSON})), &d); err != nil {
+		t.Fatal(err)
+	}
+	if n := d.Namespaces[0]; n["snat_cilium_unassigned"] != 3. {
+		t.Errorf("%v connections got no port, want 3", n["snat_cilium_unassigned"])
+	}
 }
 
 // TestCiliumPools checks what the page says of pools of Cilium: one where searches fail, and one on other ports than expected.

@@ -123,6 +123,7 @@ type documentConntrack struct {
 	OutsideFlows    *int           `json:"snat_outside_flows,omitempty"`
 	UnknownPools    *int           `json:"snat_unknown_pools,omitempty"`
 	Error           string         `json:"snat_error,omitempty"`
+	Unassigned      *uint64        `json:"snat_cilium_unassigned,omitempty"`
 	CiliumError     string         `json:"snat_cilium_error,omitempty"`
 }
 
@@ -142,8 +143,11 @@ func newDocumentConntrack(n *scan.Namespace) *documentConntrack {
 			doc.InsertFailed, doc.Dropped, doc.EarlyDropped = &t.InsertFailed, &t.Dropped, &t.EarlyDropped
 		}
 	}
-	if n.Cilium.Err != nil {
+	switch {
+	case n.Cilium.Err != nil:
 		doc.CiliumError = n.Cilium.Err.Error()
+	case n.Cilium.Counted:
+		doc.Unassigned = &n.Cilium.Unassigned
 	}
 	switch {
 	case n.NAT.Err != nil:
