@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -47,11 +48,11 @@ func TestCiliumUnread(t *testing.T) {
 				t.Errorf("--snat %v: metrics\n%s", tt.snat, metrics)
 			}
 		}
+		if err := e.stop(t); err != nil { // the log is whole then
+			t.Error(err)
+		}
 		if got := strings.Count(e.log.String(), "of Cilium is not known"); got > 1 || !strings.Contains(e.log.String(), tt.logs) {
 			t.Errorf("--snat %v: %d lines of the log\n%s", tt.snat, got, e.log)
-		}
-		if err := e.stop(t); err != nil {
-			t.Error(err)
 		}
 	}
 }
@@ -128,11 +129,11 @@ func TestCiliumPrivileges(t *testing.T) {
 			if got := sample(t, metrics, `ephemeral_port_snat_cilium_collect_success{netns="self"} `); got != tt.success {
 				t.Errorf("success %v, want %v; log:\n%s", got, tt.success, e.log)
 			}
+			if err := e.stop(t); err != nil { // the log is whole then
+				t.Error(err)
+			}
 			if said := strings.Contains(e.log.String(), "need the user root, or CAP_DAC_READ_SEARCH"); said == (tt.success == 1) {
 				t.Errorf("log:\n%s", e.log)
-			}
-			if err := e.stop(t); err != nil {
-				t.Error(err)
 			}
 		})
 	}
@@ -188,6 +189,9 @@ func TestCiliumFaults(t *testing.T) {
 			t.Errorf("%s: success %v, want %v", step.name, got, step.success)
 		}
 		_, _ = e.get(t, "/metrics")
+		for deadline := time.Now().Add(5 * time.Second); !strings.Contains(e.log.String()[before:], step.log) && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond)
+		}
 		log := e.log.String()[before:]
 		if got := strings.Count(log, "of Cilium is not known"); got > 1 || (got == 1) != (step.log != "") || !strings.Contains(log, step.log) {
 			t.Errorf("%s: log\n%s\nwant %q", step.name, log, step.log)
@@ -228,6 +232,9 @@ func TestCiliumForged(t *testing.T) {
 	netnstest.IP(t, "link add cilium_host type veth peer name cilium_net")
 	t.Cleanup(func() { netnstest.IP(t, "link delete cilium_host") })
 	_, metrics := e.get(t, "/metrics")
+	if err := e.stop(t); err != nil { // the log is whole then
+		t.Error(err)
+	}
 	if got := sample(t, metrics, `ephemeral_port_snat_cilium_collect_success{netns="self"} `); got != 0 || !strings.Contains(e.log.String(), "belongs to user 65534") {
 		t.Errorf("with Cilium: success %v; log\n%s", got, e.log)
 	}

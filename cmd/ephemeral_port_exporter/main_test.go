@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/big"
@@ -46,6 +47,10 @@ func TestMain(m *testing.M) {
 	}
 	if spec := os.Getenv(envGoProxy); spec != "" {
 		os.Exit(goProxyMain(spec))
+	}
+	flag.Parse()
+	for version := range strings.SplitSeq(*ciliumVersions, ",") {
+		_ = netnstest.Download("github.com/cilium/cilium@" + version) // the tests that need it say what is wrong
 	}
 	os.Exit(netnstest.Main(m, netnstest.Program{Name: name, Args: []string{"build", "."}}))
 }

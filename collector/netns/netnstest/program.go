@@ -21,6 +21,19 @@ type Program struct {
 	Dir  string   // working directory of go, if not that of the tests
 }
 
+// Download has go(1) download a module with its version. The tests themselves have no network.
+func Download(module string) error {
+	if os.Getenv(envInside) != "" {
+		return nil
+	}
+	cmd := exec.Command("go", "mod", "download", module)
+	cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("download %s: %w: %s", module, err, out)
+	}
+	return nil
+}
+
 // ProgramPath returns the path of the program with that name. Every user may run it.
 func ProgramPath(name string) string { return filepath.Join(os.Getenv(envPrograms), name) }
 
