@@ -3,6 +3,7 @@ package status
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -104,5 +105,26 @@ func TestCiliumPools(t *testing.T) {
 				t.Errorf("the page has advice for the kernel's source NAT:\n%s", text)
 			}
 		})
+	}
+}
+
+// TestUnknownPools has a pool of the kernel and one of Cilium of which nothing is known: each is told with the flag that it depends on.
+func TestUnknownPools(t *testing.T) {
+	of := func(destination string, cilium bool) snat.Pool {
+		return snat.Pool{
+			Protocol: snat.TCP, Source: netip.MustParseAddr("10.2.0.1"), Address: netip.MustParseAddrPort(destination), Cilium: cilium,
+			Capacity: 1000, Held: 10, Outside: 500, Utilization: math.NaN(), Ceiling: math.NaN(),
+		}
+	}
+	s := quiet()
+	s.Namespaces[0].NAT = scan.NAT{Result: read, Report: snat.Report{CapacityPorts: 1000, Pools: []snat.Pool{of("10.0.0.1:443", false), of("10.0.0.2:443", true)}}}
+	text := strings.Join(strings.Fields(draw(t, s, View{Format: Text})), " ")
+	for _, want := range []string{
+		"1 pool of source NAT may be full, as --snat.port-range does not say what the rules do: tcp to 10.0.0.1:443 from 10.2.0.1",
+		"1 pool of source NAT may be full, as --node-ports does not say which ports Cilium has: tcp to 10.0.0.2:443 from 10.2.0.1",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page lacks %q:\n%s", want, text)
+		}
 	}
 }

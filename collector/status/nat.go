@@ -73,11 +73,13 @@ func natRate(r float64) string {
 // judgeNAT finds the worst pool that is in danger, the worst of which it is not known, and the namespaces where limits leave
 // out one that is worse.
 func (p *page) judgeNAT(s *scan.Snapshot, c cleaner) {
-	var inDanger, notKnown []*natPool
+	var inDanger, notKnown, notKnownCilium []*natPool
 	for _, n := range p.NAT {
-		switch n.Level {
-		case calm:
-		case unknown:
+		switch {
+		case n.Level == calm:
+		case n.Level == unknown && n.pool.Cilium:
+			notKnownCilium = append(notKnownCilium, n)
+		case n.Level == unknown:
 			notKnown = append(notKnown, n)
 		default:
 			inDanger = append(inDanger, n)
@@ -90,11 +92,8 @@ func (p *page) judgeNAT(s *scan.Snapshot, c cleaner) {
 		}
 	}
 	find(inDanger, "%s of source NAT in danger: %s.")
-	flag := "--snat.port-range does not say what the rules do"
-	if len(notKnown) > 0 && notKnown[0].pool.Cilium {
-		flag = "--node-ports does not say which ports Cilium has"
-	}
-	find(notKnown, "%s of source NAT may be full, as "+flag+": %s.")
+	find(notKnown, "%s of source NAT may be full, as --snat.port-range does not say what the rules do: %s.")
+	find(notKnownCilium, "%s of source NAT may be full, as --node-ports does not say which ports Cilium has: %s.")
 	for i := range s.Namespaces {
 		n := &s.Namespaces[i]
 		if worst := advice.ReachedUnreportedSNAT(&n.NAT.Report); n.NAT.Outcome == scan.Collected && worst.Level() > calm {
