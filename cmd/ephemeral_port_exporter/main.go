@@ -106,7 +106,7 @@ func run(flags *flags, logger *slog.Logger) error {
 	if !*flags.disableExporterMetrics {
 		registry.MustRegister(
 			collectors.NewGoCollector(),
-			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+			newProcessCollector(),
 		)
 	}
 	server := web.New(flags.webConfig(registry, scanner, past, logger))
