@@ -303,18 +303,15 @@ func TestKernel(t *testing.T) {
 	}
 }
 
-// TestHasServiceProxy finds the signs of service proxies and of Cilium, each alone.
+// TestHasServiceProxy finds the signs of service proxies, each alone.
 func TestHasServiceProxy(t *testing.T) {
-	for file, want := range map[string]bool{
-		"sys/net/ipv4/vs/conn_reuse_mode": true, "sys/net/ipv4/conf/kube-ipvs0/forwarding": true, "sys/net/ipv4/conf/cilium_host/forwarding": true,
-		"sys/net/ipv4/conf/eth0/forwarding": false,
+	for file, want := range map[string]struct{ ipvs, cilium bool }{
+		"sys/net/ipv4/vs/conn_reuse_mode": {ipvs: true}, "sys/net/ipv4/conf/kube-ipvs0/forwarding": {ipvs: true},
+		"sys/net/ipv4/conf/cilium_host/forwarding": {cilium: true}, "sys/net/ipv4/conf/eth0/forwarding": {},
 	} {
 		ns := open(t, mount(t, map[string]string{file: "1\n"}))
-		if got := ns.HasServiceProxy(); got != want {
-			t.Errorf("%s: got %v", file, got)
-		}
-		if got, want := ns.HasCilium(), strings.Contains(file, "cilium"); got != want {
-			t.Errorf("%s: Cilium %v", file, got)
+		if ipvs, cilium := ns.HasIPVS(), ns.HasCilium(); ipvs != want.ipvs || cilium != want.cilium {
+			t.Errorf("%s: IPVS %v, Cilium %v", file, ipvs, cilium)
 		}
 	}
 }

@@ -90,11 +90,12 @@ func parseSockstat(content, protocol, name string) (int, bool) {
 		if !strings.HasPrefix(line, protocol) {
 			continue
 		}
-		fields := strings.Fields(line)
-		for i := 1; i+1 < len(fields); i += 2 {
-			if fields[i] == name {
-				return parseInt(fields[i+1])
+		found := false
+		for field := range strings.FieldsSeq(line[len(protocol):]) {
+			if found {
+				return parseInt(field)
 			}
+			found = field == name
 		}
 	}
 	return 0, false
@@ -103,23 +104,22 @@ func parseSockstat(content, protocol, name string) (int, bool) {
 // parseNetstat returns a counter from pairs of lines: the first line has the names, the second the
 // values.
 func parseNetstat(content, protocol, name string) (uint64, bool) {
-	var names []string
+	column := -1 // of the name
 	for line := range strings.Lines(content) {
-		fields := strings.Fields(line)
-		if len(fields) == 0 || fields[0] != protocol {
+		if first, _, _ := strings.Cut(strings.TrimRight(line, "\n"), " "); first != protocol {
 			continue
 		}
-		if names == nil {
-			names = fields
-			continue
-		}
-		for i := 1; i < len(names) && i < len(fields); i++ {
-			if names[i] == name {
-				n, err := strconv.ParseUint(fields[i], 10, 64)
+		i := 0
+		for field := range strings.FieldsSeq(line) {
+			switch {
+			case column < 0 && field == name:
+				column = i
+			case column == i:
+				n, err := strconv.ParseUint(field, 10, 64)
 				return n, err == nil
 			}
+			i++
 		}
-		return 0, false
 	}
 	return 0, false
 }

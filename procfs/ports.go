@@ -79,13 +79,13 @@ func (ns *Namespace) IPUnprivilegedPortStart() (uint16, error) {
 	return uint16(n), err
 }
 
-// HasServiceProxy reports whether IPVS is loaded, or a network interface of kube-proxy with IPVS or of Cilium is there.
-// These lead the packets for a port elsewhere without connection tracking, and without a socket on the port.
-func (ns *Namespace) HasServiceProxy() bool {
-	return slices.ContainsFunc([]string{"vs", "conf/kube-ipvs0", "conf/cilium_host"}, ns.ipv4.has)
+// HasIPVS reports whether IPVS is loaded, or its network interface of kube-proxy is there. It leads the packets for a port elsewhere without
+// connection tracking, and without a socket on the port.
+func (ns *Namespace) HasIPVS() bool {
+	return slices.ContainsFunc([]string{"vs", "conf/kube-ipvs0"}, ns.ipv4.has)
 }
 
-// HasCilium reports whether a network interface of Cilium is there.
+// HasCilium reports whether a network interface of Cilium is there. It leads packets elsewhere as IPVS does.
 func (ns *Namespace) HasCilium() bool { return ns.ipv4.has("conf/cilium_host") }
 
 // parseLocalPortRange parses "32768	60999".

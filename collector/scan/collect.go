@@ -32,30 +32,31 @@ func (n *Namespace) fail(err error) {
 }
 
 // collect reads the sockets of the calling thread's namespace into n, with what is known of it. It takes
-// the time of tcpPart and udpPart.
-func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, overflows *overflowCounter, b *budget) {
+// the time of tcpPart and udpPart. It returns countElsewhere.
+func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, overflows *overflowCounter, b *budget) (elsewhere int) {
 	start := time.Now()
 	ns, err := s.proc.Namespace()
 	if err != nil {
 		n.fail(err)
-		return
+		return 0
 	}
 	defer ns.Close()
 	settings, err := readPorts(ns)
 	if err != nil {
 		n.fail(err)
-		return
+		return 0
 	}
 	settings.NodePorts = s.cfg.NodePorts
-	settings.MayRedirect = n.Conntrack.Entries > 0 || ns.HasServiceProxy()
-	n.Cilium.Found = n.Name == Self && ns.HasCilium()
+	cilium := ns.HasCilium()
+	settings.MayRedirect = n.Conntrack.Entries > 0 || cilium || ns.HasIPVS()
+	n.Cilium.Found = n.Name == Self && cilium
 	n.UDP = s.countUDP(settings)
 	b.due[udpPart] = n.UDP.Outcome == Collected
 	if n.TCP, err = s.collectTCP(ns, settings, known, b.until(tcpPart)); err != nil {
 		n.TCP = TCP{Result: failure(err)}
 	} else {
 		n.TCP.Duration = time.Since(start)
-		if n.TimeWait, err = s.countTimeWait(ns); err != nil {
+		if n.TimeWait, elsewhere, err = s.countTimeWait(ns); err != nil {
 			n.TimeWait.Result = failure(err)
 		} else {
 			n.TimeWait.Recent, n.TimeWait.Window = overflows.observe(overflowSample{time.Now(), n.TimeWait.Overflows})
@@ -65,6 +66,7 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, overflows *overfl
 		s.collectUDP(&n.UDP, settings, b.until(udpPart))
 	}
 	s.shareServers(n, settings, b.until(udpPart))
+	return elsewhere
 }
 
 // shareServers tells the report of each protocol on which ports the other one has servers: both have the same range. UDP
@@ -108,21 +110,27 @@ func (s *Scanner) collectTCP(ns *procfs.Namespace, settings pool.Settings, known
 	return tcp, nil
 }
 
-// countTimeWait reads what the kernel counts of TIME_WAIT in the calling thread's namespace.
-func (s *Scanner) countTimeWait(ns *procfs.Namespace) (TimeWait, error) {
+// countTimeWait reads what the kernel counts of TIME_WAIT in the calling thread's namespace, and how many TCP sockets are elsewhere.
+func (s *Scanner) countTimeWait(ns *procfs.Namespace) (_ TimeWait, elsewhere int, err error) {
 	sockstat, err := s.proc.Sockstat()
 	if err != nil {
-		return TimeWait{}, err
+		return TimeWait{}, 0, err
 	}
+	elsewhere = countElsewhere(sockstat)
 	limit, err := ns.TCPMaxTWBuckets()
 	if err != nil {
-		return TimeWait{}, err
+		return TimeWait{}, elsewhere, err
 	}
 	overflows, err := s.proc.TimeWaitOverflows()
 	if err != nil {
-		return TimeWait{}, err
+		return TimeWait{}, elsewhere, err
 	}
-	return TimeWait{Result: Result{Outcome: Collected}, Sockets: sockstat.TimeWait, Limit: limit, Overflows: overflows}, nil
+	return TimeWait{Result: Result{Outcome: Collected}, Sockets: sockstat.TimeWait, Limit: limit, Overflows: overflows}, elsewhere, nil
+}
+
+// countElsewhere returns how many TCP sockets of the host are not in the namespace of a Sockstat, or have no port. It is 0 if that is not known.
+func countElsewhere(s procfs.Sockstat) int {
+	return max(s.Allocated-s.InUse, 0) // the kernel does not read both at once
 }
 
 // readPorts returns Settings with the sysctls that say which ports connect() may choose, for TCP and

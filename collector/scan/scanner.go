@@ -256,7 +256,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	b.due[natPart] = s.cfg.SNAT && (self.Conntrack.Entries > 0 || s.ciliumRead)
 	others := s.cfg.othersInScope()
 	b.due[surveyPart], b.due[socketsPart], b.due[flowsPart] = others, others, s.manyFlows()
-	s.collect(&self, &s.learned, &s.overflows, b)
+	elsewhere := s.collect(&self, &s.learned, &s.overflows, b)
 	if s.cfg.SNAT {
 		s.addNAT(&self, &s.natDrops, b.until(natPart))
 	}
@@ -264,11 +264,9 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 		namespaces []Namespace
 		failures   []discoveryFailure
 	)
-	elsewhere := 0
 	if others {
 		namespaces, failures = s.scanOthers(&self, b)
-	} else {
-		elsewhere = s.countElsewhere()
+		elsewhere = 0
 	}
 	snapshot := Snapshot{
 		Namespaces:        append([]Namespace{self}, namespaces...),
@@ -289,15 +287,6 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	s.namePods(&snapshot)
 	snapshot.Time = time.Now()
 	return snapshot, failures
-}
-
-// countElsewhere returns Snapshot.Elsewhere.
-func (s *Scanner) countElsewhere() int {
-	sockstat, err := s.proc.Sockstat()
-	if err != nil {
-		return 0 // who reads the sockets says why
-	}
-	return max(sockstat.Allocated-sockstat.InUse, 0)
 }
 
 // keepLearned bounds what is remembered of clients and peers by what is reported.
