@@ -2,12 +2,12 @@ package web
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -15,22 +15,30 @@ import (
 	"github.com/prometheus/common/expfmt"
 
 	"ephemeral_port_exporter/collector"
+	"ephemeral_port_exporter/collector/scan"
 )
 
 // A metricsHandler serves scrapes.
 type metricsHandler struct {
-	scans    *scans
-	sender   *sender
-	registry *prometheus.Registry
-	opts     promhttp.HandlerOpts
+	scans  *scans
+	sender *sender
+	opts   promhttp.HandlerOpts
+
+	mu   sync.Mutex           // guards host
+	host *hostCollector       // in all
+	all  *prometheus.Registry // with the metrics about the exporter
 
 	compressor compressor
 }
 
+// A hostCollector is the Collector of the scan whose metrics are gathered. It is registered once: a registry for each scan, and merging its
+// metrics with others, would be a third of the garbage of a scrape of an idle host.
+type hostCollector struct{ *collector.Collector }
+
 // newMetricsHandler returns a handler for the metrics of the registry and of scans.
 func newMetricsHandler(c Config, scans *scans, sender *sender) http.Handler {
 	h := &metricsHandler{
-		scans: scans, sender: sender, registry: c.Registry,
+		scans: scans, sender: sender, host: &hostCollector{collector.New(scan.Snapshot{})}, all: prometheus.NewRegistry(),
 		opts: promhttp.HandlerOpts{
 			ErrorLog:        encodingLog{c.Logger},
 			ErrorHandling:   promhttp.ContinueOnError,
@@ -39,11 +47,13 @@ func newMetricsHandler(c Config, scans *scans, sender *sender) http.Handler {
 			DisableCompression: true, // see compressor
 		},
 	}
-	if !c.ExporterMetrics {
-		return h
+	handler := http.Handler(h)
+	if c.ExporterMetrics {
+		h.opts.Registry = c.Registry
+		handler = promhttp.InstrumentMetricHandler(c.Registry, h)
 	}
-	h.opts.Registry = c.Registry
-	return promhttp.InstrumentMetricHandler(c.Registry, h)
+	h.all.MustRegister(h.host, c.Registry)
+	return handler
 }
 
 // ServeHTTP implements http.Handler. A scrape gets values of no earlier scan.
@@ -59,8 +69,11 @@ func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return nil, err
 		}
-		wanted := all.named(names)
-		key.names = wanted.names()
+		wanted := all
+		if len(names) > 0 {
+			wanted = all.named(names)
+			key.names = wanted.names()
+		}
 		return s.metrics.get(ctx, key, varied, func() *answer { return h.encode(wanted, key) })
 	}))
 }
@@ -78,27 +91,23 @@ func (h *metricsHandler) gather(ctx context.Context, s *scanned) (families, erro
 		return families{}, err
 	}
 	defer leave()
-	host := prometheus.NewRegistry()
-	host.MustRegister(collector.New(s.Snapshot))
-	list, err := host.Gather()
-	others, othersErr := h.registry.Gather()
-	// prometheus.Gatherers would check each metric once more: no name is in both.
-	list = append(list, others...)
-	slices.SortFunc(list, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
-	return families{list, errors.Join(err, othersErr)}, nil
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.host.Collector = collector.New(s.Snapshot)
+	list, err := h.all.Gather()
+	h.host.Collector = nil // it would hold the snapshot until the next scrape
+	return families{list, err}, nil
 }
 
-// named returns the families with these names, or all if there are none, as promhttp does.
+// named returns the families with these names.
 func (f families) named(names []string) families {
-	if len(names) == 0 {
-		return f
-	}
 	return families{slices.DeleteFunc(slices.Clone(f.list), func(m *dto.MetricFamily) bool { return !slices.Contains(names, m.GetName()) }), f.err}
 }
 
-// names returns the names of the families.
+// names returns the names of the families. It is not empty if there are none.
 func (f families) names() string {
 	var b strings.Builder
+	b.WriteByte(' ')
 	for _, m := range f.list {
 		b.WriteString(m.GetName() + " ")
 	}
@@ -109,7 +118,7 @@ func (f families) names() string {
 type metricsKey struct {
 	format   expfmt.Format // with its version and escaping
 	encoding string        // gzip or identity
-	names    string        // of the families
+	names    string        // of the families, if not all are asked for
 }
 
 // usual reports whether monitoring systems ask for this format. There are 20 with their encodings, and 50 others.
