@@ -6,11 +6,13 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/procfs"
 )
 
 // TestProcessCollector compares the metrics of this process with those of Prometheus' collector.
@@ -44,6 +46,29 @@ func TestProcessCollector(t *testing.T) {
 		exact := name == "process_start_time_seconds" || strings.Contains(name, "_max_")
 		if value != want[name] && (exact || math.Abs(value-want[name]) > want[name]/2+1) {
 			t.Errorf("%s: %v, want %v", name, value, want[name])
+		}
+	}
+}
+
+// TestProcessStart has a clock that is set: then, and not before, the start is read again.
+func TestProcessStart(t *testing.T) {
+	proc, err := procfs.Self()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProcessCollector()
+	want := p.startOf(proc)
+	if ago := time.Since(time.Unix(int64(want), 0)); ago < 0 || ago > time.Hour {
+		t.Errorf("started %v ago", ago)
+	}
+	for _, step := range []time.Duration{0, time.Hour, -time.Second, 50 * time.Millisecond} {
+		p.started, p.step = 1, step
+		want := want
+		if step.Abs() < 100*time.Millisecond {
+			want = 1
+		}
+		if got := p.startOf(proc); got != want {
+			t.Errorf("the clock was set by %v: started at %v, want %v", -step, got, want)
 		}
 	}
 }
