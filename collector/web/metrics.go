@@ -20,14 +20,17 @@ import (
 
 // A metricsHandler serves scrapes.
 type metricsHandler struct {
-	scans  *scans
-	sender *sender
-	opts   promhttp.HandlerOpts
+	scans   *scans
+	sender  *sender
+	formats []expfmt.Format
 
-	mu   sync.Mutex           // guards host
-	host *hostCollector       // in all
-	all  *prometheus.Registry // with the metrics about the exporter
+	gathering sync.Mutex           // guards the next two
+	host      *hostCollector       // in all
+	all       *prometheus.Registry // with the metrics about the exporter
 
+	encoding   sync.Mutex // guards the rest
+	encoder    http.Handler
+	wanted     families // what encoder encodes
 	compressor compressor
 }
 
@@ -38,20 +41,22 @@ type hostCollector struct{ *collector.Collector }
 // newMetricsHandler returns a handler for the metrics of the registry and of scans.
 func newMetricsHandler(c Config, scans *scans, sender *sender) http.Handler {
 	h := &metricsHandler{
-		scans: scans, sender: sender, host: &hostCollector{collector.New(scan.Snapshot{})}, all: prometheus.NewRegistry(),
-		opts: promhttp.HandlerOpts{
-			ErrorLog:        encodingLog{c.Logger},
-			ErrorHandling:   promhttp.ContinueOnError,
-			AcceptedFormats: expfmt.DefaultOpenMetricsAcceptedFormats(),
+		scans: scans, sender: sender, formats: expfmt.DefaultOpenMetricsAcceptedFormats(),
+		host: &hostCollector{collector.New(scan.Snapshot{})}, all: prometheus.NewRegistry(),
+	}
+	opts := promhttp.HandlerOpts{
+		ErrorLog:        encodingLog{c.Logger},
+		ErrorHandling:   promhttp.ContinueOnError,
+		AcceptedFormats: h.formats,
 
-			DisableCompression: true, // see compressor
-		},
+		DisableCompression: true, // see compressor
 	}
 	handler := http.Handler(h)
 	if c.ExporterMetrics {
-		h.opts.Registry = c.Registry
+		opts.Registry = c.Registry
 		handler = promhttp.InstrumentMetricHandler(c.Registry, h)
 	}
+	h.encoder = promhttp.HandlerFor(prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return h.wanted.list, h.wanted.err }), opts)
 	h.all.MustRegister(h.host, c.Registry)
 	return handler
 }
@@ -59,7 +64,7 @@ func newMetricsHandler(c Config, scans *scans, sender *sender) http.Handler {
 // ServeHTTP implements http.Handler. A scrape gets values of no earlier scan.
 func (h *metricsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	names := r.URL.Query()["name[]"]
-	key := metricsKey{format: expfmt.NegotiateAccept(r.Header, h.opts.AcceptedFormats...), encoding: "identity"}
+	key := metricsKey{format: expfmt.NegotiateAccept(r.Header, h.formats...), encoding: "identity"}
 	if prefersGzip(r.Header) {
 		key.encoding = "gzip"
 	}
@@ -91,8 +96,8 @@ func (h *metricsHandler) gather(ctx context.Context, s *scanned) (families, erro
 		return families{}, err
 	}
 	defer leave()
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.gathering.Lock()
+	defer h.gathering.Unlock()
 	h.host.Collector = collector.New(s.Snapshot)
 	list, err := h.all.Gather()
 	h.host.Collector = nil // it would hold the snapshot until the next scrape
@@ -130,10 +135,13 @@ func (k metricsKey) usual() bool {
 
 // encode returns the metrics in the format and encoding of a key.
 func (h *metricsHandler) encode(f families, key metricsKey) *answer {
-	gather := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return f.list, f.err })
+	h.encoding.Lock()
+	defer h.encoding.Unlock()
+	h.wanted = f
+	defer func() { h.wanted = families{} }()
 	a := newAnswer()
 	write := func(w http.ResponseWriter) {
-		promhttp.HandlerFor(gather, h.opts).ServeHTTP(w, &http.Request{URL: &url.URL{}, Header: http.Header{"Accept": {string(key.format)}}})
+		h.encoder.ServeHTTP(w, &http.Request{URL: &url.URL{}, Header: http.Header{"Accept": {string(key.format)}}})
 	}
 	if key.encoding == "gzip" {
 		h.compressor.compress(a, write)
