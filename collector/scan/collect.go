@@ -32,32 +32,33 @@ func (n *Namespace) fail(err error) {
 }
 
 // collect reads the sockets of the calling thread's namespace into n, with what is known of it. It takes
-// the time of tcpPart and udpPart. It returns countElsewhere.
-func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, overflows *overflowCounter, b *budget) (elsewhere int) {
+// the time of tcpPart and udpPart. It returns what the kernel counts of the sockets, as far as that is known.
+func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, overflows *overflowCounter, b *budget) procfs.Sockstat {
 	start := time.Now()
 	ns, err := s.proc.Namespace()
 	if err != nil {
 		n.fail(err)
-		return 0
+		return procfs.Sockstat{}
 	}
 	defer ns.Close()
 	settings, err := readPorts(ns)
 	if err != nil {
 		n.fail(err)
-		return 0
+		return procfs.Sockstat{}
 	}
 	settings.NodePorts = s.cfg.NodePorts
 	cilium := ns.HasCilium()
 	settings.MayRedirect = n.Conntrack.Entries > 0 || cilium || ns.HasIPVS()
 	n.Cilium.Found = n.Name == Self && cilium
-	n.UDP = s.countUDP(settings)
+	sockstat, noSockstat := s.proc.Sockstat()
+	n.UDP = countUDP(sockstat, noSockstat, settings)
 	b.due[udpPart] = n.UDP.Outcome == Collected
 	if n.TCP, err = s.collectTCP(ns, settings, known, b.until(tcpPart)); err != nil {
 		n.TCP = TCP{Result: failure(err)}
 	} else {
 		n.TCP.Duration = time.Since(start)
-		if n.TimeWait, elsewhere, err = s.countTimeWait(ns); err != nil {
-			n.TimeWait.Result = failure(err)
+		if n.TimeWait, err = s.countTimeWait(ns, sockstat.TimeWait); cmp.Or(noSockstat, err) != nil {
+			n.TimeWait = TimeWait{Result: failure(cmp.Or(noSockstat, err))}
 		} else {
 			n.TimeWait.Recent, n.TimeWait.Window = overflows.observe(overflowSample{time.Now(), n.TimeWait.Overflows})
 		}
@@ -66,7 +67,7 @@ func (s *Scanner) collect(n *Namespace, known *pool.Knowledge, overflows *overfl
 		s.collectUDP(&n.UDP, settings, b.until(udpPart))
 	}
 	s.shareServers(n, settings, b.until(udpPart))
-	return elsewhere
+	return sockstat
 }
 
 // shareServers tells the report of each protocol on which ports the other one has servers: both have the same range. UDP
@@ -110,27 +111,17 @@ func (s *Scanner) collectTCP(ns *procfs.Namespace, settings pool.Settings, known
 	return tcp, nil
 }
 
-// countTimeWait reads what the kernel counts of TIME_WAIT in the calling thread's namespace, and how many TCP sockets are elsewhere.
-func (s *Scanner) countTimeWait(ns *procfs.Namespace) (_ TimeWait, elsewhere int, err error) {
-	sockstat, err := s.proc.Sockstat()
-	if err != nil {
-		return TimeWait{}, 0, err
-	}
-	elsewhere = countElsewhere(sockstat)
+// countTimeWait returns what the kernel counts of TIME_WAIT in the calling thread's namespace, given the sockets in it.
+func (s *Scanner) countTimeWait(ns *procfs.Namespace, sockets int) (TimeWait, error) {
 	limit, err := ns.TCPMaxTWBuckets()
 	if err != nil {
-		return TimeWait{}, elsewhere, err
+		return TimeWait{}, err
 	}
 	overflows, err := s.proc.TimeWaitOverflows()
 	if err != nil {
-		return TimeWait{}, elsewhere, err
+		return TimeWait{}, err
 	}
-	return TimeWait{Result: Result{Outcome: Collected}, Sockets: sockstat.TimeWait, Limit: limit, Overflows: overflows}, elsewhere, nil
-}
-
-// countElsewhere returns how many TCP sockets of the host are not in the namespace of a Sockstat, or have no port. It is 0 if that is not known.
-func countElsewhere(s procfs.Sockstat) int {
-	return max(s.Allocated-s.InUse, 0) // the kernel does not read both at once
+	return TimeWait{Result: Result{Outcome: Collected}, Sockets: sockets, Limit: limit, Overflows: overflows}, nil
 }
 
 // readPorts returns Settings with the sysctls that say which ports connect() may choose, for TCP and

@@ -256,7 +256,7 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	b.due[natPart] = s.cfg.SNAT && (self.Conntrack.Entries > 0 || s.ciliumRead)
 	others := s.cfg.othersInScope()
 	b.due[surveyPart], b.due[socketsPart], b.due[flowsPart] = others, others, s.manyFlows()
-	elsewhere := s.collect(&self, &s.learned, &s.overflows, b)
+	sockstat := s.collect(&self, &s.learned, &s.overflows, b)
 	if s.cfg.SNAT {
 		s.addNAT(&self, &s.natDrops, b.until(natPart))
 	}
@@ -264,9 +264,11 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 		namespaces []Namespace
 		failures   []discoveryFailure
 	)
+	elsewhere := 0
 	if others {
 		namespaces, failures = s.scanOthers(&self, b)
-		elsewhere = 0
+	} else {
+		elsewhere = countElsewhere(sockstat)
 	}
 	snapshot := Snapshot{
 		Namespaces:        append([]Namespace{self}, namespaces...),
@@ -287,6 +289,11 @@ func (s *Scanner) scan(deadline time.Time) (Snapshot, []discoveryFailure) {
 	s.namePods(&snapshot)
 	snapshot.Time = time.Now()
 	return snapshot, failures
+}
+
+// countElsewhere returns how many TCP sockets of the host are not in the namespace of a Sockstat, or have no port. It is 0 if that is not known.
+func countElsewhere(s procfs.Sockstat) int {
+	return max(s.Allocated-s.InUse, 0) // the kernel does not read both at once
 }
 
 // keepLearned bounds what is remembered of clients and peers by what is reported.

@@ -12,12 +12,12 @@ import (
 	"ephemeral_port_exporter/collector/internal/tcpstate"
 	"ephemeral_port_exporter/collector/pool"
 	"ephemeral_port_exporter/collector/sockdiag"
+	"ephemeral_port_exporter/procfs"
 )
 
-// countUDP counts the UDP sockets of the calling thread's namespace. They are Idle if they are few: the
+// countUDP counts the UDP sockets of a namespace by its Sockstat, if err is nil. They are Idle if they are few: the
 // kernel walks those of the whole host. Otherwise they are to be collected.
-func (s *Scanner) countUDP(settings pool.Settings) UDP {
-	sockstat, err := s.proc.Sockstat()
+func countUDP(sockstat procfs.Sockstat, err error, settings pool.Settings) UDP {
 	if err != nil {
 		return UDP{Result: failure(err)}
 	}
