@@ -145,10 +145,10 @@ func TestChart(t *testing.T) {
 		must(t, "helm uninstall --wait "+release+" "+namespace)
 		for _, line := range []string{
 			"kubectl get --no-headers daemonsets,pods,services,secrets " + namespace,
-			"kubectl get --no-headers serviceaccounts,configmaps " + namespace + " | grep -v -e /default -e /kube-root-ca.crt || true",
-			"kubectl get --no-headers clusterroles,clusterrolebindings,customresourcedefinitions,priorityclasses | grep " + release + " || true",
-			"ctr -n k8s.io containers ls | grep ephemeral_port || true",
-			"pgrep -l ephemeral_port || true",
+			"set -o pipefail; kubectl get --no-headers serviceaccounts,configmaps " + namespace + " | sed '/\\/default /d; /\\/kube-root-ca.crt /d'",
+			"set -o pipefail; kubectl get --no-headers clusterroles,clusterrolebindings,customresourcedefinitions,priorityclasses | sed -n /" + release + "/p",
+			"set -o pipefail; ctr -n k8s.io containers ls | sed -n /ephemeral_port/p",
+			"pgrep -l ephemeral_port || [ $? = 1 ]",
 		} {
 			if err := eventually(20*time.Second, func() error {
 				out, err := command(line)
