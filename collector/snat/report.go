@@ -94,8 +94,10 @@ func (t *Table) Report(limits limit.Limits) Report {
 	if t.cilium.contradicts(t.settings.Cilium) {
 		r.CiliumFrom = t.cilium.lowest
 	}
-	var candidates []candidate
-	var low, over []candidate // the first of those that hold too few ports for series, and of those beyond the limit
+	var candidates []candidate // that may have series, and with twins the others too
+	// These hold too few ports for series. There can be very many, so only those in most danger are kept.
+	low := limit.Top[candidate]{Most: limit.Listed, Order: func(a, b candidate) int { return byDanger(&a.Pool, &b.Pool) }}
+	var over []candidate // the first of those beyond the limit
 	small := limit.Top[smallPool]{Most: limit.Listed, Order: t.compareSmall}
 	anyKnown := false
 	for n, c := range t.all() {
@@ -128,20 +130,24 @@ func (t *Table) Report(limits limit.Limits) Report {
 		} else {
 			r.UnknownPools++
 		}
-		candidates = append(candidates, candidate{p, c, searched})
+		next := candidate{p, c, searched}
+		if !t.twins && !next.hasSeries(limits) {
+			r.leaveOut(&p)
+			low.Add(next)
+			continue
+		}
+		candidates = append(candidates, next)
 	}
 	if t.len() > 0 && !anyKnown {
 		r.MaxUtilization = math.NaN()
 	}
 	slices.SortFunc(candidates, func(a, b candidate) int { return byDanger(&a.Pool, &b.Pool) })
 	candidates = slices.DeleteFunc(r.leaveOutTwins(candidates), func(c candidate) bool {
-		if c.Held+c.Outside >= min(limits.Series(c.Capacity), c.half()) || c.rank() == 0 {
+		if c.hasSeries(limits) {
 			return false
 		}
 		r.leaveOut(&c.Pool)
-		if len(low) < limit.Listed {
-			low = append(low, c)
-		}
+		low.Add(c)
 		return true
 	})
 	t.setTurns(candidates)
@@ -164,12 +170,12 @@ func (t *Table) Report(limits limit.Limits) Report {
 		}
 		r.Pools = append(r.Pools, t.complete(c))
 	}
-	others := slices.Concat(low, over)
+	others := slices.Concat(low.Items, over)
 	for _, p := range small.Items {
 		c := t.at(p.number)
 		others = append(others, candidate{t.pool(p.number, c), c, false})
 	}
-	slices.SortFunc(others, func(a, b candidate) int { return byDanger(&a.Pool, &b.Pool) })
+	slices.SortFunc(others, low.Order)
 	for i := range others[:min(len(others), limit.Listed)] {
 		r.Others = append(r.Others, t.complete(&others[i]))
 	}
@@ -222,6 +228,11 @@ type candidate struct {
 	searched bool // SearchFailure is set
 }
 
+// hasSeries reports whether a candidate has series if there is room for it.
+func (c *candidate) hasSeries(limits limit.Limits) bool {
+	return c.Held+c.Outside >= min(limits.Series(c.Capacity), c.half()) || c.rank() == 0
+}
+
 // labels identify a pool for readers of the report.
 type labels struct {
 	protocol    Protocol
@@ -231,8 +242,8 @@ type labels struct {
 
 func (p *Pool) labels() labels { return labels{p.Protocol, p.Source, p.Address} }
 
-// leaveOutTwins returns the candidates, which are in the order of byDanger, without those that differ from an earlier one in
-// nothing but the zone.
+// leaveOutTwins returns the candidates, which are in the order of byDanger, without those that have the labels of an earlier one: they differ
+// in the zone, or in who translates.
 func (r *Report) leaveOutTwins(candidates []candidate) []candidate {
 	seen := make(map[labels]bool, len(candidates))
 	return slices.DeleteFunc(candidates, func(c candidate) bool {

@@ -21,6 +21,16 @@ type Table struct {
 	flows    int
 	outside  int         // of flows, those outside the ports
 	cilium   ciliumPorts // of the flows of Cilium
+
+	// twins is set if several pools can have the same labels: there are flows of several zones, or of Cilium and of the kernel.
+	twins bool
+	kind  twinKind // of the first flow
+}
+
+// A twinKind is what pools with the same labels differ in.
+type twinKind struct {
+	zone   uint16
+	cilium bool
 }
 
 // pools are those of some keys, and the flows of own sockets that may be in them.
@@ -94,6 +104,11 @@ func (t *Table) kept() [6]portset.Kept {
 
 // Add counts a flow. The caller may reuse f afterwards.
 func (t *Table) Add(f *Flow) {
+	kind := twinKind{f.Zone, f.Cilium}
+	if t.flows == 0 {
+		t.kind = kind
+	}
+	t.twins = t.twins || kind != t.kind
 	t.flows++
 	port := f.Translated.Port()
 	inside := t.ports.Has(port)

@@ -3,6 +3,7 @@ package snat
 import (
 	gocmp "cmp"
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -259,6 +260,90 @@ func TestLimits(t *testing.T) {
 	want := []got{{[]int{10}, []int{5}, 0.1, 1, 5}, {[]int{70}, []int{60, 50, 40, 5}, 0.7, 4, 5 + 40 + 50 + 60}}
 	if diff := cmp.Diff(want, all); diff != "" {
 		t.Errorf("reports (-want +got):\n%s", diff)
+	}
+}
+
+// TestZonesOthers has pools of several zones without series: each label is listed once, so other clients keep their places, and what is in most
+// danger is shown of it.
+func TestZonesOthers(t *testing.T) {
+	settings := settings
+	settings.PortRanges, settings.Drops = []portset.Range{{Low: 1024, High: 65535}}, true
+	table := NewTable(settings)
+	use := func(zone, port, n int) {
+		f := tcpFlow(Established, 30000)
+		f.Zone, f.Destination = uint16(zone), netip.AddrPortFrom(f.Destination.Addr(), uint16(port))
+		flows(table, n, f)
+	}
+	for zone := range limit.Listed {
+		use(zone, 1, 90) // one destination in many zones
+		use(1, 100+zone, 400)
+		use(2, 100+zone, 90) // many with series in another zone
+	}
+	for n := range 5 {
+		use(0, 1000+n, 80)
+	}
+	f := tcpFlow(Established, 0)
+	f.Zone = 1
+	for _, r := range mapE(0x34) { // one that looks full, while it has many ports free in another zone
+		f.Translated = netip.AddrPortFrom(f.Translated.Addr(), r.Low)
+		flows(table, r.Size(), f)
+	}
+	use(2, int(f.Destination.Port()), 400)
+	r := table.Report(limit.Limits{Most: 256})
+	if len(r.Pools) != limit.Listed || len(r.Others) != 7 || r.Others[0].FullBlocks == nil || r.Others[1].Held != 90 {
+		t.Errorf("%d pools and %d others, want %d and 7, of which the first looks full: %+v", len(r.Pools), len(r.Others), limit.Listed, r.Others)
+	}
+}
+
+// TestOthers compares what is listed without series with a report that has all pools: those in most danger. So it does where a flow of
+// another zone could have made twins.
+func TestOthers(t *testing.T) {
+	settings := settings
+	settings.PortRanges = []portset.Range{{Low: 40000, High: 40999}}
+	random := rand.New(rand.NewPCG(5, 6))
+	for round := range 30 {
+		table := NewTable(settings)
+		pools := 1 + random.IntN(120)
+		for n := range pools {
+			f := tcpFlow(Established, 40000)
+			f.Destination = netip.AddrPortFrom(f.Destination.Addr(), uint16(1+n))
+			flows(table, 1+random.IntN(1+random.IntN(600)), f)
+			f.Translated = netip.AddrPortFrom(f.Translated.Addr(), 30000)
+			if random.IntN(4) == 0 {
+				flows(table, 150, f) // it may not be known how full it is
+			}
+		}
+		if round%2 > 0 {
+			own := tcpFlow(Established, 40000)
+			own.Zone, own.SNAT = 1, false
+			table.Add(&own)
+		}
+		limits := limit.Limits{MinPorts: 100, Most: random.IntN(20)}
+		all := table.Report(limit.Limits{MinPorts: 1, Most: pools})
+		got := table.Report(limits)
+		reported := map[labels]bool{}
+		for _, p := range got.Pools {
+			if p.Held+p.Outside < limits.MinPorts && p.rank() > 0 {
+				t.Errorf("round %d: series of %+v", round, p)
+			}
+			reported[p.labels()] = true
+		}
+		var want []labels
+		for _, p := range all.Pools {
+			if !reported[p.labels()] && len(want) < limit.Listed {
+				want = append(want, p.labels())
+			}
+		}
+		var listed []labels
+		for _, p := range got.Others {
+			listed = append(listed, p.labels())
+		}
+		if !slices.Equal(listed, want) {
+			t.Errorf("round %d: others\n%v, want\n%v", round, listed, want)
+		}
+		if got.UnreportedPools != pools-len(got.Pools) {
+			t.Errorf("round %d: %d pools are not reported, want %d", round, got.UnreportedPools, pools-len(got.Pools))
+		}
 	}
 }
 
