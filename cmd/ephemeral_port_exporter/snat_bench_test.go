@@ -18,7 +18,7 @@ import (
 // BenchmarkSNAT has flows with source NAT, of 50 clients. The yardstick
 // receives the same dump of flows. It needs root of the host: it raises net.netfilter.nf_conntrack_max meanwhile.
 func BenchmarkSNAT(b *testing.B) {
-	for _, host := range []struct{ flows, destinations int }{{300_000, 20}, {300_000, 100_000}, {1_000_000, 20}} {
+	for _, host := range []struct{ flows, destinations int }{{300_000, 20}, {300_000, 100_000}, {1_000_000, 20}, {1_000_000, 100_000}} {
 		b.Run(fmt.Sprintf("%d-to-%d", host.flows, host.destinations), func(b *testing.B) { benchmarkSNAT(b, host.flows, host.destinations) })
 	}
 }
