@@ -226,6 +226,27 @@ func BenchmarkGrowth(b *testing.B) {
 	b.Run("twice", compareWithBareLoop)
 }
 
+// BenchmarkEleven has 990,000 connections, 11 to each of 90,000 destinations, and then 50 whose client binds first: so each of the others
+// has to be judged.
+func BenchmarkEleven(b *testing.B) {
+	netnstest.Sysctl(b, "ipv4/ip_local_port_range", "1024 65535")
+	for range 11 {
+		for i := range 5 {
+			netnstest.HoldInChild(b, netnstest.Holding{
+				Client:              netnstest.Client{Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 10000)},
+				Count:               18000,
+				NextDestinationPort: true,
+			})
+		}
+	}
+	b.Run("plain", compareWithBareLoop)
+	netnstest.HoldInChild(b, netnstest.Holding{
+		Client: netnstest.Client{Bind: netnstest.BindFirst, Source: netip.MustParseAddrPort("198.51.100.1:0"), Destination: netip.MustParseAddrPort("192.0.2.77:443")},
+		Count:  50,
+	})
+	b.Run("beside-bound", compareWithBareLoop)
+}
+
 // BenchmarkInbound has 20,000 inbound connections to one listener and 2,000 outbound ones.
 // The kernel filters by port for the exporter and for the yardstick.
 func BenchmarkInbound(b *testing.B) {
