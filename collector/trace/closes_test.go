@@ -632,7 +632,7 @@ func TestClosesConcurrent(t *testing.T) {
 		}
 		missing += 2*rounds - got[to]
 	}
-	if missing > rest { // none, unless other tests make shares small
-		t.Errorf("%d closes are missing, and only %d of all processes are without a slot", missing, rest)
+	if missed := missedRuns(t, p); missing > rest+missed { // none, unless other tests make shares small
+		t.Errorf("%d closes are missing, and only %d of all processes are without a slot, and %d runs were missed", missing, rest, missed)
 	}
 }

@@ -291,10 +291,24 @@ func TestCountsConcurrent(t *testing.T) {
 	}
 	got, _ := failures(t, p)
 	for i, d := range destinations {
-		if n := saw[i].Load(); n != threads/2*each || got[pool{source, d}] != n {
-			t.Errorf("%v: counted %d failures, the clients saw %d of %d", d, got[pool{source, d}], n, threads/2*each)
+		n, counted := saw[i].Load(), got[pool{source, d}]
+		if missed := missedRuns(t, p.Probe); n != threads/2*each || counted > n || n-counted > missed {
+			t.Errorf("%v: counted %d failures, the clients saw %d of %d, %d runs were missed", d, counted, n, threads/2*each, missed)
 		}
 	}
+}
+
+// missedRuns returns how many runs the kernel says that it skipped. Where it preempts programs (from Linux 7 on), clients on one CPU cause some.
+func missedRuns(t *testing.T, p *Probe) uint64 {
+	t.Helper()
+	n, _, err := p.MissedRuns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n > 0 {
+		t.Logf("%d missed runs", n)
+	}
+	return n
 }
 
 // TestNotCounted checks connects that succeed, or fail for another reason.

@@ -208,8 +208,9 @@ func TestReclaimConcurrent(t *testing.T) {
 	got, rest := failures(t, p)
 	for i := range threads / 2 {
 		of := pool{netip.MustParseAddr("127.0.0.1"), to(i)}
-		if want := saw[2*i].Load() + saw[2*i+1].Load(); got[of] != want || want == 0 {
-			t.Errorf("%v: counted %d failures, and %d besides, the clients saw %d", of, got[of], rest, want)
+		want := saw[2*i].Load() + saw[2*i+1].Load()
+		if missed := missedRuns(t, p.Probe); got[of] > want || want-got[of] > missed || want == 0 {
+			t.Errorf("%v: counted %d failures, and %d besides, the clients saw %d, %d runs were missed", of, got[of], rest, want, missed)
 		}
 	}
 	if unlinkings < rounds {
