@@ -85,11 +85,18 @@ func TestServersOfBoth(t *testing.T) {
 	}
 }
 
-// TestMayRedirect takes flows of connection tracking for a sign of rules.
+// TestMayRedirect takes flows of connection tracking, and network interfaces of service proxies, for a sign of rules.
 func TestMayRedirect(t *testing.T) {
 	netnstest.New(t)
 	if selfReport(t, newScanner(t, testConfig())).Settings.MayRedirect {
 		t.Error("a sign in a new namespace")
+	}
+	for _, name := range []string{"cilium_host", "kube-ipvs0"} {
+		netnstest.IP(t, "link add "+name+" type veth peer name peer0")
+		if !selfReport(t, newScanner(t, testConfig())).Settings.MayRedirect {
+			t.Errorf("%s is no sign", name)
+		}
+		netnstest.IP(t, "link delete "+name)
 	}
 	nattest.NFT(t, "table ip t {\nchain c {\ntype nat hook prerouting priority -100\ntcp dport 30000 redirect to :8080\n}\n}\n")
 	listener := netnstest.Listen(t, "198.51.100.7:80", false)

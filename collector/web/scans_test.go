@@ -189,6 +189,28 @@ func TestShareAnswer(t *testing.T) {
 	})
 }
 
+// TestShareNames gives each of the scrapes that share a scan the metrics that it asked for, in any order.
+func TestShareNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scanner{takes: time.Second}
+		h := newServer(t, newConfig(s)).Handler
+		queries := []string{"", "?name[]=none", "?name[]=ephemeral_port_max_utilization_ratio", "", "?name[]=none"}
+		var replies []<-chan reply
+		for _, query := range queries {
+			replies = append(replies, begin(h, "/metrics"+query))
+		}
+		for i, r := range replies {
+			body := (<-r).Body.String()
+			if all := strings.Contains(body, "\nephemeral_port_collect_success"); all != (queries[i] == "") || strings.Contains(queries[i], "none") && body != "" {
+				t.Errorf("%q: %.300s", queries[i], body)
+			}
+		}
+		if got := s.scans.Load(); got != 1 {
+			t.Errorf("%d scans", got)
+		}
+	})
+}
+
 // TestMetricsLikePromhttp compares the answers with those of promhttp.
 func TestMetricsLikePromhttp(t *testing.T) {
 	c := newConfig(&scanner{})
