@@ -298,7 +298,7 @@ func TestCountsConcurrent(t *testing.T) {
 	}
 }
 
-// missedRuns returns how many runs the kernel says that it skipped. Where it preempts programs (from Linux 7 on), clients on one CPU cause some.
+// missedRuns returns how many runs the kernel says that it skipped. Where it preempts programs, as seen on Linux 7.3, clients on one CPU cause some.
 func missedRuns(t *testing.T, p *Probe) uint64 {
 	t.Helper()
 	n, _, err := p.MissedRuns()
