@@ -483,7 +483,7 @@ func TestClosesCrawler(t *testing.T) {
 	}
 	both()
 	pools, ofHeavy := read()
-	if pools > 2 || ofHeavy < heavy*95/100 {
+	if pools > 2 || ofHeavy < heavy*94/100 { // it needs 16 of late, or 15 that are halved and 9
 		t.Errorf("%d pools, %d of %d closes to one address are attributed", pools, ofHeavy, heavy)
 	}
 	both()
@@ -503,13 +503,13 @@ func TestClosesShares(t *testing.T) {
 	t.Run("flood", func(t *testing.T) {
 		netnstest.New(t)
 		acceptAll(t, "0.0.0.0:7054")
-		for range 20 { // also of those that have some of late
+		for range 40 { // also of those that have 16 of late, even if 15 are halved amid this
 			closeTo(t, 11, port, 0, 100)
 		}
 	})
 	counts, _ := closesTo(t, p.Probe, port)
 	if len(counts) < ofAncestor/2 || len(counts) > ofAncestor {
-		t.Errorf("%d pools, want at most %d", len(counts), ofAncestor)
+		t.Errorf("%d pools, want %d to %d", len(counts), ofAncestor/2, ofAncestor)
 	}
 	t.Run("victim", func(t *testing.T) {
 		netnstest.New(t)
