@@ -94,28 +94,3 @@ func translate(b *testing.B, flows, destinations int) {
 		}
 	}
 }
-
-// deleteFlows deletes all flows of the network namespace.
-func deleteFlows(b *testing.B) {
-	b.Helper()
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer unix.Close(fd)
-	const ctDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
-	request := make([]byte, 16+4)                      // struct nlmsghdr and nfgenmsg
-	binary.NativeEndian.PutUint32(request, uint32(len(request)))
-	binary.NativeEndian.PutUint16(request[4:], ctDelete)
-	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	if _, err := unix.Write(fd, request); err != nil {
-		b.Fatal(err)
-	}
-	answer := make([]byte, 64)
-	if _, err := unix.Read(fd, answer); err != nil {
-		b.Fatal(err)
-	}
-	if errno := -int32(binary.NativeEndian.Uint32(answer[16:])); errno != 0 {
-		b.Fatalf("delete flows: %v", unix.Errno(errno))
-	}
-}

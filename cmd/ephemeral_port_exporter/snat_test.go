@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -192,9 +193,10 @@ func TestSNATStartFails(t *testing.T) {
 const snatCollected = `ephemeral_port_snat_collect_success{netns="self"} 1`
 
 // trackFlows has the network namespace of the tests track flows until the end of the test, those of scrapes
-// too.
+// too. None is left that ends amid another test.
 func trackFlows(tb testing.TB) {
 	tb.Helper()
+	tb.Cleanup(func() { deleteFlows(tb) })
 	nft(tb, `table inet track {
 	chain output {
 		type filter hook output priority filter
@@ -203,6 +205,31 @@ func trackFlows(tb testing.TB) {
 }
 `)
 	tb.Cleanup(func() { nft(tb, "delete table inet track\n") })
+}
+
+// deleteFlows deletes all flows of the network namespace.
+func deleteFlows(tb testing.TB) {
+	tb.Helper()
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer unix.Close(fd)
+	const ctDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
+	request := make([]byte, 16+4)                      // struct nlmsghdr and nfgenmsg
+	binary.NativeEndian.PutUint32(request, uint32(len(request)))
+	binary.NativeEndian.PutUint16(request[4:], ctDelete)
+	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	if _, err := unix.Write(fd, request); err != nil {
+		tb.Fatal(err)
+	}
+	answer := make([]byte, 64)
+	if _, err := unix.Read(fd, answer); err != nil {
+		tb.Fatal(err)
+	}
+	if errno := -int32(binary.NativeEndian.Uint32(answer[16:])); errno != 0 {
+		tb.Fatalf("delete flows: %v", unix.Errno(errno))
+	}
 }
 
 // nft changes the ruleset of the network namespace of the calling thread.
