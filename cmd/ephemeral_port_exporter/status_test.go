@@ -247,8 +247,8 @@ func TestPageURL(t *testing.T) {
 // TestStatusPage checks the page of the real program for a real pool that is full: the text and the JSON
 // name it, and the command that they show lists its ports.
 func TestStatusPage(t *testing.T) {
-	// Ports that no server of another test has had: they stay bound as long as its connections last.
-	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "20000 20099")
+	// Ports that no other test has had: they stay bound as long as its connections last.
+	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "20300 20399")
 	t.Cleanup(func() { netnstest.Sysctl(t, "ipv4/ip_local_port_range", "32768 60999") })
 	client := netnstest.Client{Destination: netip.MustParseAddrPort("192.0.2.1:443")}
 	client.Hold(t, 100)
